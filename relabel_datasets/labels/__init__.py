@@ -1,0 +1,1 @@
+"""The idea: label maps, how they are stored, pooled, and carried through transforms."""

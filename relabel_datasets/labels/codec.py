@@ -1,0 +1,281 @@
+"""The one definition of the label map format: sparse logits <-> safetensors bytes.
+
+    tensor    dtype                 shape
+    logits    F16, or U8 (8 bits)   [K, H, W]
+              or U8 (4 bits)        [ceil(K/2), H, W]: heatmap i in the low half of plane i, i + ceil(K/2) in the high
+    classes   U8, U16 or U32        [K] (heatmaps) or [K, H, W] (topk): the narrowest that holds C - 1
+    base      as logits             [C], or [ceil(C/2)] packed as above; heatmaps only. The base of a class that has a
+                                    heatmap is the heatmap's mean, whatever is stored.
+    ranges    F16, only with U8     [K, 2], or [K + 1, 2] with a base: the values of the lowest and of the highest level
+                                    of each heatmap, and of the base in the last row
+
+The metadata has one key, "relabel", with sorted JSON: {"canvas": [height, width], "num_classes": C, "version": 1}.
+One key, because safetensors writes several in random order and equal maps shall have equal bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors.numpy import save
+from torch import Tensor
+
+from .encoding import Encoded, quantize_heatmaps
+
+VERSION = 1
+STORED_DTYPES = ("uint4", "uint8", "float16")
+_LEVELS = {"uint4": 16, "uint8": 256}
+_CLASS_DTYPES: dict[str, np.dtype[Any]] = {name: np.dtype(f"uint{name[1:]}") for name in ("U8", "U16", "U32")}
+_NUMPY_DTYPES: dict[str, np.dtype[Any]] = {**_CLASS_DTYPES, "F16": np.dtype(np.float16)}
+_MAX_HEADER = 1 << 16  # bytes; a label map's header has some 350
+
+Array = npt.NDArray[Any]
+
+
+class LabelMapError(ValueError):
+    """Bytes that are not a valid label map."""
+
+
+class Decoded(NamedTuple):
+    """The content of one stored label map; the fields of `LabelMap`."""
+
+    logits: Tensor  # [K, H, W] float32
+    classes: Tensor  # [K, 1, 1] or [K, H, W] int64
+    base: Tensor | None  # [C] float32
+    num_classes: int
+    canvas_size: tuple[int, int]
+
+
+def default_dtype(encoded: Encoded) -> str:
+    """Return how logits are stored unless the caller says otherwise: the smallest that loses next to nothing."""
+    return "float16" if encoded.base is None else "uint4"
+
+
+def encode(encoded: Encoded, canvas_sizes: list[tuple[int, int]], dtype: str | None = None) -> list[bytes]:
+    """Return the safetensors bytes of each label map of a batch.
+
+    Args:
+        encoded: B maps.
+        canvas_sizes: B times (height, width) of the image in pixels.
+        dtype: `"uint4"` (heatmaps only), `"uint8"` or `"float16"`. Default: `"uint4"` for heatmaps, else `"float16"`.
+
+    Raises:
+        ValueError: unknown dtype, class indices out of range, logits that are not finite or too large for float16.
+    """
+    dtype = default_dtype(encoded) if dtype is None else dtype
+    _check_encodable(encoded, dtype)
+    batch = _stored_tensors(encoded, dtype)
+    blobs = []
+    for i, canvas in enumerate(canvas_sizes):
+        metadata = {"canvas": list(canvas), "num_classes": encoded.num_classes, "version": VERSION}
+        tensors = {name: np.ascontiguousarray(values[i]) for name, values in batch.items()}
+        blobs.append(save(tensors, metadata={"relabel": json.dumps(metadata, sort_keys=True, separators=(",", ":"))}))
+    return blobs
+
+
+def _check_encodable(encoded: Encoded, dtype: str) -> None:
+    if dtype not in STORED_DTYPES:
+        raise ValueError(f"dtype must be one of {STORED_DTYPES}, got {dtype!r}")
+    if dtype == "uint4" and encoded.base is None:
+        raise ValueError("topk maps are stored as 'float16' or 'uint8', not 'uint4': neighbours hold other classes")
+    if encoded.num_classes < 2:
+        raise ValueError(f"a label map needs at least 2 classes, got {encoded.num_classes}")
+    if bool(((encoded.classes < 0) | (encoded.classes >= encoded.num_classes)).any()):
+        raise ValueError(f"class indices must be in 0 .. {encoded.num_classes - 1}")
+    limit = float(np.finfo(np.float16).max)
+    for name, values in (("logits", encoded.logits), ("base", encoded.base)):
+        if values is not None and not bool((values.abs() <= limit).all()):  # false for nan, too
+            raise ValueError(f"{name} must be finite and within float16's +-{limit:.0f}")
+
+
+def _stored_tensors(encoded: Encoded, dtype: str) -> dict[str, Array]:
+    """Return the tensors to store, each with a batch dimension in front."""
+    class_dtype = next(d for d in _CLASS_DTYPES.values() if encoded.num_classes - 1 <= np.iinfo(d).max)
+    classes = encoded.classes if encoded.base is None else encoded.classes[:, :, 0, 0]
+    stored: dict[str, Array] = {"classes": classes.cpu().numpy().astype(class_dtype)}
+    logits = encoded.logits.float()
+    if dtype == "float16":
+        stored["logits"] = logits.half().cpu().numpy()
+        if encoded.base is not None:
+            stored["base"] = encoded.base.half().cpu().numpy()
+        return stored
+    low, high = _float16_range(logits.flatten(2))
+    if encoded.base is None:
+        quantized = _round_to_levels(logits, low[..., None, None], high[..., None, None], _LEVELS[dtype])
+    else:
+        quantized = quantize_heatmaps(logits, low, high, _LEVELS[dtype])
+        base = _base_of_the_rest(encoded.base.float(), classes)
+        base_low, base_high = _float16_range(base[:, None])
+        stored["base"] = _pack(_round_to_levels(base, base_low, base_high, _LEVELS[dtype]), dtype)
+        low, high = torch.cat([low, base_low], 1), torch.cat([high, base_high], 1)
+    stored["logits"] = _pack(quantized, dtype)
+    stored["ranges"] = torch.stack([low, high], dim=2).half().cpu().numpy()
+    return stored
+
+
+def _base_of_the_rest(base: Tensor, classes: Tensor) -> Tensor:
+    """Return `[B, C]` with the classes that have a heatmap set to the lowest of the others: a narrower, finer range."""
+    kept = torch.zeros_like(base, dtype=torch.bool).scatter_(1, classes, True)
+    lowest = base.masked_fill(kept, torch.inf).amin(1, keepdim=True)
+    return torch.where(kept, torch.where(lowest.isinf(), 0.0, lowest), base)
+
+
+def _float16_range(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the smallest and largest of the last dimension as float32, rounded outwards to what float16 can hold."""
+    bounds = []
+    for bound, outwards in ((values.amin(-1), -np.inf), (values.amax(-1), np.inf)):
+        exact = bound.cpu().numpy()
+        half = exact.astype(np.float16)
+        too_narrow = half > exact if outwards < 0 else half < exact
+        half = np.where(too_narrow, np.nextafter(half, np.float16(outwards)), half)
+        bounds.append(torch.from_numpy(half.astype(np.float32)).to(values.device))
+    return bounds[0], bounds[1]
+
+
+def _round_to_levels(values: Tensor, low: Tensor, high: Tensor, levels: int) -> Tensor:
+    step = ((high - low) / (levels - 1)).clamp_min(torch.finfo(torch.float32).tiny)
+    return ((values - low) / step).round().clamp(0, levels - 1).to(torch.uint8)
+
+
+def _pack(levels: Tensor, dtype: str) -> Array:
+    """Return `[B, N, ...]` levels as bytes; two 4-bit levels to a byte, `[B, ceil(N/2), ...]`."""
+    values = levels.cpu().numpy()
+    if dtype == "uint8":
+        return values
+    half = -(-values.shape[1] // 2)
+    packed = values[:, :half].copy()
+    packed[:, : values.shape[1] - half] |= values[:, half:] << 4
+    return packed
+
+
+def decode(blob: bytes) -> Decoded:
+    """Return the content of safetensors bytes.
+
+    Raises:
+        LabelMapError: the bytes are not a valid label map, and why.
+    """
+    length = int.from_bytes(blob[:8], "little")
+    if len(blob) < 8 or length > min(_MAX_HEADER, len(blob) - 8):
+        raise LabelMapError(f"{len(blob)} bytes are not a whole safetensors file: truncated, or not a label map")
+    layout = _parse_header(blob[8 : 8 + length])
+    if len(blob) != layout.end:
+        raise LabelMapError(f"the header describes {layout.end} bytes, but there are {len(blob)}: truncated or damaged")
+    arrays = {name: np.ndarray(shape, dtype, blob, offset) for name, shape, dtype, offset in layout.tensors}
+    classes = arrays["classes"].astype(np.int64)
+    if classes.max() >= layout.num_classes:
+        raise LabelMapError(f"class index {classes.max()} is not below num_classes={layout.num_classes}")
+    logits = _values(arrays, "logits", layout)
+    base = _values(arrays, "base", layout) if "base" in arrays else None
+    if base is not None:
+        if len(set(classes.tolist())) != len(classes):
+            raise LabelMapError(f"each heatmap must be of another class, got {classes.tolist()}")
+        base[classes] = logits.mean((1, 2))
+        classes = classes[:, None, None]
+    return Decoded(
+        torch.from_numpy(logits),
+        torch.from_numpy(classes),
+        None if base is None else torch.from_numpy(base),
+        layout.num_classes,
+        layout.canvas_size,
+    )
+
+
+def _values(arrays: dict[str, Array], name: str, layout: _Layout) -> npt.NDArray[np.float32]:
+    """Return the logits or the base as a new float32 array."""
+    stored = arrays[name]
+    if layout.bits == 16:
+        return _finite(stored.astype(np.float32), name)
+    count = layout.num_classes if name == "base" else layout.num_logits
+    ranges = arrays["ranges"][-1:] if name == "base" else arrays["ranges"][:count]
+    low, high = _finite(ranges.astype(np.float32), "ranges").T
+    step = (high - low) * np.float32(1 / (2**layout.bits - 1))
+    if name == "logits":
+        low, step = low[:, None, None], step[:, None, None]
+    if layout.bits == 4:
+        stored = np.concatenate([stored & 15, stored >> 4])[:count]
+    values: npt.NDArray[np.float32] = stored * step
+    values += low
+    return values
+
+
+def _finite(values: npt.NDArray[np.float32], name: str) -> npt.NDArray[np.float32]:
+    if not np.isfinite(values).all():
+        raise LabelMapError(f"{name} must be finite, got nan or inf")
+    return values
+
+
+class _Layout(NamedTuple):
+    tensors: tuple[tuple[str, tuple[int, ...], np.dtype[Any], int], ...]  # name, shape, dtype, offset in the blob
+    end: int  # length of the blob
+    num_logits: int
+    num_classes: int
+    canvas_size: tuple[int, int]
+    bits: int
+
+
+@lru_cache(maxsize=8192)  # headers differ only by canvas size, of which a dataset has some thousands at most
+def _parse_header(header: bytes) -> _Layout:
+    try:
+        parsed = json.loads(header)
+        entries = {name: entry for name, entry in parsed.items() if name != "__metadata__"}
+        metadata = json.loads(parsed["__metadata__"]["relabel"])
+        version, num_classes, canvas = metadata["version"], metadata["num_classes"], tuple(metadata["canvas"])
+        tensors = [(name, tuple(e["shape"]), e["dtype"], *e["data_offsets"]) for name, e in entries.items()]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise LabelMapError(f"not the header of a label map: {error!r}") from error
+    if version != VERSION:
+        raise LabelMapError(f"format version {version!r} cannot be read, only {VERSION}: update relabel_datasets")
+    if not (_is_count(num_classes, 2) and len(canvas) == 2 and all(_is_count(side, 1) for side in canvas)):
+        raise LabelMapError(f"num_classes and canvas must be positive integers, got {num_classes!r} and {canvas!r}")
+    start = 8 + len(header)
+    placed, end = [], 0
+    for name, shape, dtype, begin, stop in sorted(tensors, key=lambda tensor: tensor[3:]):
+        if dtype not in _NUMPY_DTYPES or not all(_is_count(side, 1) for side in shape):
+            raise LabelMapError(f"{name}: dtype {dtype!r} of shape {shape!r} is not used by label maps")
+        numpy_dtype = _NUMPY_DTYPES[dtype]
+        if begin != end or stop - begin != math.prod(shape) * numpy_dtype.itemsize:
+            raise LabelMapError(f"{name}: bytes {begin} to {stop} do not fit its shape {shape} or follow on {end}")
+        placed.append((name, shape, numpy_dtype, start + begin))
+        end = stop
+    num_logits, bits = _check_shapes({name: (shape, dtype) for name, shape, dtype, _ in placed}, num_classes)
+    return _Layout(tuple(placed), start + end, num_logits, num_classes, canvas, bits)
+
+
+def _is_count(value: object, least: int) -> bool:
+    return isinstance(value, int) and value >= least
+
+
+def _check_shapes(tensors: dict[str, tuple[tuple[int, ...], np.dtype[Any]]], num_classes: int) -> tuple[int, int]:
+    """Return the number of logits per location and the bits they are stored in."""
+    has_base, quantized = "base" in tensors, "ranges" in tensors
+    expected_names = {"logits", "classes"} | ({"base"} if has_base else set()) | ({"ranges"} if quantized else set())
+    if set(tensors) != expected_names:
+        raise LabelMapError(f"tensors must be {sorted(expected_names)}, got {sorted(tensors)}")
+    (logits_shape, _), (classes_shape, classes_dtype) = tensors["logits"], tensors["classes"]
+    base_shape = tensors["base"][0] if has_base else ()
+    num_logits = classes_shape[0]
+    bits = 16 if not quantized else 4 if has_base and base_shape != (num_classes,) else 8
+    per_byte = 2 if bits == 4 else 1
+    grid = logits_shape[1:]
+    stored = np.dtype(np.float16 if bits == 16 else np.uint8)
+    expected: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {
+        "logits": ((-(-num_logits // per_byte), *grid), stored),
+        "classes": ((num_logits,) if has_base else (num_logits, *grid), classes_dtype),
+    }
+    if has_base:
+        expected["base"] = ((-(-num_classes // per_byte),), stored)
+    if quantized:
+        expected["ranges"] = ((num_logits + has_base, 2), np.dtype(np.float16))
+    if len(grid) != 2 or classes_dtype not in _CLASS_DTYPES.values():
+        raise LabelMapError(f"logits must be [K, H, W] and classes unsigned, got {logits_shape} and {classes_dtype}")
+    for name, want in expected.items():
+        if tensors[name] != want:
+            got = f"{tensors[name][1]} {tensors[name][0]}"
+            raise LabelMapError(f"{name} must be {want[1]} {want[0]}, got {got}")
+    return num_logits, bits

@@ -1,0 +1,122 @@
+"""Dense logits -> the few logits that are worth storing.
+
+Shapes: B images, C classes, K logits kept at each location, H x W locations. All of it runs on the device of the
+logits, for a whole batch at once.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as nnf
+from torch import Tensor
+
+ENCODINGS = {"heatmaps": 10, "topk": 5}  # encoding -> how many classes are kept by default
+
+
+class Encoded(NamedTuple):
+    """What is stored of a batch of dense logits; the fields of `LabelMap` with a batch dimension in front."""
+
+    logits: Tensor  # [B, K, H, W]
+    classes: Tensor  # [B, K, 1, 1] (heatmaps) or [B, K, H, W] (topk), int64
+    base: Tensor | None  # [B, C] (heatmaps) or None, which means 0 (topk)
+    num_classes: int
+
+
+def encode_logits(dense: Tensor, encoding: str = "heatmaps", k: int | None = None) -> Encoded:
+    """Return the sparse form of dense logits.
+
+    Args:
+        dense: `[B, C, H, W]` class logits at every location.
+        encoding: `"heatmaps"` or `"topk"`.
+        k: classes kept per image (heatmaps) or per location (topk), at most C. Default: 10 and 5.
+
+    Raises:
+        ValueError: unknown encoding, `k` below 1, or logits that are not finite `[B, C, H, W]`.
+
+    Reference: `topk` with k=5 is what Yun et al., "Re-labeling ImageNet", 2021, section 3 stores.
+    """
+    if encoding not in ENCODINGS:
+        raise ValueError(f"encoding must be one of {sorted(ENCODINGS)}, got {encoding!r}")
+    if dense.ndim != 4 or 0 in dense.shape[1:]:
+        raise ValueError(f"dense logits must be [B, C, H, W] with no empty side, got {tuple(dense.shape)}")
+    if k is not None and k < 1:
+        raise ValueError(f"k must be at least 1, got {k}")
+    dense = dense.float()
+    if not torch.isfinite(dense).all():
+        raise ValueError("dense logits must be finite, got nan or inf: try the annotator in a wider dtype")
+    num_kept = min(ENCODINGS[encoding] if k is None else k, dense.shape[1])
+    if encoding == "topk":
+        logits, classes = dense.topk(num_kept, dim=1)
+        return Encoded(logits, classes, None, dense.shape[1])
+    return _encode_heatmaps(dense, num_kept)
+
+
+def _encode_heatmaps(dense: Tensor, num_kept: int) -> Encoded:
+    weight = crop_probabilities(dense)  # [B, C]
+    classes = weight.topk(num_kept, dim=1).indices
+    base = dense.mean((2, 3))
+    heatmaps = dense.gather(1, classes[:, :, None, None].expand(-1, -1, *dense.shape[2:]))
+
+    # The classes that are not kept rise and fall together from place to place. Softmax does not see a constant that is
+    # taken from all classes of a location, so their common part is taken from the heatmaps and the base fits better. It
+    # has zero mean, so that the map's mean stays what it was.
+    rest = weight.scatter(1, classes, 0.0)
+    rest = rest / rest.sum(1, keepdim=True).clamp_min(torch.finfo(rest.dtype).tiny)
+    common = torch.einsum("bc,bchw->bhw", rest, dense) - (rest * base).sum(1)[:, None, None]
+    return Encoded(heatmaps - common[:, None], classes[:, :, None, None], base, dense.shape[1])
+
+
+def crop_probabilities(dense: Tensor) -> Tensor:
+    """Return `[B, C]`: each class's mean probability over crops of many sizes, by which heatmaps are chosen.
+
+    The pooled label of a crop is what training sees, so a class matters as much as it appears in those labels. Ranking
+    by the softmax of single locations instead prefers classes that peak at one of them and vanish in every crop.
+
+    Args:
+        dense: `[B, C, H, W]` class logits.
+    """
+    height, width = dense.shape[2:]
+    total = torch.zeros_like(dense[:, :, 0, 0])
+    for share in (0.2, 0.33, 0.53, 0.73):  # of the image's sides: 4 % to 53 % of its area
+        kernel = max(1, round(height * share)), max(1, round(width * share))
+        stride = max(1, height // 7), max(1, width // 7)  # some 7 x 7 crops at most
+        total += nnf.avg_pool2d(dense, kernel, stride).softmax(1).mean((2, 3))
+    return total / 4
+
+
+def quantize_heatmaps(heatmaps: Tensor, low: Tensor, high: Tensor, levels: int) -> Tensor:
+    """Return `[B, K, H, W]` uint8 levels 0 .. `levels` - 1, linear from `low` to `high`, dithered.
+
+    The rounding error of a location is passed on to its neighbours to the right and below, so that it cancels in the
+    mean over any crop: 4 bits then pool nearly as 8 do (tests/benchmarks/fidelity.py).
+
+    Args:
+        heatmaps: `[B, K, H, W]`.
+        low: `[B, K]` the value of level 0.
+        high: `[B, K]` the value of the top level.
+        levels: 16 or 256.
+
+    Reference: Floyd and Steinberg, "An adaptive algorithm for spatial greyscale", 1976. Locations on one skewed
+    diagonal, x + 2 y = const, do not depend on each other and are done at once.
+    """
+    height, width = heatmaps.shape[2:]
+    step = ((high - low) / (levels - 1)).clamp_min(torch.finfo(heatmaps.dtype).tiny)
+    target = (heatmaps - low[..., None, None]) / step[..., None, None]
+    num_steps = width + 2 * (height - 1)
+    y = torch.arange(height, device=heatmaps.device)
+    x = torch.arange(num_steps, device=heatmaps.device)[:, None] - 2 * y  # [T, H]
+    inside = (x >= 0) & (x < width)
+    x = x.clamp(0, width - 1)
+    skewed = target[:, :, y, x]  # [B, K, T, H]
+    out = torch.zeros_like(target)
+    last = [torch.zeros_like(skewed[:, :, 0])] * 3  # errors of the last three diagonals, [B, K, H]
+    for t in range(num_steps):
+        above = [nnf.pad(error[:, :, :-1], (1, 0)) for error in last]  # errors of the row above
+        wanted = skewed[:, :, t] + (7 * last[0] + 3 * above[0] + 5 * above[1] + above[2]) / 16
+        level = wanted.round().clamp_(0, levels - 1)
+        last = [(wanted - level) * inside[t], *last[:2]]
+        rows = y[inside[t]]
+        out[:, :, rows, x[t][inside[t]]] = level[:, :, rows]
+    return out.to(torch.uint8)

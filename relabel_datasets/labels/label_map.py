@@ -1,0 +1,288 @@
+"""LabelMap: the class logits of one image at every location, as a torchvision tv_tensor.
+
+Shapes: C classes of the dataset, K logits stored at each location (P whole heatmaps), H x W locations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torchvision.tv_tensors import TVTensor
+
+from . import codec
+from .encoding import Encoded, encode_logits
+
+
+class View(NamedTuple):
+    """Which part of the original image the current image shows: an affine map between the two.
+
+    A point (u, v) of the current image lies at `(xx * u + xy * v + x0, yx * u + yy * v + y0)` of the original. Both
+    are in units of their whole image: x and u to the right, y and v down, (0, 0) the upper left corner.
+    """
+
+    xx: float = 1.0
+    xy: float = 0.0
+    x0: float = 0.0
+    yx: float = 0.0
+    yy: float = 1.0
+    y0: float = 0.0
+
+    def compose(self, inner: View) -> View:
+        """Return the view of an image that shows the part `inner` of the image that this view belongs to."""
+        a, b, c, d, e, f = self
+        p, q, r, s, t, u = inner
+        return View(
+            a * p + b * s, a * q + b * t, a * r + b * u + c, d * p + e * s, d * q + e * t, d * r + e * u + f
+        )  # fmt: skip
+
+    @property
+    def is_box(self) -> bool:
+        """Whether the view is an upright box, mirrored or not: neither rotated nor sheared."""
+        return abs(self.xy) + abs(self.yx) < 1e-9
+
+    @property
+    def box_xyxy(self) -> tuple[float, float, float, float]:
+        """The box of an upright view; x1 > x2 or y1 > y2 where it is mirrored."""
+        return (self.x0, self.y0, self.x0 + self.xx, self.y0 + self.yy)
+
+
+class _Metadata(NamedTuple):
+    classes: Tensor
+    base: Tensor | None
+    num_classes: int
+    canvas_size: tuple[int, int]
+    view: View
+    key: str | None
+    label: int | None
+
+    def like(self, logits: Tensor) -> _Metadata:
+        """Follow `logits` to its device, and the base to its dtype as well."""
+        base = self.base
+        if base is not None and (base.device != logits.device or base.dtype != logits.dtype):
+            base = base.to(logits.device, logits.dtype if logits.is_floating_point() else None)
+        if self.classes.device == logits.device and base is self.base:
+            return self
+        return self._replace(classes=self.classes.to(logits.device), base=base)
+
+
+class LabelMap(TVTensor):
+    """`[K, H, W]` class logits of an image, sparse over classes, that follow the image through v2 transforms.
+
+    At a location, the classes in `classes` have the logits stored there and every other class has its `base`:
+
+        dense[c, y, x] = logits[k, y, x] where classes[k, y, x] == c, else base[c]
+
+    Geometric v2 transforms change only `view` and `canvas_size`; `LabelPooling` then pools the part in view. Logits
+    are defined up to a constant of each location, as softmax is.
+
+    Args:
+        logits: `[K, H, W]`, floating point.
+        classes: class indices of the logits, integer: `[K, H, W]`, or `[K, 1, 1]` for whole heatmaps.
+        num_classes: C, the number of the dataset's classes.
+        base: `[C]` logits of the classes that are not stored; None means 0, as the published label maps have it.
+        canvas_size: (height, width) in pixels of the image that the map belongs to, as it is now. Default: (H, W).
+        view: which part of the original image that image shows. Default: all of it.
+        key: the sample's key in its dataset, if it has one.
+        label: the sample's original class index, if it has one.
+
+    Raises:
+        ValueError: shapes or dtypes do not fit together.
+    """
+
+    _metadata: _Metadata
+
+    def __new__(
+        cls,
+        logits: Any,
+        classes: Any,
+        *,
+        num_classes: int,
+        base: Any = None,
+        canvas_size: Sequence[int] | None = None,
+        view: View = View(),
+        key: str | None = None,
+        label: int | None = None,
+    ) -> LabelMap:
+        logits = cls._to_tensor(logits)
+        classes = torch.as_tensor(classes, device=logits.device)
+        base = None if base is None else torch.as_tensor(base, device=logits.device)
+        if logits.ndim != 3 or not logits.is_floating_point():
+            raise ValueError(f"logits must be floating point [K, H, W], got {logits.dtype} {tuple(logits.shape)}")
+        if classes.is_floating_point() or classes.shape not in (logits.shape, (logits.shape[0], 1, 1)):
+            raise ValueError(
+                f"classes must be integers of shape {tuple(logits.shape)} or {(logits.shape[0], 1, 1)}, "
+                f"got {classes.dtype} {tuple(classes.shape)}"
+            )
+        if base is not None and base.shape != (num_classes,):
+            raise ValueError(f"base must have shape ({num_classes},), one logit a class, got {tuple(base.shape)}")
+        height, width = logits.shape[1:] if canvas_size is None else canvas_size
+        metadata = _Metadata(
+            classes.long(), base, num_classes, (int(height), int(width)), View(*view), key, label
+        )  # fmt: skip
+        return cls._wrap(logits, metadata)
+
+    @classmethod
+    def _wrap(cls, logits: Tensor, metadata: _Metadata) -> LabelMap:
+        label_map = logits.as_subclass(cls)
+        label_map._metadata = metadata
+        return label_map
+
+    @classmethod
+    def wrap(cls, tensor: Tensor, like: TVTensor, **kwargs: Any) -> LabelMap:
+        """Return `tensor` as a LabelMap with the metadata of `like`; keywords override single fields."""
+        assert isinstance(like, LabelMap)
+        metadata = like._metadata._replace(**kwargs) if kwargs else like._metadata
+        return cls._wrap(tensor, metadata.like(tensor))
+
+    @classmethod
+    def _wrap_output(cls, output: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+        # Called for the operations that keep the type (clone, to, detach, requires_grad_): without it, they would
+        # return a LabelMap that has lost its metadata. They all have the map itself as their first argument.
+        like = next((arg for arg in args if isinstance(arg, LabelMap)), None)
+        if like is None or not isinstance(output, Tensor):
+            return super()._wrap_output(output, args, kwargs)
+        return cls._wrap(output, like._metadata.like(output))
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return _rebuild, (self.logits, self._metadata)
+
+    def __repr__(self, *, tensor_contents: Any = None) -> str:
+        shape = "x".join(map(str, self.shape))
+        return (
+            f"LabelMap({shape}, encoding={self.encoding!r}, num_classes={self.num_classes}, "
+            f"canvas_size={self.canvas_size}, view={tuple(round(v, 4) for v in self.view)}, "
+            f"key={self.key!r}, label={self.label})"
+        )
+
+    @property
+    def logits(self) -> Tensor:
+        """`[K, H, W]` stored logits, as a plain tensor that shares the map's memory."""
+        logits: Tensor = self.as_subclass(Tensor)
+        return logits
+
+    @property
+    def classes(self) -> Tensor:
+        """`[K, H, W]` or `[K, 1, 1]` int64 class indices of the logits."""
+        return self._metadata.classes
+
+    @property
+    def base(self) -> Tensor | None:
+        """`[C]` logits of the classes that are not stored at a location, or None for 0."""
+        return self._metadata.base
+
+    @property
+    def num_classes(self) -> int:
+        """C, the number of classes."""
+        return self._metadata.num_classes
+
+    @property
+    def canvas_size(self) -> tuple[int, int]:
+        """(height, width) in pixels of the image that the map belongs to, as it is now."""
+        return self._metadata.canvas_size
+
+    @property
+    def view(self) -> View:
+        """Which part of the original image the current image shows."""
+        return self._metadata.view
+
+    @property
+    def key(self) -> str | None:
+        """The sample's key in its dataset, or None."""
+        return self._metadata.key
+
+    @property
+    def label(self) -> int | None:
+        """The sample's original class index, or None."""
+        return self._metadata.label
+
+    @property
+    def encoding(self) -> str:
+        """`"heatmaps"` or `"topk"`: which of the two the map is stored as."""
+        return "heatmaps" if self.base is not None else "topk"
+
+    @classmethod
+    def from_logits(
+        cls,
+        dense: Tensor,
+        encoding: str = "heatmaps",
+        *,
+        k: int | None = None,
+        canvas_size: Sequence[int] | None = None,
+        key: str | None = None,
+        label: int | None = None,
+    ) -> LabelMap:
+        """Return the label map of dense logits.
+
+        Args:
+            dense: `[C, H, W]` class logits at every location.
+            encoding: `"heatmaps"` keeps whole heatmaps of the `k` classes that matter in the image and the mean logit
+                of all others; `"topk"` keeps the `k` best classes at each location and takes the others as 0.
+            k: how many; default 10 heatmaps, top 5. At most C are kept.
+            canvas_size: (height, width) of the image in pixels; default (H, W).
+            key: the sample's key.
+            label: the sample's original class index.
+
+        Raises:
+            ValueError: `dense` is not a finite `[C, H, W]`, or the encoding or `k` is unknown.
+        """
+        if dense.ndim != 3:
+            raise ValueError(f"dense logits must be [C, H, W], got {tuple(dense.shape)}")
+        encoded = encode_logits(dense[None], encoding, k)
+        return cls(
+            encoded.logits[0],
+            encoded.classes[0],
+            num_classes=dense.shape[0],
+            base=None if encoded.base is None else encoded.base[0],
+            canvas_size=canvas_size,
+            key=key,
+            label=label,
+        )
+
+    def dense(self) -> Tensor:
+        """Return the `[C, H, W]` logits of the whole original image, whatever the view."""
+        num_locations = self.shape[1:]
+        base = self.logits.new_zeros(self.num_classes) if self.base is None else self.base
+        dense = base[:, None, None].expand(-1, *num_locations).clone()
+        return dense.scatter_(0, self.classes.expand(self.shape), self.logits)
+
+    def to_safetensors(self, dtype: str | None = None) -> bytes:
+        """Return the map as safetensors bytes, the same on every run; `labels/codec.py` defines the format.
+
+        The view, key and label are not stored: a stored map is of a whole image, and its place in a dataset tells the
+        rest.
+
+        Args:
+            dtype: how logits are stored: `"uint4"` or `"uint8"`, quantised over the range of each heatmap, or
+                `"float16"`. Default: `"uint4"` for heatmaps, `"float16"` for topk.
+
+        Raises:
+            ValueError: unknown dtype, uint4 for a topk map, or logits that are not finite or too large for float16.
+        """
+        base = None if self.base is None else self.base[None]
+        encoded = Encoded(self.logits[None], self.classes[None], base, self.num_classes)
+        return codec.encode(encoded, [self.canvas_size], dtype)[0]
+
+    @classmethod
+    def from_safetensors(cls, blob: bytes, *, key: str | None = None, label: int | None = None) -> LabelMap:
+        """Return the map stored in safetensors bytes, in float32.
+
+        Args:
+            blob: what `to_safetensors` returned.
+            key: the sample's key, also named in errors.
+            label: the sample's original class index.
+
+        Raises:
+            LabelMapError: (a ValueError) the bytes are not a valid label map; the message says what is wrong.
+        """
+        try:
+            logits, classes, base, num_classes, canvas_size = codec.decode(blob)
+        except codec.LabelMapError as error:
+            raise codec.LabelMapError(f"label map {key!r}: {error}") if key is not None else error from None
+        return cls._wrap(logits, _Metadata(classes, base, num_classes, canvas_size, View(), key, label))
+
+
+def _rebuild(logits: Tensor, metadata: _Metadata) -> LabelMap:
+    return LabelMap._wrap(logits, metadata)

@@ -1,0 +1,315 @@
+"""LabelPooling in numbers: the mean of sparse logits over a part of the image, then softmax.
+
+Shapes: B images, C classes, K stored logits, H x W locations, h x w output cells. Coordinates: boxes and views are in
+units of the whole image; inside this module, positions are in locations, 0 being the centre of the first.
+
+With RoIAlign the mean over a box is a weighted mean over locations, and the weights are the product of those of its
+rows and columns. So the stored logits alone are pooled, and no `[B, C, H, W]` tensor is ever made.
+
+Reference: He et al., "Mask R-CNN", 2017, section 3 (RoIAlign); the sampling is that of torchvision.ops.roi_align with
+aligned=True and its default sampling ratio.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from .label_map import LabelMap, View
+
+_SLACK = 1e-4  # locations; a box that sticks out by less is one whose edge was rounded
+
+
+def pool_labels(
+    logits: Tensor,
+    classes: Tensor,
+    boxes_xyxy: Tensor,
+    *,
+    num_classes: int,
+    base: Tensor | None = None,
+    output_size: int | Sequence[int] = 1,
+    temperature: float = 1.0,
+) -> Tensor:
+    """Return the soft labels of one box in each of B images, on the device of the logits.
+
+    For a box inside the image it equals `softmax(roi_align(dense, box, output_size, aligned=True))`. Of a box that
+    leaves the image, each output cell is the mean over its part inside, and the base where none is. A box of no width
+    or height is the point, or the line, that it has shrunk to.
+
+    Args:
+        logits: `[B, K, H, W]` stored logits.
+        classes: `[B, K, H, W]` or `[B, K, 1, 1]` class indices of the logits, different from each other at a location.
+        boxes_xyxy: `[B, 4]` boxes (x1, y1, x2, y2) in units of the whole image, 0..1; x1 > x2 or y1 > y2 mirrors the
+            grid of output cells.
+        num_classes: C.
+        base: `[B, C]` logits of the classes that are not stored; None means 0.
+        output_size: 1 for one label `[B, C]`; (h, w), or n for (n, n), for one label in each cell of a grid over the
+            box.
+        temperature: divides the pooled logits before the softmax; above 1 softens.
+
+    Returns:
+        `[B, C]`, or `[B, C, h, w]`, that sums to 1 over C: float64 for float64 logits, else float32.
+
+    Raises:
+        ValueError: shapes do not fit together, or the temperature is not positive.
+    """
+    batch, _, height, width = _check(logits, classes, num_classes, base, temperature)
+    if boxes_xyxy.shape != (batch, 4):
+        raise ValueError(f"boxes_xyxy must have shape {(batch, 4)}, one box an image, got {tuple(boxes_xyxy.shape)}")
+    num_rows, num_columns = _grid(output_size)
+    boxes = boxes_xyxy.to(logits.device, _compute_dtype(logits))
+    x1, y1, x2, y2 = boxes.unbind(1)
+    rows = _axis_weights(y1 * height - 0.5, y2 * height - 0.5, num_rows, height)
+    columns = _axis_weights(x1 * width - 0.5, x2 * width - 0.5, num_columns, width)
+    return _pool(logits, classes, base, num_classes, (rows, columns), temperature, output_size)
+
+
+def pool_views(
+    logits: Tensor,
+    classes: Tensor,
+    views: Sequence[View],
+    *,
+    num_classes: int,
+    base: Tensor | None = None,
+    output_size: int | Sequence[int] = 1,
+    temperature: float = 1.0,
+) -> Tensor:
+    """Return the soft labels of one view of each of B images, rotated and sheared ones included.
+
+    Upright views are pooled as boxes. If any is not, all are pooled by sampling points, as far apart as RoIAlign's,
+    which is the same for views inside the image; points outside are left out of the mean.
+
+    All arguments but `views`, what is returned and the errors are those of `pool_labels`.
+    """
+    batch, _, height, width = _check(logits, classes, num_classes, base, temperature)
+    if len(views) != batch:
+        raise ValueError(f"expected {batch} views, one an image, got {len(views)}")
+    upright = torch.tensor([view.is_box for view in views], dtype=torch.bool)
+    if upright.all():
+        boxes = torch.tensor([view.box_xyxy for view in views], dtype=torch.float64).reshape(batch, 4)
+        return pool_labels(
+            logits, classes, boxes, num_classes=num_classes, base=base, output_size=output_size, temperature=temperature
+        )
+    if upright.any():
+        parts = [group.nonzero()[:, 0] for group in (upright, ~upright)]
+        pooled = [
+            pool_views(
+                logits[part], classes[part], [views[i] for i in part], num_classes=num_classes,
+                base=None if base is None else base[part], output_size=output_size, temperature=temperature,
+            )
+            for part in parts
+        ]  # fmt: skip
+        return torch.cat(pooled)[torch.cat(parts).argsort()]
+    affine = torch.tensor(views, device=logits.device, dtype=_compute_dtype(logits)).reshape(batch, 2, 3)
+    weights = _view_weights(affine, _grid(output_size), (height, width))
+    return _pool(logits, classes, base, num_classes, weights, temperature, output_size)
+
+
+def pool_label_map(
+    label_map: LabelMap, view: View, output_size: int | Sequence[int] = 1, temperature: float = 1.0
+) -> Tensor:
+    """Return the soft label `[C]`, or `[C, h, w]`, of one view of one label map.
+
+    The same numbers as `pool_views`; a label of one cell in a box on the CPU takes a short cut through plain Python,
+    since at this size calling torch costs more than computing.
+    """
+    logits, classes, base = label_map.logits, label_map.classes, label_map.base
+    if output_size == 1 and view.is_box and logits.device.type == "cpu" and logits.dtype == torch.float32:
+        return _pool_one(logits, classes, base, label_map.num_classes, view, temperature)
+    return pool_views(
+        logits[None],
+        classes[None],
+        [view],
+        num_classes=label_map.num_classes,
+        base=None if base is None else base[None],
+        output_size=output_size,
+        temperature=temperature,
+    )[0]
+
+
+def _check(
+    logits: Tensor, classes: Tensor, num_classes: int, base: Tensor | None, temperature: float
+) -> tuple[int, int, int, int]:
+    if logits.ndim != 4 or not logits.is_floating_point():
+        raise ValueError(f"logits must be floating point [B, K, H, W], got {logits.dtype} {tuple(logits.shape)}")
+    batch, num_logits, height, width = logits.shape
+    if classes.shape not in ((batch, num_logits, height, width), (batch, num_logits, 1, 1)):
+        raise ValueError(
+            f"classes must have shape {(batch, num_logits, height, width)} or {(batch, num_logits, 1, 1)}, "
+            f"got {tuple(classes.shape)}"
+        )
+    if base is not None and base.shape != (batch, num_classes):
+        raise ValueError(f"base must have shape {(batch, num_classes)}, got {tuple(base.shape)}")
+    if not temperature > 0:
+        raise ValueError(f"temperature must be positive, got {temperature}")
+    return batch, num_logits, height, width
+
+
+def _grid(output_size: int | Sequence[int]) -> tuple[int, int]:
+    rows, columns = (output_size, output_size) if isinstance(output_size, int) else output_size
+    if rows < 1 or columns < 1:
+        raise ValueError(f"output_size must be at least 1, got {output_size}")
+    return rows, columns
+
+
+def _compute_dtype(logits: Tensor) -> torch.dtype:
+    return torch.float64 if logits.dtype == torch.float64 else torch.float32
+
+
+def _axis_weights(start: Tensor, end: Tensor, num_cells: int, length: int) -> Tensor:
+    """Return `[B, n, L]`: the weight of each of L locations along an axis in each of n cells from `start` to `end`.
+
+    A row of weights sums to 1, or to 0 for a cell outside the image.
+    """
+    cell = (end - start) / num_cells
+    first = start[:, None] + torch.arange(num_cells, device=start.device, dtype=start.dtype) * cell[:, None]  # [B, n]
+    extent = cell[:, None].expand_as(first)
+    near, far = torch.minimum(first, first + extent), torch.maximum(first, first + extent)
+    leaves = (near < -0.5 - _SLACK) | (far > length - 0.5 + _SLACK)
+    near, far = near.clamp(-0.5, length - 0.5), far.clamp(-0.5, length - 0.5)
+    outside = leaves & (far <= near)
+    first, extent = torch.where(leaves, near, first), torch.where(leaves, far - near, extent)
+
+    # As many points as RoIAlign takes, one a location, but here in a table with room for the most there can be.
+    num_points = extent.abs().ceil().clamp_min(1)
+    point = torch.arange(math.ceil(length / num_cells) + 1, device=start.device, dtype=start.dtype)
+    position = first[..., None] + (point + 0.5) * extent[..., None] / num_points[..., None]  # [B, n, S]
+    counts = (point < num_points[..., None]) & ~outside[..., None]
+    return torch.einsum("bns,bnsl->bnl", counts / num_points[..., None], _hat(position, length))
+
+
+def _hat(position: Tensor, length: int) -> Tensor:
+    """Return `[..., L]`: the weights of L locations in bilinear interpolation at each position of `[...]`."""
+    location = torch.arange(length, device=position.device, dtype=position.dtype)
+    return (1 - (position.clamp(0, length - 1)[..., None] - location).abs()).clamp_min(0)
+
+
+def _view_weights(affine: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """Return `[B, h, w, H, W]`: the weight of each location in each output cell of affine views `[B, 2, 3]`."""
+    height, width = size
+    affine = affine * affine.new_tensor([width, height])[:, None]  # now to locations
+    u, counted_u = _points(affine[:, :, 0].norm(dim=1), grid[1])
+    v, counted_v = _points(affine[:, :, 1].norm(dim=1), grid[0])
+    u, v = u[:, None, :, None, :], v[:, :, None, :, None]  # to [B, h, w, points along v, points along u]
+    (xx, xy, x0), (yx, yy, y0) = affine[..., None, None, None, None].permute(1, 2, 0, 3, 4, 5, 6)
+    x, y = xx * u + xy * v + x0 - 0.5, yx * u + yy * v + y0 - 0.5
+    inside = (x >= -0.5) & (x <= width - 0.5) & (y >= -0.5) & (y <= height - 0.5)
+    counted = inside & counted_u[:, None, None, None, :] & counted_v[:, None, None, :, None]
+    x, y, counted = (t.flatten(3) for t in (x, y, counted))
+    share = counted / counted.sum(-1, keepdim=True).clamp_min(1)
+    return torch.einsum("bijpy,bijpx->bijyx", _hat(y, height) * share[..., None], _hat(x, width))
+
+
+def _points(extent: Tensor, num_cells: int) -> tuple[Tensor, Tensor]:
+    """Return where RoIAlign samples along a side of `[B]` locations, `[B, n, S]` in 0..1, and which count, `[B, S]`."""
+    num_points = (extent / num_cells).ceil().clamp_min(1)[:, None]
+    point = torch.arange(int(num_points.max()), device=extent.device, dtype=extent.dtype)
+    cell = torch.arange(num_cells, device=extent.device, dtype=extent.dtype)[:, None]
+    return (cell + ((point + 0.5) / num_points)[:, None]) / num_cells, point < num_points
+
+
+def _pool(
+    logits: Tensor,
+    classes: Tensor,
+    base: Tensor | None,
+    num_classes: int,
+    weights: Tensor | tuple[Tensor, Tensor],
+    temperature: float,
+    output_size: int | Sequence[int],
+) -> Tensor:
+    """Return the soft labels under weights `[B, h, w, H, W]`, or their factors `[B, h, H]` and `[B, w, W]`."""
+    dtype = _compute_dtype(logits)
+    logits, classes = logits.to(dtype), classes.long()
+    base = logits.new_zeros(len(logits), num_classes) if base is None else base.to(dtype)
+    # base[classes], in the shape of classes
+    stored_base = base.gather(1, classes.flatten(1)).reshape(classes.shape)
+    if classes.shape == logits.shape:
+        index, change = _pool_locations(logits - stored_base, classes, weights)
+    else:
+        index, change = _pool_heatmaps(logits - stored_base, classes, weights)
+    pooled = base[:, None, None].expand(-1, *change.shape[1:3], -1).clone()  # [B, h, w, C]
+    pooled.scatter_add_(-1, index[:, None, None].expand_as(change), change)
+    soft = (pooled / temperature).softmax(-1)
+    return soft[:, 0, 0] if output_size == 1 else soft.movedim(-1, 1)
+
+
+def _pool_heatmaps(
+    above_base: Tensor, classes: Tensor, weights: Tensor | tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Return class indices `[B, P]` and how far each rises above its base in each cell, `[B, h, w, P]`."""
+    if isinstance(weights, Tensor):
+        change = torch.einsum("bkyx,bijyx->bijk", above_base, weights)
+    else:
+        rows, columns = weights
+        change = (rows[:, None] @ (above_base @ columns.mT[:, None])).movedim(1, -1)
+    return classes[:, :, 0, 0], change
+
+
+def _pool_locations(
+    above_base: Tensor, classes: Tensor, weights: Tensor | tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Return class indices `[B, K*H*W]` and what each stored logit adds to its class in each cell, `[B, h, w, K*H*W]`."""
+    if not isinstance(weights, Tensor):
+        rows, columns = weights
+        weights = rows[:, :, None, :, None] * columns[:, None, :, None, :]
+    change = above_base[:, None, None] * weights[:, :, :, None]
+    return classes.flatten(1), change.flatten(3)
+
+
+def _pool_one(
+    logits: Tensor, classes: Tensor, base: Tensor | None, num_classes: int, view: View, temperature: float
+) -> Tensor:
+    """Return `[C]`, as `pool_labels` does for one box and one cell, in NumPy: its calls cost a fraction of torch's."""
+    height, width = logits.shape[1:]
+    x1, y1, x2, y2 = view.box_xyxy
+    rows, columns = _line_weights(y1, y2, height), _line_weights(x1, x2, width)
+    pooled = np.zeros(num_classes, np.float32) if base is None else base.numpy().copy()
+    if rows is not None and columns is not None:
+        values, index = logits.numpy(), classes.numpy()
+        if index.shape[1:] == (1, 1):
+            pooled[index[:, 0, 0]] = (values @ columns) @ rows
+        else:
+            if base is not None:
+                values = values - pooled[index]
+            change = (values * (rows[:, None] * columns)).ravel()
+            pooled += np.bincount(index.ravel(), change, num_classes).astype(np.float32)
+    soft = torch.from_numpy(pooled)
+    return (soft if temperature == 1 else soft / temperature).softmax(0)
+
+
+def _line_weights(start: float, end: float, length: int) -> npt.NDArray[np.float32] | None:
+    """Return the `[L]` weights of `_axis_weights` for one cell from `start` to `end` (0..1), None where it is outside.
+
+    The ends are rounded as `_axis_weights` rounds them, since the number of points jumps at whole extents.
+    """
+    scale = np.float32(length)
+    first = np.float32(start) * scale - np.float32(0.5)
+    extent = float(np.float32(end) * scale - np.float32(0.5) - first)
+    position, limit = float(first), length - 0.5
+    near, far = min(position, position + extent), max(position, position + extent)
+    if near < -0.5 - _SLACK or far > limit + _SLACK:
+        position, far = max(near, -0.5), min(far, limit)
+        extent = far - position
+        if extent <= 0:
+            return None
+    num_points = max(1, math.ceil(abs(extent)))
+    step, last_location = extent / num_points, length - 1
+    position += step / 2
+    weights = [0.0] * length
+    for _ in range(num_points):
+        if position <= 0:
+            weights[0] += 1
+        elif position >= last_location:
+            weights[-1] += 1
+        else:
+            location = int(position)
+            fraction = position - location
+            weights[location] += 1 - fraction
+            weights[location + 1] += fraction
+        position += step
+    return np.array(weights, np.float32) / np.float32(num_points)

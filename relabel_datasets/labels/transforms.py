@@ -1,0 +1,283 @@
+"""How a LabelMap goes through torchvision's v2 transforms: it follows its image until `LabelPooling` pools it.
+
+Every geometric functional has a kernel here. It changes the view, by the arithmetic in pixels that torchvision does to
+the image, and the canvas size; the logits stay as they are. What concerns only pixels, such as interpolation, is
+accepted and ignored. tests/labels/test_transforms.py goes over torchvision's own list of functionals.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import PIL.Image
+import torch
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
+
+from .label_map import LabelMap, View
+from .pooling import pool_label_map
+
+Size = Sequence[int] | int
+FiveLabelMaps = tuple[LabelMap, LabelMap, LabelMap, LabelMap, LabelMap]
+Kernel = TypeVar("Kernel", bound=Callable[..., object])
+
+
+def _kernel_of(functional: Callable[..., Any]) -> Callable[[Kernel], Kernel]:
+    register: Callable[[Kernel], Kernel] = F.register_kernel(functional, LabelMap)
+    return register
+
+
+def _follow(label_map: LabelMap, inner: View, canvas_size: tuple[int, int]) -> LabelMap:
+    """Return the map of an image of `canvas_size` that shows the part `inner` of the current one."""
+    return LabelMap.wrap(label_map.logits, like=label_map, view=label_map.view.compose(inner), canvas_size=canvas_size)
+
+
+@_kernel_of(F.get_size)
+def get_size_label_map(label_map: LabelMap) -> list[int]:
+    return list(label_map.canvas_size)
+
+
+@_kernel_of(F.horizontal_flip)
+def horizontal_flip_label_map(label_map: LabelMap) -> LabelMap:
+    return _follow(label_map, View(xx=-1.0, x0=1.0), label_map.canvas_size)
+
+
+@_kernel_of(F.vertical_flip)
+def vertical_flip_label_map(label_map: LabelMap) -> LabelMap:
+    return _follow(label_map, View(yy=-1.0, y0=1.0), label_map.canvas_size)
+
+
+@_kernel_of(F.crop)
+def crop_label_map(label_map: LabelMap, top: int, left: int, height: int, width: int) -> LabelMap:
+    canvas_height, canvas_width = label_map.canvas_size
+    inner = View(width / canvas_width, 0.0, left / canvas_width, 0.0, height / canvas_height, top / canvas_height)
+    return _follow(label_map, inner, (height, width))
+
+
+@_kernel_of(F.resize)
+def resize_label_map(
+    label_map: LabelMap, size: Size | None, max_size: int | None = None, **_pixels: object
+) -> LabelMap:
+    if isinstance(size, Sequence) and len(size) == 2:
+        canvas_size = (size[0], size[1])
+    else:  # the rule for one side is torchvision's own: ask it, through a kernel that computes nothing else
+        asked = [size] if isinstance(size, int) else size if size is None else list(size)
+        _, canvas_size = F.resize_keypoints(torch.empty(0, 2), asked, label_map.canvas_size, max_size=max_size)
+    return LabelMap.wrap(label_map.logits, like=label_map, canvas_size=(canvas_size[0], canvas_size[1]))
+
+
+@_kernel_of(F.resized_crop)
+def resized_crop_label_map(
+    label_map: LabelMap, top: int, left: int, height: int, width: int, size: Size, **_pixels: object
+) -> LabelMap:
+    return resize_label_map(crop_label_map(label_map, top, left, height, width), size)
+
+
+@_kernel_of(F.pad)
+def pad_label_map(label_map: LabelMap, padding: Size, **_pixels: object) -> LabelMap:
+    """Show more than the image: padded parts are outside of it, whatever the padding mode fills them with."""
+    sides = [padding] if isinstance(padding, int) else list(padding)
+    if len(sides) not in (1, 2, 4):
+        raise ValueError(f"padding must be an int or 1, 2 or 4 of them, got {padding}")
+    left, top, right, bottom = sides * (4 // len(sides))
+    height, width = label_map.canvas_size
+    return crop_label_map(label_map, -top, -left, height + top + bottom, width + left + right)
+
+
+@_kernel_of(F.center_crop)
+def center_crop_label_map(label_map: LabelMap, output_size: Size) -> LabelMap:
+    height, width = _height_width(output_size)
+    top, left = (
+        # torchvision rounds a crop's corner to even, and a padding's down
+        round((canvas - side) / 2) if side <= canvas else -((side - canvas) // 2)
+        for canvas, side in zip(label_map.canvas_size, (height, width), strict=True)
+    )
+    return crop_label_map(label_map, top, left, height, width)
+
+
+@_kernel_of(F.five_crop)
+def five_crop_label_map(label_map: LabelMap, size: Size) -> FiveLabelMaps:
+    height, width = _height_width(size)
+    bottom, right = label_map.canvas_size[0] - height, label_map.canvas_size[1] - width
+    if bottom < 0 or right < 0:
+        raise ValueError(f"crops of size {(height, width)} do not fit an image of size {label_map.canvas_size}")
+    top_left, top_right, bottom_left, bottom_right = (
+        crop_label_map(label_map, top, left, height, width) for top in (0, bottom) for left in (0, right)
+    )
+    return top_left, top_right, bottom_left, bottom_right, center_crop_label_map(label_map, [height, width])
+
+
+@_kernel_of(F.ten_crop)
+def ten_crop_label_map(label_map: LabelMap, size: Size, vertical_flip: bool = False) -> tuple[LabelMap, ...]:
+    flip = vertical_flip_label_map if vertical_flip else horizontal_flip_label_map
+    return five_crop_label_map(label_map, size) + five_crop_label_map(flip(label_map), size)
+
+
+def _height_width(size: Size) -> tuple[int, int]:
+    sides = [size] if isinstance(size, int) else list(size)
+    return sides[0], sides[-1]
+
+
+@_kernel_of(F.affine)
+def affine_label_map(
+    label_map: LabelMap,
+    angle: float,
+    translate: Sequence[float],
+    scale: float,
+    shear: Sequence[float] | float,
+    center: Sequence[float] | None = None,
+    **_pixels: object,
+) -> LabelMap:
+    shears = [shear, 0.0] if isinstance(shear, (int, float)) else list(shear)
+    shear_x, shear_y = shears[0], shears[-1]
+    linear = _inverse_linear(angle, scale, shear_x, shear_y)
+    return _warp(label_map, linear, translate, center, label_map.canvas_size)
+
+
+@_kernel_of(F.rotate)
+def rotate_label_map(
+    label_map: LabelMap, angle: float, expand: bool = False, center: Sequence[float] | None = None, **_pixels: object
+) -> LabelMap:
+    linear = _inverse_linear(-angle, 1.0, 0.0, 0.0)  # torchvision's rotate turns the other way than its affine
+    canvas_size = _expanded_size(label_map.canvas_size, linear, center) if expand else label_map.canvas_size
+    return _warp(label_map, linear, (0.0, 0.0), center, canvas_size)
+
+
+def _inverse_linear(angle: float, scale: float, shear_x: float, shear_y: float) -> View:
+    """Return the map from output to input about the origin, in pixels: the inverse of rotation, scale and shear."""
+    cos, sin = math.cos(math.radians(angle)), math.sin(math.radians(angle))
+    unshear_x = View(xy=math.tan(math.radians(shear_x)))
+    unshear_y = View(yx=math.tan(math.radians(shear_y)))
+    unrotate = View(cos / scale, sin / scale, 0.0, -sin / scale, cos / scale, 0.0)
+    return unshear_x.compose(unshear_y).compose(unrotate)
+
+
+def _about_center(linear: View, canvas_size: tuple[int, int], center: Sequence[float] | None) -> View:
+    """Return `linear` about `center`, in pixels from the middle of the canvas."""
+    if center is None:
+        return linear
+    x, y = center[0] - canvas_size[1] / 2, center[1] - canvas_size[0] / 2
+    return View(x0=x, y0=y).compose(linear).compose(View(x0=-x, y0=-y))
+
+
+def _warp(
+    label_map: LabelMap,
+    linear: View,
+    translate: Sequence[float],
+    center: Sequence[float] | None,
+    canvas_size: tuple[int, int],
+) -> LabelMap:
+    (old_height, old_width), (height, width) = label_map.canvas_size, canvas_size
+    from_unit = View(width, 0.0, -width / 2 - translate[0], 0.0, height, -height / 2 - translate[1])
+    to_unit = View(1 / old_width, 0.0, 0.5, 0.0, 1 / old_height, 0.5)
+    inner = to_unit.compose(_about_center(linear, label_map.canvas_size, center)).compose(from_unit)
+    return _follow(label_map, inner, canvas_size)
+
+
+def _expanded_size(canvas_size: tuple[int, int], linear: View, center: Sequence[float] | None) -> tuple[int, int]:
+    """Return the canvas that holds the whole rotated image: torchvision's rule, whose rounding counts in pixels."""
+    height, width = canvas_size
+    xx, xy, x0, yx, yy, y0 = _about_center(linear, canvas_size, center)
+    # A rotation's inverse is its transpose: the corners go the other way than `linear`, from input to output.
+    corners = [(x - x0, y - y0) for x in (-width / 2, width / 2) for y in (-height / 2, height / 2)]
+    sides = []
+    for values in ([yx * x + yy * y for x, y in corners], [xx * x + xy * y for x, y in corners]):
+        low, high = min(values), max(values)
+        sides.append(math.ceil(int(high / 1e-4) * 1e-4) - math.floor(int(low / 1e-4) * 1e-4))
+    return sides[0], sides[1]
+
+
+def _refuse(functional: Callable[..., Any], because: str) -> None:
+    @_kernel_of(functional)
+    def kernel(label_map: LabelMap, *args: object, **kwargs: object) -> LabelMap:
+        raise TypeError(
+            f"{functional.__name__} cannot be followed by a LabelMap: {because}. Leave it out, apply it to the image "
+            "alone after LabelPooling, or use affine transforms"
+        )
+
+
+_refuse(F.perspective, "its view would not be an affine part of the image")
+_refuse(F.elastic, "its view would not be an affine part of the image")
+_refuse(F.uniform_temporal_subsample, "it is the map of one image, not of a video")
+
+
+class LabelPooling(v2.Transform):
+    """Pool each `LabelMap` of a sample over its view: the soft label `[C]` of what the image now shows.
+
+    Put it after the geometric transforms of any `v2.Compose`. What it returns is a plain float32 tensor, so that
+    `v2.CutMix`, `v2.MixUp` and timm's `Mixup` take batches of it as they are.
+
+    Args:
+        output_size: 1 gives `[C]`; (h, w), or n for (n, n), gives `[C, h, w]`, one label in each cell of a grid, for
+            token labels.
+        temperature: divides the pooled logits before the softmax; above 1 softens.
+        localized: False pools the whole image whatever the view.
+        multi_label: False keeps only the best class, as a one-hot label. Both False is the original kind of label.
+
+    Raises:
+        ValueError: an argument is out of range; in use, the image is not of the size that the label map has followed.
+        TypeError: in use, the sample holds no LabelMap.
+
+    Example:
+        >>> transform = v2.Compose([v2.RandomResizedCrop(224), v2.RandomHorizontalFlip(), LabelPooling()])
+        >>> image, soft_label = transform(image, label_map)
+
+    Reference: Yun et al., "Re-labeling ImageNet", 2021, section 3.2; the ablation is its table 2.
+    """
+
+    _transformed_types = (LabelMap,)
+
+    def __init__(
+        self,
+        output_size: int | Sequence[int] = 1,
+        temperature: float = 1.0,
+        *,
+        localized: bool = True,
+        multi_label: bool = True,
+    ) -> None:
+        super().__init__()
+        sides = [output_size] if isinstance(output_size, int) else list(output_size)
+        if len(sides) not in (1, 2) or min(sides) < 1:
+            raise ValueError(f"output_size must be a positive int or two of them (h, w), got {output_size}")
+        if not temperature > 0:
+            raise ValueError(f"temperature must be positive, got {temperature}")
+        self.output_size = sides[0] if isinstance(output_size, int) else (sides[0], sides[-1])
+        self.temperature = temperature
+        self.localized = localized
+        self.multi_label = multi_label
+
+    def check_inputs(self, flat_inputs: list[Any]) -> None:
+        label_maps = [inpt for inpt in flat_inputs if isinstance(inpt, LabelMap)]
+        if not label_maps:
+            raise TypeError("LabelPooling found no LabelMap in the sample: does v2.ToPureTensor stand before it?")
+        size = _image_size(flat_inputs)
+        for label_map in label_maps:
+            if size is not None and label_map.canvas_size != size:
+                raise ValueError(
+                    f"the image is {size} high and wide, but its label map followed it to {label_map.canvas_size}: "
+                    "use only torchvision.transforms.v2 transforms, and give them the image and the label map together"
+                )
+
+    def transform(self, inpt: LabelMap, params: dict[str, Any]) -> Tensor:
+        view = inpt.view if self.localized else View()
+        soft = pool_label_map(inpt, view, self.output_size, self.temperature)
+        if self.multi_label:
+            return soft
+        return torch.zeros_like(soft).scatter_(0, soft.argmax(0, keepdim=True), 1.0)
+
+
+def _image_size(flat_inputs: list[Any]) -> tuple[int, int] | None:
+    """Return (height, width) of the first image of the sample, by the rule of v2 for what an image is."""
+    for inpt in flat_inputs:
+        if isinstance(inpt, PIL.Image.Image):
+            return inpt.height, inpt.width
+        if isinstance(inpt, (tv_tensors.Image, tv_tensors.Video)):
+            return inpt.shape[-2], inpt.shape[-1]
+    for inpt in flat_inputs:
+        if isinstance(inpt, Tensor) and not isinstance(inpt, tv_tensors.TVTensor) and inpt.ndim >= 3:
+            return inpt.shape[-2], inpt.shape[-1]
+    return None
