@@ -1,0 +1,1 @@
+"""The data plane: shards of label maps and images, written, indexed and read."""

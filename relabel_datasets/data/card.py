@@ -1,0 +1,127 @@
+"""The dataset card, README.md: YAML that tells the Hub and `datasets` every config, split and feature, then text.
+
+Templates are in cards/, in huggingface_hub's card style: YAML of the dataset itself, `{{ card_data }}` for what the
+manifests say, and a body that sees `configs` and `classes`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from .index import Index
+from .manifest import MANIFEST_NAME, Manifest, Split
+
+CARD_NAME = "README.md"
+_MARK = "<!-- Made by relabel_datasets from a template: edit the template, not this text. -->"
+_SIZES = (
+    (1e3, "n<1K"),
+    (1e4, "1K<n<10K"),
+    (1e5, "10K<n<100K"),
+    (1e6, "100K<n<1M"),
+    (1e7, "1M<n<10M"),
+    (1e8, "10M<n<100M"),
+)
+
+
+def write_card(root: Path, template: str | Path | None = None) -> None:
+    """Write the card of a dataset from the manifests of its configs.
+
+    A README.md that is not from a template, since somebody wrote it, keeps its text; only its YAML is brought up to date.
+
+    Args:
+        root: folder of the dataset.
+        template: file with the template, or the name of one in cards/. Default: the general one.
+    """
+    from huggingface_hub import DatasetCard, DatasetCardData  # slow to import, and readers do not need it
+
+    manifests = [Manifest.load(path.parent) for path in sorted(root.glob(f"*/{MANIFEST_NAME}"))]
+    metadata = _metadata(manifests)
+    path = root / CARD_NAME
+    if path.exists() and _MARK not in path.read_text(encoding="utf-8"):
+        card = DatasetCard.load(path, ignore_metadata_errors=True)
+        for name, value in metadata.items():
+            setattr(card.data, name, value)
+    else:
+        card = DatasetCard.from_template(
+            DatasetCardData(**metadata),
+            template_str=_template(template),
+            mark=_MARK,
+            configs=[_describe(root, manifest) for manifest in manifests],
+        )
+    card.save(path)
+
+
+def _template(template: str | Path | None) -> str:
+    path = Path(template or "default")
+    if not path.is_file():
+        package = Path(__file__).parents[1]
+        folders = (package / "cards", package.parent / "cards")  # in the wheel; in the repository
+        path = next((folder / f"{path}.md" for folder in folders if (folder / f"{path}.md").is_file()), path)
+    return path.read_text(encoding="utf-8")
+
+
+def _metadata(manifests: list[Manifest]) -> dict[str, Any]:
+    num_samples = max(sum(split.num_samples for split in manifest.splits.values()) for manifest in manifests)
+    return {
+        "size_categories": [next((name for limit, name in _SIZES if num_samples < limit), "n>1T")],
+        "configs": [
+            {
+                "config_name": manifest.config,
+                **({"default": True} if manifest is manifests[0] else {}),
+                "data_files": [{"split": name, "path": f"{manifest.config}/{name}-*.tar"} for name in manifest.splits],
+            }
+            for manifest in manifests
+        ],
+        "dataset_info": [
+            {
+                "config_name": manifest.config,
+                "features": _features(manifest),
+                "splits": [
+                    {"name": name, "num_bytes": sum(split.shard_bytes), "num_examples": split.num_samples}
+                    for name, split in manifest.splits.items()
+                ],
+            }
+            for manifest in manifests
+        ],
+    }
+
+
+def _features(manifest: Manifest) -> list[dict[str, Any]]:
+    """Return what `datasets` reads from a sample; it would else guess from five samples of one split."""
+    names = {str(index): name for index, name in enumerate(manifest.classes)}
+    extensions = sorted({split.image_extension for split in manifest.splits.values() if split.image_extension})
+    return [
+        *({"name": extension, "dtype": "image"} for extension in extensions),
+        {"name": "cls", "dtype": {"class_label": {"names": names}}},
+        {"name": "safetensors", "dtype": "binary"},
+        {"name": "__key__", "dtype": "string"},
+        {"name": "__url__", "dtype": "string"},
+    ]
+
+
+def _describe(root: Path, manifest: Manifest) -> dict[str, Any]:
+    """Return what a template may say of a config."""
+    splits = [_describe_split(root / manifest.config, split) for split in manifest.splits.values()]
+    return {
+        "name": manifest.config,
+        "annotator": manifest.annotator,
+        "encoding": manifest.encoding,
+        "num_classes": len(manifest.classes),
+        "splits": splits,
+        "made_with": manifest.made_with,
+    }
+
+
+def _describe_split(folder: Path, split: Split) -> dict[str, Any]:
+    num_samples = max(1, split.num_samples)
+    return {
+        "name": split.name,
+        "num_samples": split.num_samples,
+        "num_shards": len(split.filenames),
+        "images": split.image_extension is not None,
+        "megabytes": sum(split.shard_bytes) / 1e6,
+        "bytes_per_sample": sum(split.shard_bytes) / num_samples,
+        "map_bytes": Index(folder / split.index, split.num_samples).mean_size("map"),
+        "num_skipped": len(split.skipped),
+    }

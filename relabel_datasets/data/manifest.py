@@ -1,0 +1,106 @@
+"""The manifest of a config, `_info.json`: its shards, how their label maps were made, and the classes.
+
+It is written last, aside and renamed: a config without a manifest, or a shard that is not in it, does not exist. What
+timm's `wds/` reader needs (`splits: {name: {name, num_samples, filenames, shard_lengths}}`) is part of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+VERSION = 1
+MANIFEST_NAME = "_info.json"
+
+
+class DatasetError(ValueError):
+    """A dataset on disk that is not what it should be."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """The shards of one split; lists go by shard."""
+
+    name: str
+    num_samples: int
+    filenames: list[str]
+    shard_lengths: list[int]  # samples
+    shard_bytes: list[int]
+    shard_sha256: list[str]
+    index: str  # file name of the index
+    index_sha256: str
+    image_extension: str | None  # of the images in the shards; None for label-only shards
+    key_rule: str | None  # how keys come from image paths, see images.key_of; None where the source had keys
+    source_sha256: str  # of the source's keys and labels, in its order
+    skipped: list[dict[str, str]] = field(default_factory=list)  # images that could not be read: key, name, error
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything about a config but its samples."""
+
+    config: str
+    classes: list[str]
+    annotator: dict[str, Any]  # what Annotator.describe() says
+    encoding: dict[str, Any]  # name, k, dtype, and the map's size
+    splits: dict[str, Split]
+    made_with: str  # package and version
+    version: int = VERSION
+
+    @classmethod
+    def load(cls, folder: Path) -> Manifest:
+        """Return the manifest in a config's folder.
+
+        Raises:
+            FileNotFoundError: there is none.
+            DatasetError: it is damaged, or of another version.
+        """
+        path = folder / MANIFEST_NAME
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise FileNotFoundError(
+                f"{folder} has no {MANIFEST_NAME}: it is not a config, or it is not finished"
+            ) from None
+        except ValueError as error:
+            raise DatasetError(f"{path} is damaged, it is not JSON: {error}") from error
+        version = content.get("version") if isinstance(content, dict) else None
+        if version != VERSION:
+            raise DatasetError(f"{path} has version {version!r}, this package reads {VERSION}: update relabel_datasets")
+        try:
+            splits = {name: Split(**split) for name, split in content.pop("splits").items()}
+            manifest = cls(splits=splits, **content)
+        except (TypeError, KeyError, AttributeError) as error:
+            raise DatasetError(f"{path} is damaged: {error}") from error
+        for split in splits.values():
+            lists = (split.filenames, split.shard_lengths, split.shard_bytes, split.shard_sha256)
+            if len({len(values) for values in lists}) != 1 or sum(split.shard_lengths) != split.num_samples:
+                raise DatasetError(f"{path} is damaged: the lists of split {split.name!r} do not agree")
+        return manifest
+
+    def save(self, folder: Path) -> None:
+        """Write the manifest into a config's folder, whole or not at all."""
+        write_atomically(folder / MANIFEST_NAME, (json.dumps(asdict(self), indent=1, sort_keys=True) + "\n").encode())
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file aside and rename it, so that it is there whole or not at all, also after a power cut."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with aside.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def sha256_of(path: Path) -> str:
+    """Return the sha256 of a file in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,163 @@
+"""Shards: WebDataset tars whose bytes depend on nothing but their samples, and their reading by offset.
+
+A sample is up to three members that share a key: the image's own bytes, `.cls` with the class index in decimal, and
+`.safetensors` with the label map.
+"""
+
+from __future__ import annotations
+
+import bisect
+import hashlib
+import itertools
+import mmap
+import os
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple
+
+from .index import Row
+from .manifest import DatasetError, Split
+
+_BLOCK = 512
+
+
+class ShardInfo(NamedTuple):
+    """What the manifest and the index hold of a finished shard."""
+
+    rows: list[Row]
+    num_bytes: int
+    sha256: str
+
+
+class ShardWriter:
+    """Writes one shard aside and renames it on `close`; an exception in the `with` block leaves nothing behind.
+
+    Args:
+        path: where the finished shard will be.
+        image_extension: of the image members, without dot; None writes label-only samples.
+    """
+
+    def __init__(self, path: Path, image_extension: str | None) -> None:
+        self._path, self._image_extension = path, image_extension
+        self._aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        self._file = self._aside.open("wb")
+        self._hash = hashlib.sha256()
+        self._offset = 0
+        self._rows: list[Row] = []
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._file.close()
+        self._aside.unlink(missing_ok=True)
+
+    def add(self, key: str, label: int, image: bytes | None, label_map: bytes) -> None:
+        """Write one sample.
+
+        Args:
+            key: unique in the dataset, without dots.
+            label: class index.
+            image: bytes of the image file; not written to label-only shards.
+            label_map: safetensors bytes.
+        """
+        if not key or "." in key or key.startswith("/"):
+            raise ValueError(f"key {key!r} must be a relative path without dots: readers cut it at the first dot")
+        image_offset = image_size = 0
+        if self._image_extension is not None:
+            assert image is not None
+            image_offset, image_size = self._add_member(f"{key}.{self._image_extension}", image), len(image)
+        self._add_member(f"{key}.cls", str(label).encode())
+        map_offset = self._add_member(f"{key}.safetensors", label_map)
+        self._rows.append(Row(key, label, map_offset, len(label_map), image_offset, image_size))
+
+    def _add_member(self, name: str, data: bytes) -> int:
+        """Return the offset of the data."""
+        member = tarfile.TarInfo(name)  # owner and time are 0 in a new TarInfo
+        member.size, member.mode = len(data), 0o444
+        self._write(member.tobuf(tarfile.GNU_FORMAT))
+        offset = self._offset
+        self._write(data + bytes(-len(data) % _BLOCK))
+        return offset
+
+    def _write(self, data: bytes) -> None:
+        self._file.write(data)
+        self._hash.update(data)
+        self._offset += len(data)
+
+    def close(self) -> ShardInfo:
+        """Finish the shard under its own name and return what to record of it."""
+        self._write(bytes(2 * _BLOCK))
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        self._aside.replace(self._path)
+        return ShardInfo(self._rows, self._offset, self._hash.hexdigest())
+
+
+class ShardReader:
+    """Reads members of a split's shards by offset, through memory maps that are opened when first needed.
+
+    Args:
+        folder: of the config.
+        split: from the manifest.
+    """
+
+    def __init__(self, folder: Path, split: Split) -> None:
+        self._folder, self._split = folder, split
+        self._ends = list(itertools.accumulate(split.shard_lengths))
+        self._maps: dict[int, mmap.mmap] = {}
+
+    def __reduce__(self) -> tuple[type[ShardReader], tuple[Path, Split]]:
+        return ShardReader, (self._folder, self._split)  # a memory map is opened anew in another process
+
+    def read(self, row: int, extent: tuple[int, int], name: str) -> bytes:
+        """Return a member's bytes.
+
+        Args:
+            row: the sample's row in the index.
+            extent: (offset, size) of the member's data in its shard.
+            name: the member's name, to be found in the tar header before the data.
+
+        Raises:
+            FileNotFoundError: the shard is missing.
+            DatasetError: the shard is not the one in the manifest.
+        """
+        shard = bisect.bisect_right(self._ends, row)
+        mapped = self._maps.get(shard)
+        if mapped is None:
+            mapped = self._maps[shard] = self._open(shard)
+        offset, size = extent
+        # Index and shard may be of different builds; comparing the header, which holds 100 bytes, costs a microsecond.
+        expected = name.encode()[:100]
+        if mapped[offset - _BLOCK : offset - _BLOCK + len(expected)] != expected:
+            raise DatasetError(
+                f"{self._folder / self._split.filenames[shard]}: {name} is not at byte {offset}, where the index has it: "
+                "index and shard are of different builds, fetch or build both anew"
+            )
+        return mapped[offset : offset + size]
+
+    def _open(self, shard: int) -> mmap.mmap:
+        path = self._folder / self._split.filenames[shard]
+        try:
+            with path.open("rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                if size != self._split.shard_bytes[shard]:
+                    raise DatasetError(
+                        f"{path} has {size} bytes, its manifest says {self._split.shard_bytes[shard]}: it is damaged or of "
+                        "another build, fetch or build it anew"
+                    )
+                return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except FileNotFoundError:
+            raise FileNotFoundError(
+                f"shard {path} is in the manifest but not on disk: fetch or build it anew"
+            ) from None
+
+
+def shard_names(split: str, num_shards: int) -> Sequence[str]:
+    """Return the file names of a split's shards."""
+    return [f"{split}-{i:05d}-of-{num_shards:05d}.tar" for i in range(num_shards)]

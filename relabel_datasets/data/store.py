@@ -1,0 +1,104 @@
+"""LabelMaps: the label maps of a split as a read-only mapping from key to LabelMap."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from ..labels.label_map import LabelMap
+from .index import Index
+from .manifest import MANIFEST_NAME, DatasetError, Manifest, Split
+from .shards import ShardReader
+
+SPLIT_ALIASES = {"val": ("validation",), "validation": ("val",)}
+
+
+class LabelMaps(Mapping[str, LabelMap]):
+    """Mapping from sample key to `LabelMap` over the shards of a split: put ReLabel under any dataset that has keys.
+
+    It opens an index and reads single maps by their place in the shards, so it costs no memory to speak of and may be
+    shared by DataLoader workers, forked or spawned. Read images with `relabel_datasets.decode_image`, which applies
+    their EXIF rotation, as the annotator saw them.
+
+    Args:
+        root: folder of the dataset, or of one of its configs.
+        name: the config; may be left out where there is only one.
+        split: name of the split.
+
+    Attributes:
+        manifest: how the maps were made, and the names of the classes.
+        split: the split's entry in the manifest.
+
+    Raises:
+        FileNotFoundError: no such dataset, index or shard.
+        DatasetError: (a ValueError) no such config or split, or files that are damaged or do not belong together.
+
+    Example:
+        >>> label_maps = LabelMaps("imagenet-relabel", split="train")
+        >>> label_map = label_maps["n01440764_10026"]
+    """
+
+    def __init__(self, root: str | os.PathLike[str], name: str | None = None, split: str = "train") -> None:
+        folder = find_config(Path(root), name)
+        self.manifest = Manifest.load(folder)
+        self.split = find_split(self.manifest, split)
+        self.index = Index(folder / self.split.index, self.split.num_samples)
+        self._shards = ShardReader(folder, self.split)
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __iter__(self) -> Iterator[str]:
+        return (self.index.key(row) for row in range(len(self.index)))
+
+    def __contains__(self, key: object) -> bool:
+        return isinstance(key, str) and self.index.row(key) is not None
+
+    def __getitem__(self, key: str) -> LabelMap:
+        row = self.index.row(key)
+        if row is None:
+            raise KeyError(f"no label map of {key!r} among the {len(self)} of split {self.split.name!r}")
+        return self.at(row)
+
+    def at(self, row: int) -> LabelMap:
+        """Return the label map of a row, in the order of the shards."""
+        key = self.index.key(row)
+        blob = self._shards.read(row, self.index.extent(row, "map"), f"{key}.safetensors")
+        return LabelMap.from_safetensors(blob, key=key, label=int(self.index.labels[row]))
+
+    def image_bytes(self, row: int) -> bytes:
+        """Return the bytes of a row's image file, for shards that hold images."""
+        name = f"{self.index.key(row)}.{self.split.image_extension}"
+        return self._shards.read(row, self.index.extent(row, "image"), name)
+
+
+def find_config(root: Path, name: str | None) -> Path:
+    """Return the folder of a config.
+
+    Raises:
+        FileNotFoundError: there is no dataset at `root`.
+        DatasetError: no such config, or several and none is named.
+    """
+    if name is None and (root / MANIFEST_NAME).is_file():
+        return root
+    configs = sorted(path.parent.name for path in root.glob(f"*/{MANIFEST_NAME}")) if root.is_dir() else []
+    if not configs:
+        raise FileNotFoundError(f"no dataset at {root}: expected {root / '<config>' / MANIFEST_NAME}")
+    if name is None and len(configs) > 1:
+        raise DatasetError(f"{root} has several configs, name one of {configs}")
+    if name is not None and name not in configs:
+        raise DatasetError(f"{root} has no config {name!r}, only {configs}")
+    return root / (name or configs[0])
+
+
+def find_split(manifest: Manifest, name: str) -> Split:
+    """Return the entry of a split; "val" and "validation" are the same.
+
+    Raises:
+        DatasetError: there is none of this name.
+    """
+    for candidate in (name, *SPLIT_ALIASES.get(name, ())):
+        if candidate in manifest.splits:
+            return manifest.splits[candidate]
+    raise DatasetError(f"config {manifest.config!r} has no split {name!r}, only {sorted(manifest.splits)}")
