@@ -89,7 +89,7 @@ class LabelMap(TVTensor):
         label: the sample's original class index, if it has one.
 
     Raises:
-        ValueError: shapes or dtypes do not fit together.
+        ValueError: shapes or dtypes do not fit together, or a class index is not below `num_classes`.
     """
 
     _metadata: _Metadata
@@ -108,7 +108,7 @@ class LabelMap(TVTensor):
     ) -> LabelMap:
         logits = cls._to_tensor(logits)
         classes = torch.as_tensor(classes, device=logits.device)
-        base = None if base is None else torch.as_tensor(base, device=logits.device)
+        base = None if base is None else torch.as_tensor(base, dtype=logits.dtype, device=logits.device)
         if logits.ndim != 3 or not logits.is_floating_point():
             raise ValueError(f"logits must be floating point [K, H, W], got {logits.dtype} {tuple(logits.shape)}")
         if classes.is_floating_point() or classes.shape not in (logits.shape, (logits.shape[0], 1, 1)):
@@ -116,6 +116,8 @@ class LabelMap(TVTensor):
                 f"classes must be integers of shape {tuple(logits.shape)} or {(logits.shape[0], 1, 1)}, "
                 f"got {classes.dtype} {tuple(classes.shape)}"
             )
+        if classes.numel() and not 0 <= int(classes.min()) <= int(classes.max()) < num_classes:
+            raise ValueError(f"class indices must be in 0 .. {num_classes - 1}, got {classes.min()} .. {classes.max()}")
         if base is not None and base.shape != (num_classes,):
             raise ValueError(f"base must have shape ({num_classes},), one logit a class, got {tuple(base.shape)}")
         height, width = logits.shape[1:] if canvas_size is None else canvas_size
