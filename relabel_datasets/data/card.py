@@ -1,11 +1,12 @@
 """The dataset card, README.md: YAML that tells the Hub and `datasets` every config, split and feature, then text.
 
 Templates are in cards/, in huggingface_hub's card style: YAML of the dataset itself, `{{ card_data }}` for what the
-manifests say, and a body that sees `configs` and `classes`.
+manifests say, and a body. `{{ use(path) }}` there is cards/shared.md: a table of each config, and how to load them.
 """
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ _SIZES = (
 )
 
 
-def write_card(root: Path, template: str | Path | None = None) -> None:
+def write_card(root: Path, template: str | os.PathLike[str] | None = None) -> None:
     """Write the card of a dataset from the manifests of its configs.
 
     A README.md that is not from a template, since somebody wrote it, keeps its text; only its YAML is brought up to date.
@@ -33,7 +34,8 @@ def write_card(root: Path, template: str | Path | None = None) -> None:
         root: folder of the dataset.
         template: file with the template, or the name of one in cards/. Default: the general one.
     """
-    from huggingface_hub import DatasetCard, DatasetCardData  # slow to import, and readers do not need it
+    from huggingface_hub import DatasetCard, DatasetCardData  # slow to import, and readers do not need them
+    from jinja2 import Template
 
     manifests = [Manifest.load(path.parent) for path in sorted(root.glob(f"*/{MANIFEST_NAME}"))]
     metadata = _metadata(manifests)
@@ -43,21 +45,26 @@ def write_card(root: Path, template: str | Path | None = None) -> None:
         for name, value in metadata.items():
             setattr(card.data, name, value)
     else:
+        shared = Template(_read_template("shared"), trim_blocks=True)
+        configs = [_describe(root, manifest) for manifest in manifests]
         card = DatasetCard.from_template(
             DatasetCardData(**metadata),
-            template_str=_template(template),
+            template_str=_read_template(template or "default"),
             mark=_MARK,
-            configs=[_describe(root, manifest) for manifest in manifests],
+            use=lambda path, images=None: shared.render(configs=configs, path=path, images=images),
         )
     card.save(path)
 
 
-def _template(template: str | Path | None) -> str:
-    path = Path(template or "default")
+def _read_template(template: str | os.PathLike[str]) -> str:
+    path = Path(template)
     if not path.is_file():
         package = Path(__file__).parents[1]
         folders = (package / "cards", package.parent / "cards")  # in the wheel; in the repository
-        path = next((folder / f"{path}.md" for folder in folders if (folder / f"{path}.md").is_file()), path)
+        found = [folder / f"{path}.md" for folder in folders if (folder / f"{path}.md").is_file()]
+        if not found:
+            raise FileNotFoundError(f"no card template {template}: neither a file nor a name in cards/")
+        path = found[0]
     return path.read_text(encoding="utf-8")
 
 

@@ -1,0 +1,48 @@
+"""imagenet-relabel: label maps of ImageNet-1k, without its images, which may not be redistributed.
+
+    python builders/imagenet_relabel.py /path/to/imagenet
+
+The folder has `train/<synset>/*.JPEG` and perhaps `val/<synset>/*.JPEG`. The annotator is the one of the paper,
+EfficientNet-L2 (Noisy Student, JFT) at 475 px, which gives maps of 15 x 15 x 1000; any other timm model can be named, and
+makes a config of its own. A second run continues where the first stopped. Needs a GPU to finish in hours: the paper
+reports 10 GPU hours. Afterwards:
+
+    load_dataset("imagenet-relabel", split="train", images="/path/to/imagenet")
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from relabel_datasets import ImageFolderSource, Settings, build
+from relabel_datasets.cli import add_annotator_arguments, annotator_from
+from relabel_datasets.data.loading import default_cache
+
+
+def main() -> None:
+    """Build every split that is there."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("imagenet", type=Path, help="folder with train/ and perhaps val/")
+    parser.add_argument("--out", type=Path, default=default_cache() / "imagenet-relabel", help="(default: %(default)s)")
+    parser.add_argument("--batch-size", type=int, default=32)
+    add_annotator_arguments(parser, default="tf_efficientnet_l2.ns_jft_in1k_475")
+    args = parser.parse_args()
+    annotator = annotator_from(args)
+    for split, folder in (("train", "train"), ("validation", "val")):
+        if split == "train" or (args.imagenet / folder).is_dir():
+            build(
+                ImageFolderSource(args.imagenet / folder),
+                args.out,
+                annotator,
+                split=split,
+                settings=Settings(images=False, batch_size=args.batch_size, num_threads=8),
+                shard_size=10_000,
+                card="imagenet-relabel",
+            )
+    print(args.out)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,255 @@
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+
+import relabel_datasets as rd
+from relabel_datasets.annotate.annotator import ModuleAnnotator
+from relabel_datasets.data.manifest import Manifest
+from tests.conftest import ROOT, ColourNet, picture
+
+
+def files_of(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_label_maps_are_the_annotators_logits_of_the_squashed_image(tmp_path, image_folder, annotator):
+    settings = rd.Settings(dtype="float16", k=3)
+    rd.build(rd.ImageFolderSource(image_folder), tmp_path / "data", annotator, settings=settings, progress=False)
+    dataset = rd.load_dataset(tmp_path / "data", "colours", "train")
+    for image, label_map in dataset:
+        squashed = image.resize((64, 48), PIL.Image.Resampling.BICUBIC)
+        normalised = (np.asarray(squashed, np.float32) / 255 - annotator.describe()["mean"]) / annotator.describe()[
+            "std"
+        ]
+        dense = ColourNet()(torch.from_numpy(normalised).float().permute(2, 0, 1)[None])[0]
+        torch.testing.assert_close(label_map.dense(), dense, rtol=2e-3, atol=2e-3)
+
+
+def test_two_builds_give_equal_bytes(tmp_path, image_folder, annotator):
+    for name in ("one", "two"):
+        rd.build(rd.ImageFolderSource(image_folder), tmp_path / name, annotator, shard_size=4, progress=False)
+    assert files_of(tmp_path / "one" / "colours") == files_of(tmp_path / "two" / "colours")
+    assert (tmp_path / "one" / "README.md").read_bytes() == (tmp_path / "two" / "README.md").read_bytes()
+
+
+def test_bytes_do_not_depend_on_batches_or_threads(tmp_path, image_folder, annotator):
+    for name, settings in (("one", rd.Settings(batch_size=1, num_threads=1)), ("two", rd.Settings(batch_size=13))):
+        rd.build(rd.ImageFolderSource(image_folder), tmp_path / name, annotator, settings=settings, progress=False)
+    assert files_of(tmp_path / "one" / "colours") == files_of(tmp_path / "two" / "colours")
+
+
+class Interrupted(Exception):
+    pass
+
+
+class StopsAfter(ColourNet):
+    """The same network, that breaks after n batches."""
+
+    def __init__(self, batches):
+        super().__init__()
+        self.left = batches + 1  # and the one by which the annotator learns the size of its maps
+
+    def forward(self, images):
+        self.left -= 1
+        if self.left < 0:
+            raise Interrupted
+        return super().forward(images)
+
+
+def annotator_of(module):
+    return ModuleAnnotator(module, (48, 64), classes=("cat", "dog", "emu"), name="colours")
+
+
+def test_a_second_run_continues_where_the_first_stopped(tmp_path, image_folder, annotator):
+    def run(root, which):
+        return rd.build(
+            rd.ImageFolderSource(image_folder),
+            root,
+            which,
+            shard_size=4,
+            settings=rd.Settings(batch_size=2),
+            progress=False,
+        )
+
+    run(tmp_path / "whole", annotator)
+    with pytest.raises(Interrupted):
+        run(tmp_path / "data", annotator_of(StopsAfter(5)))  # two shards of two batches each, and one batch
+    folder = tmp_path / "data" / "colours"
+    assert sorted(p.name for p in folder.glob("*.tar")) == ["train-00000-of-00004.tar", "train-00001-of-00004.tar"]
+    assert not (folder / "_info.json").exists()
+    with pytest.raises(FileNotFoundError, match="no dataset"):
+        rd.load_dataset(tmp_path / "data", split="train")
+    rest = StopsAfter(3)  # batches of two and one: the other two shards need just these
+    run(tmp_path / "data", annotator_of(rest))
+    assert rest.left == 0
+    assert files_of(folder) == files_of(tmp_path / "whole" / "colours")
+    run(tmp_path / "data", annotator_of(StopsAfter(0)))  # nothing is left to do
+
+
+def test_sigkill_loses_only_the_shard_in_work(tmp_path, image_folder, annotator):
+    script = f"""
+import time, torch, relabel_datasets as rd
+from tests.annotate.test_build import annotator_of, ColourNet
+class Slow(ColourNet):
+    def forward(self, images):
+        time.sleep(0.1)
+        return super().forward(images)
+rd.build(rd.ImageFolderSource({str(image_folder)!r}), {str(tmp_path / "data")!r}, annotator_of(Slow()), shard_size=4,
+         settings=rd.Settings(batch_size=2), progress=False)
+"""
+    folder = tmp_path / "data" / "colours"
+    process = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT)
+    deadline = time.monotonic() + 60
+    while not (folder / ".build-train" / "train-00001-of-00004.tar.json").exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    before = {p.name: p.stat().st_mtime_ns for p in folder.glob("*.tar")}
+    source = rd.ImageFolderSource(image_folder)
+    rd.build(source, tmp_path / "data", annotator, shard_size=4, progress=False)
+    rd.build(source, tmp_path / "whole", annotator, shard_size=4, progress=False)
+    kept = {name for name, time_ns in before.items() if (folder / name).stat().st_mtime_ns == time_ns}
+    assert kept >= {"train-00000-of-00004.tar", "train-00001-of-00004.tar"}
+    tars = {name: data for name, data in files_of(folder).items() if name.endswith(".tar")}
+    assert tars == {k: v for k, v in files_of(tmp_path / "whole" / "colours").items() if k.endswith(".tar")}
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"settings": rd.Settings(encoding="topk", batch_size=2)}, "encoding"),
+        ({"settings": rd.Settings(images=False, batch_size=2)}, "images"),
+        ({"shard_size": 5}, "shard_size"),
+    ],
+)
+@pytest.mark.parametrize("finished", [True, False])
+def test_what_is_there_is_not_mixed_with_other_label_maps(
+    tmp_path, image_folder, annotator, changed, message, finished
+):
+    arguments = {"settings": rd.Settings(batch_size=2), "shard_size": 4, "progress": False}
+    source = rd.ImageFolderSource(image_folder)
+    if finished:
+        if message == "shard_size":
+            pytest.skip("a finished split is the same whatever its shards' size")
+        rd.build(source, tmp_path, annotator, **arguments)
+    else:
+        with pytest.raises(Interrupted):
+            rd.build(source, tmp_path, annotator_of(StopsAfter(3)), **arguments)
+    with pytest.raises(rd.DatasetError, match=message):
+        rd.build(source, tmp_path, annotator, **{**arguments, **changed})
+
+
+def test_other_images_or_another_annotator_are_refused_under_the_same_name(tmp_path, image_folder, annotator):
+    rd.build(rd.ImageFolderSource(image_folder), tmp_path / "data", annotator, progress=False)
+    other = ModuleAnnotator(ColourNet(), (32, 32), classes=("cat", "dog", "emu"), name="colours")
+    with pytest.raises(rd.DatasetError, match="annotator"):
+        rd.build(rd.ImageFolderSource(image_folder), tmp_path / "data", other, split="validation", progress=False)
+    (image_folder / "cat" / "photo_00.jpg").unlink()
+    with pytest.raises(rd.DatasetError, match="source_sha256"):
+        rd.build(rd.ImageFolderSource(image_folder), tmp_path / "data", annotator, progress=False)
+
+
+def test_splits_are_added_to_a_config(tmp_path, image_folder, annotator):
+    for split in ("train", "validation"):
+        manifest = rd.build(
+            rd.ImageFolderSource(image_folder), tmp_path / "data", annotator, split=split, progress=False
+        )
+    assert sorted(manifest.splits) == ["train", "validation"]
+    assert manifest == Manifest.load(tmp_path / "data" / "colours")
+    assert sorted(rd.load_dataset(tmp_path / "data")) == ["train", "validation"]
+
+
+def test_unreadable_images_are_shown_and_listed_and_the_others_are_kept(
+    tmp_path, image_folder, annotator, capsys, caplog
+):
+    bad = image_folder / "dog" / "photo_04.jpg"
+    bad.write_bytes(bad.read_bytes()[:200])
+    (image_folder / "emu" / "photo_05.jpg").write_bytes(b"")
+    manifest = rd.build(rd.ImageFolderSource(image_folder), tmp_path / "data", annotator, progress=False)
+    split = manifest.splits["train"]
+    assert split.num_samples == 11
+    assert sorted(entry["key"] for entry in split.skipped) == ["photo_04", "photo_05"]
+    assert str(bad) in capsys.readouterr().err
+    assert "2 of 13 images could not be read" in caplog.text
+    assert len(rd.load_dataset(tmp_path / "data", split="train")) == 11
+    joined = rd.load_dataset(tmp_path / "data", split="train", images=image_folder)  # skipped images are no surprise
+    assert len(joined) == 11
+
+
+def test_if_no_image_can_be_read_the_build_stops(tmp_path, image_folder, annotator):
+    for path in image_folder.glob("*/*"):
+        path.write_bytes(b"not an image")
+    with pytest.raises(rd.DatasetError, match="none of the 13 images"):
+        rd.build(rd.ImageFolderSource(image_folder), tmp_path / "data", annotator, progress=False)
+    assert not list((tmp_path / "data" / "colours").glob("*.tar"))
+
+
+def test_odd_files_are_read_right(tmp_path, annotator):
+    folder = tmp_path / "images" / "cat"
+    folder.mkdir(parents=True)
+    upright = picture(0, (40, 56))
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6
+    upright.transpose(PIL.Image.Transpose.ROTATE_90).save(folder / "rotated.png", exif=exif)
+    upright.save(folder / "plain.png")
+    buffer = io.BytesIO()
+    upright.save(buffer, "PNG")
+    (folder / "misnamed.JPEG").write_bytes(buffer.getvalue())
+    source = rd.ImageFolderSource(tmp_path / "images")
+    maps = build_and_get_maps(source, tmp_path / "data", annotator)
+    torch.testing.assert_close(maps["rotated"].dense(), maps["plain"].dense(), rtol=0, atol=0)
+    torch.testing.assert_close(maps["misnamed"].dense(), maps["plain"].dense(), rtol=0, atol=0)
+    assert maps["rotated"].canvas_size == (40, 56)
+
+
+def build_and_get_maps(source, root, annotator):
+    source.classes = None  # one folder, but the annotator's three classes
+    rd.build(source, root, annotator, progress=False)
+    return rd.LabelMaps(root)
+
+
+def test_rows_are_matched_to_the_datasets_classes_by_name(tmp_path, image_folder):
+    renamed = ModuleAnnotator(ColourNet(), (48, 64), classes=("emu", "cat", "dog"), name="colours")
+    in_order = annotator_of(ColourNet())
+    source = rd.ImageFolderSource(image_folder)
+    for name, which in (("renamed", renamed), ("in order", in_order)):
+        rd.build(source, tmp_path / name, which, settings=rd.Settings(dtype="float16"), progress=False)
+    maps = {name: rd.LabelMaps(tmp_path / name)["photo_00"].dense() for name in ("renamed", "in order")}
+    torch.testing.assert_close(maps["renamed"], maps["in order"][[1, 2, 0]])
+
+
+def test_a_class_index_beyond_the_annotators_is_refused(tmp_path, image_folder):
+    source = rd.ImageFolderSource(image_folder)
+    source.classes, source.labels = None, [7] * 13
+    with pytest.raises(ValueError, match="class index 7"):
+        rd.build(source, tmp_path / "data", annotator_of(ColourNet()), progress=False)
+
+
+def test_the_manifest_says_how_the_maps_were_made(tmp_path, image_folder, annotator):
+    rd.build(rd.ImageFolderSource(image_folder), tmp_path / "data", annotator, shard_size=5, progress=False)
+    content = json.loads((tmp_path / "data" / "colours" / "_info.json").read_text())
+    assert content["annotator"] == annotator.describe()
+    assert content["encoding"] == {"name": "heatmaps", "k": 10, "dtype": "uint4", "map_size": [6, 8]}
+    assert content["splits"]["train"]["shard_lengths"] == [5, 5, 3]
+    assert content["classes"] == ["cat", "dog", "emu"]
+
+
+def test_a_hand_written_card_keeps_its_text(tmp_path, image_folder, annotator):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "README.md").write_text("---\nlicense: mit\n---\n\n# My own words\n")
+    rd.build(rd.ImageFolderSource(image_folder), tmp_path / "data", annotator, progress=False)
+    text = (tmp_path / "data" / "README.md").read_text()
+    assert "# My own words" in text
+    assert "license: mit" in text
+    assert "config_name: colours" in text

@@ -1,0 +1,82 @@
+"""What tests share: images in many formats, a small real annotator, and real data where it is at hand."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def _same_random_numbers_in_every_order():
+    torch.manual_seed(0)
+    np.random.seed(0)  # noqa: NPY002  timm and torchvision still draw from it
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder with real ImageNet images and a real annotator, which users do not have."""
+    folder = Path(os.environ.get("RELABEL_TEST_DATA") or ROOT.parent / "shared" / "data")
+    if not (folder / "imagenette-train.tar").is_file():
+        pytest.skip("real images are not at hand; RELABEL_TEST_DATA may name their folder")
+    return folder
+
+
+def picture(seed: int, size: tuple[int, int] = (40, 56)) -> PIL.Image.Image:
+    """Return a smooth random RGB image of (height, width), which JPEG keeps well."""
+    small = np.random.default_rng(seed).integers(0, 256, (4, 5, 3), np.uint8)
+    return PIL.Image.fromarray(small).resize((size[1], size[0]), PIL.Image.Resampling.BICUBIC)
+
+
+@pytest.fixture
+def image_folder(tmp_path: Path) -> Path:
+    """An ImageFolder of 3 classes and 13 images of two sizes."""
+    root = tmp_path / "images"
+    for i in range(13):
+        path = root / ("cat", "dog", "emu")[i % 3] / f"photo_{i:02d}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture(i, (40, 56) if i % 2 else (48, 32)).save(path, quality=95)
+    return root
+
+
+class ColourNet(torch.nn.Module):
+    """A fully-convolutional classifier of 3 classes, red, green and blue, with stride 8: its maps can be foreseen."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return 4 * torch.nn.functional.avg_pool2d(images, 8)
+
+
+@pytest.fixture
+def annotator():
+    """An annotator of the classes of `image_folder` that sees red as cat, green as dog and blue as emu."""
+    from relabel_datasets.annotate.annotator import ModuleAnnotator
+
+    return ModuleAnnotator(ColourNet(), (48, 64), classes=("cat", "dog", "emu"), name="colours")
+
+
+@pytest.fixture
+def dataset_folder(tmp_path: Path, image_folder: Path, annotator) -> Path:
+    """A dataset with a config `colours` in 3 shards, images inside, and a config `labels-only` of the same images."""
+    from relabel_datasets.annotate.build import build
+    from relabel_datasets.annotate.shard import Settings
+    from relabel_datasets.annotate.sources import ImageFolderSource
+
+    root = tmp_path / "dataset"
+    for config, images in (("colours", True), ("labels-only", False)):
+        settings = Settings(images=images, batch_size=4)
+        build(
+            ImageFolderSource(image_folder),
+            root,
+            annotator,
+            config=config,
+            settings=settings,
+            shard_size=5,
+            progress=False,
+        )
+    return root
