@@ -1,0 +1,1 @@
+"""The producer: annotators, image sources, and shards of label maps."""
