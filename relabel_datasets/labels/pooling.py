@@ -22,7 +22,7 @@ from torch import Tensor
 
 from .label_map import LabelMap, View
 
-_SLACK = 1e-4  # locations; a box that sticks out by less is one whose edge was rounded
+_SLACK = 1e-4  # locations; a box that sticks out, or a side that is longer, by less than this was rounded
 
 
 def pool_labels(
@@ -61,12 +61,9 @@ def pool_labels(
     batch, _, height, width = _check(logits, classes, num_classes, base, temperature)
     if boxes_xyxy.shape != (batch, 4):
         raise ValueError(f"boxes_xyxy must have shape {(batch, 4)}, one box an image, got {tuple(boxes_xyxy.shape)}")
-    num_rows, num_columns = _grid(output_size)
     boxes = boxes_xyxy.to(logits.device, _compute_dtype(logits))
-    x1, y1, x2, y2 = boxes.unbind(1)
-    rows = _axis_weights(y1 * height - 0.5, y2 * height - 0.5, num_rows, height)
-    columns = _axis_weights(x1 * width - 0.5, x2 * width - 0.5, num_columns, width)
-    return _pool(logits, classes, base, num_classes, (rows, columns), temperature, output_size)
+    weights = _box_weights(boxes, _grid(output_size), (height, width))
+    return _pool(logits, classes, base, num_classes, weights, temperature, output_size)
 
 
 def pool_views(
@@ -161,26 +158,37 @@ def _compute_dtype(logits: Tensor) -> torch.dtype:
     return torch.float64 if logits.dtype == torch.float64 else torch.float32
 
 
-def _axis_weights(start: Tensor, end: Tensor, num_cells: int, length: int) -> Tensor:
-    """Return `[B, n, L]`: the weight of each of L locations along an axis in each of n cells from `start` to `end`.
+def _box_weights(boxes_xyxy: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Return `[B, h, H]` and `[B, w, W]`: the weight of each row, and of each column, of locations in each output cell.
 
-    A row of weights sums to 1, or to 0 for a cell outside the image.
+    The weights of a cell sum to 1, or to 0 for a cell outside the image. Both axes, y first, are done at once, `[2, B, n]`
+    with n cells: at this size each call costs more than its numbers.
     """
-    cell = (end - start) / num_cells
-    first = start[:, None] + torch.arange(num_cells, device=start.device, dtype=start.dtype) * cell[:, None]  # [B, n]
-    extent = cell[:, None].expand_as(first)
+    lengths = boxes_xyxy.new_tensor(size)[:, None, None]
+    start, end = boxes_xyxy.reshape(len(boxes_xyxy), 2, 2).permute(1, 2, 0).flip(1)[..., None] * lengths - 0.5
+    extent = (end - start) / boxes_xyxy.new_tensor(grid)[:, None, None]
+    first = start + extent * torch.arange(max(grid), device=extent.device, dtype=extent.dtype)
     near, far = torch.minimum(first, first + extent), torch.maximum(first, first + extent)
-    leaves = (near < -0.5 - _SLACK) | (far > length - 0.5 + _SLACK)
-    near, far = near.clamp(-0.5, length - 0.5), far.clamp(-0.5, length - 0.5)
+    leaves = (near < -0.5 - _SLACK) | (far > lengths - 0.5 + _SLACK)
+    near, far = near.clamp_min(-0.5), torch.minimum(far, lengths - 0.5)
     outside = leaves & (far <= near)
     first, extent = torch.where(leaves, near, first), torch.where(leaves, far - near, extent)
 
-    # As many points as RoIAlign takes, one a location, but here in a table with room for the most there can be.
+    # As many points as RoIAlign takes, one a location, but in a table with room for the most there can be: even one of
+    # many cells can be as long as the image, in a box that leaves it.
     num_points = extent.abs().ceil().clamp_min(1)
-    point = torch.arange(math.ceil(length / num_cells) + 1, device=start.device, dtype=start.dtype)
-    position = first[..., None] + (point + 0.5) * extent[..., None] / num_points[..., None]  # [B, n, S]
-    counts = (point < num_points[..., None]) & ~outside[..., None]
-    return torch.einsum("bns,bnsl->bnl", counts / num_points[..., None], _hat(position, length))
+    point = torch.arange(max(size) + 1, device=extent.device, dtype=extent.dtype)
+    position = first[..., None] + (point + 0.5) * (extent / num_points)[..., None]  # [2, B, n, S]
+    position = torch.minimum(position.clamp_min(0), lengths[..., None] - 1)
+    share = ((point < num_points[..., None]) & ~outside[..., None]) / num_points[..., None]
+
+    # A point's bilinear weights go to the location at or before it and to the next, which may be one past the last.
+    location = position.floor()
+    to_next = share * (position - location)
+    index = location.long()
+    weights = share.new_zeros(*first.shape, max(size) + 1)
+    weights.scatter_add_(-1, index, share - to_next).scatter_add_(-1, index + 1, to_next)
+    return weights[0, :, : grid[0], : size[0]], weights[1, :, : grid[1], : size[1]]
 
 
 def _hat(position: Tensor, length: int) -> Tensor:
@@ -200,14 +208,14 @@ def _view_weights(affine: Tensor, grid: tuple[int, int], size: tuple[int, int]) 
     x, y = xx * u + xy * v + x0 - 0.5, yx * u + yy * v + y0 - 0.5
     inside = (x >= -0.5) & (x <= width - 0.5) & (y >= -0.5) & (y <= height - 0.5)
     counted = inside & counted_u[:, None, None, None, :] & counted_v[:, None, None, :, None]
-    x, y, counted = (t.flatten(3) for t in (x, y, counted))
+    x, y, counted = (t.flatten(3) for t in (x, y, counted.to(x.dtype)))
     share = counted / counted.sum(-1, keepdim=True).clamp_min(1)
     return torch.einsum("bijpy,bijpx->bijyx", _hat(y, height) * share[..., None], _hat(x, width))
 
 
 def _points(extent: Tensor, num_cells: int) -> tuple[Tensor, Tensor]:
     """Return where RoIAlign samples along a side of `[B]` locations, `[B, n, S]` in 0..1, and which count, `[B, S]`."""
-    num_points = (extent / num_cells).ceil().clamp_min(1)[:, None]
+    num_points = (extent / num_cells - _SLACK).ceil().clamp_min(1)[:, None]  # a rotated side of 3 may be rounded up
     point = torch.arange(int(num_points.max()), device=extent.device, dtype=extent.dtype)
     cell = torch.arange(num_cells, device=extent.device, dtype=extent.dtype)[:, None]
     return (cell + ((point + 0.5) / num_points)[:, None]) / num_cells, point < num_points
@@ -225,40 +233,46 @@ def _pool(
     """Return the soft labels under weights `[B, h, w, H, W]`, or their factors `[B, h, H]` and `[B, w, W]`."""
     dtype = _compute_dtype(logits)
     logits, classes = logits.to(dtype), classes.long()
-    base = logits.new_zeros(len(logits), num_classes) if base is None else base.to(dtype)
-    # base[classes], in the shape of classes
-    stored_base = base.gather(1, classes.flatten(1)).reshape(classes.shape)
-    if classes.shape == logits.shape:
-        index, change = _pool_locations(logits - stored_base, classes, weights)
-    else:
-        index, change = _pool_heatmaps(logits - stored_base, classes, weights)
-    pooled = base[:, None, None].expand(-1, *change.shape[1:3], -1).clone()  # [B, h, w, C]
-    pooled.scatter_add_(-1, index[:, None, None].expand_as(change), change)
-    soft = (pooled / temperature).softmax(-1)
+    base = None if base is None else base.to(dtype)
+    grid = weights.shape[1:3] if isinstance(weights, Tensor) else (weights[0].shape[1], weights[1].shape[1])
+    shape = (len(logits), *grid, num_classes)
+    pooled = logits.new_zeros(shape) if base is None else base[:, None, None].expand(shape).clone()
+    put = _add_locations if classes.shape == logits.shape else _set_heatmaps
+    put(pooled, logits, classes, base, weights)
+    if temperature != 1:
+        pooled /= temperature
+    soft = pooled.softmax(-1)
     return soft[:, 0, 0] if output_size == 1 else soft.movedim(-1, 1)
 
 
-def _pool_heatmaps(
-    above_base: Tensor, classes: Tensor, weights: Tensor | tuple[Tensor, Tensor]
-) -> tuple[Tensor, Tensor]:
-    """Return class indices `[B, P]` and how far each rises above its base in each cell, `[B, h, w, P]`."""
+def _set_heatmaps(
+    pooled: Tensor, logits: Tensor, classes: Tensor, base: Tensor | None, weights: Tensor | tuple[Tensor, Tensor]
+) -> None:
+    """Set the classes `[B, P, 1, 1]` of `pooled`, `[B, h, w, C]`, to the means of their heatmaps, in the cells inside."""
     if isinstance(weights, Tensor):
-        change = torch.einsum("bkyx,bijyx->bijk", above_base, weights)
+        means = torch.einsum("bkyx,bijyx->bijk", logits, weights)
+        total = weights.sum((-2, -1))
     else:
         rows, columns = weights
-        change = (rows[:, None] @ (above_base @ columns.mT[:, None])).movedim(1, -1)
-    return classes[:, :, 0, 0], change
+        # Each product is one bmm over all heatmaps: broadcasting over them would make it many small ones.
+        means_of_rows = (logits.flatten(1, 2) @ columns.mT).reshape(*logits.shape[:3], columns.shape[1])
+        means = torch.einsum("biy,bpyj->bijp", rows, means_of_rows)
+        total = rows.sum(-1)[:, :, None] * columns.sum(-1)[:, None]
+    index = classes[:, None, None, :, 0, 0].expand_as(means)
+    pooled.scatter_(-1, index, torch.where(total[..., None] > 0.5, means, pooled.gather(-1, index)))
 
 
-def _pool_locations(
-    above_base: Tensor, classes: Tensor, weights: Tensor | tuple[Tensor, Tensor]
-) -> tuple[Tensor, Tensor]:
-    """Return class indices `[B, K*H*W]` and what each stored logit adds to its class in each cell, `[B, h, w, K*H*W]`."""
+def _add_locations(
+    pooled: Tensor, logits: Tensor, classes: Tensor, base: Tensor | None, weights: Tensor | tuple[Tensor, Tensor]
+) -> None:
+    """Add to `pooled`, `[B, h, w, C]`, how far each logit rises above the base of its class, `[B, K, H, W]`."""
     if not isinstance(weights, Tensor):
         rows, columns = weights
         weights = rows[:, :, None, :, None] * columns[:, None, :, None, :]
-    change = above_base[:, None, None] * weights[:, :, :, None]
-    return classes.flatten(1), change.flatten(3)
+    index = classes.flatten(1)
+    above_base = logits if base is None else logits - base.gather(1, index).reshape(logits.shape)
+    change = (above_base[:, None, None] * weights[:, :, :, None]).flatten(3)
+    pooled.scatter_add_(-1, index[:, None, None].expand_as(change), change)
 
 
 def _pool_one(
@@ -283,9 +297,9 @@ def _pool_one(
 
 
 def _line_weights(start: float, end: float, length: int) -> npt.NDArray[np.float32] | None:
-    """Return the `[L]` weights of `_axis_weights` for one cell from `start` to `end` (0..1), None where it is outside.
+    """Return the `[L]` weights of `_box_weights` for one cell from `start` to `end` (0..1), None where it is outside.
 
-    The ends are rounded as `_axis_weights` rounds them, since the number of points jumps at whole extents.
+    The ends are rounded as `_box_weights` rounds them, since the number of points jumps at whole extents.
     """
     scale = np.float32(length)
     first = np.float32(start) * scale - np.float32(0.5)

@@ -1,0 +1,407 @@
+import itertools
+import math
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+from torchvision import ops
+from torchvision.transforms.v2 import functional as F
+
+import relabel_datasets as rd
+from relabel_datasets.labels.encoding import encode_logits
+from relabel_datasets.labels.pooling import pool_label_map, pool_views
+
+from .samples import ENCODINGS, HEIGHT, NUM_CLASSES, WIDTH, random_dense
+
+SIZES = [(HEIGHT, WIDTH), (15, 15), (1, 6), (1, 1)]
+GRIDS = [1, (3, 4), 14]
+
+
+class Batch(NamedTuple):
+    logits: Tensor
+    classes: Tensor
+    base: Tensor | None
+    dense: Tensor  # [B, C, H, W]: what the others stand for
+
+    def pool(self, boxes: Tensor, output_size=1, **arguments) -> Tensor:
+        num_classes = self.dense.shape[1]
+        return rd.pool_labels(
+            self.logits,
+            self.classes,
+            boxes,
+            num_classes=num_classes,
+            base=self.base,
+            output_size=output_size,
+            **arguments,
+        )
+
+    def pool_views(self, views, output_size=1) -> Tensor:
+        num_classes = self.dense.shape[1]
+        return pool_views(
+            self.logits, self.classes, views, num_classes=num_classes, base=self.base, output_size=output_size
+        )
+
+    def label_map(self, i: int) -> rd.LabelMap:
+        base = None if self.base is None else self.base[i]
+        return rd.LabelMap(self.logits[i], self.classes[i], num_classes=self.dense.shape[1], base=base)
+
+    def __getitem__(self, i: slice) -> "Batch":
+        return Batch(
+            *(part if part is None else part[i] for part in (self.logits, self.classes, self.base, self.dense))
+        )
+
+
+def random_batch(num: int, encoding: str, size=(HEIGHT, WIDTH), dtype=torch.float64, num_classes=NUM_CLASSES) -> Batch:
+    encoded = encode_logits(random_dense(num, num_classes, *size), encoding, 3)
+    logits = encoded.logits.to(dtype)
+    base = logits.new_zeros(num, num_classes) if encoded.base is None else encoded.base.to(dtype)
+    dense = base[:, :, None, None].repeat(1, 1, *size).scatter(1, encoded.classes.expand(logits.shape), logits)
+    return Batch(logits, encoded.classes, None if encoded.base is None else base, dense)
+
+
+def boxes_of(*corners: Tensor) -> Tensor:
+    """Return `[B, 4]` boxes from two corners `[B, 2]`, put in order."""
+    low, high = torch.stack(corners).sort(0).values
+    return torch.cat([low, high], 1)
+
+
+def on_cell_edges(num: int, size) -> Tensor:
+    sides = torch.tensor([size[1], size[0]])
+    first = (torch.rand(num, 2, dtype=torch.float64) * sides).floor()
+    last = first + 1 + (torch.rand(num, 2, dtype=torch.float64) * (sides - first)).floor()
+    return torch.cat([first / sides, last / sides], 1)
+
+
+def at_the_border(num: int, size) -> Tensor:
+    corners = torch.rand(2, num, 2, dtype=torch.float64)
+    return boxes_of(corners[0].round(), corners[1])
+
+
+def smaller_than_a_cell(num: int, size) -> Tensor:
+    first = torch.rand(num, 2, dtype=torch.float64) * 0.9
+    return torch.cat([first, first + torch.rand(num, 2, dtype=torch.float64) * 0.1 / max(size)], 1)
+
+
+BOXES = {
+    "inside": lambda num, size: boxes_of(*torch.rand(2, num, 2, dtype=torch.float64)),
+    "on cell edges": on_cell_edges,
+    "at the border": at_the_border,
+    "smaller than a cell": smaller_than_a_cell,
+    "the whole image": lambda num, size: torch.tensor([[0.0, 0, 1, 1]] * num, dtype=torch.float64),
+}
+
+
+def reference(dense: Tensor, boxes: Tensor, output_size) -> Tensor:
+    height, width = dense.shape[2:]
+    boxes = boxes.to(dense.dtype) * dense.new_tensor([width, height, width, height])
+    soft = ops.roi_align(dense, list(boxes[:, None]), output_size, aligned=True).softmax(1)
+    return soft[:, :, 0, 0] if output_size == 1 else soft
+
+
+@pytest.mark.parametrize("boxes", BOXES.values(), ids=BOXES)
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-4)])
+def test_pooling_is_softmax_of_roi_align_of_the_dense_map(encoding, boxes, dtype, tolerance):
+    for size, output_size in itertools.product(SIZES, GRIDS):
+        batch = random_batch(20, encoding, size, dtype)
+        where = boxes(20, size).to(dtype)
+        where = where[((where[:, 2:] - where[:, :2]) > 0).all(1)]  # roi_align pools nothing in a box without extent
+        got, want = (
+            batch[: len(where)].pool(where, output_size),
+            reference(batch.dense[: len(where)], where, output_size),
+        )
+        assert got.dtype == dtype
+        torch.testing.assert_close(got, want, rtol=0, atol=tolerance)
+
+
+# A slow reference for all boxes and views: plain Python, one location at a time.
+
+
+def bilinear(dense: Tensor, x: float, y: float) -> Tensor:
+    """Return the `[C]` logits of one map at (x, y), in locations, 0 being the centre of the first."""
+    height, width = dense.shape[1:]
+    x, y = min(max(x, 0), width - 1), min(max(y, 0), height - 1)
+    left, top = min(int(x), max(width - 2, 0)), min(int(y), max(height - 2, 0))
+    right, bottom = min(left + 1, width - 1), min(top + 1, height - 1)
+    x, y = x - left, y - top
+    upper = (1 - x) * dense[:, top, left] + x * dense[:, top, right]
+    lower = (1 - x) * dense[:, bottom, left] + x * dense[:, bottom, right]
+    return (1 - y) * upper + y * lower
+
+
+def mean_of_points(dense: Tensor, points, base: Tensor | None) -> Tensor:
+    values = [bilinear(dense, x, y) for x, y in points]
+    if values:
+        return torch.stack(values).mean(0).softmax(0)
+    return (torch.zeros_like(dense[:, 0, 0]) if base is None else base).softmax(0)
+
+
+def line_points(start: float, end: float, length: int) -> list[float]:
+    """Return the sampling points of one side of a cell, given in 0..1, after cutting off what is outside the image."""
+    low, high = sorted((start, end))
+    if low < 0 or high > 1:
+        low, high = max(low, 0), min(high, 1)
+        if high <= low:
+            return []
+    num_points = max(1, math.ceil((high - low) * length - 1e-9))
+    return [(low + (i + 0.5) / num_points * (high - low)) * length - 0.5 for i in range(num_points)]
+
+
+def box_by_loops(dense: Tensor, base: Tensor | None, box, grid) -> Tensor:
+    x1, y1, x2, y2 = box.tolist()
+    rows, columns = grid
+    cells = []
+    for i, j in itertools.product(range(rows), range(columns)):
+        xs = line_points(x1 + (x2 - x1) * j / columns, x1 + (x2 - x1) * (j + 1) / columns, dense.shape[2])
+        ys = line_points(y1 + (y2 - y1) * i / rows, y1 + (y2 - y1) * (i + 1) / rows, dense.shape[1])
+        cells.append(mean_of_points(dense, list(itertools.product(xs, ys)), base))
+    return torch.stack(cells, 1).reshape(-1, rows, columns)
+
+
+def view_by_loops(dense: Tensor, base: Tensor | None, view: rd.View, grid) -> Tensor:
+    height, width = dense.shape[1:]
+    rows, columns = grid
+    num_u = max(1, math.ceil(math.hypot(view.xx * width, view.yx * height) / columns - 1e-4))
+    num_v = max(1, math.ceil(math.hypot(view.xy * width, view.yy * height) / rows - 1e-4))
+    cells = []
+    for i, j in itertools.product(range(rows), range(columns)):
+        points = []
+        for a, b in itertools.product(range(num_u), range(num_v)):
+            u, v = (j + (a + 0.5) / num_u) / columns, (i + (b + 0.5) / num_v) / rows
+            x, y = view.xx * u + view.xy * v + view.x0, view.yx * u + view.yy * v + view.y0
+            if 0 <= x <= 1 and 0 <= y <= 1:
+                points.append((x * width - 0.5, y * height - 0.5))
+        cells.append(mean_of_points(dense, points, base))
+    return torch.stack(cells, 1).reshape(-1, rows, columns)
+
+
+def random_shape(seed: int):
+    """Return an encoding, the size of a map and of a grid, different for every seed."""
+    torch.manual_seed(seed)
+    height, width, rows, columns = torch.randint(1, 8, (4,)).tolist()
+    return ENCODINGS[seed % 2], (height, width), (min(rows, 4), min(columns, 4))
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_any_box_inside_or_out_mirrored_or_not_pools_as_by_loops(seed):
+    encoding, size, grid = random_shape(seed)
+    batch = random_batch(3, encoding, size)
+    boxes = torch.rand(3, 4, dtype=torch.float64) * 3 - 1
+    got = batch.pool(boxes, grid)
+    for i in range(3):
+        want = box_by_loops(batch.dense[i], None if batch.base is None else batch.base[i], boxes[i], grid)
+        torch.testing.assert_close(got[i], want, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_any_rotated_or_sheared_view_pools_as_by_loops(seed):
+    encoding, size, grid = random_shape(seed)
+    batch = random_batch(3, encoding, size)
+    views = [rd.View(*(torch.randn(6, dtype=torch.float64) * 0.7).tolist()) for _ in range(3)]
+    got = batch.pool_views(views, grid)
+    for i in range(3):
+        want = view_by_loops(batch.dense[i], None if batch.base is None else batch.base[i], views[i], grid)
+        torch.testing.assert_close(got[i], want, rtol=0, atol=1e-9)
+
+
+def pooled_value(soft: Tensor) -> Tensor:
+    """Undo the softmax of two classes, of which the second has logit 0."""
+    return (soft[:, 0] / soft[:, 1]).log()
+
+
+@pytest.mark.parametrize("axis", ["x", "y"])
+def test_a_linear_ramp_pools_to_the_centre_of_the_box_minus_a_half(axis):
+    height, width = 9, 14
+    y, x = torch.meshgrid(torch.arange(9.0), torch.arange(14.0), indexing="ij")
+    ramp = (x if axis == "x" else y).double()[None, None]
+    boxes = torch.tensor([[0.2, 0.1, 0.5, 0.7], [0.11, 0.3, 0.62, 0.9], [0.5, 0.5, 0.52, 0.51]], dtype=torch.float64)
+    classes, base = torch.zeros(3, 1, 1, 1, dtype=torch.long), torch.zeros(3, 2, dtype=torch.float64)
+    soft = rd.pool_labels(ramp.expand(3, -1, -1, -1), classes, boxes, num_classes=2, base=base)
+    centre = (boxes[:, 0] + boxes[:, 2]) / 2 * width if axis == "x" else (boxes[:, 1] + boxes[:, 3]) / 2 * height
+    torch.testing.assert_close(pooled_value(soft), centre - 0.5)
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_a_mirrored_box_mirrors_the_grid(encoding):
+    batch = random_batch(5, encoding)
+    boxes = BOXES["inside"](5, None)
+    want = batch.pool(boxes, (3, 4))
+    for order, axes in (([2, 1, 0, 3], [3]), ([0, 3, 2, 1], [2]), ([2, 3, 0, 1], [2, 3])):
+        torch.testing.assert_close(batch.pool(boxes[:, order], (3, 4)), want.flip(axes))
+        torch.testing.assert_close(batch.pool(boxes[:, order]), batch.pool(boxes))
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_a_box_that_leaves_the_image_is_pooled_over_its_part_inside(encoding):
+    batch = random_batch(200, encoding)
+    boxes = boxes_of(*(torch.rand(2, 200, 2, dtype=torch.float64) * 2 - 0.5))
+    clipped = boxes.clamp(0, 1)
+    meets = ((clipped[:, 2:] - clipped[:, :2]) > 0).all(1)
+    got = batch.pool(boxes)
+    torch.testing.assert_close(got[meets], batch.pool(clipped)[meets], rtol=0, atol=1e-12)
+    base = torch.zeros(200, NUM_CLASSES).double() if batch.base is None else batch.base
+    torch.testing.assert_close(got[~meets], base.softmax(1)[~meets], rtol=0, atol=1e-12)
+    assert 10 < meets.sum() < 190
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_an_edge_rounded_across_the_border_is_no_leaving(encoding):
+    batch = random_batch(1, encoding)
+    whole, outwards = torch.tensor([[0.0, 0, 1, 1]]).double(), torch.tensor([[-1e-6, 0, 1 + 1e-6, 1]]).double()
+    torch.testing.assert_close(batch.pool(outwards, (3, 4)), batch.pool(whole, (3, 4)), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_a_box_without_extent_is_its_point_or_its_line(encoding):
+    batch = random_batch(1, encoding)
+    x, y = (2 + 0.5) / WIDTH, (4 + 0.5) / HEIGHT
+    point = batch.pool(torch.tensor([[x, y, x, y]], dtype=torch.float64))
+    torch.testing.assert_close(point, batch.dense[:, :, 4, 2].softmax(1))
+    line = batch.pool(torch.tensor([[x, 0, x, 1]], dtype=torch.float64))
+    torch.testing.assert_close(line, batch.dense[:, :, :, 2].mean(2).softmax(1))
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("quarters", [1, 2, 3])
+def test_a_map_turned_by_quarters_pools_as_its_turned_logits(encoding, quarters):
+    batch = random_batch(1, encoding, (6, 9))
+    turned = F.crop(F.rotate(batch.label_map(0), 90 * quarters, expand=True), 1, 2, 4, 3)
+    dense = batch.dense[0].rot90(quarters, (1, 2))
+    height, width = dense.shape[1:]
+    box = torch.tensor([[2 / width, 1 / height, 5 / width, 5 / height]], dtype=torch.float64)
+    for output_size in (1, (2, 3)):
+        got = pool_label_map(turned, turned.view, output_size)
+        torch.testing.assert_close(got, reference(dense[None], box, output_size)[0], rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_a_batch_of_upright_and_rotated_views_pools_as_one_by_one(encoding):
+    batch = random_batch(6, encoding)
+    views = [rd.View(0.5, 0.1 * (i % 2), 0.2, 0.2 * (i % 3), 0.6, 0.1) for i in range(6)]
+    assert {view.is_box for view in views} == {True, False}
+    for output_size in (1, (2, 3)):
+        together = batch.pool_views(views, output_size)
+        for i in range(6):
+            torch.testing.assert_close(together[i : i + 1], batch[i : i + 1].pool_views([views[i]], output_size))
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_an_upright_view_inside_the_image_pools_alike_as_box_and_by_points(encoding):
+    batch = random_batch(4, encoding)
+    boxes = BOXES["inside"](4, None)
+    views = [rd.View(x2 - x1, 1e-8, x1, 0.0, y2 - y1, y1) for x1, y1, x2, y2 in boxes.tolist()]
+    assert not views[0].is_box
+    torch.testing.assert_close(batch.pool_views(views, (3, 4)), batch.pool(boxes, (3, 4)), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("output_size", [1, (2, 3)])
+def test_batches_of_one_and_of_none(encoding, output_size):
+    batch, boxes = random_batch(3, encoding), BOXES["inside"](3, None)
+    together = batch.pool(boxes, output_size)
+    torch.testing.assert_close(batch[1:2].pool(boxes[1:2], output_size), together[1:2])
+    assert batch[:0].pool(boxes[:0], output_size).shape == (0, *together.shape[1:])
+    assert batch[:0].pool_views([], output_size).shape == (0, *together.shape[1:])
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("size", [(HEIGHT, WIDTH), (15, 15)])
+def test_one_sample_at_a_time_gives_what_the_batch_gives(encoding, size):
+    num = 1500
+    one = random_batch(1, encoding, size, torch.float32)
+    inside, anywhere = BOXES["inside"](num // 3, size), torch.rand(num // 3, 4, dtype=torch.float64) * 2 - 0.5
+    boxes = torch.cat([inside, anywhere, on_cell_edges(num // 3, size)])
+    batch = Batch(*(part if part is None else part.expand(num, *part.shape[1:]) for part in one))
+    label_map = one.label_map(0)
+    views = [rd.View(x2 - x1, 0.0, x1, 0.0, y2 - y1, y1) for x1, y1, x2, y2 in boxes.tolist()]
+    singly = torch.stack([pool_label_map(label_map, view) for view in views])
+    assert singly.dtype == torch.float32
+    torch.testing.assert_close(singly, batch.pool_views(views), rtol=0, atol=3e-6)
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_temperature_divides_the_pooled_logits(encoding):
+    batch, boxes = random_batch(2, encoding), BOXES["inside"](2, None)
+    want = (batch.pool(boxes).log() / 2.5).softmax(1)
+    torch.testing.assert_close(batch.pool(boxes, temperature=2.5), want)
+    label_map, view = batch[:1].label_map(0).float(), rd.View()
+    soft = pool_label_map(rd.LabelMap.wrap(label_map, like=batch.label_map(0)), view, 1, 2.5)
+    whole = batch[:1].pool(torch.tensor([[0.0, 0, 1, 1]]), temperature=2.5)[0]
+    torch.testing.assert_close(soft, whole.float(), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_logits_are_pooled_in_float32(encoding, dtype):
+    batch, boxes = random_batch(4, encoding, dtype=dtype), BOXES["inside"](4, None)
+    soft = batch.pool(boxes)
+    assert soft.dtype == torch.float32
+    torch.testing.assert_close(soft, reference(batch.dense.double(), boxes, 1).float(), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_labels_sum_to_one_and_inputs_are_not_written_to(encoding):
+    batch, boxes = random_batch(4, encoding), BOXES["inside"](4, None)
+    inputs = [part for part in (*batch[:3], boxes) if part is not None]
+    versions = [part._version for part in inputs]
+    label_map = batch.label_map(0).to(torch.float32)
+    copies = [part.clone() for part in (label_map.logits, label_map.classes)]
+    for output_size in (1, (2, 3)):
+        soft = batch.pool(boxes, output_size, temperature=2)
+        torch.testing.assert_close(soft.sum(1), torch.ones_like(soft[:, 0]))
+        batch.pool_views([rd.View(xy=0.1)] * 4, output_size)
+        pool_label_map(label_map, rd.View(), output_size, 2)
+    assert [part._version for part in inputs] == versions
+    assert torch.equal(label_map.logits, copies[0])
+    assert label_map.base is None or torch.equal(label_map.base, batch.base[0].float())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_the_gpu_gives_what_the_cpu_gives(encoding):
+    batch, boxes = random_batch(8, encoding, dtype=torch.float32), BOXES["inside"](8, None)
+    on_gpu = Batch(*(part if part is None else part.cuda() for part in batch))
+    for output_size in (1, (3, 4)):
+        got = on_gpu.pool(boxes, output_size)  # boxes may stay on the CPU
+        assert got.device.type == "cuda"
+        torch.testing.assert_close(got.cpu(), batch.pool(boxes, output_size), rtol=0, atol=1e-5)
+        views = [rd.View(0.5, 0.1, 0.2, 0.2, 0.6, 0.1)] * 8
+        torch.testing.assert_close(on_gpu.pool_views(views, output_size).cpu(), batch.pool_views(views, output_size))
+
+
+def arguments(**changes) -> dict:
+    good = {
+        "logits": torch.zeros(2, 3, 4, 5),
+        "classes": torch.zeros(2, 3, 1, 1, dtype=torch.long),
+        "boxes_xyxy": torch.tensor([[0.0, 0, 1, 1]] * 2),
+        "num_classes": 6,
+    }
+    return {**good, **changes}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"logits": torch.zeros(3, 4, 5)}, r"logits must be floating point \[B, K, H, W\]"),
+        ({"logits": torch.zeros(2, 3, 4, 5).long()}, "got torch.int64"),
+        ({"classes": torch.zeros(2, 3).long()}, r"classes must have shape \(2, 3, 4, 5\) or \(2, 3, 1, 1\)"),
+        ({"classes": torch.zeros(3, 2, 1, 1).long()}, "classes must have shape"),
+        ({"base": torch.zeros(6)}, r"base must have shape \(2, 6\), got \(6,\)"),
+        ({"boxes_xyxy": torch.zeros(4)}, r"boxes_xyxy must have shape \(2, 4\), one box an image, got \(4,\)"),
+        ({"boxes_xyxy": torch.zeros(1, 4)}, "one box an image"),
+        ({"temperature": 0}, "temperature must be positive, got 0"),
+        ({"temperature": float("nan")}, "temperature must be positive"),
+        ({"output_size": 0}, "output_size must be at least 1, got 0"),
+        ({"output_size": (2, -1)}, "output_size must be at least 1"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_refused(wrong, message):
+    rd.pool_labels(**arguments())
+    with pytest.raises(ValueError, match=message):
+        rd.pool_labels(**arguments(**wrong))
+
+
+def test_there_is_one_view_an_image():
+    with pytest.raises(ValueError, match="expected 2 views, one an image, got 1"):
+        pool_views(torch.zeros(2, 3, 4, 5), torch.zeros(2, 3, 1, 1).long(), [rd.View()], num_classes=6)
