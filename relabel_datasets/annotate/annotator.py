@@ -199,12 +199,10 @@ class ClassSubset:
 
     def describe(self) -> dict[str, Any]:
         """Return what the inner annotator says, and the rows as a hash, since there may be thousands."""
-        rows = self._rows.cpu().numpy().astype("<i8").tobytes()
-        return {
-            **self.annotator.describe(),
-            "num_classes": self.num_classes,
-            "rows_sha256": hashlib.sha256(rows).hexdigest(),
-        }
+        inner = self.annotator.describe()
+        digest = hashlib.sha256(inner.get("rows_sha256", "").encode())  # the inner one may be a subset, too
+        digest.update(self._rows.cpu().numpy().astype("<i8").tobytes())
+        return {**inner, "num_classes": self.num_classes, "rows_sha256": digest.hexdigest()}
 
 
 def check_size(size: int | Sequence[int]) -> tuple[int, int]:

@@ -1,0 +1,160 @@
+"""Matching of a dataset's classes with an annotator's."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from relabel_datasets.annotate.classes import match_classes
+
+IMAGENETTE = {
+    "n01440764": "tench",
+    "n02102040": "English springer",
+    "n02979186": "cassette player",
+    "n03000684": "chain saw",
+    "n03028079": "church",
+    "n03394916": "French horn",
+    "n03417042": "garbage truck",
+    "n03425413": "gas pump",
+    "n03445777": "golf ball",
+    "n03888257": "parachute",
+}
+ROWS = [0, 217, 482, 491, 497, 566, 569, 571, 574, 701]  # of Imagenette's classes in ImageNet-1k
+
+
+@pytest.fixture(scope="module")
+def imagenet() -> tuple[str, ...]:
+    from timm.data import ImageNetInfo
+
+    return tuple(ImageNetInfo().label_names())
+
+
+def test_equal_names_match_in_any_order():
+    assert match_classes(("a", "b", "c"), ("c", "a")) == [2, 0]
+
+
+def test_exact_names_need_no_timm():
+    code = "from relabel_datasets.annotate.classes import match_classes; import sys; match_classes(['a', 'b'], ['b']); "
+    subprocess.run([sys.executable, "-c", code + "assert 'timm' not in sys.modules"], check=True)
+
+
+def test_case_underscores_hyphens_and_spaces_do_not_count():
+    assert match_classes(("hot dog", "Polar_Bear", "tam-tam"), ("tam tam", "HOT-DOG", "polar  bear")) == [2, 0, 1]
+
+
+def test_a_name_in_its_own_case_is_preferred():
+    assert match_classes(("Cardigan", "cardigan"), ("cardigan", "Cardigan")) == [1, 0]
+
+
+def test_synsets_match_themselves(imagenet):
+    assert match_classes(imagenet, tuple(IMAGENETTE)) == ROWS
+    assert match_classes(imagenet, imagenet) == list(range(1000))
+
+
+def test_human_names_match_synsets(imagenet):
+    assert match_classes(imagenet, tuple(IMAGENETTE.values())) == ROWS
+    assert match_classes(imagenet, ("chainsaw", "English_springer_spaniel", "Tinca tinca")) == [491, 217, 0]
+
+
+def test_synsets_match_human_names():
+    assert match_classes(tuple(IMAGENETTE.values()), tuple(IMAGENETTE)) == list(range(10))
+
+
+def test_whole_descriptions_match_where_single_words_would_not(imagenet):
+    # "missile" is a class, and a word for another; so are "cardigan" and "maillot".
+    names = ("missile", "projectile, missile", "cardigan", "maillot, tank suit", "maillot", "harp", "tub")
+    synsets = ["n03773504", "n04008634", "n02963159", "n03710721", "n03710637", "n03495258", "n04493381"]
+    assert [imagenet[row] for row in match_classes(imagenet, names)] == synsets
+
+
+def test_a_synset_is_never_another_synset(imagenet):
+    # Both are "crane", the bird and the machine.
+    with pytest.raises(ValueError, match=r"1 of 2 classes .* 'n03126707' is none of them"):
+        match_classes(("n02012849", "n01440764"), ("n03126707", "n01440764"))
+    assert match_classes(imagenet, ("n03126707", "n02012849")) == [517, 134]
+
+
+def test_unknown_synsets_are_names_like_others():
+    with pytest.raises(ValueError, match="'n99999999' is none of them"):
+        match_classes(("cat", "dog"), ("n99999999", "dog"))
+
+
+def test_ambiguous_names_are_refused_with_what_they_may_be(imagenet):
+    message = r"1 of 2 classes .*'crane' may be 134 \(n02012849: crane\) or 517 \(n03126707: crane\).* in mapping"
+    with pytest.raises(ValueError, match=message):
+        match_classes(imagenet, ("crane", "tench"))
+
+
+def test_equal_names_of_the_annotator_are_ambiguous():
+    with pytest.raises(ValueError, match=r"'a' may be 0 \(a: a\) or 2"):
+        match_classes(("a", "b", "a"), ("a", "b"))
+
+
+def test_unmatched_classes_are_counted_with_close_names(imagenet):
+    message = r"2 of 3 .*'zebr' is none of them \(did you mean 'zebra'\?\); 'qqqqqq' is none of them\. Give"
+    with pytest.raises(ValueError, match=message):
+        match_classes(imagenet, ("zebr", "tench", "qqqqqq"))
+
+
+def test_many_unmatched_classes_are_cut_short():
+    names = tuple(f"class {i}" for i in range(40))
+    with pytest.raises(ValueError, match=r"40 of 40 classes .*'class 4' is none of them; and 35 more"):
+        match_classes(("x", "y"), names)
+
+
+def test_two_classes_on_one_row_are_refused(imagenet):
+    with pytest.raises(ValueError, match="'tench' and 'Tinca tinca' are both the annotator's class 0"):
+        match_classes(imagenet, ("tench", "Tinca tinca"))
+
+
+def test_a_class_named_twice_is_refused():
+    with pytest.raises(ValueError, match="'a' and 'a' are both"):
+        match_classes(("a", "b"), ("a", "b", "a"))
+
+
+def test_mapping_comes_before_names(imagenet):
+    mapping: dict[str, str | int] = {"crane": "n03126707", "bird": 134, "tench": 5}
+    assert match_classes(imagenet, ("tench", "bird", "crane", "church"), mapping) == [5, 134, 517, 497]
+
+
+def test_mapping_by_index_serves_unnamed_annotators():
+    assert match_classes(None, ("a", "b"), {"a": 2, "b": 0}, num_classes=3) == [2, 0]
+
+
+@pytest.mark.parametrize(
+    ("mapping", "message"),
+    [
+        ({"z": 0}, "mapping is for classes that the dataset does not have: 'z'"),
+        ({"a": 3}, r"mapping gives 'a' the index 3, but there are 0 \.\. 2"),
+        ({"a": -1}, "the index -1"),
+        (
+            {"a": "fores"},
+            r"mapping gives 'a' the class 'fores', which the annotator has not \(did you mean 'forest'\?\)",
+        ),
+        ({"a": 0, "b": "forest"}, "'a' and 'b' are both the annotator's class 0"),
+    ],
+)
+def test_mapping_is_checked(mapping, message):
+    with pytest.raises(ValueError, match=message):
+        match_classes(("forest", "lake", "a"), ("a", "b"), mapping)
+
+
+def test_unnamed_annotators_of_as_many_classes_are_taken_to_be_the_same():
+    assert match_classes(None, ("a", "b", "c"), num_classes=3) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("mapping", [None, {"a": 1}])
+def test_unnamed_annotators_of_another_number_of_classes_are_refused(mapping):
+    with pytest.raises(ValueError, match=r"annotator's 1000 classes have no names, so .* of the dataset's 3 cannot"):
+        match_classes(None, ("a", "b", "c"), mapping, num_classes=1000)
+
+
+def test_the_number_of_classes_must_be_known():
+    with pytest.raises(ValueError, match="num_classes must be given"):
+        match_classes(None, ("a",))
+
+
+def test_no_classes_match_nothing():
+    assert match_classes(("a",), ()) == []
