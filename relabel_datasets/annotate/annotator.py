@@ -56,6 +56,10 @@ class ModuleAnnotator:
         channels_last: hold images and weights in the order of memory that convolutions prefer; the maps are the same.
         name: what the manifest calls the module. Default: the name of its type.
 
+    Attributes:
+        num_classes: C.
+        map_size: (H, W) of the maps.
+
     Raises:
         ValueError: an argument is out of range, or the module's output is not `[B, C, H, W]` with C classes.
 

@@ -48,6 +48,9 @@ class TimmAnnotator(ModuleAnnotator):
         **model_args: of `timm.create_model`, such as `num_classes` or `pad_type="same"`. Plain values, since they are
             recorded. `img_size` is the size that the weights are made for, where they are made for one.
 
+    Attributes:
+        linear_head: whether the mean over a map equals the model's own logits: the map is exact, not approximate.
+
     Raises:
         FileNotFoundError: there is no such checkpoint.
         ValueError: the checkpoint does not fit the model, the model has no map of features, no classifier, or cannot

@@ -61,7 +61,7 @@ FAMILIES = [
     Family("vit_tiny_patch16_224", "5+NLC", 16, False, {"global_pool": "map", "reg_tokens": 4, "depth": 1}),
     Family("deit_tiny_distilled_patch16_224", "2+NLC", 16, False, {"depth": 1}),
     Family("mixer_s32_224", "0+NLC", 32, True),
-    pytest.param(Family("volo_d1_224", "1+NLC", 16, False), marks=pytest.mark.slow),
+    Family("volo_d1_224", "1+NLC", 16, False),
     Family("levit_128s", "0+NLC", 64, True, {}, (128, 192)),
 ]  # fmt: skip
 
