@@ -15,12 +15,17 @@ from torchvision.tv_tensors import TVTensor
 from . import codec
 from .encoding import Encoded, encode_logits
 
+Box = tuple[float, float, float, float]
+
 
 class View(NamedTuple):
     """Which part of the original image the current image shows: an affine map between the two.
 
     A point (u, v) of the current image lies at `(xx * u + xy * v + x0, yx * u + yy * v + y0)` of the original. Both
     are in units of their whole image: x and u to the right, y and v down, (0, 0) the upper left corner.
+
+    `visible_xyxy` is the box of the original that the current image has pixels of. What an image shows beyond it was
+    filled, as by a translation after a crop.
     """
 
     xx: float = 1.0
@@ -29,13 +34,21 @@ class View(NamedTuple):
     yx: float = 0.0
     yy: float = 1.0
     y0: float = 0.0
+    visible_xyxy: Box = (0.0, 0.0, 1.0, 1.0)
 
     def compose(self, inner: View) -> View:
-        """Return the view of an image that shows the part `inner` of the image that this view belongs to."""
-        a, b, c, d, e, f = self
-        p, q, r, s, t, u = inner
+        """Return the view of an image that shows the part `inner` of the image that this view belongs to.
+
+        The original stays visible within the box around this view, which is exact where this view is upright.
+        """
+        a, b, c, d, e, f, (x1, y1, x2, y2) = self
+        p, q, r, s, t, u, _ = inner
+        visible = (
+            max(x1, c + min(a, 0.0) + min(b, 0.0)), max(y1, f + min(d, 0.0) + min(e, 0.0)),
+            min(x2, c + max(a, 0.0) + max(b, 0.0)), min(y2, f + max(d, 0.0) + max(e, 0.0)),
+        )  # fmt: skip
         return View(
-            a * p + b * s, a * q + b * t, a * r + b * u + c, d * p + e * s, d * q + e * t, d * r + e * u + f
+            a * p + b * s, a * q + b * t, a * r + b * u + c, d * p + e * s, d * q + e * t, d * r + e * u + f, visible
         )  # fmt: skip
 
     @property
@@ -44,7 +57,7 @@ class View(NamedTuple):
         return abs(self.xy) + abs(self.yx) < 1e-9
 
     @property
-    def box_xyxy(self) -> tuple[float, float, float, float]:
+    def box_xyxy(self) -> Box:
         """The box of an upright view; x1 > x2 or y1 > y2 where it is mirrored."""
         return (self.x0, self.y0, self.x0 + self.xx, self.y0 + self.yy)
 
@@ -155,7 +168,7 @@ class LabelMap(TVTensor):
         shape = "x".join(map(str, self.shape))
         return (
             f"LabelMap({shape}, encoding={self.encoding!r}, num_classes={self.num_classes}, "
-            f"canvas_size={self.canvas_size}, view={tuple(round(v, 4) for v in self.view)}, "
+            f"canvas_size={self.canvas_size}, view={tuple(round(v, 4) for v in self.view[:6])}, "
             f"key={self.key!r}, label={self.label})"
         )
 

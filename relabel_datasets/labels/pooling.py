@@ -78,8 +78,8 @@ def pool_views(
 ) -> Tensor:
     """Return the soft labels of one view of each of B images, rotated and sheared ones included.
 
-    Upright views are pooled as boxes. If any is not, all are pooled by sampling points, as far apart as RoIAlign's,
-    which is the same for views inside the image; points outside are left out of the mean.
+    Upright views are pooled as boxes, the others by sampling points, as far apart as RoIAlign's, which is the same for
+    views inside the image. Points outside of what is visible are left out of the mean.
 
     All arguments but `views`, what is returned and the errors are those of `pool_labels`.
     """
@@ -87,12 +87,7 @@ def pool_views(
     if len(views) != batch:
         raise ValueError(f"expected {batch} views, one an image, got {len(views)}")
     upright = torch.tensor([view.is_box for view in views], dtype=torch.bool)
-    if upright.all():
-        boxes = torch.tensor([view.box_xyxy for view in views], dtype=torch.float64).reshape(batch, 4)
-        return pool_labels(
-            logits, classes, boxes, num_classes=num_classes, base=base, output_size=output_size, temperature=temperature
-        )
-    if upright.any():
+    if upright.any() and not upright.all():
         parts = [group.nonzero()[:, 0] for group in (upright, ~upright)]
         pooled = [
             pool_views(
@@ -102,8 +97,14 @@ def pool_views(
             for part in parts
         ]  # fmt: skip
         return torch.cat(pooled)[torch.cat(parts).argsort()]
-    affine = torch.tensor(views, device=logits.device, dtype=_compute_dtype(logits)).reshape(batch, 2, 3)
-    weights = _view_weights(affine, _grid(output_size), (height, width))
+    numbers = torch.tensor([(*view[:6], *view.box_xyxy, *view.visible_xyxy) for view in views], dtype=torch.float64)
+    numbers = numbers.reshape(batch, 14).to(logits.device, _compute_dtype(logits))
+    grid, size, visible = _grid(output_size), (height, width), numbers[:, 10:]
+    weights: Tensor | tuple[Tensor, Tensor]
+    if upright.all():
+        weights = _box_weights(numbers[:, 6:10], grid, size, visible)
+    else:
+        weights = _view_weights(numbers[:, :6].reshape(batch, 2, 3), grid, size, visible)
     return _pool(logits, classes, base, num_classes, weights, temperature, output_size)
 
 
@@ -158,19 +159,22 @@ def _compute_dtype(logits: Tensor) -> torch.dtype:
     return torch.float64 if logits.dtype == torch.float64 else torch.float32
 
 
-def _box_weights(boxes_xyxy: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+def _box_weights(
+    boxes_xyxy: Tensor, grid: tuple[int, int], size: tuple[int, int], visible_xyxy: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Return `[B, h, H]` and `[B, w, W]`: the weight of each row, and of each column, of locations in each output cell.
 
-    The weights of a cell sum to 1, or to 0 for a cell outside the image. Both axes, y first, are done at once, `[2, B, n]`
-    with n cells: at this size each call costs more than its numbers.
+    The weights of a cell sum to 1, or to 0 for a cell outside of what is visible, by default the image. Both axes, y
+    first, are done at once, `[2, B, n]` with n cells: at this size each call costs more than its numbers.
     """
     lengths = boxes_xyxy.new_tensor(size)[:, None, None]
-    start, end = boxes_xyxy.reshape(len(boxes_xyxy), 2, 2).permute(1, 2, 0).flip(1)[..., None] * lengths - 0.5
+    start, end = _ends(boxes_xyxy, lengths)
+    low, high = (-0.5, lengths - 0.5) if visible_xyxy is None else _ends(visible_xyxy, lengths)
     extent = (end - start) / boxes_xyxy.new_tensor(grid)[:, None, None]
     first = start + extent * torch.arange(max(grid), device=extent.device, dtype=extent.dtype)
     near, far = torch.minimum(first, first + extent), torch.maximum(first, first + extent)
-    leaves = (near < -0.5 - _SLACK) | (far > lengths - 0.5 + _SLACK)
-    near, far = near.clamp_min(-0.5), torch.minimum(far, lengths - 0.5)
+    leaves = (near < low - _SLACK) | (far > high + _SLACK)
+    near, far = near.clamp_min(low), torch.minimum(far, high)
     outside = leaves & (far <= near)
     first, extent = torch.where(leaves, near, first), torch.where(leaves, far - near, extent)
 
@@ -191,22 +195,29 @@ def _box_weights(boxes_xyxy: Tensor, grid: tuple[int, int], size: tuple[int, int
     return weights[0, :, : grid[0], : size[0]], weights[1, :, : grid[1], : size[1]]
 
 
+def _ends(boxes_xyxy: Tensor, lengths: Tensor) -> Tensor:
+    """Return where boxes `[B, 4]` start and end, in locations, `[2, 2, B, 1]`: start or end, then y or x."""
+    return boxes_xyxy.reshape(len(boxes_xyxy), 2, 2).permute(1, 2, 0).flip(1)[..., None] * lengths - 0.5
+
+
 def _hat(position: Tensor, length: int) -> Tensor:
     """Return `[..., L]`: the weights of L locations in bilinear interpolation at each position of `[...]`."""
     location = torch.arange(length, device=position.device, dtype=position.dtype)
     return (1 - (position.clamp(0, length - 1)[..., None] - location).abs()).clamp_min(0)
 
 
-def _view_weights(affine: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
+def _view_weights(affine: Tensor, grid: tuple[int, int], size: tuple[int, int], visible_xyxy: Tensor) -> Tensor:
     """Return `[B, h, w, H, W]`: the weight of each location in each output cell of affine views `[B, 2, 3]`."""
     height, width = size
+    x1, y1, x2, y2 = visible_xyxy[:, :, None, None, None, None].unbind(1)
     affine = affine * affine.new_tensor([width, height])[:, None]  # now to locations
     u, counted_u = _points(affine[:, :, 0].norm(dim=1), grid[1])
     v, counted_v = _points(affine[:, :, 1].norm(dim=1), grid[0])
     u, v = u[:, None, :, None, :], v[:, :, None, :, None]  # to [B, h, w, points along v, points along u]
     (xx, xy, x0), (yx, yy, y0) = affine[..., None, None, None, None].permute(1, 2, 0, 3, 4, 5, 6)
-    x, y = xx * u + xy * v + x0 - 0.5, yx * u + yy * v + y0 - 0.5
-    inside = (x >= -0.5) & (x <= width - 0.5) & (y >= -0.5) & (y <= height - 0.5)
+    x, y = xx * u + xy * v + x0, yx * u + yy * v + y0
+    inside = (x >= x1 * width) & (x <= x2 * width) & (y >= y1 * height) & (y <= y2 * height)
+    x, y = x - 0.5, y - 0.5
     counted = inside & counted_u[:, None, None, None, :] & counted_v[:, None, None, :, None]
     x, y, counted = (t.flatten(3) for t in (x, y, counted.to(x.dtype)))
     share = counted / counted.sum(-1, keepdim=True).clamp_min(1)
@@ -281,7 +292,8 @@ def _pool_one(
     """Return `[C]`, as `pool_labels` does for one box and one cell, in NumPy: its calls cost a fraction of torch's."""
     height, width = logits.shape[1:]
     x1, y1, x2, y2 = view.box_xyxy
-    rows, columns = _line_weights(y1, y2, height), _line_weights(x1, x2, width)
+    left, top, right, bottom = view.visible_xyxy
+    rows, columns = _line_weights(y1, y2, top, bottom, height), _line_weights(x1, x2, left, right, width)
     pooled = np.zeros(num_classes, np.float32) if base is None else base.numpy().copy()
     if rows is not None and columns is not None:
         values, index = logits.numpy(), classes.numpy()
@@ -296,18 +308,19 @@ def _pool_one(
     return (soft if temperature == 1 else soft / temperature).softmax(0)
 
 
-def _line_weights(start: float, end: float, length: int) -> npt.NDArray[np.float32] | None:
-    """Return the `[L]` weights of `_box_weights` for one cell from `start` to `end` (0..1), None where it is outside.
+def _line_weights(start: float, end: float, low: float, high: float, length: int) -> npt.NDArray[np.float32] | None:
+    """Return the `[L]` weights of `_box_weights` for one cell from `start` to `end`, None where it is outside.
 
-    The ends are rounded as `_box_weights` rounds them, since the number of points jumps at whole extents.
+    What is visible reaches from `low` to `high`; all are in 0..1. The ends are rounded as `_box_weights` rounds them,
+    since the number of points jumps at whole extents.
     """
-    scale = np.float32(length)
-    first = np.float32(start) * scale - np.float32(0.5)
-    extent = float(np.float32(end) * scale - np.float32(0.5) - first)
-    position, limit = float(first), length - 0.5
+    scale, half = np.float32(length), np.float32(0.5)
+    first = np.float32(start) * scale - half
+    extent = float(np.float32(end) * scale - half - first)
+    position, least, most = float(first), float(np.float32(low) * scale - half), float(np.float32(high) * scale - half)
     near, far = min(position, position + extent), max(position, position + extent)
-    if near < -0.5 - _SLACK or far > limit + _SLACK:
-        position, far = max(near, -0.5), min(far, limit)
+    if near < least - _SLACK or far > most + _SLACK:
+        position, far = max(near, least), min(far, most)
         extent = far - position
         if extent <= 0:
             return None

@@ -137,24 +137,25 @@ def mean_of_points(dense: Tensor, points, base: Tensor | None) -> Tensor:
     return (torch.zeros_like(dense[:, 0, 0]) if base is None else base).softmax(0)
 
 
-def line_points(start: float, end: float, length: int) -> list[float]:
-    """Return the sampling points of one side of a cell, given in 0..1, after cutting off what is outside the image."""
+def line_points(start: float, end: float, least: float, most: float, length: int) -> list[float]:
+    """Return the sampling points of one side of a cell, given in 0..1, after cutting off what cannot be seen."""
     low, high = sorted((start, end))
-    if low < 0 or high > 1:
-        low, high = max(low, 0), min(high, 1)
+    if low < least or high > most:
+        low, high = max(low, least), min(high, most)
         if high <= low:
             return []
     num_points = max(1, math.ceil((high - low) * length - 1e-9))
     return [(low + (i + 0.5) / num_points * (high - low)) * length - 0.5 for i in range(num_points)]
 
 
-def box_by_loops(dense: Tensor, base: Tensor | None, box, grid) -> Tensor:
-    x1, y1, x2, y2 = box.tolist()
+def box_by_loops(dense: Tensor, base: Tensor | None, box, grid, visible=(0.0, 0.0, 1.0, 1.0)) -> Tensor:
+    x1, y1, x2, y2 = box
+    left, top, right, bottom = visible
     rows, columns = grid
     cells = []
     for i, j in itertools.product(range(rows), range(columns)):
-        xs = line_points(x1 + (x2 - x1) * j / columns, x1 + (x2 - x1) * (j + 1) / columns, dense.shape[2])
-        ys = line_points(y1 + (y2 - y1) * i / rows, y1 + (y2 - y1) * (i + 1) / rows, dense.shape[1])
+        xs = line_points(x1 + (x2 - x1) * j / columns, x1 + (x2 - x1) * (j + 1) / columns, left, right, dense.shape[2])
+        ys = line_points(y1 + (y2 - y1) * i / rows, y1 + (y2 - y1) * (i + 1) / rows, top, bottom, dense.shape[1])
         cells.append(mean_of_points(dense, list(itertools.product(xs, ys)), base))
     return torch.stack(cells, 1).reshape(-1, rows, columns)
 
@@ -170,7 +171,8 @@ def view_by_loops(dense: Tensor, base: Tensor | None, view: rd.View, grid) -> Te
         for a, b in itertools.product(range(num_u), range(num_v)):
             u, v = (j + (a + 0.5) / num_u) / columns, (i + (b + 0.5) / num_v) / rows
             x, y = view.xx * u + view.xy * v + view.x0, view.yx * u + view.yy * v + view.y0
-            if 0 <= x <= 1 and 0 <= y <= 1:
+            left, top, right, bottom = view.visible_xyxy
+            if left <= x <= right and top <= y <= bottom:
                 points.append((x * width - 0.5, y * height - 0.5))
         cells.append(mean_of_points(dense, points, base))
     return torch.stack(cells, 1).reshape(-1, rows, columns)
@@ -190,15 +192,39 @@ def test_any_box_inside_or_out_mirrored_or_not_pools_as_by_loops(seed):
     boxes = torch.rand(3, 4, dtype=torch.float64) * 3 - 1
     got = batch.pool(boxes, grid)
     for i in range(3):
-        want = box_by_loops(batch.dense[i], None if batch.base is None else batch.base[i], boxes[i], grid)
+        want = box_by_loops(batch.dense[i], None if batch.base is None else batch.base[i], boxes[i].tolist(), grid)
         torch.testing.assert_close(got[i], want, rtol=0, atol=1e-9)
 
 
+def random_visible() -> tuple[float, float, float, float]:
+    """Return the whole image, a part of it, or nothing."""
+    corners = torch.rand(2, 2, dtype=torch.float64)
+    low, high = corners.sort(0).values.tolist()
+    return [(0.0, 0.0, 1.0, 1.0), (*low, *high), (*high, *low)][int(torch.randint(3, ()))]
+
+
 @pytest.mark.parametrize("seed", range(30))
-def test_any_rotated_or_sheared_view_pools_as_by_loops(seed):
+def test_any_upright_view_pools_what_is_visible_of_it_as_by_loops(seed):
     encoding, size, grid = random_shape(seed)
     batch = random_batch(3, encoding, size)
-    views = [rd.View(*(torch.randn(6, dtype=torch.float64) * 0.7).tolist()) for _ in range(3)]
+    boxes = (torch.rand(3, 4, dtype=torch.float64) * 3 - 1).tolist()
+    views = [rd.View(x2 - x1, 0.0, x1, 0.0, y2 - y1, y1, random_visible()) for x1, y1, x2, y2 in boxes]
+    got, labels = batch.pool_views(views, grid), batch.pool_views(views)
+    for i in range(3):
+        dense, base = batch.dense[i], None if batch.base is None else batch.base[i]
+        want = box_by_loops(dense, base, boxes[i], grid, views[i].visible_xyxy)
+        torch.testing.assert_close(got[i], want, rtol=0, atol=1e-9)
+        want = box_by_loops(dense, base, boxes[i], (1, 1), views[i].visible_xyxy)[:, 0, 0]
+        torch.testing.assert_close(labels[i], want, rtol=0, atol=1e-9)
+        in_float32 = pool_label_map(batch.label_map(i).to(torch.float32), views[i])
+        torch.testing.assert_close(in_float32, want.float(), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_any_rotated_or_sheared_view_pools_what_is_visible_of_it_as_by_loops(seed):
+    encoding, size, grid = random_shape(seed)
+    batch = random_batch(3, encoding, size)
+    views = [rd.View(*(torch.randn(6, dtype=torch.float64) * 0.7).tolist(), random_visible()) for _ in range(3)]
     got = batch.pool_views(views, grid)
     for i in range(3):
         want = view_by_loops(batch.dense[i], None if batch.base is None else batch.base[i], views[i], grid)
