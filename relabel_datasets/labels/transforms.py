@@ -18,6 +18,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
+from .auto_augment import follow_auto_augment
 from .label_map import LabelMap, View
 from .pooling import pool_label_map
 
@@ -143,7 +144,11 @@ def rotate_label_map(
     label_map: LabelMap, angle: float, expand: bool = False, center: Sequence[float] | None = None, **_pixels: object
 ) -> LabelMap:
     linear = _inverse_linear(-angle, 1.0, 0.0, 0.0)  # torchvision's rotate turns the other way than its affine
-    canvas_size = _expanded_size(label_map.canvas_size, linear, center) if expand else label_map.canvas_size
+    height, width = canvas_size = label_map.canvas_size
+    if expand and center is None and angle % 180 == 90:  # whole quarters are turned without the rule for other angles
+        canvas_size = (width, height)
+    elif expand:
+        canvas_size = _expanded_size(canvas_size, linear, center)
     return _warp(label_map, linear, (0.0, 0.0), center, canvas_size)
 
 
@@ -179,15 +184,17 @@ def _warp(
 
 
 def _expanded_size(canvas_size: tuple[int, int], linear: View, center: Sequence[float] | None) -> tuple[int, int]:
-    """Return the canvas that holds the whole rotated image: torchvision's rule, whose rounding counts in pixels."""
+    """Return the canvas that holds the whole rotated image, by the rule that torchvision and Pillow share.
+
+    It turns the corners by the map from output to input, whose box is as large, and counts whole pixels of the canvas.
+    """
     height, width = canvas_size
-    xx, xy, x0, yx, yy, y0 = _about_center(linear, canvas_size, center)
-    # A rotation's inverse is its transpose: the corners go the other way than `linear`, from input to output.
-    corners = [(x - x0, y - y0) for x in (-width / 2, width / 2) for y in (-height / 2, height / 2)]
+    to_input = _about_center(linear, canvas_size, center)
+    corners = [to_input.compose(View(x0=x, y0=y)) for x in (-width / 2, width / 2) for y in (-height / 2, height / 2)]
     sides = []
-    for values in ([yx * x + yy * y for x, y in corners], [xx * x + xy * y for x, y in corners]):
-        low, high = min(values), max(values)
-        sides.append(math.ceil(int(high / 1e-4) * 1e-4) - math.floor(int(low / 1e-4) * 1e-4))
+    for side, positions in ((height, [corner.y0 for corner in corners]), (width, [corner.x0 for corner in corners])):
+        low, high = min(positions) + side / 2, max(positions) + side / 2
+        sides.append(math.ceil(round(high, 4)) - math.floor(round(low, 4)))
     return sides[0], sides[1]
 
 
@@ -203,6 +210,8 @@ def _refuse(functional: Callable[..., Any], because: str) -> None:
 _refuse(F.perspective, "its view would not be an affine part of the image")
 _refuse(F.elastic, "its view would not be an affine part of the image")
 _refuse(F.uniform_temporal_subsample, "it is the map of one image, not of a video")
+
+follow_auto_augment()
 
 
 class LabelPooling(v2.Transform):
