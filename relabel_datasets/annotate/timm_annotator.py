@@ -55,6 +55,7 @@ class TimmAnnotator(ModuleAnnotator):
         FileNotFoundError: there is no such checkpoint.
         ValueError: the checkpoint does not fit the model, the model has no map of features, no classifier, or cannot
             take the input size.
+        TypeError: `model_args` are not plain values.
 
     Example:
         >>> annotator = TimmAnnotator("tf_efficientnet_l2.ns_jft_in1k_475", pretrained=True, dtype="bfloat16")
