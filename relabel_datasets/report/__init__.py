@@ -1,0 +1,1 @@
+"""To look at: label maps drawn over their images."""

@@ -1,0 +1,109 @@
+"""How fast a build is, what it takes, and how exact its maps are.
+
+    python tests/benchmarks/building.py IMAGES --annotator MODEL [--checkpoint FILE ...]
+
+IMAGES is any ImageFolder. The build's images/s stand beside those of the bare model, timm's own forward pass, on batches of
+the same size in the same run. Then every label map is read back and its mean over locations is compared with the model's own
+logits of that image, all classes, beside the step of its quantisation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import timm
+import torch
+
+import relabel_datasets as rd
+from relabel_datasets.annotate.classes import match_classes
+from relabel_datasets.cli import add_annotator_arguments, annotator_from
+
+
+def timm_model(args: argparse.Namespace, annotator: rd.TimmAnnotator) -> torch.nn.Module:
+    """Return timm's own model with the same weights, nothing of ours about it."""
+    model = timm.create_model(args.annotator, pretrained=args.checkpoint is None, **annotator.model_args)
+    if args.checkpoint:
+        timm.models.load_checkpoint(model, str(args.checkpoint))
+    return model.to(annotator.device, memory_format=torch.channels_last).eval()
+
+
+def bare_images_per_second(
+    model: torch.nn.Module, size: tuple[int, int], batch_size: int, rounds: int, device: torch.device
+) -> float:
+    """Return the median rate of the model's forward pass on normalised random batches."""
+    images = torch.randn(batch_size, 3, *size, device=device).contiguous(memory_format=torch.channels_last)
+    rates = []
+    with torch.inference_mode():
+        for _ in range(rounds + 1):
+            start = time.perf_counter()
+            model(images).cpu()
+            rates.append(batch_size / (time.perf_counter() - start))
+    return statistics.median(rates[1:])
+
+
+def deviations(
+    dataset: rd.RelabelDataset, annotator: rd.TimmAnnotator, model: torch.nn.Module
+) -> tuple[float, float, float]:
+    """Return the mean and largest distance of maps' means from the model's own logits, and the mean quantisation step."""
+    rows = match_classes(annotator.classes, dataset.classes, num_classes=annotator.num_classes)
+    mean, std = (
+        torch.tensor(values, device=annotator.device)[:, None, None] for values in (annotator.mean, annotator.std)
+    )
+    distances, steps = [], []
+    for start in range(0, len(dataset), 32):
+        samples = [dataset[i] for i in range(start, min(start + 32, len(dataset)))]
+        pixels = torch.stack([annotator.preprocess(image) for image, _ in samples]).to(annotator.device)
+        with torch.inference_mode():
+            logits = model((pixels / 255 - mean) / std)[:, rows].cpu()
+        for (_, label_map), own in zip(samples, logits, strict=True):
+            distances.append((label_map.dense().mean((1, 2)) - own).abs().max())
+            steps.append((label_map.logits.amax((1, 2)) - label_map.logits.amin((1, 2))).mean() / 15)
+    return float(torch.stack(distances).mean()), float(max(distances)), float(torch.stack(steps).mean())
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("images", type=Path)
+    parser.add_argument("--out", type=Path, help="keep the dataset here")
+    parser.add_argument("--batch-size", type=int, default=32)
+    add_annotator_arguments(parser)
+    args = parser.parse_args()
+    annotator = annotator_from(args)
+    model = timm_model(args, annotator)
+    rates = [bare_images_per_second(model, annotator.input_size, args.batch_size, 5, annotator.device)]
+    source = rd.ImageFolderSource(args.images)
+    with tempfile.TemporaryDirectory() as folder:
+        out = args.out or Path(folder)
+        start = time.perf_counter()
+        manifest = rd.build(source, out, annotator, settings=rd.Settings(batch_size=args.batch_size))
+        built = len(source.keys) / (time.perf_counter() - start)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        rates.append(bare_images_per_second(model, annotator.input_size, args.batch_size, 5, annotator.device))
+        dataset = rd.load_dataset(out, manifest.config, "train")
+        split = manifest.splits["train"]
+        map_bytes = dataset.label_maps.index.mean_size("map")
+        mean, largest, step = deviations(dataset, annotator, model)
+    bare = statistics.mean(rates)
+    print("| | |\n| --- | --- |")
+    print(f"| images, skipped | {split.num_samples}, {len(split.skipped)} |")
+    print(f"| map | {'x'.join(map(str, (*manifest.encoding['map_size'], len(manifest.classes))))} |")
+    print(f"| build | {built:.1f} images/s |")
+    print(f"| bare model, before and after | {rates[0]:.1f} and {rates[1]:.1f} images/s |")
+    print(f"| build / bare model | {built / bare:.2f} |")
+    print(f"| label map | {map_bytes:.0f} bytes an image |")
+    print(f"| shards, images inside | {sum(split.shard_bytes) / split.num_samples:.0f} bytes an image |")
+    print(f"| peak memory of the process | {peak:.2f} GiB |")
+    print(
+        f"| mean of map - model's own logits | {mean:.4f} on average, {largest:.4f} at most, over all classes and images |"
+    )
+    print(f"| a step of the 4-bit quantisation | {step:.4f} on average |")
+
+
+if __name__ == "__main__":
+    main()

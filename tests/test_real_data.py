@@ -1,0 +1,66 @@
+"""The whole way on real ImageNet images with a real annotator, where they are at hand."""
+
+import tarfile
+
+import pytest
+import timm
+import torch
+
+import relabel_datasets as rd
+from relabel_datasets.annotate.classes import match_classes
+
+MODEL = {"checkpoint": "mobilenetv2_100.safetensors", "mean": (0.5,) * 3, "std": (0.5,) * 3, "pad_type": "same"}
+
+
+@pytest.fixture(scope="module")
+def images(real_data, tmp_path_factory):
+    """An ImageFolder of the first ten images of each of Imagenette's classes."""
+    root = tmp_path_factory.mktemp("imagenette")
+    seen = {}
+    with tarfile.open(real_data / "imagenette-train.tar") as tar:
+        for member in tar:
+            if member.isfile():
+                synset = member.name.split("/")[1]
+                seen[synset] = seen.get(synset, 0) + 1
+                if seen[synset] <= 10:
+                    tar.extract(member, root, filter="data")
+    return root / "train"
+
+
+@pytest.fixture(scope="module")
+def annotator(real_data):
+    return rd.TimmAnnotator(
+        "mobilenetv2_100", input_size=288, **{**MODEL, "checkpoint": real_data / MODEL["checkpoint"]}
+    )
+
+
+@pytest.fixture(scope="module")
+def dataset(images, annotator, tmp_path_factory):
+    root = tmp_path_factory.mktemp("data")
+    rd.build(rd.ImageFolderSource(images), root, annotator, progress=False)
+    return rd.load_dataset(root, split="train")
+
+
+def test_maps_are_in_the_datasets_own_ten_classes(dataset):
+    assert len(dataset) == 100
+    assert len(dataset.classes) == 10
+    assert all(label_map.shape == (10, 9, 9) and label_map.num_classes == 10 for _, label_map in dataset)
+
+
+def test_the_mean_of_a_map_is_the_models_own_logits(dataset, annotator, real_data):
+    model = timm.create_model(
+        "mobilenetv2_100", pad_type="same", checkpoint_path=str(real_data / MODEL["checkpoint"])
+    ).eval()
+    rows = match_classes(annotator.classes, dataset.classes)
+    for image, label_map in dataset:
+        with torch.inference_mode():
+            own = model(annotator.preprocess(image)[None] / 127.5 - 1)[0, rows]
+        steps = (label_map.logits.amax((1, 2)) - label_map.logits.amin((1, 2))) / 15  # of the 4-bit quantisation
+        distance = (label_map.dense().mean((1, 2)) - own)[label_map.classes[:, 0, 0]].abs()
+        assert (distance <= steps / 2).all()
+
+
+def test_the_pooled_label_of_the_whole_image_is_mostly_the_true_class(dataset):
+    pool = rd.LabelPooling()
+    right = sum(int(pool(label_map).argmax()) == label_map.label for _, label_map in dataset)
+    assert right >= 95  # the annotator is right on 98.8 % of Imagenette among its ten classes
