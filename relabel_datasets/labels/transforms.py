@@ -218,7 +218,8 @@ class LabelPooling(v2.Transform):
     """Pool each `LabelMap` of a sample over its view: the soft label `[C]` of what the image now shows.
 
     Put it after the geometric transforms of any `v2.Compose`. What it returns is a plain float32 tensor, so that
-    `v2.CutMix`, `v2.MixUp` and timm's `Mixup` take batches of it as they are.
+    `v2.CutMix` and `v2.MixUp` take batches of it as they are, and so does timm's `Mixup` (from timm 1.0.31) with
+    `multi_label=True, label_smoothing=0`.
 
     Args:
         output_size: 1 gives `[C]`; (h, w), or n for (n, n), gives `[C, h, w]`, one label in each cell of a grid, for
