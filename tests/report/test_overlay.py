@@ -51,6 +51,8 @@ def test_figures_of_a_dataset_are_saved_under_their_keys(dataset_folder, tmp_pat
     paths = save_overlays(dataset, tmp_path / "figures", count=4)
     assert len(paths) == 4
     assert {path.stem for path in paths} <= set(dataset.keys)
-    assert all(Image.open(path).width > 500 for path in paths)
+    for path in paths:
+        with Image.open(path) as drawn:
+            assert drawn.width > 500
     with pytest.raises(ValueError, match="without transforms"):
         save_overlays(rd.load_dataset(dataset_folder, "colours", "train", transforms=rd.LabelPooling()), tmp_path)
