@@ -97,6 +97,10 @@ def _in_dataset_classes(
 ) -> Annotator:
     if source.classes is not None and (source.classes != annotator.classes or mapping):
         rows = match_classes(annotator.classes, source.classes, mapping, annotator.num_classes)
+        if annotator.classes is None and not mapping:
+            logger.warning(
+                "the annotator's classes have no names: its %d are taken for the source's, in order", len(rows)
+            )
         annotator = ClassSubset(annotator, rows, tuple(source.classes))
     highest = max(source.labels, default=0)
     if highest >= annotator.num_classes:

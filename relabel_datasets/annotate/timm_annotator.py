@@ -6,6 +6,7 @@ registers).
 
 from __future__ import annotations
 
+import difflib
 import json
 import logging
 from collections.abc import Sequence
@@ -129,6 +130,7 @@ def _create_model(
         raise ValueError(f"{name}: give pretrained=True or a checkpoint, not both")
     if not pretrained and checkpoint is None:
         logger.warning("%s has random weights: give pretrained=True or a checkpoint, unless this is a test", name)
+    _check_name(name)
     model: _TimmModel = timm.create_model(name, pretrained=pretrained, **model_args)
     if model.num_classes < 1:
         raise ValueError(
@@ -150,6 +152,15 @@ def _create_model(
     if resize:
         model.set_input_size(img_size=input_size)
     return model, input_size or own_size
+
+
+def _check_name(name: str) -> None:
+    import timm
+
+    if ":" not in name and not timm.is_model(name):  # with a colon, it is of a model on the Hub or in a folder
+        close = difflib.get_close_matches(name.partition(".")[0], timm.list_models(), n=5)
+        hint = f"close names are {close}" if close else "timm.list_models() lists them"
+        raise ValueError(f"timm has no model {name!r}: {hint}")
 
 
 def _load_checkpoint(model: _TimmModel, name: str, path: Path, model_args: dict[str, Any]) -> None:

@@ -347,3 +347,8 @@ def test_the_papers_annotator_gives_maps_that_are_stored_and_read_again():
     assert again.shape == (5, 15, 15)
     assert torch.equal(again.classes, label_map.classes)
     torch.testing.assert_close(again.logits, label_map.logits, rtol=1e-3, atol=1e-3)
+
+
+def test_an_unknown_model_is_named_with_close_ones():
+    with pytest.raises(ValueError, match=r"no model 'resnet1o'.*resnet1"):
+        TimmAnnotator("resnet1o")
