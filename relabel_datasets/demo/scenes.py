@@ -1,0 +1,234 @@
+"""Scenes: pictures of several objects of which one is the label, drawn by a program that knows where each object is.
+
+A class is a texture on a shape, such as "striped_star". Colours, backgrounds, sizes, places and turns are random and
+tell nothing of it. As in ImageNet, a picture shows one main object, its label, and others beside it.
+
+Pixels: x to the right, y down, (0, 0) the upper left corner. (u, v) is an object's own frame, with the object inside the
+unit circle.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from tqdm import tqdm
+
+Array = npt.NDArray[np.float32]
+Mask = npt.NDArray[np.bool_]
+Pattern = Callable[[Array, Array], Mask]
+
+SIZE = (96, 128)  # (height, width) of a picture that lies; half of them stand
+CLEAN_SIZE = (54, 72)  # likewise, of a clean picture
+BOX_COLUMNS = ("image", "width", "height", "class", "main", "x1", "y1", "x2", "y2")
+_SAMPLES = 3  # a pixel, along each axis, for smooth edges
+_ATTEMPTS = 60  # to find a place for an object that keeps clear of the others
+
+
+def _star(num_points: int, notch: float) -> Pattern:
+    """Return a star with tips at radius 1 and notches at radius `notch`; of 3 points and 0.5, it is a triangle."""
+    sector = math.pi / num_points  # from a tip to the next notch
+    normal_u, normal_v = notch * math.sin(sector), 1 - notch * math.cos(sector)  # of the edge between them
+
+    def inside(u: Array, v: Array) -> Mask:
+        radius, angle = np.hypot(u, v), np.arctan2(v, u)
+        folded = np.abs((angle + sector) % (2 * sector) - sector)  # by symmetry, into the sector of that edge
+        return np.asarray(radius * (np.cos(folded) * normal_u + np.sin(folded) * normal_v) <= normal_u)
+
+    return inside
+
+
+SHAPES: dict[str, Pattern] = {
+    "disc": lambda u, v: u * u + v * v <= 0.8,
+    "triangle": _star(3, 0.5),
+    "cross": lambda u, v: (np.minimum(abs(u), abs(v)) <= 0.3) & (np.maximum(abs(u), abs(v)) <= 0.95),
+    "star": _star(5, 0.42),
+}
+TEXTURES: dict[str, Pattern] = {  # where an object has the second of its two colours
+    "striped": lambda _u, v: v % 0.5 < 0.25,
+    "barred": lambda u, _v: u % 0.5 < 0.25,
+    "checked": lambda u, v: (u % 0.8 < 0.4) ^ (v % 0.8 < 0.4),
+    "dotted": lambda u, v: (u % 0.5 - 0.25) ** 2 + (v % 0.5 - 0.25) ** 2 < 0.026,
+    "netted": lambda u, v: (u % 0.5 < 0.12) | (v % 0.5 < 0.12),
+    "ringed": lambda u, v: np.hypot(u - 0.5, v - 0.5) % 0.4 < 0.2,
+}
+# Each texture is on two shapes and each shape has three textures, so that it takes both to know a class.
+CLASSES = (
+    "barred_cross", "barred_disc", "checked_star", "checked_triangle", "dotted_cross", "dotted_triangle",
+    "netted_disc", "netted_star", "ringed_cross", "ringed_disc", "striped_star", "striped_triangle",
+)  # fmt: skip
+
+
+class SceneObject(NamedTuple):
+    """One object of a scene."""
+
+    label: int  # index in CLASSES
+    is_main: bool
+    box_xyxy: tuple[int, int, int, int]  # pixels: x1 up to but without x2, y1 up to but without y2
+
+
+class Scene(NamedTuple):
+    """A picture and its objects, the main one first."""
+
+    image: Image.Image
+    objects: list[SceneObject]
+
+
+def draw_scenes(root: Path, split: str, num_images: int, *, seed: int = 0, size: tuple[int, int] = SIZE) -> None:
+    """Write `root/<split>/<class>/<split>_<number>.jpg` (an ImageFolder) and `root/<split>-boxes.csv`.
+
+    The table has one line an object, columns BOX_COLUMNS: the file's name without `.jpg`, the picture's size, the
+    object's class, 1 if it is the main one, and its box in pixels.
+
+    Args:
+        root: folder to write into, made if need be.
+        split: "train", "validation" or any other name; each has pictures of its own.
+        num_images: how many pictures; the classes of main objects take turns.
+        seed: the same seed draws the same pictures.
+        size: (height, width) in pixels of half of the pictures; the others are turned, (width, height).
+    """
+    for name in CLASSES:
+        (root / split / name).mkdir(parents=True, exist_ok=True)
+    with (root / f"{split}-boxes.csv").open("w", newline="") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(BOX_COLUMNS)
+        for i in tqdm(range(num_images), desc=f"drawing {split} scenes", unit="image", leave=False):
+            scene = draw_scene(_generator(seed, split, i), i % len(CLASSES), _turned(size, i // len(CLASSES)))
+            stem = f"{split}_{i:05d}"
+            scene.image.save(root / split / CLASSES[i % len(CLASSES)] / f"{stem}.jpg", quality=92)
+            for label, is_main, box in scene.objects:
+                table.writerow([stem, *scene.image.size, CLASSES[label], int(is_main), *box])
+
+
+def draw_clean(num_images: int, *, seed: int = 0, size: tuple[int, int] = CLEAN_SIZE) -> list[Scene]:
+    """Return pictures of one large object, whole or in part, or of none: what an annotator learns from.
+
+    One in seven shows none, since a map also covers places where nothing is.
+
+    Args:
+        num_images: how many; the classes take turns.
+        seed: the same seed draws the same pictures.
+        size: (height, width) in pixels of half of the pictures; the others are turned, (width, height).
+    """
+    scenes = []
+    for i in tqdm(range(num_images), desc="drawing clean pictures", unit="image", leave=False):
+        generator = _generator(seed, "clean", i)
+        turn, label = divmod(i, len(CLASSES) + 2)
+        height, width = _turned(size, turn)
+        pixels = _background(generator, (height, width))
+        objects = []
+        if label < len(CLASSES):
+            radius = min(size) * 0.24 * math.exp(generator.uniform(0, 1))  # 24 % to 65 % of the shorter side
+            center = generator.uniform(0.25, 0.75) * width, generator.uniform(0.25, 0.75) * height
+            objects = [SceneObject(label, True, _draw_object(generator, pixels, label, center, radius))]
+        scenes.append(Scene(_to_image(generator, pixels), objects))
+    return scenes
+
+
+def read_objects(table: Path) -> dict[str, list[SceneObject]]:
+    """Return the objects of each picture, by its name without `.jpg`, from a table that `draw_scenes` wrote."""
+    objects: dict[str, list[SceneObject]] = {}
+    with table.open(newline="") as file:
+        for row in csv.DictReader(file):
+            box = int(row["x1"]), int(row["y1"]), int(row["x2"]), int(row["y2"])
+            scene_object = SceneObject(CLASSES.index(row["class"]), row["main"] == "1", box)
+            objects.setdefault(row["image"], []).append(scene_object)
+    return objects
+
+
+def draw_scene(generator: np.random.Generator, label: int, size: tuple[int, int]) -> Scene:
+    """Return a picture of one main object of class `label` and 1-3 smaller ones of other classes, none overlapping."""
+    height, width = size
+    side = min(size)
+    others = generator.permutation([other for other in range(len(CLASSES)) if other != label])
+    labels = [label, *others[: generator.integers(1, 4)].tolist()]
+    pixels = _background(generator, size)
+    placed: list[tuple[float, float, float]] = []
+    objects = []
+    for i, object_label in enumerate(labels):
+        for _ in range(_ATTEMPTS):
+            radius = side * (generator.uniform(0.25, 0.36) if i == 0 else generator.uniform(0.17, 0.25))
+            x, y = generator.uniform(radius, width - radius), generator.uniform(radius, height - radius)
+            if all(math.hypot(x - x2, y - y2) > radius + radius2 for x2, y2, radius2 in placed):
+                break
+        else:
+            continue  # no room left
+        placed.append((x, y, radius))
+        box = _draw_object(generator, pixels, object_label, (x, y), radius)
+        objects.append(SceneObject(object_label, i == 0, box))
+    return Scene(_to_image(generator, pixels), objects)
+
+
+def _generator(seed: int, split: str, index: int) -> np.random.Generator:
+    """Return a generator of its own for each picture, so that no picture depends on how many are drawn."""
+    return np.random.default_rng([seed, zlib.crc32(split.encode()), index])
+
+
+def _turned(size: tuple[int, int], turn: int) -> tuple[int, int]:
+    """Return (height, width) of a picture: lying and standing ones take turns within each class, so as not to tell it."""
+    return size if turn % 2 == 0 else size[::-1]
+
+
+def _background(generator: np.random.Generator, size: tuple[int, int]) -> Array:
+    """Return `[height, width, 3]` in 0..1: a few large soft blots of similar colours."""
+    blots = generator.uniform(0.1, 0.9, 3) + generator.uniform(-0.12, 0.12, (4, 4, 3))
+    small = Image.fromarray(np.uint8(blots.clip(0, 1) * 255))
+    return np.asarray(small.resize(size[::-1], Image.Resampling.BICUBIC), np.float32) / np.float32(255)
+
+
+def _to_image(generator: np.random.Generator, pixels: Array) -> Image.Image:
+    noisy = pixels + generator.normal(0, 0.02, pixels.shape)
+    return Image.fromarray(np.uint8(noisy.clip(0, 1) * 255))
+
+
+def _colors(generator: np.random.Generator, background: Array) -> Array:
+    """Return two colours `[2, 3]` that can be told from each other and from the background."""
+    while True:
+        colors = generator.uniform(0, 1, (2, 3)).astype(np.float32)
+        first, second = colors
+        apart = [np.linalg.norm(a - b) for a, b in ((first, second), (first, background), (second, background))]
+        if apart[0] > 0.6 and min(apart[1:]) > 0.4:
+            return colors
+
+
+def _draw_object(
+    generator: np.random.Generator, pixels: Array, label: int, center: tuple[float, float], radius: float
+) -> tuple[int, int, int, int]:
+    """Draw an object into `pixels` `[height, width, 3]` in place; return the box of what is to be seen of it."""
+    height, width = pixels.shape[:2]
+    left, right = max(0, math.floor(center[0] - radius)), min(width, math.ceil(center[0] + radius))
+    top, bottom = max(0, math.floor(center[1] - radius)), min(height, math.ceil(center[1] + radius))
+    patch = pixels[top:bottom, left:right]
+    texture, shape = CLASSES[label].split("_")
+
+    x = (np.arange((right - left) * _SAMPLES) + 0.5) / _SAMPLES + left - center[0]
+    y = (np.arange((bottom - top) * _SAMPLES) + 0.5) / _SAMPLES + top - center[1]
+    turn = generator.uniform(-0.4, 0.4)
+    cos, sin = math.cos(turn) / radius, math.sin(turn) / radius
+    u = (cos * x + sin * y[:, None]).astype(np.float32)
+    v = (cos * y[:, None] - sin * x).astype(np.float32)
+    shift = generator.uniform(0, 1, 2)
+    inside = SHAPES[shape](u, v)
+    second = inside & TEXTURES[texture](u + shift[0], v + shift[1])
+
+    covered, covered_by_second = _mean_of_samples(inside), _mean_of_samples(second)
+    colors = _colors(generator, patch.mean((0, 1)))
+    patch *= 1 - covered
+    patch += (covered - covered_by_second) * colors[0] + covered_by_second * colors[1]
+
+    rows, columns = (np.flatnonzero((covered[..., 0] >= 0.5).any(axis)) for axis in (1, 0))
+    return left + int(columns[0]), top + int(rows[0]), left + int(columns[-1]) + 1, top + int(rows[-1]) + 1
+
+
+def _mean_of_samples(mask: Mask) -> Array:
+    """Return `[height, width, 1]`: the share of each pixel's samples that are set."""
+    height, width = (side // _SAMPLES for side in mask.shape)
+    mean: Array = mask.reshape(height, _SAMPLES, width, _SAMPLES, 1).mean((1, 3), dtype=np.float32)
+    return mean
