@@ -1,0 +1,86 @@
+import pytest
+import torch
+from PIL import Image
+
+import relabel_datasets as rd
+from relabel_datasets.demo import DemoResult, dataset, make_scenes_relabel, run_demo
+from relabel_datasets.demo.annotator import DENSE_ARGS, MODEL, _mosaics, load_annotator
+from relabel_datasets.demo.scenes import CLASSES
+from relabel_datasets.demo.students import METHODS, Recipe, Score
+
+
+def test_scenes_relabel_has_both_splits_with_exact_maps(scenes_relabel):
+    splits = rd.load_dataset(scenes_relabel)
+    assert list(splits) == ["train", "validation"]
+    manifest = splits["train"].label_maps.manifest
+    assert manifest.annotator["linear_head"]
+    assert (manifest.config, manifest.encoding["map_size"]) == (MODEL, [8, 8])
+    assert splits["train"].classes == CLASSES
+    image, label_map = splits["validation"][0]
+    assert label_map.canvas_size == (image.height, image.width)
+    assert label_map.key.startswith("validation_")
+
+
+def test_the_saved_annotator_is_the_one_that_made_the_maps(scenes_relabel):
+    annotator = load_annotator(scenes_relabel / "annotator.safetensors")
+    manifest = rd.load_dataset(scenes_relabel, split="train").label_maps.manifest
+    assert annotator.describe() == manifest.annotator
+    assert annotator.model_args == DENSE_ARGS
+
+
+def test_mosaics_lay_tiles_side_by_side_then_below():
+    tiles = torch.arange(8.0)[:, None, None, None].expand(8, 3, 2, 5)
+    mosaics = _mosaics(tiles)
+    assert mosaics.shape == (2, 3, 4, 10)
+    assert mosaics[1, 0, ::2, ::5].tolist() == [[4, 5], [6, 7]]
+
+
+def test_an_interrupted_run_leaves_nothing(tmp_path, monkeypatch):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(dataset, "train_annotator", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        make_scenes_relabel(tmp_path / "cache" / "scenes", num_train=12, num_validation=12)
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_what_is_there_is_not_made_again(scenes_relabel):
+    with pytest.raises(FileExistsError, match="remove it"):
+        make_scenes_relabel(scenes_relabel)
+
+
+def test_run_demo_trains_all_draws_figures_and_says_what_to_do_next(scenes_relabel, capfd):
+    said = []
+    output = scenes_relabel.parent
+    recipe = Recipe(epochs=1, batch_size=8, crop_size=32, test_size=32, num_workers=0)
+    result = run_demo(output, seeds=2, recipe=recipe, echo=said.append)
+    assert list(result.scores) == [method.name for method in METHODS]
+    assert all(len(scores) == 2 for scores in result.scores.values())
+    for path in result.overlays:
+        with Image.open(path) as figure:
+            assert figure.width > 500
+    assert (output / "table.md").read_text(encoding="utf-8") == result.to_markdown()
+    assert "relabel build" in said[-1]
+    assert str(output / "overlays") in said[-1]
+    assert capfd.readouterr().out == ""
+    with pytest.raises(ValueError, match="seeds"):
+        run_demo(output, seeds=0)
+
+
+def test_the_table_gives_mean_and_spread(tmp_path):
+    scores = {"one": [Score(0.5, 0.6, 0.7, 1.0)], "two": [Score(0.4, 0.5, 0.6, 1.0), Score(0.5, 0.5, 0.7, 2.0)]}
+    table = DemoResult(scores, (0.1, 0.2), tmp_path, [], 1.0).to_markdown().splitlines()
+    assert table[2] == "| one | 50.0% | 60.0% | 70.0% | 1.00 |"
+    assert table[3] == "| two | 45.0% ± 7.1 | 50.0% ± 0.0 | 65.0% ± 7.1 | 1.50 |"
+    assert len({line.count("|") for line in table}) == 1
+
+
+@pytest.mark.slow
+def test_the_whole_demo_learns_and_ends_in_time(tmp_path):
+    result = run_demo(tmp_path)
+    chance = 1 / len(CLASSES)
+    for scores in result.scores.values():
+        assert all(score.multi_label > 3 * chance for score in scores)
+    assert result.annotator[1] > 5 * chance
+    assert result.seconds < 480  # half of that on two cores that do nothing else
