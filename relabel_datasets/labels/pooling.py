@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -164,40 +165,44 @@ def _box_weights(
 ) -> tuple[Tensor, Tensor]:
     """Return `[B, h, H]` and `[B, w, W]`: the weight of each row, and of each column, of locations in each output cell.
 
-    The weights of a cell sum to 1, or to 0 for a cell outside of what is visible, by default the image. Both axes, y
-    first, are done at once, `[2, B, n]` with n cells: at this size each call costs more than its numbers.
+    The weights of a cell sum to 1, or to 0 for a cell outside of what is visible, by default the image. Computed on the
+    CPU in NumPy, whose calls cost less than torch's at this size; both axes, y first, at once: `[2, B, n]`, n cells.
     """
-    lengths = boxes_xyxy.new_tensor(size)[:, None, None]
-    start, end = _ends(boxes_xyxy, lengths)
-    low, high = (-0.5, lengths - 0.5) if visible_xyxy is None else _ends(visible_xyxy, lengths)
-    extent = (end - start) / boxes_xyxy.new_tensor(grid)[:, None, None]
-    first = start + extent * torch.arange(max(grid), device=extent.device, dtype=extent.dtype)
-    near, far = torch.minimum(first, first + extent), torch.maximum(first, first + extent)
+    boxes = boxes_xyxy.cpu().numpy()
+    lengths = np.array(size, boxes.dtype)[:, None, None]
+    start, end = _ends(boxes, lengths)
+    low, high = (-0.5, lengths - 0.5) if visible_xyxy is None else _ends(visible_xyxy.cpu().numpy(), lengths)
+    extent = (end - start) / np.array(grid, boxes.dtype)[:, None, None]
+    first = start + extent * np.arange(max(grid), dtype=boxes.dtype)
+    near, far, extent = np.minimum(first, first + extent), np.maximum(first, first + extent), np.abs(extent)
     leaves = (near < low - _SLACK) | (far > high + _SLACK)
-    near, far = near.clamp_min(low), torch.minimum(far, high)
-    outside = leaves & (far <= near)
-    first, extent = torch.where(leaves, near, first), torch.where(leaves, far - near, extent)
+    if leaves.any():
+        near, far = np.where(leaves, np.maximum(near, low), near), np.where(leaves, np.minimum(far, high), far)
+        extent = np.where(leaves, np.maximum(far - near, 0), extent)
 
-    # As many points as RoIAlign takes, one a location, but in a table with room for the most there can be: even one of
-    # many cells can be as long as the image, in a box that leaves it.
-    num_points = extent.abs().ceil().clamp_min(1)
-    point = torch.arange(max(size) + 1, device=extent.device, dtype=extent.dtype)
-    position = first[..., None] + (point + 0.5) * (extent / num_points)[..., None]  # [2, B, n, S]
-    position = torch.minimum(position.clamp_min(0), lengths[..., None] - 1)
-    share = ((point < num_points[..., None]) & ~outside[..., None]) / num_points[..., None]
+    # RoIAlign takes equally spaced points, one a location, and gives each to its two neighbours by bilinear weights. Of
+    # a point, the part of min(max(point - location, 0), 1) lies beyond a location; the sum of these over all points
+    # has a closed form, and its differences from one location to the next are the weights.
+    num_points = np.maximum(np.ceil(extent), 1)[..., None]
+    step = np.maximum(extent[..., None] / num_points, boxes.dtype.type(1e-9))
+    locations = np.minimum(np.arange(max(size) + 1, dtype=boxes.dtype), lengths[..., None] - 1)
+    above = (far[..., None] - step / 2) - locations  # how far the last point is
+    count = np.clip(np.floor(above / step) + 1, 0, num_points)  # of points above each location
+    total = count * (above - (count - 1) * (step / 2))
+    beyond = total[..., :-1] - total[..., 1:]
+    weights = np.empty(beyond.shape, boxes.dtype)
+    weights[..., :1] = num_points - beyond[..., :1]
+    weights[..., 1:] = beyond[..., :-1] - beyond[..., 1:]
+    weights *= ~(leaves & (far <= near))[..., None] / num_points
+    rows, columns = torch.from_numpy(weights).to(boxes_xyxy.device)
+    return rows[:, : grid[0], : size[0]], columns[:, : grid[1], : size[1]]
 
-    # A point's bilinear weights go to the location at or before it and to the next, which may be one past the last.
-    location = position.floor()
-    to_next = share * (position - location)
-    index = location.long()
-    weights = share.new_zeros(*first.shape, max(size) + 1)
-    weights.scatter_add_(-1, index, share - to_next).scatter_add_(-1, index + 1, to_next)
-    return weights[0, :, : grid[0], : size[0]], weights[1, :, : grid[1], : size[1]]
 
-
-def _ends(boxes_xyxy: Tensor, lengths: Tensor) -> Tensor:
+def _ends(boxes_xyxy: npt.NDArray[Any], lengths: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Return where boxes `[B, 4]` start and end, in locations, `[2, 2, B, 1]`: start or end, then y or x."""
-    return boxes_xyxy.reshape(len(boxes_xyxy), 2, 2).permute(1, 2, 0).flip(1)[..., None] * lengths - 0.5
+    half = boxes_xyxy.dtype.type(0.5)
+    ends: npt.NDArray[Any] = boxes_xyxy.reshape(-1, 2, 2).transpose(1, 2, 0)[:, ::-1, :, None] * lengths - half
+    return ends
 
 
 def _hat(position: Tensor, length: int) -> Tensor:
@@ -260,8 +265,10 @@ def _set_heatmaps(
     pooled: Tensor, logits: Tensor, classes: Tensor, base: Tensor | None, weights: Tensor | tuple[Tensor, Tensor]
 ) -> None:
     """Set the classes `[B, P, 1, 1]` of `pooled`, `[B, h, w, C]`, to the means of their heatmaps, in the cells inside."""
+    if not isinstance(weights, Tensor) and weights[0].shape[1] * weights[1].shape[1] == 1:
+        weights = _product(*weights)
     if isinstance(weights, Tensor):
-        means = torch.einsum("bkyx,bijyx->bijk", logits, weights)
+        means = (weights.flatten(3).flatten(1, 2) @ logits.flatten(2).mT).unflatten(1, pooled.shape[1:3])
         total = weights.sum((-2, -1))
     else:
         rows, columns = weights
@@ -278,12 +285,17 @@ def _add_locations(
 ) -> None:
     """Add to `pooled`, `[B, h, w, C]`, how far each logit rises above the base of its class, `[B, K, H, W]`."""
     if not isinstance(weights, Tensor):
-        rows, columns = weights
-        weights = rows[:, :, None, :, None] * columns[:, None, :, None, :]
+        weights = _product(*weights)
     index = classes.flatten(1)
     above_base = logits if base is None else logits - base.gather(1, index).reshape(logits.shape)
-    change = (above_base[:, None, None] * weights[:, :, :, None]).flatten(3)
+    # Locations in one dimension, which multiplies in half the time of two.
+    change = (above_base.flatten(2)[:, None, None] * weights.flatten(3)[:, :, :, None]).flatten(3)
     pooled.scatter_add_(-1, index[:, None, None].expand_as(change), change)
+
+
+def _product(rows: Tensor, columns: Tensor) -> Tensor:
+    """Return the weights `[B, h, w, H, W]` of factors `[B, h, H]` and `[B, w, W]`."""
+    return rows[:, :, None, :, None] * columns[:, None, :, None, :]
 
 
 def _pool_one(

@@ -2,8 +2,9 @@
 
 The published way (Yun et al., "Re-labeling ImageNet", 2021) scatters the stored logits into dense `[B, C, H, W]` maps, then
 runs torchvision's roi_align and a softmax. Both ways get the same maps and boxes, those of RandomResizedCrop, in turns, in
-one process of one thread, as DataLoader workers are; times are medians. Memory is by how much one call raises the peak of a
-process that does nothing else, after a call for two maps.
+one process; times are medians. Batches are pooled with torch's threads as they are, and with one thread, as a DataLoader
+worker has; single samples with one. Memory is by how much one call raises the peak of a process that does nothing else, after
+a call for two maps.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import relabel_datasets as rd
 BATCH, NUM_CLASSES, HEIGHT, WIDTH = 256, 1000, 15, 15
 NUM_KEPT = {"topk": 5, "heatmaps": 10}
 REPEATS = 7
+ALL_THREADS = torch.get_num_threads()
 
 
 class Maps(NamedTuple):
@@ -98,18 +100,23 @@ def microseconds(call: Callable[[], object], calls: int = 1000) -> float:
 
 def print_batches() -> None:
     peaks = {(name, encoding): added_peak_of_new_process(name, encoding) for encoding in NUM_KEPT for name in POOLS}
-    print(f"Labels of {BATCH} boxes in maps of {HEIGHT}x{WIDTH}x{NUM_CLASSES}, one thread\n")
-    print("| encoding | published, ms | pool_labels, ms | ratio | published, MiB | pool_labels, MiB | difference |")
-    print("| --- | --- | --- | --- | --- | --- | --- |")
+    print(f"Labels of {BATCH} boxes in maps of {HEIGHT}x{WIDTH}x{NUM_CLASSES}\n")
+    print(
+        "| encoding | threads | published, ms | pool_labels, ms | ratio | published, MiB | pool_labels, MiB | difference |"
+    )
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for encoding in NUM_KEPT:
-        maps = random_maps(encoding)
-        difference = (pool(maps) - pool_as_published(maps)).abs().max()
-        seconds = batch_seconds(maps)
-        ours, published = seconds["sparse"] * 1e3, seconds["published"] * 1e3
-        print(
-            f"| {encoding} {NUM_KEPT[encoding]} | {published:.0f} | {ours:.2f} | {published / ours:.0f} | "
-            f"{peaks['published', encoding]:.0f} | {peaks['sparse', encoding]:.0f} | {difference:.1e} |"
-        )
+        for threads in dict.fromkeys((ALL_THREADS, 1)):
+            torch.set_num_threads(threads)
+            maps = random_maps(encoding)
+            difference = (pool(maps) - pool_as_published(maps)).abs().max()
+            seconds = batch_seconds(maps)
+            ours, published = seconds["sparse"] * 1e3, seconds["published"] * 1e3
+            print(
+                f"| {encoding} {NUM_KEPT[encoding]} | {threads} | {published:.0f} | {ours:.2f} | {published / ours:.0f} | "
+                f"{peaks['published', encoding]:.0f} | {peaks['sparse', encoding]:.0f} | {difference:.1e} |"
+            )
+        torch.set_num_threads(ALL_THREADS)
 
 
 def print_samples() -> None:
@@ -131,9 +138,9 @@ def print_samples() -> None:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
     if sys.argv[1:2] == ["--added-peak"]:
         print(added_peak(*sys.argv[2:]))
     else:
         print_batches()
+        torch.set_num_threads(1)
         print_samples()
