@@ -268,7 +268,8 @@ def _set_heatmaps(
     if not isinstance(weights, Tensor) and weights[0].shape[1] * weights[1].shape[1] == 1:
         weights = _product(*weights)
     if isinstance(weights, Tensor):
-        means = (weights.flatten(3).flatten(1, 2) @ logits.flatten(2).mT).unflatten(1, pooled.shape[1:3])
+        means = weights.flatten(3).flatten(1, 2) @ logits.flatten(2).mT
+        means = means.reshape(*pooled.shape[:3], logits.shape[1])
         total = weights.sum((-2, -1))
     else:
         rows, columns = weights
