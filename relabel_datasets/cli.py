@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code: 0, or 1 after an error that the user can mend."""
+    """Run the command and return its exit code: 0, 1 after an error that the user can mend, 130 after Ctrl-C."""
     args = make_parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)  # it tells of each request to the Hub
@@ -25,6 +25,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         sys.stderr.write(f"relabel {args.command}: {error}\n")
         return 1
+    except KeyboardInterrupt:
+        sys.stderr.write(f"\nrelabel {args.command}: stopped; the same command goes on from here\n")
+        return 130  # as shells have it for Ctrl-C
     return 0
 
 

@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from ..data.card import write_card
+from ..data.card import read_template, write_card
 from ..data.index import Row, make_index
 from ..data.manifest import DatasetError, Manifest, Split, sha256_of, write_atomically
 from ..data.shards import ShardInfo, shard_names
-from ..labels.codec import DEFAULT_DTYPES
+from ..labels.codec import DEFAULT_DTYPES, STORED_DTYPES
 from ..labels.encoding import ENCODINGS
 from .annotator import Annotator, ClassSubset
 from .classes import match_classes
@@ -68,8 +68,12 @@ def build(
             shard can be read.
         ValueError: settings or classes that do not fit the annotator.
     """
-    annotator = _in_dataset_classes(annotator, source, class_mapping)
     settings = _resolved(settings)
+    if shard_size < 1:
+        raise ValueError(f"shard_size must be at least 1, got {shard_size}")
+    if card is not None:
+        read_template(card)  # better now than after hours
+    annotator = _in_dataset_classes(annotator, source, class_mapping)
     config = config or re.sub(r"[^\w.-]+", "-", str(annotator.describe()["name"]))
     folder = Path(root) / config
     plan = {
@@ -111,9 +115,19 @@ def _in_dataset_classes(
 
 
 def _resolved(settings: Settings) -> Settings:
-    """Return the settings with every default filled in, as they go into the manifest."""
+    """Return the settings with every default filled in, as they go into the manifest.
+
+    Raises:
+        ValueError: they are not settings that an encoder takes.
+    """
     if settings.encoding not in ENCODINGS:
         raise ValueError(f"encoding must be one of {sorted(ENCODINGS)}, got {settings.encoding!r}")
+    if settings.dtype not in (None, *STORED_DTYPES):
+        raise ValueError(f"dtype must be one of {STORED_DTYPES}, got {settings.dtype!r}")
+    for name in ("k", "batch_size", "num_threads"):
+        value = getattr(settings, name)
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
     return replace(
         settings,
         k=settings.k or ENCODINGS[settings.encoding],

@@ -45,18 +45,23 @@ def write_card(root: Path, template: str | os.PathLike[str] | None = None) -> No
         for name, value in metadata.items():
             setattr(card.data, name, value)
     else:
-        shared = Template(_read_template("shared"), trim_blocks=True)
+        shared = Template(read_template("shared"), trim_blocks=True)
         configs = [_describe(root, manifest) for manifest in manifests]
         card = DatasetCard.from_template(
             DatasetCardData(**metadata),
-            template_str=_read_template(template or "default"),
+            template_str=read_template(template or "default"),
             mark=_MARK,
             use=lambda path, images=None: shared.render(configs=configs, path=path, images=images),
         )
     card.save(path)
 
 
-def _read_template(template: str | os.PathLike[str]) -> str:
+def read_template(template: str | os.PathLike[str]) -> str:
+    """Return the text of a template: a file, or a name in cards/.
+
+    Raises:
+        FileNotFoundError: it is neither.
+    """
     path = Path(template)
     if not path.is_file():
         package = Path(__file__).parents[1]

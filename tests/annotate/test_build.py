@@ -253,3 +253,20 @@ def test_a_hand_written_card_keeps_its_text(tmp_path, image_folder, annotator):
     assert "# My own words" in text
     assert "license: mit" in text
     assert "config_name: colours" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"settings": rd.Settings(encoding="dense")}, r"encoding must be one of .*got 'dense'"),
+        ({"settings": rd.Settings(dtype="int8")}, r"dtype must be one of .*got 'int8'"),
+        ({"settings": rd.Settings(k=0)}, "k must be at least 1"),
+        ({"settings": rd.Settings(batch_size=0)}, "batch_size must be at least 1"),
+        ({"shard_size": 0}, "shard_size must be at least 1"),
+        ({"card": "no-such-card"}, "no-such-card"),
+    ],
+)
+def test_bad_settings_are_refused_before_any_work(tmp_path, image_folder, annotator, arguments, message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        rd.build(rd.ImageFolderSource(image_folder), tmp_path / "data", annotator, progress=False, **arguments)
+    assert not (tmp_path / "data").exists()
