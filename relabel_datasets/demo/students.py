@@ -56,7 +56,7 @@ class Recipe:
         num_workers: processes that make the crops.
     """
 
-    epochs: int = 12
+    epochs: int = 10
     batch_size: int = 64
     learning_rate: float = 1e-2
     crop_size: int = 48
