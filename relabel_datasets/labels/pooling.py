@@ -176,33 +176,40 @@ def _box_weights(
     first = start + extent * np.arange(max(grid), dtype=boxes.dtype)
     near, far, extent = np.minimum(first, first + extent), np.maximum(first, first + extent), np.abs(extent)
     leaves = (near < low - _SLACK) | (far > high + _SLACK)
+    outside = None
     if leaves.any():
         near, far = np.where(leaves, np.maximum(near, low), near), np.where(leaves, np.minimum(far, high), far)
         extent = np.where(leaves, np.maximum(far - near, 0), extent)
+        outside = leaves & (far <= near)
 
     # RoIAlign takes equally spaced points, one a location, and gives each to its two neighbours by bilinear weights. Of
     # a point, the part of min(max(point - location, 0), 1) lies beyond a location; the sum of these over all points
-    # has a closed form, and its differences from one location to the next are the weights.
-    num_points = np.maximum(np.ceil(extent), 1)[..., None]
-    step = np.maximum(extent[..., None] / num_points, boxes.dtype.type(1e-9))
-    locations = np.minimum(np.arange(max(size) + 1, dtype=boxes.dtype), lengths[..., None] - 1)
-    above = (far[..., None] - step / 2) - locations  # how far the last point is
-    count = np.clip(np.floor(above / step) + 1, 0, num_points)  # of points above each location
-    total = count * (above - (count - 1) * (step / 2))
-    beyond = total[..., :-1] - total[..., 1:]
-    weights = np.empty(beyond.shape, boxes.dtype)
-    weights[..., :1] = num_points - beyond[..., :1]
-    weights[..., 1:] = beyond[..., :-1] - beyond[..., 1:]
-    weights *= ~(leaves & (far <= near))[..., None] / num_points
-    rows, columns = torch.from_numpy(weights).to(boxes_xyxy.device)
+    # has a closed form, and its differences from one location to the next are the weights. Locations come first,
+    # `[L, 2, B, n]`, so that each step runs over contiguous memory.
+    num_points = np.maximum(np.ceil(extent), 1)
+    step = np.maximum(extent / num_points, boxes.dtype.type(1e-9))
+    location = np.arange(max(size) + 1, dtype=boxes.dtype)[:, None, None, None]
+    above = (far - step / 2) - np.minimum(location, lengths - 1)  # how far the last point is
+    count = np.floor(above / step)  # of points above each location, but one
+    count += 1
+    np.minimum(np.maximum(count, 0, out=count), num_points, out=count)
+    above -= (count - 1) * (step / 2)
+    above *= count
+    beyond = above[:-1] - above[1:]
+    weights = np.empty_like(beyond)
+    weights[0] = num_points - beyond[0]
+    np.subtract(beyond[:-1], beyond[1:], out=weights[1:])
+    weights /= num_points
+    if outside is not None:
+        weights[:, outside] = 0
+    rows, columns = torch.from_numpy(np.ascontiguousarray(np.moveaxis(weights, 0, -1))).to(boxes_xyxy.device)
     return rows[:, : grid[0], : size[0]], columns[:, : grid[1], : size[1]]
 
 
 def _ends(boxes_xyxy: npt.NDArray[Any], lengths: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Return where boxes `[B, 4]` start and end, in locations, `[2, 2, B, 1]`: start or end, then y or x."""
-    half = boxes_xyxy.dtype.type(0.5)
-    ends: npt.NDArray[Any] = boxes_xyxy.reshape(-1, 2, 2).transpose(1, 2, 0)[:, ::-1, :, None] * lengths - half
-    return ends
+    ends = boxes_xyxy.reshape(-1, 2, 2).transpose(1, 2, 0)[:, ::-1, :, None]
+    return np.ascontiguousarray(ends) * lengths - boxes_xyxy.dtype.type(0.5)  # in the order that loops run over it
 
 
 def _hat(position: Tensor, length: int) -> Tensor:
