@@ -10,9 +10,10 @@ from typing import Any, overload
 import numpy as np
 import numpy.typing as npt
 import PIL.Image
-from torchvision import tv_tensors
 from torchvision.datasets import VisionDataset
 
+from ..labels.compose import run_pipeline
+from ..labels.label_map import LabelMap
 from .images import decode_image, key_of, scan_image_folder
 from .manifest import DatasetError
 from .store import SPLIT_ALIASES, LabelMaps
@@ -84,8 +85,8 @@ class RelabelDataset(VisionDataset):
         index = range(len(self))[index]  # negative ones count from the end, others raise IndexError
         image, label_map = self.image(index), self.label_maps.at(index)
         if label_map.canvas_size != (image.height, image.width):  # the same picture, perhaps in another resolution
-            label_map = tv_tensors.wrap(label_map.logits, like=label_map, canvas_size=(image.height, image.width))
-        return (image, label_map) if self.transforms is None else self.transforms(image, label_map)
+            label_map = LabelMap.wrap(label_map.logits, like=label_map, canvas_size=(image.height, image.width))
+        return (image, label_map) if self.transforms is None else run_pipeline(self.transforms, image, label_map)
 
     def extra_repr(self) -> str:
         """Return the lines that `repr` adds to torchvision's."""

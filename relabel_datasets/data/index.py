@@ -76,6 +76,7 @@ class Index:
 
     def __init__(self, path: Path, num_samples: int) -> None:
         self._path, self._num_samples = path, num_samples
+        self._last = -1, ""
         with path.open("rb") as file:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         try:
@@ -109,9 +110,11 @@ class Index:
 
     def key(self, row: int) -> str:
         """Return the key of a row."""
-        ends = self._columns["key_end"]
-        start = int(ends[row - 1]) if row else 0
-        return self._columns["key_bytes"][start : int(ends[row])].tobytes().decode()
+        if row != self._last[0]:  # a sample asks for its key several times
+            ends = self._columns["key_end"]
+            start = int(ends[row - 1]) if row else 0
+            self._last = row, self._columns["key_bytes"][start : int(ends[row])].tobytes().decode()
+        return self._last[1]
 
     def row(self, key: str) -> int | None:
         """Return the row of a key, or None."""

@@ -208,8 +208,9 @@ def _box_weights(
 
 def _ends(boxes_xyxy: npt.NDArray[Any], lengths: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Return where boxes `[B, 4]` start and end, in locations, `[2, 2, B, 1]`: start or end, then y or x."""
-    ends = boxes_xyxy.reshape(-1, 2, 2).transpose(1, 2, 0)[:, ::-1, :, None]
-    return np.ascontiguousarray(ends) * lengths - boxes_xyxy.dtype.type(0.5)  # in the order that loops run over it
+    ends = np.ascontiguousarray(boxes_xyxy.reshape(-1, 2, 2).transpose(1, 2, 0)[:, ::-1, :, None])  # for fast loops
+    in_locations: npt.NDArray[Any] = ends * lengths - boxes_xyxy.dtype.type(0.5)
+    return in_locations
 
 
 def _hat(position: Tensor, length: int) -> Tensor:

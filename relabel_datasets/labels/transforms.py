@@ -34,7 +34,10 @@ def _kernel_of(functional: Callable[..., Any]) -> Callable[[Kernel], Kernel]:
 
 def _follow(label_map: LabelMap, inner: View, canvas_size: tuple[int, int]) -> LabelMap:
     """Return the map of an image of `canvas_size` that shows the part `inner` of the current one."""
-    return LabelMap.wrap(label_map.logits, like=label_map, view=label_map.view.compose(inner), canvas_size=canvas_size)
+    metadata = label_map._metadata
+    return LabelMap._wrap(
+        label_map.logits, metadata._replace(view=metadata.view.compose(inner), canvas_size=canvas_size)
+    )
 
 
 @_kernel_of(F.get_size)

@@ -1,0 +1,76 @@
+import pytest
+import torch
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+
+import relabel_datasets as rd
+from relabel_datasets.labels.compose import run_pipeline
+from tests.conftest import picture
+
+
+class Twice(torch.nn.Module):
+    """Somebody's own transform that gives more than a pair."""
+
+    def forward(self, image, target):
+        return image, target, target
+
+
+PIPELINES = {
+    "training": v2.Compose([
+        v2.RandomResizedCrop(16), v2.RandomHorizontalFlip(), v2.TrivialAugmentWide(), rd.LabelPooling(), v2.ToImage(),
+        v2.ToDtype(torch.float32, scale=True), v2.Normalize((0.5,) * 3, (0.5,) * 3), v2.RandomErasing(0.5),
+    ]),
+    "no pooling": v2.Compose([v2.RandomCrop(20, pad_if_needed=True), v2.RandomVerticalFlip(), v2.ColorJitter(0.5)]),
+    "nested": v2.Compose([
+        v2.Compose([v2.Resize(24), v2.CenterCrop(20)]), v2.RandomApply([v2.RandomRotation(30)]),
+        v2.RandomChoice([v2.RandomAffine(10), v2.Pad(3)]), v2.RandomOrder([v2.RandomHorizontalFlip(), v2.Grayscale(3)]),
+        rd.LabelPooling(output_size=(2, 3)), v2.PILToTensor(),
+    ]),
+    "tensor first": v2.Compose([v2.ToImage(), v2.RandomZoomOut(), v2.RandomResize(10, 20), rd.LabelPooling(), v2.ToPureTensor()]),
+    "five crops": v2.Compose([v2.FiveCrop(16), v2.Lambda(lambda pair: pair)]),
+    "own": v2.Compose([Twice(), v2.RandomHorizontalFlip()]),
+    "not a Compose": v2.RandomResizedCrop(16),
+    "empty sequence": v2.Compose([v2.Identity()]),
+}  # fmt: skip
+
+
+def flat(value):
+    if isinstance(value, (tuple, list)):
+        return [leaf for each in value for leaf in flat(each)]
+    return [value]
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+@pytest.mark.parametrize("kind", ["PIL", "tv_tensors.Image", "tensor"])
+def test_results_and_random_numbers_are_those_of_the_pipeline(name, kind):
+    pipeline = PIPELINES[name]
+    image = {"PIL": lambda x: x, "tv_tensors.Image": tv_tensors.Image, "tensor": v2.functional.pil_to_tensor}[kind](
+        picture(0, (40, 56))
+    )
+    if kind != "PIL" and name == "nested":
+        pytest.skip("PILToTensor is of PIL images")
+    label_map = rd.LabelMap.from_logits(3 * torch.randn(5, 4, 6), canvas_size=(40, 56), key="k", label=2)
+    for seed in range(12):
+        torch.manual_seed(seed)
+        expected = flat(pipeline(image, label_map))
+        state = torch.get_rng_state()
+        torch.manual_seed(seed)
+        found = flat(run_pipeline(pipeline, image, label_map))
+        assert torch.equal(torch.get_rng_state(), state)
+        assert list(map(type, found)) == list(map(type, expected))
+        for one, other in zip(found, expected, strict=True):
+            if isinstance(one, torch.Tensor):
+                torch.testing.assert_close(one, other, rtol=0, atol=0)
+            else:
+                assert one.tobytes() == other.tobytes()
+            if isinstance(one, rd.LabelMap):
+                assert (one.view, one.canvas_size, one.key) == (other.view, other.canvas_size, other.key)
+
+
+def test_errors_are_those_of_the_pipeline():
+    pipeline = v2.Compose([v2.RandomHorizontalFlip(), rd.LabelPooling(), rd.LabelPooling()])
+    label_map = rd.LabelMap.from_logits(torch.randn(5, 4, 6), canvas_size=(40, 56))
+    with pytest.raises(TypeError, match="no LabelMap"):
+        run_pipeline(pipeline, picture(0, (40, 56)), label_map)
+    with pytest.raises(ValueError, match="followed it"):
+        run_pipeline(pipeline, picture(0, (30, 56)), label_map)
