@@ -23,7 +23,7 @@ _ALWAYS = v2.Transform.forward
 _BY_CHANCE = v2.RandomHorizontalFlip.forward  # the one of all transforms that have a probability
 
 
-def run_pipeline(pipeline: Callable[..., Any], image: PIL.Image.Image, label_map: LabelMap) -> Any:
+def run_pipeline(pipeline: Any, image: PIL.Image.Image, label_map: LabelMap) -> Any:
     """Return `pipeline(image, label_map)`.
 
     Args:
