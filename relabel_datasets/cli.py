@@ -147,7 +147,9 @@ def _build(args: argparse.Namespace) -> None:
 def _demo(args: argparse.Namespace) -> None:
     from .demo import run_demo  # see _build
 
-    run_demo(args.out, seeds=args.seeds)
+    result = run_demo(args.out, seeds=args.seeds)
+    sys.stdout.write(result.to_markdown())
+    sys.stderr.write(result.next_steps())
 
 
 if __name__ == "__main__":

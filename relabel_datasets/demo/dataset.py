@@ -56,5 +56,6 @@ def make_scenes_relabel(
         annotator = load_annotator(work / CHECKPOINT)
         logger.info("annotating the scenes")
         for split in ("train", "validation"):
-            build(ImageFolderSource(work / PICTURES / split), work, annotator, config=CONFIG, split=split)
+            source = ImageFolderSource(work / PICTURES / split)
+            build(source, work, annotator, config=CONFIG, split=split, card="scenes-relabel")
         work.rename(root)

@@ -20,13 +20,14 @@ from .students import METHODS, PicturesInMemory, Recipe, Score, train_student
 logger = logging.getLogger(__name__)
 
 _COLUMNS = ("labels", "single-label accuracy", "multi-label accuracy", "recall of all classes", "s / epoch")
-_NEXT = """\
+_NEXT = """
 Look at the label maps: {overlays}
 Use the scenes in a script:
     import relabel_datasets as rd
     dataset = rd.load_dataset({dataset!r}, split="train")   # or "scenes-relabel", made in the cache on first use
 Make label maps of your own images with any timm model:
-    relabel build IMAGES OUT --annotator resnet50.a1_in1k"""
+    relabel build IMAGES OUT --annotator resnet50.a1_in1k
+"""
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,10 @@ class DemoResult:
     dataset: Path
     overlays: Sequence[Path]
     seconds: float
+
+    def next_steps(self) -> str:
+        """Return what to look at and to run next."""
+        return _NEXT.format(overlays=self.overlays[0].parent, dataset=str(self.dataset))
 
     def to_markdown(self) -> str:
         """Return the table of all methods: mean and standard deviation over the seeds, on the validation scenes."""
@@ -99,7 +104,7 @@ def run_demo(
     annotator = _score_label_maps(validation_pictures, present)
     result = DemoResult(scores, annotator, root, overlays, time.perf_counter() - start)
     (output / "table.md").write_text(result.to_markdown(), encoding="utf-8")
-    echo(f"done in {result.seconds:.0f} s\n" + _NEXT.format(overlays=output / "overlays", dataset=str(root)))
+    echo(f"done in {result.seconds:.0f} s")
     return result
 
 
