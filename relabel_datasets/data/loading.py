@@ -84,5 +84,9 @@ def _find_root(path: str | os.PathLike[str], cache_dir: str | os.PathLike[str] |
                 "folder that holds it"
             )
         module, _, function = _MAKERS[str(path)].partition(":")
-        getattr(import_module(module), function)(cached)
+        try:
+            getattr(import_module(module), function)(cached)
+        except OSError:
+            if not cached.exists():  # else another process, such as another rank, was first
+                raise
     return cached

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 
+import datasets
 import numpy as np
 import PIL.Image
 import pytest
@@ -253,6 +254,24 @@ def test_a_hand_written_card_keeps_its_text(tmp_path, image_folder, annotator):
     assert "# My own words" in text
     assert "license: mit" in text
     assert "config_name: colours" in text
+
+
+def test_shards_of_ours_and_hugging_face_datasets_are_sources_too(tmp_path, image_folder, annotator):
+    rd.build(rd.ImageFolderSource(image_folder), tmp_path / "folder", annotator, progress=False)
+    reference = rd.LabelMaps(tmp_path / "folder")
+    loaded = datasets.load_dataset("imagefolder", data_dir=str(image_folder), cache_dir=str(tmp_path / "cache"))[
+        "train"
+    ]
+    for name, source in (
+        ("tars", rd.open_source(tmp_path / "folder" / "colours")),
+        ("hf", rd.HFSource(loaded)),
+    ):
+        rd.build(source, tmp_path / name, annotator, progress=False)
+        label_maps = rd.LabelMaps(tmp_path / name)
+        assert sorted(label_maps) == sorted(reference)
+        for key, label_map in label_maps.items():
+            assert label_map.label == reference[key].label
+            torch.testing.assert_close(label_map.dense(), reference[key].dense(), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(

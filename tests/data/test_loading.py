@@ -36,6 +36,24 @@ def test_a_short_name_is_made_in_the_cache_on_first_use_and_then_found(tmp_path,
     assert made == [tmp_path / "cache" / "scenes-relabel"]
 
 
+def test_a_short_name_that_another_process_made_meanwhile_is_used(tmp_path, dataset_folder, monkeypatch):
+    def make(root):
+        dataset_folder.rename(root)  # the other process
+        raise FileExistsError(root)
+
+    monkeypatch.setattr("relabel_datasets.demo.make_scenes_relabel", make)
+    assert len(rd.load_dataset("scenes-relabel", "colours", "train", cache_dir=tmp_path)) == 13
+
+
+def test_an_error_while_a_short_name_is_made_is_shown(tmp_path, monkeypatch):
+    def make(root):
+        raise OSError("no space left")
+
+    monkeypatch.setattr("relabel_datasets.demo.make_scenes_relabel", make)
+    with pytest.raises(OSError, match="no space left"):
+        rd.load_dataset("scenes-relabel", split="train", cache_dir=tmp_path)
+
+
 def test_every_builder_named_in_an_error_is_there():
     from tests.conftest import ROOT
 
