@@ -21,8 +21,8 @@ from ..data.card import read_template, write_card
 from ..data.index import Row, make_index
 from ..data.manifest import DatasetError, Manifest, Split, sha256_of, write_atomically
 from ..data.shards import ShardInfo, shard_names
-from ..labels.codec import DEFAULT_DTYPES, STORED_DTYPES
-from ..labels.encoding import ENCODINGS
+from ..labels.codec import resolve_dtype
+from ..labels.encoding import resolve_k
 from .annotator import Annotator, ClassSubset
 from .classes import match_classes
 from .shard import Annotated, Settings, Skipped, annotate_shard
@@ -85,13 +85,15 @@ def build(
         "source_sha256": source_sha256(source),
     }
     manifest = _existing(folder, split, plan)
+    work = _Work(folder, split, plan, len(source.keys))
     if manifest is not None and split in manifest.splits:
         logger.info("%s already has all of split %r", folder, split)
-        return manifest
-    work = _Work(folder, split, plan, len(source.keys))
-    annotated = work.run(source, annotator, settings, progress)
-    manifest = _finish(folder, split, plan, manifest, work.names, annotated, source, settings)
-    write_card(Path(root), card)
+        if not work.is_begun():
+            return manifest
+    else:
+        annotated = work.run(source, annotator, settings, progress)
+        manifest = _finish(folder, split, plan, manifest, work.names, annotated, source, settings)
+    write_card(Path(root), card)  # also where an earlier run was stopped between manifest and card
     work.clean_up()
     return manifest
 
@@ -120,19 +122,11 @@ def _resolved(settings: Settings) -> Settings:
     Raises:
         ValueError: they are not settings that an encoder takes.
     """
-    if settings.encoding not in ENCODINGS:
-        raise ValueError(f"encoding must be one of {sorted(ENCODINGS)}, got {settings.encoding!r}")
-    if settings.dtype not in (None, *STORED_DTYPES):
-        raise ValueError(f"dtype must be one of {STORED_DTYPES}, got {settings.dtype!r}")
-    for name in ("k", "batch_size", "num_threads"):
-        value = getattr(settings, name)
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
-    return replace(
-        settings,
-        k=settings.k or ENCODINGS[settings.encoding],
-        dtype=settings.dtype or DEFAULT_DTYPES[settings.encoding],
-    )
+    for name in ("batch_size", "num_threads"):
+        if getattr(settings, name) < 1:
+            raise ValueError(f"{name} must be at least 1, got {getattr(settings, name)}")
+    k = resolve_k(settings.encoding, settings.k)
+    return replace(settings, k=k, dtype=resolve_dtype(settings.encoding, settings.dtype))
 
 
 def _existing(folder: Path, split: str, plan: dict[str, Any]) -> Manifest | None:
@@ -172,14 +166,8 @@ class _Work:
     """
 
     def __init__(self, folder: Path, split: str, plan: dict[str, Any], num_images: int) -> None:
-        self._folder, self._records = folder, folder / f".build-{split}"
+        self._folder, self._records, self._plan = folder, folder / f".build-{split}", plan
         self._num_images = num_images
-        self._records.mkdir(parents=True, exist_ok=True)
-        plan_path = self._records / "plan.json"
-        if plan_path.exists():
-            _refuse_other_plan(folder, json.loads(plan_path.read_text(encoding="utf-8")), plan)
-        else:
-            write_atomically(plan_path, json.dumps(plan, sort_keys=True).encode())
         order = np.random.default_rng(0).permutation(num_images)
         size = plan["shard_size"]
         self._shards = [order[start : start + size].tolist() for start in range(0, num_images, size)]
@@ -187,6 +175,7 @@ class _Work:
 
     def run(self, source: ImageSource, annotator: Annotator, settings: Settings, progress: bool) -> list[Annotated]:
         """Return what there is of every shard, after annotating those that are not finished."""
+        self._begin()
         finished = [self._load(name) for name in self.names]
         done = sum(len(indices) for indices, each in zip(self._shards, finished, strict=True) if each)
         with tqdm(total=self._num_images, initial=done, unit="img", disable=not progress, desc="annotate") as bar:
@@ -197,6 +186,18 @@ class _Work:
                     )
                     self._save(name, finished[i])
         return [each for each in finished if each is not None]
+
+    def is_begun(self) -> bool:
+        """Return whether there are records, of this or an earlier run."""
+        return self._records.exists()
+
+    def _begin(self) -> None:
+        self._records.mkdir(parents=True, exist_ok=True)
+        path = self._records / "plan.json"
+        if path.exists():
+            _refuse_other_plan(self._folder, json.loads(path.read_text(encoding="utf-8")), self._plan)
+        else:
+            write_atomically(path, json.dumps(self._plan, sort_keys=True).encode())
 
     def _load(self, name: str) -> Annotated | None:
         try:

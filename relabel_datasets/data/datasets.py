@@ -79,10 +79,11 @@ class RelabelDataset(VisionDataset):
 
     def image(self, index: int) -> PIL.Image.Image:
         """Return the RGB image of a sample, upright and untransformed."""
+        index = range(len(self))[index]  # negative ones count from the end, others raise IndexError
         return decode_image(self._image_bytes(index), self.keys[index])
 
     def __getitem__(self, index: int) -> Any:
-        index = range(len(self))[index]  # negative ones count from the end, others raise IndexError
+        index = range(len(self))[index]
         image, label_map = self.image(index), self.label_maps.at(index)
         if label_map.canvas_size != (image.height, image.width):  # the same picture, perhaps in another resolution
             label_map = LabelMap.wrap(label_map.logits, like=label_map, canvas_size=(image.height, image.width))

@@ -110,11 +110,12 @@ class Index:
 
     def key(self, row: int) -> str:
         """Return the key of a row."""
-        if row != self._last[0]:  # a sample asks for its key several times
+        last = self._last  # a sample asks for its key several times; threads may share the index
+        if row != last[0]:
             ends = self._columns["key_end"]
             start = int(ends[row - 1]) if row else 0
-            self._last = row, self._columns["key_bytes"][start : int(ends[row])].tobytes().decode()
-        return self._last[1]
+            last = self._last = row, self._columns["key_bytes"][start : int(ends[row])].tobytes().decode()
+        return last[1]
 
     def row(self, key: str) -> int | None:
         """Return the row of a key, or None."""

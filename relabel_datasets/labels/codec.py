@@ -65,8 +65,8 @@ def encode(encoded: Encoded, canvas_sizes: list[tuple[int, int]], dtype: str | N
     Raises:
         ValueError: what `decode` would refuse, an unknown dtype, or logits that are too large for float16.
     """
-    dtype = dtype or DEFAULT_DTYPES["topk" if encoded.base is None else "heatmaps"]
-    _check_encodable(encoded, canvas_sizes, dtype)
+    dtype = resolve_dtype("topk" if encoded.base is None else "heatmaps", dtype)
+    _check_encodable(encoded, canvas_sizes)
     batch = _stored_tensors(encoded, dtype)
     blobs = []
     for i, canvas in enumerate(canvas_sizes):
@@ -76,13 +76,24 @@ def encode(encoded: Encoded, canvas_sizes: list[tuple[int, int]], dtype: str | N
     return blobs
 
 
-def _check_encodable(encoded: Encoded, canvas_sizes: list[tuple[int, int]], dtype: str) -> None:
-    logits, classes, num_classes = encoded.logits, encoded.classes, encoded.num_classes
-    grid = logits.shape[2:] if encoded.base is None else (1, 1)
+def resolve_dtype(encoding: str, dtype: str | None) -> str:
+    """Return how logits of an encoding are stored, its default for None.
+
+    Raises:
+        ValueError: unknown dtype, or uint4 for topk.
+    """
+    if dtype is None:
+        return DEFAULT_DTYPES[encoding]
     if dtype not in STORED_DTYPES:
         raise ValueError(f"dtype must be one of {STORED_DTYPES}, got {dtype!r}")
-    if dtype == "uint4" and encoded.base is None:
+    if dtype == "uint4" and encoding == "topk":
         raise ValueError("topk maps are stored as 'float16' or 'uint8', not 'uint4': neighbours hold other classes")
+    return dtype
+
+
+def _check_encodable(encoded: Encoded, canvas_sizes: list[tuple[int, int]]) -> None:
+    logits, classes, num_classes = encoded.logits, encoded.classes, encoded.num_classes
+    grid = logits.shape[2:] if encoded.base is None else (1, 1)
     if 0 in logits.shape[1:] or classes.shape != (*logits.shape[:2], *grid):
         raise ValueError(
             "a stored label map has heatmaps [K, H, W] with classes [K, 1, 1] and a base, or logits and classes "

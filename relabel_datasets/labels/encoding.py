@@ -37,20 +37,30 @@ def encode_logits(dense: Tensor, encoding: str = "heatmaps", k: int | None = Non
 
     Reference: `topk` with k=5 is what Yun et al., "Re-labeling ImageNet", 2021, section 3 stores.
     """
-    if encoding not in ENCODINGS:
-        raise ValueError(f"encoding must be one of {sorted(ENCODINGS)}, got {encoding!r}")
+    num_kept = resolve_k(encoding, k)
     if dense.ndim != 4 or 0 in dense.shape[1:]:
         raise ValueError(f"dense logits must be [B, C, H, W] with no empty side, got {tuple(dense.shape)}")
-    if k is not None and k < 1:
-        raise ValueError(f"k must be at least 1, got {k}")
     dense = dense.float()
     if not torch.isfinite(dense).all():
         raise ValueError("dense logits must be finite, got nan or inf: try the annotator in a wider dtype")
-    num_kept = min(ENCODINGS[encoding] if k is None else k, dense.shape[1])
+    num_kept = min(num_kept, dense.shape[1])
     if encoding == "topk":
         logits, classes = dense.topk(num_kept, dim=1)
         return Encoded(logits, classes, None, dense.shape[1])
     return _encode_heatmaps(dense, num_kept)
+
+
+def resolve_k(encoding: str, k: int | None) -> int:
+    """Return how many classes are kept, the encoding's default for None.
+
+    Raises:
+        ValueError: unknown encoding, or `k` below 1.
+    """
+    if encoding not in ENCODINGS:
+        raise ValueError(f"encoding must be one of {sorted(ENCODINGS)}, got {encoding!r}")
+    if k is not None and k < 1:
+        raise ValueError(f"k must be at least 1, got {k}")
+    return ENCODINGS[encoding] if k is None else k
 
 
 def _encode_heatmaps(dense: Tensor, num_kept: int) -> Encoded:

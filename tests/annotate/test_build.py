@@ -126,6 +126,23 @@ rd.build(rd.ImageFolderSource({str(image_folder)!r}), {str(tmp_path / "data")!r}
     assert tars == {k: v for k, v in files_of(tmp_path / "whole" / "colours").items() if k.endswith(".tar")}
 
 
+def test_a_card_that_a_killed_build_did_not_write_is_written_by_the_next(
+    tmp_path, image_folder, annotator, monkeypatch
+):
+    def killed(*args):
+        raise Interrupted
+
+    source = rd.ImageFolderSource(image_folder)
+    with monkeypatch.context() as patch:
+        patch.setattr("relabel_datasets.annotate.build.write_card", killed)
+        with pytest.raises(Interrupted):
+            rd.build(source, tmp_path / "data", annotator, progress=False)
+    rd.build(source, tmp_path / "data", annotator, progress=False)
+    rd.build(source, tmp_path / "whole", annotator, progress=False)
+    assert (tmp_path / "data" / "README.md").read_bytes() == (tmp_path / "whole" / "README.md").read_bytes()
+    assert files_of(tmp_path / "data" / "colours") == files_of(tmp_path / "whole" / "colours")
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
@@ -279,6 +296,7 @@ def test_shards_of_ours_and_hugging_face_datasets_are_sources_too(tmp_path, imag
     [
         ({"settings": rd.Settings(encoding="dense")}, r"encoding must be one of .*got 'dense'"),
         ({"settings": rd.Settings(dtype="int8")}, r"dtype must be one of .*got 'int8'"),
+        ({"settings": rd.Settings(encoding="topk", dtype="uint4")}, "topk maps are stored as"),
         ({"settings": rd.Settings(k=0)}, "k must be at least 1"),
         ({"settings": rd.Settings(batch_size=0)}, "batch_size must be at least 1"),
         ({"shard_size": 0}, "shard_size must be at least 1"),

@@ -47,6 +47,8 @@ def test_indices_are_those_of_a_sequence(dataset):
         with pytest.raises(IndexError):
             dataset[index]
     assert sum(1 for _ in dataset) == len(dataset)
+    last = dataset.image(len(dataset) - 1)
+    assert dataset.image(-1).tobytes() == last.tobytes()
 
 
 def test_the_map_is_where_the_picture_is(tmp_path, annotator):
