@@ -12,7 +12,10 @@ from .data.datasets import RelabelDataset
 from .data.images import ImageError, decode_image
 from .data.loading import load_dataset
 from .data.manifest import DatasetError
+from .data.sampling import RelabelSampler
+from .data.storage import open_folder
 from .data.store import LabelMaps
+from .data.stream import RelabelLoader, RelabelStream
 from .labels.codec import LabelMapError
 from .labels.label_map import LabelMap, View
 from .labels.pooling import pool_labels
@@ -50,6 +53,9 @@ __all__ = [
     "LabelPooling",
     "ModuleAnnotator",
     "RelabelDataset",
+    "RelabelLoader",
+    "RelabelSampler",
+    "RelabelStream",
     "Settings",
     "TimmAnnotator",
     "View",
@@ -57,6 +63,7 @@ __all__ = [
     "build",
     "decode_image",
     "load_dataset",
+    "open_folder",
     "open_source",
     "pool_labels",
 ]

@@ -244,6 +244,7 @@ def _finish(
         shard_bytes=[each.info.num_bytes for each in annotated],
         shard_sha256=[each.info.sha256 for each in annotated],
         index=index.name,
+        index_bytes=index.stat().st_size,
         index_sha256=sha256_of(index),
         image_extension=source.extension if settings.images else None,
         key_rule=source.key_rule,

@@ -12,8 +12,8 @@ from typing import Any
 
 from .index import Index
 from .manifest import MANIFEST_NAME, Manifest, Split
+from .storage import CARD_NAME, LocalFolder
 
-CARD_NAME = "README.md"
 _MARK = "<!-- Made by relabel_datasets from a template: edit the template, not this text. -->"
 _SIZES = (
     (1e3, "n<1K"),
@@ -134,6 +134,6 @@ def _describe_split(folder: Path, split: Split) -> dict[str, Any]:
         "images": split.image_extension is not None,
         "megabytes": sum(split.shard_bytes) / 1e6,
         "bytes_per_sample": sum(split.shard_bytes) / num_samples,
-        "map_bytes": Index(folder / split.index, split.num_samples).mean_size("map"),
+        "map_bytes": Index(LocalFolder(folder), split).mean_size("map"),
         "num_skipped": len(split.skipped),
     }

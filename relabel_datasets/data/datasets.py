@@ -16,6 +16,7 @@ from ..labels.compose import run_pipeline
 from ..labels.label_map import LabelMap
 from .images import decode_image, key_of, scan_image_folder
 from .manifest import DatasetError
+from .storage import Folder, open_folder
 from .store import SPLIT_ALIASES, LabelMaps
 
 ImageBytes = Callable[[int], bytes]  # row -> bytes of the image file
@@ -29,7 +30,7 @@ class RelabelDataset(VisionDataset):
     of label-only shards. Works with DataLoader workers, forked or spawned, and with any sampler.
 
     Args:
-        root: folder of the dataset, or of one of its configs.
+        root: folder of the dataset, or of one of its configs: a path, a URL, or what `open_folder` returns.
         name: the config, that is the annotator; may be left out where there is only one.
         split: name of the split.
         images: where a label-only dataset finds its images: the root of an ImageFolder, or the folder above it where that
@@ -55,15 +56,16 @@ class RelabelDataset(VisionDataset):
 
     def __init__(
         self,
-        root: str | os.PathLike[str],
+        root: str | os.PathLike[str] | Folder,
         name: str | None = None,
         split: str = "train",
         *,
         images: Images | None = None,
         transforms: Callable[..., Any] | None = None,
     ) -> None:
-        super().__init__(os.fspath(root), transforms=transforms)
-        self.label_maps = LabelMaps(root, name, split)
+        folder = open_folder(root)
+        super().__init__(str(folder), transforms=transforms)
+        self.label_maps = LabelMaps(folder, name, split)
         self.classes = tuple(self.label_maps.manifest.classes)
         self.class_to_idx = {name: index for index, name in enumerate(self.classes)}
         self.keys: Sequence[str] = _Keys(self.label_maps)
@@ -73,6 +75,24 @@ class RelabelDataset(VisionDataset):
     def targets(self) -> npt.NDArray[np.int32]:
         """`[N]` int32 original class indices."""
         return self.label_maps.index.labels
+
+    @property
+    def shard_lengths(self) -> Sequence[int]:
+        """Samples of each shard, in order."""
+        return self.label_maps.split.shard_lengths
+
+    def download(self, *, num_threads: int = 8, progress: bool = True) -> None:
+        """Fetch all shards of a remote dataset now; without this, each is fetched when first needed.
+
+        Args:
+            num_threads: shards fetched at a time.
+            progress: whether to show a progress bar on stderr.
+
+        Raises:
+            FileNotFoundError: a shard is missing.
+            DatasetError: (a ValueError) a shard is damaged or cannot be reached, or all do not fit in the cache.
+        """
+        self.label_maps.shards.fetch_all(num_threads, progress=progress)
 
     def __len__(self) -> int:
         return len(self.label_maps)

@@ -12,14 +12,14 @@ import hashlib
 import json
 import mmap
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import save
 
-from .manifest import DatasetError
+from .manifest import DatasetError, Split
+from .storage import Folder
 
 Column = npt.NDArray[Any]
 _DTYPES = {"I32": np.int32, "U32": np.uint32, "U64": np.uint64, "U8": np.uint8}
@@ -66,20 +66,23 @@ class Index:
     """The index of a split, open for reading.
 
     Args:
-        path: the index file.
-        num_samples: how many rows the manifest says it has.
+        folder: of the config.
+        split: from the manifest.
 
     Raises:
         FileNotFoundError: there is no such file.
         DatasetError: it is damaged, or not the index of these shards.
     """
 
-    def __init__(self, path: Path, num_samples: int) -> None:
-        self._path, self._num_samples = path, num_samples
+    def __init__(self, folder: Folder, split: Split) -> None:
+        self._folder, self._split = folder, split
+        self._num_samples = num_samples = split.num_samples
         self._last = -1, ""
-        with path.open("rb") as file:
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        path = f"{folder}/{split.index}"
+        file = folder.open(split.index, split.index_bytes, split.index_sha256)
         try:
+            with file:
+                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             start = 8 + int.from_bytes(mapped[:8], "little")
             self._columns = {
                 name: np.ndarray(entry["shape"], _DTYPES[entry["dtype"]], mapped, start + entry["data_offsets"][0])
@@ -92,8 +95,8 @@ class Index:
         if lengths != {num_samples} or not complete:
             raise DatasetError(f"{path} is not the index of these shards: {num_samples} rows expected, got {lengths}")
 
-    def __reduce__(self) -> tuple[type[Index], tuple[Path, int]]:
-        return Index, (self._path, self._num_samples)  # a memory map is opened anew in another process
+    def __reduce__(self) -> tuple[type[Index], tuple[Folder, Split]]:
+        return Index, (self._folder, self._split)  # a memory map is opened anew in another process
 
     def __len__(self) -> int:
         return self._num_samples

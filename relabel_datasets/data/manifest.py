@@ -32,6 +32,7 @@ class Split:
     shard_bytes: list[int]
     shard_sha256: list[str]
     index: str  # file name of the index
+    index_bytes: int
     index_sha256: str
     image_extension: str | None  # of the images in the shards; None for label-only shards
     key_rule: str | None  # how keys come from image paths, see images.key_of; None where the source had keys
@@ -61,16 +62,33 @@ class Manifest:
         """
         path = folder / MANIFEST_NAME
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            data = path.read_bytes()
         except FileNotFoundError:
             raise FileNotFoundError(
                 f"{folder} has no {MANIFEST_NAME}: it is not a config, or it is not finished"
             ) from None
+        return cls.parse(data, str(path))
+
+    @classmethod
+    def parse(cls, data: bytes, path: str) -> Manifest:
+        """Return the manifest in the bytes of its file.
+
+        Args:
+            data: content of the file.
+            path: what the errors call it.
+
+        Raises:
+            DatasetError: it is damaged, or of another version.
+        """
+        try:
+            content = json.loads(data)
         except ValueError as error:
             raise DatasetError(f"{path} is damaged, it is not JSON: {error}") from error
         version = content.get("version") if isinstance(content, dict) else None
         if version != VERSION:
             raise DatasetError(f"{path} has version {version!r}, this package reads {VERSION}: update relabel_datasets")
+        if content.pop("checksum", None) != _checksum(content):
+            raise DatasetError(f"{path} is damaged: it is not what was written, by its own checksum")
         try:
             splits = {name: Split(**split) for name, split in content.pop("splits").items()}
             manifest = cls(splits=splits, **content)
@@ -84,7 +102,14 @@ class Manifest:
 
     def save(self, folder: Path) -> None:
         """Write the manifest into a config's folder, whole or not at all."""
-        write_atomically(folder / MANIFEST_NAME, (json.dumps(asdict(self), indent=1, sort_keys=True) + "\n").encode())
+        content = asdict(self)
+        content["checksum"] = _checksum(content)
+        write_atomically(folder / MANIFEST_NAME, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
+
+
+def _checksum(content: dict[str, Any]) -> str:
+    """Return a hash of a manifest's content: all other files are verified by the manifest, it by itself."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -13,14 +13,19 @@ import mmap
 import os
 import tarfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
 
+from tqdm.auto import tqdm
+
 from .index import Row
 from .manifest import DatasetError, Split
+from .storage import Folder
 
 _BLOCK = 512
+_MAX_OPEN = 400  # shards a reader has open; processes may usually open 1024 files
 
 
 class ShardInfo(NamedTuple):
@@ -103,16 +108,16 @@ class ShardReader:
     """Reads members of a split's shards by offset, through memory maps that are opened when first needed.
 
     Args:
-        folder: of the config.
+        folder: of the config; remote shards are fetched when first needed.
         split: from the manifest.
     """
 
-    def __init__(self, folder: Path, split: Split) -> None:
+    def __init__(self, folder: Folder, split: Split) -> None:
         self._folder, self._split = folder, split
         self._ends = list(itertools.accumulate(split.shard_lengths))
         self._maps: dict[int, mmap.mmap] = {}
 
-    def __reduce__(self) -> tuple[type[ShardReader], tuple[Path, Split]]:
+    def __reduce__(self) -> tuple[type[ShardReader], tuple[Folder, Split]]:
         return ShardReader, (self._folder, self._split)  # a memory map is opened anew in another process
 
     def read(self, row: int, extent: tuple[int, int], name: str) -> bytes:
@@ -125,7 +130,7 @@ class ShardReader:
 
         Raises:
             FileNotFoundError: the shard is missing.
-            DatasetError: the shard is not the one in the manifest.
+            DatasetError: the shard is not the one in the manifest, or cannot be reached.
         """
         shard = bisect.bisect_right(self._ends, row)
         mapped = self._maps.get(shard)
@@ -136,26 +141,45 @@ class ShardReader:
         expected = name.encode()[:100]
         if mapped[offset - _BLOCK : offset - _BLOCK + len(expected)] != expected:
             raise DatasetError(
-                f"{self._folder / self._split.filenames[shard]}: {name} is not at byte {offset}, where the index has it: "
+                f"{self._folder}/{self._split.filenames[shard]}: {name} is not at byte {offset}, where the index has it: "
                 "index and shard are of different builds, fetch or build both anew"
             )
         return mapped[offset : offset + size]
 
+    @property
+    def is_remote(self) -> bool:
+        """Whether reading from a shard may take long."""
+        return self._folder.is_remote
+
+    def fetch(self, shard: int) -> None:
+        """Bring a remote shard into the cache, so that reading it later does not wait."""
+        split = self._split
+        self._folder.open(split.filenames[shard], split.shard_bytes[shard], split.shard_sha256[shard]).close()
+
+    def check_room(self, num_shards: int, what: str) -> None:
+        """Raise DatasetError if so many shards, the largest, do not fit in the cache at a time."""
+        self._folder.check_room(sum(sorted(self._split.shard_bytes)[-num_shards:]), what)
+
+    def fetch_all(self, num_threads: int, *, progress: bool) -> None:
+        """Bring all shards into the cache, see `RelabelDataset.download`."""
+        sizes = self._split.shard_bytes
+        self.check_room(len(sizes), "the download")
+        with (
+            ThreadPoolExecutor(num_threads) as pool,
+            tqdm(total=sum(sizes), unit="B", unit_scale=True, desc="download", disable=not progress) as bar,
+        ):
+            for size, _ in zip(sizes, pool.map(self.fetch, range(len(sizes))), strict=True):
+                bar.update(size)
+
     def _open(self, shard: int) -> mmap.mmap:
-        path = self._folder / self._split.filenames[shard]
-        try:
-            with path.open("rb") as file:
-                size = os.fstat(file.fileno()).st_size
-                if size != self._split.shard_bytes[shard]:
-                    raise DatasetError(
-                        f"{path} has {size} bytes, its manifest says {self._split.shard_bytes[shard]}: it is damaged or of "
-                        "another build, fetch or build it anew"
-                    )
-                return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except FileNotFoundError:
-            raise FileNotFoundError(
-                f"shard {path} is in the manifest but not on disk: fetch or build it anew"
-            ) from None
+        split = self._split
+        # A map keeps the disk space of a shard that the cache deleted, and one of the process's open files.
+        for other in [other for other in self._maps if not self._folder.has(split.shard_sha256[other])]:
+            del self._maps[other]
+        if len(self._maps) >= _MAX_OPEN:
+            del self._maps[next(iter(self._maps))]
+        with self._folder.open(split.filenames[shard], split.shard_bytes[shard], split.shard_sha256[shard]) as file:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
 def shard_names(split: str, num_shards: int) -> Sequence[str]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from contextlib import suppress
 
 from ..labels.label_map import LabelMap
 from .index import Index
 from .manifest import MANIFEST_NAME, DatasetError, Manifest, Split
 from .shards import ShardReader
+from .storage import Folder, open_folder
 
 SPLIT_ALIASES = {"val": ("validation",), "validation": ("val",)}
 
@@ -22,7 +23,7 @@ class LabelMaps(Mapping[str, LabelMap]):
     their EXIF rotation, as the annotator saw them.
 
     Args:
-        root: folder of the dataset, or of one of its configs.
+        root: folder of the dataset, or of one of its configs: a path, a URL, or what `open_folder` returns.
         name: the config; may be left out where there is only one.
         split: name of the split.
 
@@ -39,12 +40,11 @@ class LabelMaps(Mapping[str, LabelMap]):
         >>> label_map = label_maps["n01440764_10026"]
     """
 
-    def __init__(self, root: str | os.PathLike[str], name: str | None = None, split: str = "train") -> None:
-        folder = find_config(Path(root), name)
-        self.manifest = Manifest.load(folder)
+    def __init__(self, root: str | os.PathLike[str] | Folder, name: str | None = None, split: str = "train") -> None:
+        folder, self.manifest = open_config(open_folder(root), name)
         self.split = find_split(self.manifest, split)
-        self.index = Index(folder / self.split.index, self.split.num_samples)
-        self._shards = ShardReader(folder, self.split)
+        self.index = Index(folder, self.split)
+        self.shards = ShardReader(folder, self.split)
 
     def __len__(self) -> int:
         return len(self.index)
@@ -64,32 +64,38 @@ class LabelMaps(Mapping[str, LabelMap]):
     def at(self, row: int) -> LabelMap:
         """Return the label map of a row, in the order of the shards."""
         key = self.index.key(row)
-        blob = self._shards.read(row, self.index.extent(row, "map"), f"{key}.safetensors")
+        blob = self.shards.read(row, self.index.extent(row, "map"), f"{key}.safetensors")
         return LabelMap.from_safetensors(blob, key=key, label=int(self.index.labels[row]))
 
     def image_bytes(self, row: int) -> bytes:
         """Return the bytes of a row's image file, for shards that hold images."""
         name = f"{self.index.key(row)}.{self.split.image_extension}"
-        return self._shards.read(row, self.index.extent(row, "image"), name)
+        return self.shards.read(row, self.index.extent(row, "image"), name)
 
 
-def find_config(root: Path, name: str | None) -> Path:
-    """Return the folder of a config.
+def open_config(root: Folder, name: str | None) -> tuple[Folder, Manifest]:
+    """Return the folder of a config and its manifest.
 
     Raises:
         FileNotFoundError: there is no dataset at `root`.
-        DatasetError: no such config, or several and none is named.
+        DatasetError: no such config, or several and none is named; or a remote dataset cannot be reached.
     """
-    if name is None and (root / MANIFEST_NAME).is_file():
-        return root
-    configs = sorted(path.parent.name for path in root.glob(f"*/{MANIFEST_NAME}")) if root.is_dir() else []
+    if name is not None:
+        with suppress(FileNotFoundError):
+            return root.child(name), root.child(name).manifest()
+    configs = root.configs()
+    if configs is None:
+        manifest = root.manifest()
+        if name not in (None, manifest.config):
+            raise DatasetError(f"{root} is config {manifest.config!r}, not {name!r}")
+        return root, manifest
     if not configs:
-        raise FileNotFoundError(f"no dataset at {root}: expected {root / '<config>' / MANIFEST_NAME}")
+        raise FileNotFoundError(f"no dataset at {root}: expected {root}/<config>/{MANIFEST_NAME}")
     if name is None and len(configs) > 1:
         raise DatasetError(f"{root} has several configs, name one of {configs}")
-    if name is not None and name not in configs:
+    if name is not None:
         raise DatasetError(f"{root} has no config {name!r}, only {configs}")
-    return root / (name or configs[0])
+    return root.child(configs[0]), root.child(configs[0]).manifest()
 
 
 def find_split(manifest: Manifest, name: str) -> Split:

@@ -5,6 +5,7 @@ import pytest
 
 from relabel_datasets.data.manifest import DatasetError, Split
 from relabel_datasets.data.shards import ShardReader, ShardWriter, shard_names
+from relabel_datasets.data.storage import LocalFolder
 
 SAMPLES = [("a/one", 0, b"\xff\xd8 image", b"map one"), ("two", 12, b"x" * 512, b"m" * 1500), ("d" * 150, 3, b"", b"q")]
 
@@ -18,7 +19,7 @@ def write(path, extension="jpg", samples=SAMPLES):
 
 def split_of(info, name="train-0.tar"):
     return Split(
-        "train", len(info.rows), [name], [len(info.rows)], [info.num_bytes], [info.sha256], "", "", "jpg", None, ""
+        "train", len(info.rows), [name], [len(info.rows)], [info.num_bytes], [info.sha256], "", 0, "", "jpg", None, ""
     )
 
 
@@ -43,7 +44,7 @@ def test_two_runs_give_equal_bytes(tmp_path):
 
 def test_members_are_read_by_offset(tmp_path):
     info = write(tmp_path / "train-0.tar")
-    reader = ShardReader(tmp_path, split_of(info))
+    reader = ShardReader(LocalFolder(tmp_path), split_of(info))
     for number, (row, (key, _, image, label_map)) in enumerate(zip(info.rows, SAMPLES, strict=True)):
         assert reader.read(number, (row.map_offset, row.map_size), f"{key}.safetensors") == label_map
         assert reader.read(number, (row.image_offset, row.image_size), f"{key}.jpg") == image
@@ -77,17 +78,19 @@ def test_a_shard_of_another_size_is_refused_by_name(tmp_path):
     info = write(path)
     path.write_bytes(path.read_bytes()[:-512])
     with pytest.raises(DatasetError, match=r"train-0\.tar has \d+ bytes"):
-        ShardReader(tmp_path, split_of(info)).read(0, (512, 1), "a/one.jpg")
+        ShardReader(LocalFolder(tmp_path), split_of(info)).read(0, (512, 1), "a/one.jpg")
     path.unlink()
     with pytest.raises(FileNotFoundError, match=r"train-0\.tar"):
-        ShardReader(tmp_path, split_of(info)).read(0, (512, 1), "a/one.jpg")
+        ShardReader(LocalFolder(tmp_path), split_of(info)).read(0, (512, 1), "a/one.jpg")
 
 
 def test_a_shard_that_does_not_fit_its_index_is_refused(tmp_path):
     info = write(tmp_path / "train-0.tar")
     other = info.rows[1]
     with pytest.raises(DatasetError, match="index and shard"):
-        ShardReader(tmp_path, split_of(info)).read(0, (other.map_offset, other.map_size), "a/one.safetensors")
+        ShardReader(LocalFolder(tmp_path), split_of(info)).read(
+            0, (other.map_offset, other.map_size), "a/one.safetensors"
+        )
 
 
 def test_names_say_how_many_shards_there_are():

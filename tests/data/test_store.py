@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import relabel_datasets as rd
-from relabel_datasets.data.manifest import MANIFEST_NAME
+from relabel_datasets.data.manifest import MANIFEST_NAME, _checksum
 
 
 @pytest.fixture
@@ -81,11 +81,20 @@ def test_missing_datasets_configs_and_splits_are_named(dataset_folder, tmp_path)
 def test_damaged_manifests_are_refused_by_name(dataset_folder, change, message):
     path = dataset_folder / "colours" / MANIFEST_NAME
     content = json.loads(path.read_text())
+    del content["checksum"]
     change(content)
+    content["checksum"] = _checksum(content)
     path.write_text(json.dumps(content))
     with pytest.raises(rd.DatasetError, match=message) as caught:
         rd.LabelMaps(dataset_folder, "colours")
     assert str(path) in str(caught.value)
+
+
+def test_a_manifest_that_was_changed_is_refused(dataset_folder):
+    path = dataset_folder / "colours" / MANIFEST_NAME
+    path.write_text(path.read_text().replace('"emu"', '"gnu"'))
+    with pytest.raises(rd.DatasetError, match="checksum"):
+        rd.LabelMaps(dataset_folder, "colours")
 
 
 def test_a_manifest_that_is_not_json_is_refused(dataset_folder):

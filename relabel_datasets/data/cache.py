@@ -1,0 +1,179 @@
+"""A bounded folder of verified files, shared by all processes of a machine.
+
+Files are named by the sha256 of their content, so that no URL, and no credential in one, is on disk, and mirrors of a
+dataset share them. A download goes into `<sha256>.part` under an exclusive flock, is compared with its sha256, synced and
+renamed: whatever is killed when, a file without `.part` is whole. The lock is the kernel's, so a killed process holds none.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from .manifest import DatasetError
+
+_PART = ".part"
+_FREE_SHARE = 10  # without a limit, a tenth of the disk is left free
+
+Download = Callable[[BinaryIO], None]  # completes a file that may hold the beginning already
+
+
+class ShardCache:
+    """Files by sha256, least recently opened ones deleted first.
+
+    Args:
+        folder: where they are; made when first needed.
+        limit: bytes that finished files may take, at most; the files being downloaded come on top. None leaves a tenth
+            of the disk free.
+
+    A deleted file stays readable for those who have it open, as POSIX has it.
+    """
+
+    def __init__(self, folder: Path, limit: int | None) -> None:
+        self.folder, self.limit = folder, limit
+
+    def open(self, sha256: str, num_bytes: int, download: Download) -> BinaryIO:
+        """Return the file with this content, open for reading, after a download unless it is there.
+
+        One process downloads, others that ask for the same file wait for it.
+
+        Args:
+            sha256: of the content, in hex.
+            num_bytes: its size.
+            download: writes the rest of a file that is open for reading and writing, and verifies the whole.
+
+        Raises:
+            DatasetError: (a ValueError) the file alone is larger than the limit.
+            OSError: the disk is full, and nothing is left to delete.
+            Exception: whatever `download` raises.
+        """
+        self.check_room(num_bytes, "one shard")
+        path = self.folder / sha256
+        self.folder.mkdir(parents=True, exist_ok=True)
+        while True:
+            file = _open_whole(path, num_bytes)
+            if file is not None:
+                return file
+            with _locked(path.with_name(sha256 + _PART)) as part:
+                if not path.exists():  # else another process was first
+                    self._make_room(num_bytes - os.fstat(part.fileno()).st_size, keep=path)
+                    self._complete(part, download, path)
+                    os.fsync(part.fileno())
+                    path.with_name(sha256 + _PART).rename(path)
+            self._make_room(0, keep=path)
+
+    def check_room(self, num_bytes: int, what: str) -> None:
+        """Raise DatasetError if so many bytes are more than the limit."""
+        if self.limit is not None and num_bytes > self.limit:
+            raise DatasetError(
+                f"the cache {self.folder} may take {self.limit} bytes, but {what} takes {num_bytes}: raise the limit "
+                "(cache_limit=, or the environment variable RELABEL_CACHE_LIMIT)"
+            )
+
+    def has(self, sha256: str) -> bool:
+        """Return whether the file with this content is there."""
+        return (self.folder / sha256).exists()
+
+    def _complete(self, part: BinaryIO, download: Download, path: Path) -> None:
+        while True:
+            try:
+                return download(part)
+            except OSError as error:
+                if error.errno != errno.ENOSPC:
+                    raise
+                if not self._delete_oldest(keep=path):
+                    raise OSError(
+                        errno.ENOSPC,
+                        f"the disk of the cache {self.folder} is full: free some space, or choose another folder with "
+                        "cache_dir= or the environment variable RELABEL_CACHE",
+                    ) from None
+
+    def _make_room(self, num_bytes: int, keep: Path) -> None:
+        """Delete the least recently opened files until so many bytes fit, or none is left."""
+        with _locked(self.folder / ".evict"):
+            used = sum(entry.st_size for _, entry in self._files())
+            if self.limit is None:
+                disk = shutil.disk_usage(self.folder)
+                allowed = used + disk.free - disk.total // _FREE_SHARE
+            else:
+                allowed = self.limit
+            for path, entry in self._files():
+                if used + num_bytes <= allowed:
+                    break
+                if path != keep and _delete(path):
+                    used -= entry.st_size
+
+    def _delete_oldest(self, keep: Path) -> bool:
+        with _locked(self.folder / ".evict"):
+            return any(path != keep and _delete(path) for path, _ in self._files())
+
+    def _files(self) -> list[tuple[Path, os.stat_result]]:
+        """Return files and what is left of dead downloads, least recently opened first."""
+        files = []
+        for entry in os.scandir(self.folder):
+            with suppress(FileNotFoundError):  # renamed or deleted meanwhile
+                if not entry.name.startswith("."):
+                    files.append((Path(entry.path), entry.stat()))
+        return sorted(files, key=lambda file: file[1].st_mtime_ns)
+
+
+def _open_whole(path: Path, num_bytes: int) -> BinaryIO | None:
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        return None
+    if os.fstat(file.fileno()).st_size == num_bytes:
+        with suppress(PermissionError):  # another user's
+            os.utime(file.fileno())  # now it is the most recently opened
+        return file
+    file.close()  # somebody cut it off: it is not what was put there
+    path.unlink(missing_ok=True)
+    return None
+
+
+def _delete(path: Path) -> bool:
+    """Return whether the file could be deleted: a download that is going on is left alone."""
+    if path.suffix != _PART:
+        path.unlink(missing_ok=True)
+        return True
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_at(path, file):
+                path.unlink()
+                return True
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    return False
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[BinaryIO]:
+    """Open a file for reading and writing, made if need be, as the only one; others wait."""
+    while True:
+        with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            try:
+                if _is_at(
+                    path, file
+                ):  # else whoever held the lock renamed or deleted the file: this lock is on nothing
+                    yield file
+                    if path.suffix == _PART and _is_at(path, file) and path.stat().st_size == 0:
+                        path.unlink()
+                    return
+            finally:
+                # Not left to close(): a process forked meanwhile holds the file open, too.
+                fcntl.flock(file, fcntl.LOCK_UN)
+
+
+def _is_at(path: Path, file: BinaryIO) -> bool:
+    try:
+        return path.stat().st_ino == os.fstat(file.fileno()).st_ino
+    except FileNotFoundError:
+        return False

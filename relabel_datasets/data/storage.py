@@ -1,0 +1,220 @@
+"""Where a dataset's files are, local or remote: both give verified local files, open for reading."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+from urllib.parse import unquote, urlsplit
+
+import yaml
+
+from .cache import ShardCache
+from .manifest import MANIFEST_NAME, DatasetError, Manifest
+from .remote import RemoteFiles
+
+CARD_NAME = "README.md"
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+
+
+class Folder(Protocol):
+    """A folder of a dataset; `str()` of it is its path or its URL without credentials."""
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether opening a file may take long."""
+        ...
+
+    def child(self, name: str) -> Folder:
+        """Return a folder in this one."""
+        ...
+
+    def configs(self) -> list[str] | None:
+        """Return the names of the configs in this folder, sorted; None if the folder itself is one.
+
+        Raises:
+            FileNotFoundError: there is no dataset.
+        """
+        ...
+
+    def manifest(self) -> Manifest:
+        """Return the manifest of this config.
+
+        Raises:
+            FileNotFoundError: there is none.
+            DatasetError: (a ValueError) it is damaged, or cannot be reached.
+        """
+        ...
+
+    def open(self, name: str, num_bytes: int, sha256: str) -> BinaryIO:
+        """Return a local file with the content of the file of this name, open for reading.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            DatasetError: (a ValueError) it is another one than expected, or cannot be reached.
+        """
+        ...
+
+    def has(self, sha256: str) -> bool:
+        """Return whether a file that was opened is still on disk: the cache may have let go of it."""
+        ...
+
+    def check_room(self, num_bytes: int, what: str) -> None:
+        """Raise DatasetError if so many bytes, which are needed at a time, are more than the cache may take."""
+        ...
+
+
+class LocalFolder:
+    """A folder on disk. Files are compared with the manifest by their size; `relabel verify` reads all of them."""
+
+    is_remote = False
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._path = Path(path)
+
+    def __str__(self) -> str:
+        return str(self._path)
+
+    def child(self, name: str) -> LocalFolder:
+        return LocalFolder(self._path / name)
+
+    def configs(self) -> list[str] | None:
+        if (self._path / MANIFEST_NAME).is_file():
+            return None
+        if not self._path.is_dir():
+            raise FileNotFoundError(f"no dataset at {self}: there is no such folder")
+        return sorted(path.parent.name for path in self._path.glob(f"*/{MANIFEST_NAME}"))
+
+    def manifest(self) -> Manifest:
+        return Manifest.load(self._path)
+
+    def open(self, name: str, num_bytes: int, sha256: str) -> BinaryIO:
+        path = self._path / name
+        try:
+            file = path.open("rb")
+        except FileNotFoundError:
+            raise FileNotFoundError(f"{path} is in the manifest but not on disk: fetch or build it anew") from None
+        size = os.fstat(file.fileno()).st_size
+        if size != num_bytes:
+            file.close()
+            raise DatasetError(
+                f"{path} has {size} bytes, its manifest says {num_bytes}: it is damaged or of another build, fetch or "
+                "build it anew"
+            )
+        return file
+
+    def has(self, sha256: str) -> bool:
+        return True
+
+    def check_room(self, num_bytes: int, what: str) -> None:
+        pass
+
+
+class RemoteFolder:
+    """A folder behind a URL. Files come into the cache, compared with the manifest by length and sha256 before use."""
+
+    is_remote = True
+
+    def __init__(self, files: RemoteFiles, cache: ShardCache, below: str = "") -> None:
+        self._files, self._cache, self._below = files, cache, below
+
+    def __str__(self) -> str:
+        return f"{self._files.name}/{self._below}".rstrip("/")
+
+    def child(self, name: str) -> RemoteFolder:
+        return RemoteFolder(self._files, self._cache, f"{self._below}{name}/")
+
+    def configs(self) -> list[str] | None:
+        try:
+            self.manifest()
+        except FileNotFoundError as error:
+            no_manifest: Exception = error
+        except DatasetError as error:  # S3 may answer 403 for what does not exist
+            no_manifest = error
+        else:
+            return None
+        # Not by a listing, which plain HTTP lacks: the card names all configs.
+        try:
+            return _card_configs(self._files.read_small(self._below + CARD_NAME, _card_configs))
+        except FileNotFoundError:
+            raise FileNotFoundError(
+                f"no dataset at {self}: neither {CARD_NAME} nor {MANIFEST_NAME} is there ({no_manifest})"
+            ) from None
+
+    def manifest(self) -> Manifest:
+        where = f"{self}/{MANIFEST_NAME}"
+        data = self._files.read_small(self._below + MANIFEST_NAME, lambda data: Manifest.parse(data, where))
+        return Manifest.parse(data, where)
+
+    def open(self, name: str, num_bytes: int, sha256: str) -> BinaryIO:
+        return self._cache.open(
+            sha256, num_bytes, lambda file: self._files.download(self._below + name, num_bytes, sha256, file)
+        )
+
+    def has(self, sha256: str) -> bool:
+        return self._cache.has(sha256)
+
+    def check_room(self, num_bytes: int, what: str) -> None:
+        self._cache.check_room(num_bytes, f"{what} of {self}")
+
+
+def open_folder(
+    path: str | os.PathLike[str] | Folder,
+    *,
+    storage_options: dict[str, Any] | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    cache_limit: int | str | None = None,
+) -> Folder:
+    """Return the folder of a dataset, local or remote; everything that takes the folder of a dataset takes it.
+
+    Args:
+        path: a local folder, or a URL of any protocol that fsspec has: `https://`, `s3://` (with s3fs installed), `gs://`
+            (gcsfs), `hf://datasets/org/name@revision`, `file://`, `memory://`, ...
+        storage_options: what fsspec's file system takes, such as `{"anon": True}` for a public bucket. Credentials are
+            best left in their usual places (environment, ~/.aws, ~/.netrc, `hf auth login`).
+        cache_dir: shards of remote datasets are in its folder `shards`. Default: see `default_cache`.
+        cache_limit: bytes that these may take, as a number or such as `"200G"`; the least recently used are deleted first.
+            Default: the environment variable `RELABEL_CACHE_LIMIT`, else until a tenth of the disk is free.
+
+    Raises:
+        ValueError: a limit that cannot be read.
+    """
+    if not isinstance(path, (str, os.PathLike)):
+        return path
+    text = os.fspath(path)
+    if text.startswith("file://"):
+        text = unquote(urlsplit(text).path)
+    if not is_url(text):
+        return LocalFolder(text)
+    limit = os.environ.get("RELABEL_CACHE_LIMIT") or None if cache_limit is None else cache_limit
+    folder = default_cache() if cache_dir is None else Path(cache_dir)
+    cache = ShardCache(folder / "shards", None if limit is None else _num_bytes(limit))
+    return RemoteFolder(RemoteFiles(text, dict(storage_options or {})), cache)
+
+
+def is_url(path: str | os.PathLike[str]) -> bool:
+    """Return whether a path is the URL of something remote."""
+    return re.match(r"[a-z][a-z0-9+.-]*://", os.fspath(path)) is not None
+
+
+def default_cache() -> Path:
+    """Return the folder of short names and of remote shards: `RELABEL_CACHE`, else `~/.cache/relabel_datasets`."""
+    return Path(os.environ.get("RELABEL_CACHE") or Path.home() / ".cache" / "relabel_datasets")
+
+
+def _num_bytes(limit: int | str) -> int:
+    match = re.fullmatch(r"(\d+)([KMGT]?)B?", str(limit).upper().replace(" ", ""))
+    if match is None or int(match[1]) == 0:
+        raise ValueError(f"a limit of the cache is a number of bytes, such as 200000000000 or '200G', got {limit!r}")
+    return int(match[1]) * _UNITS[match[2]]
+
+
+def _card_configs(card: bytes) -> list[str]:
+    match = re.match(rb"---\r?\n(.*?)\r?\n---\r?\n", card, re.DOTALL)
+    if match is None:
+        raise DatasetError(f"{CARD_NAME} is not the card of a dataset: its YAML is missing or cut off")
+    try:
+        return sorted(str(config["config_name"]) for config in yaml.safe_load(match[1])["configs"])
+    except (yaml.YAMLError, KeyError, TypeError) as error:
+        raise DatasetError(f"{CARD_NAME} is not the card of a dataset: {error!r}") from error
