@@ -173,7 +173,7 @@ class RelabelStream(IterableDataset[Any]):
             here = (info.num_workers, info.id, self.batch_size)
             if (own["num_workers"], own["worker"], own["batch_size"]) != here:
                 raise ValueError(f"the state is of (workers, worker, batch_size) {tuple(own.values())}, this is {here}")
-            self._own_state = own
+            self._own_state, self._yielded = own, own["yielded"]
         elif own is not None:
             if state.get("_steps_since_snapshot"):
                 raise ValueError(

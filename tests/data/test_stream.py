@@ -1,0 +1,286 @@
+"""The laws of streams and loaders, over a grid of ranks x workers x stop points, through the real DataLoaders."""
+
+import itertools
+import pickle
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+from torchdata.stateful_dataloader import StatefulDataLoader
+
+import relabel_datasets as rd
+from relabel_datasets.data.sampling import REMAINDERS
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:This DataLoader will create"),  # more workers than processors
+    pytest.mark.filterwarnings("ignore:'set_vital' is deprecated"),  # torchdata's loader calls it
+]
+NUM_SAMPLES = 13
+
+
+def number_of(image, label_map):
+    return int(label_map.key[-2:])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A label-only dataset of 13 samples in 5 shards, and its images."""
+    from relabel_datasets.annotate.annotator import ModuleAnnotator
+    from relabel_datasets.annotate.build import build
+    from tests.conftest import ColourNet, picture
+
+    root = tmp_path_factory.mktemp("stream")
+    for i in range(NUM_SAMPLES):
+        path = root / "images" / "abc"[i % 3] / f"photo_{i:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture(i, (8, 8)).save(path)
+    annotator = ModuleAnnotator(ColourNet(), (48, 64), classes=("a", "b", "c"), name="colours")
+    build(rd.ImageFolderSource(root / "images"), root / "data", annotator, shard_size=3, progress=False)
+    return root / "data"
+
+
+def stream_of(folder, **arguments):
+    return rd.load_dataset(folder, split="train", streaming=True, transforms=number_of, **arguments)
+
+
+def numbers(batches):
+    """Return the samples in a loader's batches."""
+    return [number for batch in batches for number in batch.tolist()]
+
+
+def ranks_of(folder, world_size, **arguments):
+    return [stream_of(folder, rank=rank, world_size=world_size, **arguments) for rank in range(world_size)]
+
+
+@pytest.mark.parametrize("remainder", REMAINDERS)
+@pytest.mark.parametrize(("world_size", "num_workers"), [(1, 0), (5, 0), (1, 1), (2, 3), (1, 7)])
+def test_every_rank_sees_its_samples_once_with_any_number_of_workers(folder, world_size, num_workers, remainder):
+    ranks = ranks_of(folder, world_size, remainder=remainder, seed=1)
+    seen = []
+    for stream in ranks:
+        stream.set_epoch(2)
+        expected = list(stream)
+        assert len(expected) == len(stream)
+        assert numbers(rd.RelabelLoader(stream, 2, num_workers=num_workers)) == expected  # the order is the same, too
+        assert sorted(numbers(DataLoader(stream, 4, num_workers=num_workers))) == sorted(expected)
+        seen += expected
+    assert len(seen) - len(set(seen)) == {"repeat": -NUM_SAMPLES % world_size}.get(remainder, 0)
+    assert NUM_SAMPLES - len(set(seen)) == {"drop": NUM_SAMPLES % world_size}.get(remainder, 0)
+
+
+def test_every_epoch_has_another_order_and_the_same_one_again(folder):
+    stream = stream_of(folder)
+    epochs = []
+    for epoch in (0, 1, 2, 0, 1, 2):
+        stream.set_epoch(epoch)
+        epochs.append(list(stream))
+    assert epochs[:3] == epochs[3:]
+    assert epochs[0] != epochs[1] != epochs[2]
+    assert list(stream_of(folder, shuffle=False)) == [number_of(None, m) for m in stream.dataset.label_maps.values()]
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_workers_follow_set_epoch(folder, persistent):
+    stream = stream_of(folder)
+    expected = []
+    for epoch in range(3):
+        stream.set_epoch(epoch)
+        expected.append(list(stream))
+    loader = rd.RelabelLoader(stream, 2, num_workers=2, persistent_workers=persistent)
+    for epoch in range(3):
+        loader.set_epoch(epoch)
+        assert numbers(loader) == expected[epoch]
+        assert numbers(loader) == expected[epoch]
+
+
+def test_a_stream_resumes_at_every_sample_twice_in_a_row(folder):
+    whole = list(stream_of(folder))
+    for stop, more in itertools.product(range(NUM_SAMPLES + 1), (0, 1, 4)):
+        first, second, third = (stream_of(folder) for _ in range(3))
+        seen = list(itertools.islice(first, stop))
+        second.load_state_dict(first.state_dict())
+        seen += itertools.islice(second, more)
+        third.load_state_dict(second.state_dict())
+        seen += third
+        assert seen == whole
+        assert list(third) == whole  # and then a whole epoch
+
+
+@pytest.mark.parametrize("kind", ["stream", "sampler"])
+@pytest.mark.parametrize(("before", "after", "batch_size"), [(0, 0, 1), (0, 0, 4), (2, 2, 4), (2, 3, 4), (3, 0, 4)])
+def test_a_loader_resumes_at_every_batch_with_other_workers(folder, kind, before, after, batch_size):
+    def loader(num_workers):
+        if kind == "stream":
+            return rd.RelabelLoader(stream_of(folder), batch_size, num_workers=num_workers)
+        dataset = rd.load_dataset(folder, split="train", transforms=number_of)
+        sampler = rd.RelabelSampler(dataset.shard_lengths)
+        return rd.RelabelLoader(dataset, batch_size, sampler=sampler, num_workers=num_workers)
+
+    first = loader(0)
+    first.set_epoch(3)
+    whole = numbers(first)
+    for stop in range(len(first) + 1):
+        first = loader(before)
+        first.set_epoch(3)
+        batches = iter(first)
+        seen = numbers(itertools.islice(batches, stop))
+        second = loader(after)
+        second.load_state_dict(pickle.loads(pickle.dumps(first.state_dict())))
+        assert second.epoch == 3
+        second.set_epoch(3)
+        batches = iter(second)
+        seen += numbers(itertools.islice(batches, 1))
+        third = loader(before)
+        third.load_state_dict(second.state_dict())
+        assert seen + numbers(third) == whole
+        assert numbers(third) == whole
+        third.set_epoch(4)
+        assert sorted(numbers(third)) == sorted(whole)
+
+
+@pytest.mark.parametrize(("before", "after"), [(0, 2), (2, 0), (2, 3)])
+def test_a_loader_resumes_on_other_ranks(folder, before, after):
+    for first_size, second_size in ((1, 3), (3, 2)):
+        seen, states = [], []
+        for stream in ranks_of(folder, first_size, remainder="uneven", window=2):
+            loader = rd.RelabelLoader(stream, 2, num_workers=before)
+            seen += numbers(itertools.islice(iter(loader), 2))
+            states.append(loader.state_dict())
+        assert states[0]["stages"] == states[-1]["stages"] == [[first_size, 4]]
+        for stream in ranks_of(folder, second_size, remainder="uneven", window=2):
+            loader = rd.RelabelLoader(stream, 2, num_workers=after)
+            loader.load_state_dict(states[-1])
+            seen += numbers(loader)
+        assert sorted(seen) == list(range(NUM_SAMPLES))
+
+
+@pytest.mark.parametrize(("num_workers", "batch_size"), [(0, 1), (0, 3), (2, 3), (3, 1)])
+def test_torchdatas_loader_resumes_at_every_batch(folder, num_workers, batch_size):
+    def loader(streamed_batch=batch_size):
+        stream = stream_of(folder, batch_size=streamed_batch)
+        return StatefulDataLoader(stream, batch_size, num_workers=num_workers)
+
+    whole = numbers(loader())
+    assert sorted(whole) == list(range(NUM_SAMPLES))
+    for stop in range(0, -(-NUM_SAMPLES // batch_size), 3 if batch_size == 1 else 1):
+        first = loader()
+        seen = numbers(itertools.islice(iter(first), stop))
+        second = loader()
+        second.load_state_dict(first.state_dict())
+        seen += numbers(itertools.islice(iter(second), 1))
+        third = loader()
+        third.load_state_dict(second.state_dict())
+        assert seen + numbers(third) == whole
+        if stop > num_workers:
+            continue
+        # With another number of workers, the state goes into the stream, and from there into any loader.
+        stream = stream_of(folder)
+        stream.load_state_dict(second.state_dict())
+        assert seen + numbers(rd.RelabelLoader(stream, 2, num_workers=4 - num_workers)) == whole
+
+
+def test_torchdatas_loader_of_another_batch_size_resumes_with_the_same_workers_only(folder):
+    def loader():
+        return StatefulDataLoader(stream_of(folder), 3, num_workers=2)
+
+    first = loader()
+    seen = numbers(itertools.islice(iter(first), 3))
+    second = loader()
+    second.load_state_dict(first.state_dict())
+    assert sorted(seen + numbers(second)) == list(range(NUM_SAMPLES))
+    with pytest.raises(ValueError, match="batch size of its loader"):
+        stream_of(folder).load_state_dict(first.state_dict())
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_torchdatas_loader_resumes_a_sampler(folder, num_workers):
+    dataset = rd.load_dataset(folder, split="train", transforms=number_of)
+
+    def loader():
+        sampler = rd.RelabelSampler(dataset.shard_lengths, seed=1)
+        return StatefulDataLoader(dataset, 2, sampler=sampler, num_workers=num_workers)
+
+    whole = numbers(loader())
+    for stop in range(8):
+        first, second = loader(), loader()
+        seen = numbers(itertools.islice(iter(first), stop))
+        second.load_state_dict(first.state_dict())
+        assert seen + numbers(second) == whole
+
+
+def test_a_states_number_of_samples_may_be_given(folder):
+    stream = stream_of(folder, batch_size=2)
+    batches = DataLoader(stream, 2, num_workers=2)
+    whole = numbers(batches)
+    seen = numbers(itertools.islice(iter(batches), 3))
+    with pytest.raises(RuntimeError, match="use RelabelLoader"):
+        stream.state_dict()
+    resumed = stream_of(folder)
+    resumed.load_state_dict(stream.state_dict(num_samples=6))
+    assert seen + list(resumed) == whole
+
+
+def test_a_resumed_epoch_is_not_taken_for_a_whole_one(folder):
+    first = stream_of(folder)
+    state = first.state_dict(5)
+    stream = stream_of(folder)
+    stream.load_state_dict(state)
+    loader = DataLoader(stream, 2, num_workers=2)
+    assert len(numbers(loader)) == NUM_SAMPLES - 5
+    with pytest.raises(RuntimeError, match="set_epoch"):
+        numbers(loader)
+    stream.set_epoch(1)
+    assert len(numbers(loader)) == NUM_SAMPLES
+
+
+def test_a_state_that_persistent_workers_cannot_see_is_refused(folder):
+    stream = stream_of(folder)
+    loader = DataLoader(stream, 2, num_workers=2, persistent_workers=True)
+    assert len(numbers(loader)) == NUM_SAMPLES
+    stream.load_state_dict(stream_of(folder).state_dict(5))
+    with pytest.raises(RuntimeError, match="before the first iteration"):
+        numbers(loader)
+
+
+def test_our_loader_begins_new_workers_for_a_state(folder):
+    ours = rd.RelabelLoader(stream_of(folder), 2, num_workers=2, persistent_workers=True)
+    whole = numbers(ours)
+    ours.load_state_dict(stream_of(folder).state_dict(5))
+    assert numbers(ours) == whole[5:]
+    assert numbers(ours) == whole
+
+
+def test_a_spawned_worker_knows_its_rank(folder):
+    stream = stream_of(folder, rank=1, world_size=2)
+    expected = list(stream)
+    loader = rd.RelabelLoader(stream, 2, num_workers=1, multiprocessing_context="spawn")
+    assert numbers(loader) == expected
+
+
+def test_an_error_names_what_is_wrong(folder):
+    stream = stream_of(folder)
+    with pytest.raises(ValueError, match="not a state of a RelabelStream"):
+        stream.load_state_dict({"steps": 3})
+    with pytest.raises(ValueError, match="needs sampler="):
+        rd.RelabelLoader(stream.dataset, 2)
+    with pytest.raises(ValueError, match="batch_size must be at least 1"):
+        stream_of(folder, batch_size=0)
+    with pytest.raises(TypeError, match="streaming=True"):
+        rd.load_dataset(folder, split="train", seed=3)
+    state = StatefulDataLoader(stream_of(folder), 2, num_workers=2, snapshot_every_n_steps=2)
+    batches = iter(state)
+    for _ in range(3):
+        next(batches)
+    with pytest.raises(ValueError, match="snapshot_every_n_steps=1"):
+        stream.load_state_dict(state.state_dict())
+
+
+def test_samples_go_through_pooling(folder):
+    from torchvision.transforms import v2
+
+    transforms = v2.Compose([v2.RandomResizedCrop(8), rd.LabelPooling(), v2.ToImage(), v2.ToDtype(torch.float32)])
+    stream = rd.load_dataset(folder, split="train", streaming=True, transforms=transforms)
+    images, labels = next(iter(rd.RelabelLoader(stream, 4, num_workers=2)))
+    assert images.shape == (4, 3, 8, 8)
+    torch.testing.assert_close(labels.sum(1), torch.ones(4))
+    assert set(rd.load_dataset(folder, streaming=True)) == {"train"}
