@@ -10,12 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 from .data.datasets import RelabelDataset
 from .data.images import ImageError, decode_image
+from .data.joins import join
 from .data.loading import load_dataset
 from .data.manifest import DatasetError
+from .data.samples import decode_sample
 from .data.sampling import RelabelSampler
+from .data.sources import HFSource, ImageFolderSource, WebDatasetSource, open_source
 from .data.storage import open_folder
 from .data.store import LabelMaps
 from .data.stream import RelabelLoader, RelabelStream
+from .data.verify import VerifyReport, verify
 from .labels.codec import LabelMapError
 from .labels.label_map import LabelMap, View
 from .labels.pooling import pool_labels
@@ -24,26 +28,41 @@ from .labels.transforms import LabelPooling
 if TYPE_CHECKING:
     from .annotate.annotator import Annotator, ModuleAnnotator
     from .annotate.build import build
+    from .annotate.catalogue import AnnotatorEntry, describe_annotators
+    from .annotate.combine import Ensemble, FlipAveraged
+    from .annotate.hf_annotator import HFAnnotator
+    from .annotate.importers import import_label_maps
+    from .annotate.orientation import detect_order
+    from .annotate.published import PublishedMaps
+    from .annotate.ray_engine import RayEngine
     from .annotate.shard import Settings
-    from .annotate.sources import HFSource, ImageFolderSource, WebDatasetSource, open_source
     from .annotate.timm_annotator import TimmAnnotator
 
 # The producer is imported when first asked for: timm alone takes seconds, which a training script need not wait.
 _PRODUCER = {
     "Annotator": "annotator",
-    "HFSource": "sources",
-    "ImageFolderSource": "sources",
+    "AnnotatorEntry": "catalogue",
+    "Ensemble": "combine",
+    "FlipAveraged": "combine",
+    "HFAnnotator": "hf_annotator",
     "ModuleAnnotator": "annotator",
+    "PublishedMaps": "published",
+    "RayEngine": "ray_engine",
     "Settings": "shard",
     "TimmAnnotator": "timm_annotator",
-    "WebDatasetSource": "sources",
     "build": "build",
-    "open_source": "sources",
+    "describe_annotators": "catalogue",
+    "detect_order": "orientation",
+    "import_label_maps": "importers",
 }
 
 __all__ = [
     "Annotator",
+    "AnnotatorEntry",
     "DatasetError",
+    "Ensemble",
+    "FlipAveraged",
+    "HFAnnotator",
     "HFSource",
     "ImageError",
     "ImageFolderSource",
@@ -52,20 +71,29 @@ __all__ = [
     "LabelMaps",
     "LabelPooling",
     "ModuleAnnotator",
+    "PublishedMaps",
+    "RayEngine",
     "RelabelDataset",
     "RelabelLoader",
     "RelabelSampler",
     "RelabelStream",
     "Settings",
     "TimmAnnotator",
+    "VerifyReport",
     "View",
     "WebDatasetSource",
     "build",
     "decode_image",
+    "decode_sample",
+    "describe_annotators",
+    "detect_order",
+    "import_label_maps",
+    "join",
     "load_dataset",
     "open_folder",
     "open_source",
     "pool_labels",
+    "verify",
 ]
 
 

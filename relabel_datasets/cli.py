@@ -7,28 +7,31 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from .annotator_options import add_annotator_arguments, annotator_from, parse_size
 
 if TYPE_CHECKING:
-    from .annotate.timm_annotator import TimmAnnotator
+    from .annotate.engines import Engine
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code: 0, 1 after an error that the user can mend, 130 after Ctrl-C."""
+    """Run the command and return its exit code: 0, 1 for an error that the user can mend or bad data, 130 after Ctrl-C."""
     args = make_parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)  # it tells of each request to the Hub
-    run: Callable[[argparse.Namespace], None] = args.run
+    run: Callable[[argparse.Namespace], int | None] = args.run
     try:
-        run(args)
-    except (ValueError, OSError) as error:
+        return run(args) or 0
+    except (ValueError, OSError, ImportError) as error:
         sys.stderr.write(f"relabel {args.command}: {error}\n")
         return 1
     except KeyboardInterrupt:
-        sys.stderr.write(f"\nrelabel {args.command}: stopped; the same command goes on from here\n")
+        what_next = "" if args.command in ("import", "verify") else "; the same command goes on from here"
+        sys.stderr.write(f"\nrelabel {args.command}: stopped{what_next}\n")
         return 130  # as shells have it for Ctrl-C
-    return 0
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -43,7 +46,7 @@ def make_parser() -> argparse.ArgumentParser:
 
     build = commands.add_parser("build", help="annotate images and write shards")
     build.add_argument("images", help="ImageFolder, WebDataset tars (a folder or a glob), saved HF dataset, or hf:NAME")
-    build.add_argument("out", type=Path, help="folder of the dataset; the config goes into OUT/CONFIG")
+    build.add_argument("out", help="folder or URL (s3://...) of the dataset; the config goes into OUT/CONFIG")
     build.add_argument("--config", help="name of the config (default: the annotator's)")
     build.add_argument("--split", default="train", help="name of the split (default: %(default)s)")
     build.add_argument("--no-images", action="store_true", help="label maps only, to be joined with images by key")
@@ -54,65 +57,91 @@ def make_parser() -> argparse.ArgumentParser:
     )
     build.add_argument("--shard-size", type=int, default=5000, help="samples a shard (default: %(default)s)")
     build.add_argument("--class-mapping", type=Path, metavar="JSON", help="{dataset class: annotator class or index}")
+    build.add_argument("--all-classes", action="store_true", help="keep all of the annotator's classes")
     build.add_argument("--card", help="template of the dataset card: a file, or a name in cards/")
     build.add_argument("--batch-size", type=int, default=32, help="images annotated at a time (default: %(default)s)")
     build.add_argument("--threads", type=int, default=4, help="threads that decode images (default: %(default)s)")
+    _add_engine_arguments(build)
     add_annotator_arguments(build)
     build.set_defaults(run=_build)
+
+    _add_import(commands)
+
+    _add_annotators(commands)
+
+    verify = commands.add_parser("verify", help="check every byte and every sample of a dataset, local or remote")
+    verify.add_argument("path", help="folder, URL, org/name on the Hub, or short name")
+    verify.add_argument("--config", help="(default: all)")
+    verify.add_argument("--json", metavar="FILE", help="where to write the whole report; - is stdout")
+    verify.add_argument("--workers", type=int, metavar="N", help="processes (default: one a CPU)")
+    verify.add_argument("--quick", action="store_true", help="look only into shards whose size or sha256 is wrong")
+    verify.set_defaults(run=_verify)
     return parser
 
 
-def add_annotator_arguments(parser: argparse.ArgumentParser, default: str | None = None) -> None:
-    """Add the options that choose a timm annotator; builder scripts use them, too."""
-    group = parser.add_argument_group("annotator")
-    group.add_argument("--annotator", metavar="MODEL", required=default is None, default=default, help="any timm model")
-    group.add_argument("--checkpoint", type=Path, help="weights (default: timm's pretrained ones, downloaded)")
-    group.add_argument("--input-size", type=int, nargs="+", metavar="PX", help="one side, or height and width")
-    group.add_argument("--mean", type=float, nargs=3, help="(default: the model's own)")
-    group.add_argument("--std", type=float, nargs=3, help="(default: the model's own)")
-    group.add_argument("--interpolation", help="(default: the model's own)")
+def _add_engine_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("engine")
+    group.add_argument("--engine", choices=["local", "ray"], default="local", help="(default: %(default)s)")
     group.add_argument(
-        "--model-arg", action="append", default=[], metavar="KEY=VALUE", help="timm argument; repeatable"
+        "--address", help="Ray cluster: auto, host:port or ray://host:port (default: one on this machine)"
     )
-    group.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
-    group.add_argument("--device", help="such as cuda or cpu (default: cuda where there is one)")
+    group.add_argument("--actors", type=int, metavar="N", help="at most (default: as many as the cluster has room for)")
+    group.add_argument("--gpus-per-actor", type=float, metavar="N", help="(default: 1 where the cluster has GPUs)")
+    group.add_argument("--cpus-per-actor", type=int, metavar="N", help="(default: 1)")
 
 
-def annotator_from(args: argparse.Namespace) -> TimmAnnotator:
-    """Return the annotator that the options of `add_annotator_arguments` choose."""
-    from .annotate.timm_annotator import TimmAnnotator  # timm takes seconds to import
+def _engine_from(args: argparse.Namespace) -> Engine:
+    from .annotate.engines import find_engine  # see _build
+    from .annotate.ray_engine import RayEngine
 
-    size = args.input_size
-    if size is not None and len(size) not in (1, 2):
-        raise ValueError(f"--input-size takes one side, or height and width, got {size}")
-    return TimmAnnotator(
-        args.annotator,
-        pretrained=args.checkpoint is None,
-        checkpoint=args.checkpoint,
-        input_size=None if size is None else (size[0], size[-1]),
-        mean=args.mean,
-        std=args.std,
-        interpolation=args.interpolation,
-        dtype=args.dtype,
-        device=args.device,
-        **dict(map(_model_argument, args.model_arg)),
+    if args.engine == "ray":
+        return RayEngine(args.address, args.actors, args.gpus_per_actor, args.cpus_per_actor or 1)
+    if any(value is not None for value in (args.address, args.actors, args.gpus_per_actor, args.cpus_per_actor)):
+        raise ValueError("--address, --actors, --gpus-per-actor and --cpus-per-actor are for --engine ray")
+    return find_engine(args.engine)
+
+
+def _add_import(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    importer = commands.add_parser(
+        "import", help="write shards of the label maps that ReLabel or TokenLabeling publish"
     )
+    importer.add_argument("source", help="folder, or uncompressed tar, of <class>/<name>.pt")
+    importer.add_argument("out", type=Path, help="folder of the dataset; the config goes into OUT/CONFIG")
+    importer.add_argument("--format", choices=["relabel", "tokenlabeling"], required=True, help="whose files they are")
+    importer.add_argument(
+        "--order",
+        choices=["hw", "wh", "auto"],
+        required=True,
+        help="which axis is the height, the last but one or the last; auto finds out with --images and --annotator",
+    )
+    importer.add_argument("--images", metavar="DIR", help="ImageFolder that the maps are of, for the images' sizes")
+    importer.add_argument("--include-images", action="store_true", help="put the images' bytes into the shards")
+    importer.add_argument("--classes", type=Path, metavar="FILE", help="class folders in order, one a line")
+    importer.add_argument("--config", help="name of the config (default: the format's)")
+    importer.add_argument("--split", default="train", help="name of the split (default: %(default)s)")
+    importer.add_argument("--store", choices=["uint8", "float16"], help="of logits (default: float16)")
+    importer.add_argument("--shard-size", type=int, default=5000, help="samples a shard (default: %(default)s)")
+    importer.add_argument("--skip-bad", action="store_true", help="leave out what is bad or unmatched, and list it")
+    importer.add_argument("--card", help="template of the dataset card: a file, or a name in cards/")
+    importer.add_argument("--threads", type=int, default=4, help="threads that read files (default: %(default)s)")
+    add_annotator_arguments(importer, default="")  # only --order auto needs one
+    importer.set_defaults(run=_import)
 
 
-def _model_argument(text: str) -> tuple[str, Any]:
-    key, equals, value = text.partition("=")
-    if not equals:
-        raise ValueError(f"--model-arg takes KEY=VALUE, got {text!r}")
-    try:
-        return key, json.loads(value)
-    except json.JSONDecodeError:
-        return key, value  # a word
+def _add_annotators(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    annotators = commands.add_parser("annotators", help="list which of timm's models can annotate, and how well")
+    annotators.add_argument(
+        "pattern", nargs="?", help="of names, such as 'convnext*' (default: one model of each of timm's modules)"
+    )
+    annotators.add_argument("--input-size", type=int, nargs="+", metavar="PX", help="(default: each model's own)")
+    annotators.add_argument("--json", metavar="FILE", help="where to write the list as JSON, too")
+    annotators.set_defaults(run=_annotators)
 
 
 def _build(args: argparse.Namespace) -> None:
     from .annotate.build import build  # the producer's libraries take seconds to import
     from .annotate.shard import Settings
-    from .annotate.sources import open_source
+    from .data.sources import open_source
 
     source = open_source(args.images, args.split)
     mapping = None if args.class_mapping is None else json.loads(args.class_mapping.read_text(encoding="utf-8"))
@@ -127,21 +156,87 @@ def _build(args: argparse.Namespace) -> None:
     manifest = build(
         source,
         args.out,
-        annotator_from(args),
+        partial(annotator_from, args),  # made after the output is found to be writable, and on each node
         config=args.config,
         split=args.split,
         settings=settings,
         shard_size=args.shard_size,
         class_mapping=mapping,
+        all_classes=args.all_classes,
         card=args.card,
+        engine=_engine_from(args),
     )
     split = manifest.splits[args.split]
     images = "" if settings.images else f", images={args.images!r}"
     sys.stdout.write(
-        f"{args.out / manifest.config}: {split.num_samples} samples in {len(split.filenames)} shards, "
+        f"{args.out.rstrip('/')}/{manifest.config}: {split.num_samples} samples in {len(split.filenames)} shards, "
         f"{sum(split.shard_bytes) / 1e6:.1f} MB, {len(split.skipped)} images skipped\n"
+        f"load_dataset({args.out!r}, {manifest.config!r}, split={args.split!r}{images})\n"
+    )
+
+
+def _import(args: argparse.Namespace) -> None:
+    from .annotate.importers import import_label_maps  # see _build
+    from .annotate.orientation import detect_order
+    from .annotate.published import PublishedMaps
+
+    if args.order == "auto" and not (args.images and args.annotator):
+        raise ValueError(
+            "--order auto compares the maps with an annotator's of the images: give --images and --annotator"
+        )
+    classes = None if args.classes is None else args.classes.read_text(encoding="utf-8").splitlines()
+    maps = PublishedMaps(args.source, args.format, classes)
+    order = args.order
+    if order == "auto":
+        check = detect_order(maps, args.images, annotator_from(args), split=args.split)
+        sys.stderr.write(f"order {check.order}: {check}\n")
+        order = check.order
+    manifest = import_label_maps(
+        maps,
+        args.out,
+        order=order,
+        images=args.images,
+        include_images=args.include_images,
+        config=args.config,
+        split=args.split,
+        dtype=args.store,
+        shard_size=args.shard_size,
+        skip_bad=args.skip_bad,
+        num_threads=args.threads,
+        card=args.card,
+    )
+    split = manifest.splits[args.split]
+    images = "" if args.include_images else f", images={args.images or 'path/to/images'!r}"
+    sys.stdout.write(
+        f"{args.out / manifest.config}: {split.num_samples} samples in {len(split.filenames)} shards, "
+        f"{sum(split.shard_bytes) / 1e6:.1f} MB, {len(split.skipped)} left out\n"
         f"load_dataset({str(args.out)!r}, {manifest.config!r}, split={args.split!r}{images})\n"
     )
+
+
+def _verify(args: argparse.Namespace) -> int:
+    from .data.verify import verify
+
+    if args.json not in (None, "-"):
+        Path(args.json).touch()  # if it cannot be written, better now than after hours
+    report = verify(args.path, args.config, num_workers=args.workers, quick=args.quick)
+    if args.json == "-":
+        sys.stdout.write(f"{report.to_json()}\n")
+        sys.stderr.write(f"{report}\n")
+    else:
+        sys.stdout.write(f"{report}\n")
+        if args.json is not None:
+            Path(args.json).write_text(f"{report.to_json()}\n", encoding="utf-8")
+    return 0 if report.ok else 1
+
+
+def _annotators(args: argparse.Namespace) -> None:
+    from .annotate.catalogue import describe_annotators, to_markdown  # see _build
+
+    entries = describe_annotators(args.pattern, input_size=parse_size(args.input_size))
+    if args.json:
+        Path(args.json).write_text(json.dumps([entry.to_json() for entry in entries], indent=1), encoding="utf-8")
+    sys.stdout.write(to_markdown(entries))
 
 
 def _demo(args: argparse.Namespace) -> None:

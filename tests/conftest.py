@@ -65,7 +65,7 @@ def dataset_folder(tmp_path: Path, image_folder: Path, annotator) -> Path:
     """A dataset with a config `colours` in 3 shards, images inside, and a config `labels-only` of the same images."""
     from relabel_datasets.annotate.build import build
     from relabel_datasets.annotate.shard import Settings
-    from relabel_datasets.annotate.sources import ImageFolderSource
+    from relabel_datasets.data.sources import ImageFolderSource
 
     root = tmp_path / "dataset"
     for config, images in (("colours", True), ("labels-only", False)):

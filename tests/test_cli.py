@@ -70,6 +70,61 @@ def test_errors_are_one_message_and_exit_code_1(image_folder, arguments, message
     assert not (tmp_path / "out").exists()
 
 
+def test_verify_of_a_good_dataset(dataset_folder, tmp_path, capsys):
+    assert main(["verify", str(dataset_folder), "--workers", "0", "--json", str(tmp_path / "report.json")]) == 0
+    captured = capsys.readouterr()
+    lines = captured.out.splitlines()
+    assert lines[:2] == [
+        f"{config}/train: 13 samples in 3 shards, {size / 1e6:.1f} MB"
+        for config in ("colours", "labels-only")
+        for size in [sum(path.stat().st_size for path in (dataset_folder / config).glob("*.tar"))]
+    ]
+    assert lines[2].startswith(f"{dataset_folder}: ok, ")
+    assert "26/26" in captured.err
+    assert json.loads((tmp_path / "report.json").read_text())["ok"] is True
+
+
+def test_verify_of_a_damaged_dataset(dataset_folder, capsys):
+    shard = dataset_folder / "colours" / "train-00001-of-00003.tar"
+    shard.write_bytes(b"\xff" + shard.read_bytes()[1:])
+    assert main(["verify", str(dataset_folder), "--quick", "--workers", "1"]) == 1
+    assert "colours/train-00001-of-00003.tar: " in capsys.readouterr().out
+    assert main(["verify", str(dataset_folder), "--config", "labels-only", "--workers", "0"]) == 0
+    capsys.readouterr()
+    assert main(["verify", str(dataset_folder), "--json", "-", "--workers", "0"]) == 1
+    captured = capsys.readouterr()
+    problems = json.loads(captured.out)["problems"]
+    assert {problem["shard"] for problem in problems} == {shard.name}
+    assert f"{dataset_folder}: {len(problems)} problems" in captured.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["/nowhere"], "no dataset at /nowhere"),
+        (["{root}", "--config", "blue"], "no config 'blue'"),
+        (["{root}", "--json", "/nowhere/report.json"], "/nowhere/report.json"),
+        (["{root}", "--workers", "-1"], "num_workers"),
+    ],
+)
+def test_verify_of_nothing_is_one_message_and_exit_code_1(dataset_folder, arguments, message, capsys):
+    assert main(["verify", *(argument.format(root=dataset_folder) for argument in arguments)]) == 1
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert captured.out == ""
+
+
+@pytest.mark.parametrize(("command", "goes_on"), [("build", True), ("demo", True), ("verify", False)])
+def test_ctrl_c_says_whether_the_command_goes_on_later(command, goes_on, capsys, monkeypatch):
+    def stop(args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"relabel_datasets.cli._{command}", stop)
+    arguments = {"build": ["images", "out", "--annotator", "any"], "demo": [], "verify": ["path"]}[command]
+    assert main([command, *arguments]) == 130
+    assert ("goes on from here" in capsys.readouterr().err) is goes_on
+
+
 def test_without_a_command_the_usage_is_shown():
     with pytest.raises(SystemExit, match="2"):
         main([])

@@ -31,10 +31,13 @@ class Annotator(Protocol):
         """C, the number of classes."""
 
     def preprocess(self, image: PIL.Image.Image) -> Tensor:
-        """Return an RGB image as uint8 `[3, h, w]`, all of it squashed to the input size. Called from many threads."""
+        """Return an RGB image as uint8 `[3, h, w]`, all of it squashed to the input size. Called from many threads.
+
+        What an `Ensemble` returns is one tensor, too, but holds the image in the sizes of all its annotators.
+        """
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Return float32 logits `[B, C, H, W]`, on the annotator's device, of uint8 images `[B, 3, h, w]`."""
+        """Return float32 logits `[B, C, H, W]`, on the annotator's device, of a batch of what `preprocess` returned."""
 
     def describe(self) -> dict[str, Any]:
         """Return what decides the maps, as JSON values: equal for annotators that give equal maps. One is `name`."""
@@ -54,6 +57,8 @@ class ModuleAnnotator:
             Logits of float16 are the closer ones by a decimal place, those of bfloat16 cannot overflow.
         device: where to compute. Default: the current CUDA device, or the CPU where there is none.
         channels_last: hold images and weights in the order of memory that convolutions prefer; the maps are the same.
+        compile: run the module through `torch.compile`, which takes a minute and, on the CPU, a C++ compiler. Logits
+            may differ in their last bits, as between devices, so `describe` does not tell.
         name: what the manifest calls the module. Default: the name of its type.
 
     Attributes:
@@ -61,7 +66,8 @@ class ModuleAnnotator:
         map_size: (H, W) of the maps.
 
     Raises:
-        ValueError: an argument is out of range, or the module's output is not `[B, C, H, W]` with C classes.
+        ValueError: an argument is out of range, the module's output is not `[B, C, H, W]` with C classes, or it cannot
+            be compiled.
 
     Example:
         >>> backbone = torch.nn.Conv2d(3, 64, kernel_size=32, stride=32)
@@ -82,6 +88,7 @@ class ModuleAnnotator:
         dtype: str = "float32",
         device: str | torch.device | None = None,
         channels_last: bool = True,
+        compile: bool = False,  # noqa: A002  what torch and transformers call it
         name: str | None = None,
     ) -> None:
         self.input_size = check_size(input_size)
@@ -111,6 +118,19 @@ class ModuleAnnotator:
         if classes is not None and len(classes) != self.num_classes:
             raise ValueError(f"{self.name} gives logits of {self.num_classes} classes, but {len(classes)} are named")
         self.classes = None if classes is None else tuple(classes)
+        if compile:
+            self._compile()
+
+    def _compile(self) -> None:
+        self._module.compile()
+        try:
+            self._forward(torch.zeros(1, 3, *self.input_size, dtype=torch.uint8))
+        except Exception as error:
+            reason = " ".join(str(error).split())[:300]
+            raise ValueError(
+                f"{self.name} cannot be compiled here: leave compile out, or see that torch.compile works (on the CPU "
+                f"it takes a C++ compiler and Python's headers). {type(error).__name__}: {reason}"
+            ) from error
 
     def preprocess(self, image: PIL.Image.Image) -> Tensor:
         """Return an RGB image as uint8 `[3, h, w]`, all of it squashed to the input size.

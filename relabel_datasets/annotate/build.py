@@ -2,31 +2,32 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 import logging
 import os
 import re
-import shutil
 import sys
+from array import array
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import dataclass, replace
 from importlib.metadata import version
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, cast
 
-import numpy as np
 from tqdm.auto import tqdm
 
-from ..data.card import read_template, write_card
-from ..data.index import Row, make_index
-from ..data.manifest import DatasetError, Manifest, Split, sha256_of, write_atomically
-from ..data.shards import ShardInfo, shard_names
+from ..data.card import read_template
+from ..data.index import make_index
+from ..data.manifest import MANIFEST_NAME, DatasetError, Manifest, Split
+from ..data.sources import ImageSource, source_sha256
+from ..data.storage import CARD_NAME
 from ..labels.codec import resolve_dtype
 from ..labels.encoding import resolve_k
 from .annotator import Annotator, ClassSubset
 from .classes import match_classes
-from .shard import Annotated, Settings, Skipped, annotate_shard
-from .sources import ImageSource, source_sha256
+from .engines import Description, Engine, MakeAnnotator, Workers, find_engine
+from .output import LocalOutput, explaining_errors, open_output
+from .shard import Annotated, Settings, Skipped
+from .work import Plan, Work, refuse_other_plan
 
 logger = logging.getLogger(__name__)
 
@@ -34,86 +35,160 @@ logger = logging.getLogger(__name__)
 def build(
     source: ImageSource,
     root: str | os.PathLike[str],
-    annotator: Annotator,
+    annotator: Annotator | MakeAnnotator,
     *,
     config: str | None = None,
     split: str = "train",
     settings: Settings = Settings(),
     shard_size: int = 5000,
     class_mapping: Mapping[str, str | int] | None = None,
+    all_classes: bool = False,
     card: str | os.PathLike[str] | None = None,
+    engine: str | Engine = "local",
+    storage_options: dict[str, Any] | None = None,
     progress: bool = True,
 ) -> Manifest:
     """Annotate all images of a source and write a split of a config; return its manifest.
 
-    The images are dealt to the shards at random, by a fixed seed, so that each shard is a sample of the whole. A second
-    run with the same arguments continues after the last finished shard, and one with other arguments is refused.
+    The images are dealt to the shards at random, by a fixed seed, so that each shard is a sample of the whole. Whatever
+    stops a build, the finished shards are kept: a second run with the same arguments compares them with their records, by
+    size and sha256, makes the others, and so also mends a finished split on disk. One with other arguments is refused.
     Images that cannot be read are left out, shown, and listed in the manifest.
 
     Args:
         source: the images, see `ImageFolderSource`, `WebDatasetSource`, `HFSource` and `open_source`.
-        root: folder of the dataset; the config goes into `<root>/<config>`.
-        annotator: gives dense logits. If its classes are others than the source's, its rows are matched to these by
-            name, see `match_classes`.
+        root: folder of the dataset, or the URL of one, of any protocol that fsspec can write to (`s3://bucket/name`); the
+            config goes into `<root>/<config>`. One builder at a time may write a split: on disk a lock sees to that, of a
+            URL only among the builders of one machine.
+        annotator: gives dense logits; or a function without arguments that makes one, where it is needed. If its classes
+            are others than the source's, its rows are matched to these by name, see `match_classes`.
         config: name of the config. Default: the annotator's name.
         split: name of the split.
         settings: how label maps are made and stored.
         shard_size: samples a shard.
         class_mapping: dataset class -> the annotator's class or its index, where names do not match.
-        card: template of the dataset's README.md. Default: a general one.
+        all_classes: keep all of the annotator's classes. The dataset then has these, and the class index of each image is
+            that of its class among them: every class of the source must be one of the annotator's.
+        card: template of the dataset's README.md. Default: that of the card there, else a general one.
+        engine: `"local"` annotates in this process, `"ray"` or a `RayEngine` on a Ray cluster.
+        storage_options: for fsspec. Credentials are best left in their usual places.
         progress: whether to show a progress bar with rate and time left on stderr.
 
     Raises:
-        DatasetError: (a ValueError) the folder holds, in part or whole, something else of this name; or no image of a
-            shard can be read.
+        DatasetError: (a ValueError) the folder holds, in part or whole, something else of this name; another process builds
+            it; or no image of a shard can be read.
         ValueError: settings or classes that do not fit the annotator.
+        OSError: `root` cannot be written to, or is full.
     """
     settings = _resolved(settings)
     if shard_size < 1:
         raise ValueError(f"shard_size must be at least 1, got {shard_size}")
     if card is not None:
         read_template(card)  # better now than after hours
-    annotator = _in_dataset_classes(annotator, source, class_mapping)
-    config = config or re.sub(r"[^\w.-]+", "-", str(annotator.describe()["name"]))
-    folder = Path(root) / config
-    plan = {
-        "annotator": annotator.describe(),
-        "classes": list(annotator.classes or map(str, range(annotator.num_classes))),
-        "encoding": {"name": settings.encoding, "k": settings.k, "dtype": settings.dtype},
-        "images": settings.images,
-        "shard_size": shard_size,
-        "source_sha256": source_sha256(source),
-    }
-    manifest = _existing(folder, split, plan)
-    work = _Work(folder, split, plan, len(source.keys))
-    if manifest is not None and split in manifest.splits:
-        logger.info("%s already has all of split %r", folder, split)
+    engine = find_engine(engine)
+    output = open_output(root, storage_options)
+    output.check_writable()
+    make = _Given(cast(Annotator, annotator)) if hasattr(annotator, "describe") else annotator
+    with engine.start(make) as workers:
+        classes = _resolve_classes(workers.description, source, class_mapping, all_classes)
+        described: Annotator = workers.description
+        if classes.rows is not None:
+            described = ClassSubset(described, classes.rows, classes.names)
+        plan: Plan = {
+            "annotator": described.describe(),
+            "classes": list(classes.names),
+            "encoding": {"name": settings.encoding, "k": settings.k, "dtype": settings.dtype},
+            "images": settings.images,
+            "shard_size": shard_size,
+            "source_sha256": source_sha256(source),
+        }
+        config = config or re.sub(r"[^\w.-]+", "-", str(plan["annotator"]["name"]))
+        work = Work(output, config, split, plan, classes.source, settings, classes.rows)
+        with output.lock(work.lock_name, f"split {split!r} of {work.folder}"):
+            return _build(work, workers, card, progress)
+
+
+@dataclass(frozen=True)
+class _Given:
+    """Makes the annotator that was given, where it is."""
+
+    annotator: Annotator
+
+    def __call__(self) -> Annotator:
+        return self.annotator
+
+
+def _build(work: Work, workers: Workers, card: str | os.PathLike[str] | None, progress: bool) -> Manifest:
+    manifest = _existing(work)
+    work.clean()
+    there = None if manifest is None else manifest.splits.get(work.split)
+    annotated = None
+    if manifest is not None and there is not None and _is_whole(work, there):
+        logger.info("%s already has all of split %r", work.folder, work.split)
         if not work.is_begun():
+            work.end()  # an earlier run may have been stopped as it did this
             return manifest
     else:
-        annotated = work.run(source, annotator, settings, progress)
-        manifest = _finish(folder, split, plan, manifest, work.names, annotated, source, settings)
-    write_card(Path(root), card)  # also where an earlier run was stopped between manifest and card
-    work.clean_up()
+        with explaining_errors(work.folder):
+            work.begin()
+            if manifest is not None and there is not None:
+                _mend(work, there, manifest)
+        annotated = _annotate(work, workers, progress)
+        work.clean()  # what workers left that were killed meanwhile
+    # Other builders may be at other splits or configs: manifest and card are changed by one after the other.
+    with explaining_errors(work.folder), work.output.lock(".relabel-lock", str(work.output), wait=True):
+        work.output.clean([work.file(MANIFEST_NAME), CARD_NAME])
+        if annotated is not None:
+            manifest = _finish(work, _existing(work), annotated)
+        work.output.write_card(card)  # also where an earlier run was stopped between manifest and card
+    work.end()
+    assert manifest is not None
     return manifest
 
 
-def _in_dataset_classes(
-    annotator: Annotator, source: ImageSource, mapping: Mapping[str, str | int] | None
-) -> Annotator:
-    if source.classes is not None and (source.classes != annotator.classes or mapping):
+class _Classes(NamedTuple):
+    """The classes of the dataset."""
+
+    names: Sequence[str]
+    rows: list[int] | None  # which of the annotator's they are; None: all
+    source: ImageSource  # with labels among them
+
+
+def _resolve_classes(
+    annotator: Description, source: ImageSource, mapping: Mapping[str, str | int] | None, keep_all: bool
+) -> _Classes:
+    names: Sequence[str] = annotator.classes or tuple(map(str, range(annotator.num_classes)))
+    classes = _Classes(names, None, source)
+    if source.classes is not None and (tuple(source.classes) != annotator.classes or mapping):
         rows = match_classes(annotator.classes, source.classes, mapping, annotator.num_classes)
         if annotator.classes is None and not mapping:
             logger.warning(
                 "the annotator's classes have no names: its %d are taken for the source's, in order", len(rows)
             )
-        annotator = ClassSubset(annotator, rows, tuple(source.classes))
+        classes = _Classes(tuple(source.classes), rows, source)
+        if keep_all:
+            if annotator.classes is None:
+                named = dict(zip(rows, source.classes, strict=True))
+                names = tuple(named.get(row, name) for row, name in enumerate(names))
+            classes = _Classes(names, None, _Relabelled(source, rows))
     highest = max(source.labels, default=0)
-    if highest >= annotator.num_classes:
-        raise ValueError(
-            f"the source has class index {highest}, but the annotator only {annotator.num_classes} classes"
-        )
-    return annotator
+    if highest >= len(classes.names):
+        raise ValueError(f"the source has class index {highest}, but the annotator only {len(classes.names)} classes")
+    return classes
+
+
+class _Relabelled:
+    """A source whose class indices are those of the annotator's classes.
+
+    Args:
+        source: the images.
+        rows: for each of its classes, which class of the annotator it is.
+    """
+
+    def __init__(self, source: ImageSource, rows: Sequence[int]) -> None:
+        self.classes, self.extension, self.key_rule = None, source.extension, source.key_rule
+        self.keys, self.read, self.name = source.keys, source.read, source.name
+        self.labels = array("i", (rows[label] for label in source.labels))
 
 
 def _resolved(settings: Settings) -> Settings:
@@ -129,138 +204,96 @@ def _resolved(settings: Settings) -> Settings:
     return replace(settings, k=k, dtype=resolve_dtype(settings.encoding, settings.dtype))
 
 
-def _existing(folder: Path, split: str, plan: dict[str, Any]) -> Manifest | None:
-    """Return the config's manifest, if there is one, when `plan` may be added to it or is in it."""
+def _existing(work: Work) -> Manifest | None:
+    """Return the config's manifest, if there is one, when the work may be added to it or is in it."""
     try:
-        manifest = Manifest.load(folder)
+        content = work.output.read(work.file(MANIFEST_NAME))
     except FileNotFoundError:
         return None
+    manifest = Manifest.parse(content, f"{work.folder}/{MANIFEST_NAME}")
+    plan = work.plan
     encoding = {key: manifest.encoding[key] for key in plan["encoding"]}
-    found: dict[str, Any] = {"annotator": manifest.annotator, "classes": manifest.classes, "encoding": encoding}
-    if split in manifest.splits:
-        there = manifest.splits[split]
+    found: Plan = {"annotator": manifest.annotator, "classes": manifest.classes, "encoding": encoding}
+    if work.split in manifest.splits:
+        there = manifest.splits[work.split]
         found |= {"source_sha256": there.source_sha256, "images": there.image_extension is not None}
-    _refuse_other_plan(folder, found, {key: plan[key] for key in found})
+    refuse_other_plan(work.folder, found, {key: plan[key] for key in found})
     return manifest
 
 
-def _refuse_other_plan(folder: Path, found: dict[str, Any], plan: dict[str, Any]) -> None:
-    other = [key for key in plan if found.get(key) != plan[key]]
-    if other:
+def _is_whole(work: Work, split: Split) -> bool:
+    """Return whether a finished split on disk is what its manifest says; a remote one is taken for it."""
+    if not isinstance(work.output, LocalOutput):
+        return True
+    files = [(split.index, split.index_bytes, split.index_sha256)]
+    files += zip(split.filenames, split.shard_bytes, split.shard_sha256, strict=True)
+    return all(work.output.has(work.file(name), num_bytes, sha256) for name, num_bytes, sha256 in files)
+
+
+def _mend(work: Work, split: Split, manifest: Manifest) -> None:
+    if split.filenames != list(work.names):
         raise DatasetError(
-            f"{folder} holds label maps made with another {' and '.join(other)}: "
-            + "; ".join(f"{key} {_short(found.get(key))} there, {_short(plan[key])} now" for key in other)
-            + ". Choose another config name, or remove that folder"
+            f"{work.folder}: files of split {split.name!r} are missing or damaged. Give the shard_size it was built with, "
+            f"{max(split.shard_lengths)} or more, to mend it"
         )
+    whole = work.restore(split, manifest.encoding["map_size"])
+    logger.warning(
+        "%s: %d of %d shards are missing or damaged, and made anew",
+        work.folder,
+        len(work.names) - whole,
+        len(work.names),
+    )
 
 
-def _short(value: object) -> str:
-    text = json.dumps(value, sort_keys=True)
-    return text if len(text) < 200 else text[:200] + " ..."
-
-
-class _Work:
-    """A build in progress: which shards there will be, and a record of each that is finished.
-
-    The records lie in a hidden folder of the config until the manifest takes their place.
-    """
-
-    def __init__(self, folder: Path, split: str, plan: dict[str, Any], num_images: int) -> None:
-        self._folder, self._records, self._plan = folder, folder / f".build-{split}", plan
-        self._num_images = num_images
-        order = np.random.default_rng(0).permutation(num_images)
-        size = plan["shard_size"]
-        self._shards = [order[start : start + size].tolist() for start in range(0, num_images, size)]
-        self.names = shard_names(split, len(self._shards))
-
-    def run(self, source: ImageSource, annotator: Annotator, settings: Settings, progress: bool) -> list[Annotated]:
-        """Return what there is of every shard, after annotating those that are not finished."""
-        self._begin()
-        finished = [self._load(name) for name in self.names]
-        done = sum(len(indices) for indices, each in zip(self._shards, finished, strict=True) if each)
-        with tqdm(total=self._num_images, initial=done, unit="img", disable=not progress, desc="annotate") as bar:
-            for i, (name, indices) in enumerate(zip(self.names, self._shards, strict=True)):
-                if finished[i] is None:
-                    finished[i] = annotate_shard(
-                        self._folder / name, source, indices, annotator, settings, bar.update, _report
-                    )
-                    self._save(name, finished[i])
-        return [each for each in finished if each is not None]
-
-    def is_begun(self) -> bool:
-        """Return whether there are records, of this or an earlier run."""
-        return self._records.exists()
-
-    def _begin(self) -> None:
-        self._records.mkdir(parents=True, exist_ok=True)
-        path = self._records / "plan.json"
-        if path.exists():
-            _refuse_other_plan(self._folder, json.loads(path.read_text(encoding="utf-8")), self._plan)
-        else:
-            write_atomically(path, json.dumps(self._plan, sort_keys=True).encode())
-
-    def _load(self, name: str) -> Annotated | None:
-        try:
-            record = json.loads((self._records / f"{name}.json").read_text(encoding="utf-8"))
-            size = (self._folder / name).stat().st_size
-        except FileNotFoundError:
-            return None
-        info = ShardInfo([Row(*row) for row in record["info"][0]], *record["info"][1:])
-        if size != info.num_bytes:
-            return None  # not the shard that was recorded: annotate it again
-        return Annotated(info, [Skipped(*each) for each in record["skipped"]], record["map_size"])
-
-    def _save(self, name: str, annotated: Annotated | None) -> None:
-        assert annotated is not None
-        write_atomically(self._records / f"{name}.json", json.dumps(asdict(annotated)).encode())
-
-    def clean_up(self) -> None:
-        shutil.rmtree(self._records)
+def _annotate(work: Work, workers: Workers, progress: bool) -> list[Annotated]:
+    """Return what there is of every shard, after annotating those that are not finished."""
+    finished = [work.load(number) for number in range(len(work.names))]
+    missing = [number for number, each in enumerate(finished) if each is None]
+    done = sum(len(work.shards[number]) for number, each in enumerate(finished) if each is not None)
+    total = len(work.source.keys)
+    with tqdm(total=total, initial=done, unit="img", disable=not progress, desc="annotate") as bar:
+        for number, annotated in workers.run(work, missing, bar.update, _report):
+            finished[number] = annotated
+    return [each for each in finished if each is not None]
 
 
 def _report(skipped: Skipped) -> None:
     tqdm.write(f"skipped, cannot be read: {skipped.error}", file=sys.stderr)
 
 
-def _finish(
-    folder: Path,
-    split: str,
-    plan: dict[str, Any],
-    manifest: Manifest | None,
-    names: Sequence[str],
-    annotated: list[Annotated],
-    source: ImageSource,
-    settings: Settings,
-) -> Manifest:
+def _finish(work: Work, manifest: Manifest | None, annotated: list[Annotated]) -> Manifest:
     """Write the index and then the manifest of all shards."""
-    index = folder / f"{split}.index.safetensors"
+    work.check_complete(annotated)
+    index_name = f"{work.split}.index.safetensors"
     rows = [row for each in annotated for row in each.info.rows]
-    write_atomically(index, make_index(rows, images=settings.images))
+    index = make_index(rows, images=work.settings.images)
+    work.output.write(work.file(index_name), index)
     entry = Split(
-        name=split,
+        name=work.split,
         num_samples=len(rows),
-        filenames=list(names),
+        filenames=list(work.names),
         shard_lengths=[len(each.info.rows) for each in annotated],
         shard_bytes=[each.info.num_bytes for each in annotated],
         shard_sha256=[each.info.sha256 for each in annotated],
-        index=index.name,
-        index_bytes=index.stat().st_size,
-        index_sha256=sha256_of(index),
-        image_extension=source.extension if settings.images else None,
-        key_rule=source.key_rule,
-        source_sha256=plan["source_sha256"],
+        index=index_name,
+        index_bytes=len(index),
+        index_sha256=hashlib.sha256(index).hexdigest(),
+        image_extension=work.source.extension if work.settings.images else None,
+        key_rule=work.source.key_rule,
+        source_sha256=work.plan["source_sha256"],
         skipped=[skipped._asdict() for each in annotated for skipped in each.skipped],
     )
     map_size = next((each.map_size for each in annotated if each.map_size), None)
     manifest = Manifest(
-        config=folder.name,
-        classes=plan["classes"],
-        annotator=plan["annotator"],
-        encoding={**plan["encoding"], "map_size": None if map_size is None else list(map_size)},
-        splits={**(manifest.splits if manifest else {}), split: entry},
+        config=work.config,
+        classes=work.plan["classes"],
+        annotator=work.plan["annotator"],
+        encoding={**work.plan["encoding"], "map_size": None if map_size is None else list(map_size)},
+        splits={**(manifest.splits if manifest else {}), work.split: entry},
         made_with=f"relabel_datasets {version('relabel-datasets')}",
     )
-    manifest.save(folder)
+    work.output.write(work.file(MANIFEST_NAME), manifest.to_bytes())
     if entry.skipped:
-        logger.warning("%d of %d images could not be read: see %s", len(entry.skipped), len(source.keys), folder)
+        num_images = len(work.source.keys)
+        logger.warning("%d of %d images could not be read: see %s", len(entry.skipped), num_images, work.folder)
     return manifest

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from types import TracebackType
 from typing import NamedTuple
 
 import torch
@@ -15,10 +17,12 @@ from torch import Tensor
 from ..data.images import ImageError, decode_image
 from ..data.manifest import DatasetError
 from ..data.shards import ShardInfo, ShardWriter
+from ..data.sources import ImageSource
 from ..labels import codec
 from ..labels.encoding import encode_logits
 from .annotator import Annotator
-from .sources import ImageSource
+
+_MAX_PENDING = 2  # batches that wait to be encoded: a device has the next to do, and their logits fit in its memory
 
 
 @dataclass(frozen=True)
@@ -89,28 +93,76 @@ def annotate_shard(
     Raises:
         DatasetError: none of the images can be read: they are not where they were, or are not images.
     """
-    skipped: list[Skipped] = []
-    map_size: tuple[int, int] | None = None
+    annotated = Annotated(ShardInfo([], 0, ""))
     with ShardWriter(path, source.extension if settings.images else None) as writer:
-        for batch in _batches(source, indices, annotator, settings):
-            loaded = [item for item in batch if isinstance(item, _Loaded)]
-            for item in batch:
-                if isinstance(item, Skipped):
-                    skipped.append(item)
-                    on_skipped(item)
-            if loaded:
-                dense = annotator(torch.stack([item.pixels for item in loaded]))
-                map_size = (dense.shape[2], dense.shape[3])
-                encoded = encode_logits(dense, settings.encoding, settings.k)
-                blobs = codec.encode(encoded, [item.size for item in loaded], settings.dtype)
-                for item, blob in zip(loaded, blobs, strict=True):
-                    writer.add(source.keys[item.position], source.labels[item.position], item.data, blob)
-            on_progress(len(batch))
-        if indices and len(skipped) == len(indices):
+        with _Encoder(writer, source, settings, on_progress) as encoder:
+            for batch in _batches(source, indices, annotator, settings):
+                for item in batch:
+                    if isinstance(item, Skipped):
+                        annotated.skipped.append(item)
+                        on_skipped(item)
+                loaded = [item for item in batch if isinstance(item, _Loaded)]
+                dense = annotator(_stack([item.pixels for item in loaded])) if loaded else None
+                if dense is not None:
+                    annotated.map_size = (dense.shape[2], dense.shape[3])
+                encoder.put(loaded, dense, len(batch))
+        # A last shard of one image may well be of a bad one; where none of several can be read, something else is wrong.
+        if len(annotated.skipped) == len(indices) and (len(indices) > 1 or len(source.keys) == 1):
             raise DatasetError(
-                f"none of the {len(skipped)} images of {path.name} can be read, first {skipped[0].error}"
+                f"none of the {len(indices)} images of {path.name} can be read, first {annotated.skipped[0].error}"
             )
-        return Annotated(writer.close(), skipped, map_size)
+        annotated.info = writer.close()
+    return annotated
+
+
+class _Encoder:
+    """One thread that encodes and writes batches, in order, while the annotator is at the next."""
+
+    def __init__(
+        self, writer: ShardWriter, source: ImageSource, settings: Settings, on_done: Callable[[int], object]
+    ) -> None:
+        self._writer, self._source, self._settings, self._on_done = writer, source, settings, on_done
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="encode")
+        self._pending: deque[tuple[int, Future[None]]] = deque()
+
+    def __enter__(self) -> _Encoder:
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        with self._pool:
+            if exc is None:
+                self._wait(0)
+
+    def put(self, loaded: list[_Loaded], dense: Tensor | None, count: int) -> None:
+        """Take over a batch, `count` images with those that cannot be read; raise what happened to an earlier one."""
+        self._pending.append((count, self._pool.submit(self._write, loaded, dense)))
+        self._wait(_MAX_PENDING)
+
+    def _wait(self, most: int) -> None:
+        while len(self._pending) > most:
+            count, future = self._pending.popleft()
+            future.result()
+            self._on_done(count)
+
+    @torch.inference_mode()
+    def _write(self, loaded: list[_Loaded], dense: Tensor | None) -> None:
+        if dense is None:
+            return
+        source, settings = self._source, self._settings
+        encoded = encode_logits(dense, settings.encoding, settings.k)
+        blobs = codec.encode(encoded, [item.size for item in loaded], settings.dtype)
+        for item, blob in zip(loaded, blobs, strict=True):
+            self._writer.add(source.keys[item.position], source.labels[item.position], item.data, blob)
+
+
+def _stack(pixels: list[Tensor]) -> Tensor:
+    """Return `[B, 3, h, w]`, in memory from which a GPU can copy while it computes."""
+    # Where nobody uses a GPU, pinning would take the memory of a CUDA context for nothing.
+    pin: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    batch = torch.empty(len(pixels), *pixels[0].shape, dtype=pixels[0].dtype, pin_memory=pin)
+    return torch.stack(pixels, out=batch)
 
 
 def _batches(

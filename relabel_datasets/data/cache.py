@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -19,7 +20,9 @@ from typing import BinaryIO
 from .manifest import DatasetError
 
 _PART = ".part"
+_FILE = re.compile(r"[0-9a-f]{64}(\.part)?")  # nothing else in the folder is ours to count or delete
 _FREE_SHARE = 10  # without a limit, a tenth of the disk is left free
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 Download = Callable[[BinaryIO], None]  # completes a file that may hold the beginning already
 
@@ -41,7 +44,7 @@ class ShardCache:
     def open(self, sha256: str, num_bytes: int, download: Download) -> BinaryIO:
         """Return the file with this content, open for reading, after a download unless it is there.
 
-        One process downloads, others that ask for the same file wait for it.
+        One process or thread downloads, others that ask for the same file wait for it.
 
         Args:
             sha256: of the content, in hex.
@@ -49,24 +52,29 @@ class ShardCache:
             download: writes the rest of a file that is open for reading and writing, and verifies the whole.
 
         Raises:
-            DatasetError: (a ValueError) the file alone is larger than the limit.
+            DatasetError: (a ValueError) the file alone is larger than the limit, or `sha256` is none.
             OSError: the disk is full, and nothing is left to delete.
             Exception: whatever `download` raises.
         """
+        if not re.fullmatch(r"[0-9a-f]{64}", sha256):  # it becomes a path, and comes from afar
+            raise DatasetError(f"the manifest is damaged: {sha256!r} is not a sha256")
         self.check_room(num_bytes, "one shard")
-        path = self.folder / sha256
+        path, part_path = self.folder / sha256, self.folder / (sha256 + _PART)
         self.folder.mkdir(parents=True, exist_ok=True)
         while True:
             file = _open_whole(path, num_bytes)
             if file is not None:
                 return file
-            with _locked(path.with_name(sha256 + _PART)) as part:
-                if not path.exists():  # else another process was first
+            with _locked(part_path) as part:
+                if not path.exists():  # else another was first
                     self._make_room(num_bytes - os.fstat(part.fileno()).st_size, keep=path)
-                    self._complete(part, download, path)
-                    os.fsync(part.fileno())
-                    path.with_name(sha256 + _PART).rename(path)
-            self._make_room(0, keep=path)
+                    self._complete(part, download)
+                    file = _open_whole(part_path, num_bytes)  # once it is renamed, another process may delete it
+                    assert file is not None
+                    part_path.rename(path)
+            if file is not None:
+                self._make_room(0, keep=path)
+                return file
 
     def check_room(self, num_bytes: int, what: str) -> None:
         """Raise DatasetError if so many bytes are more than the limit."""
@@ -80,19 +88,22 @@ class ShardCache:
         """Return whether the file with this content is there."""
         return (self.folder / sha256).exists()
 
-    def _complete(self, part: BinaryIO, download: Download, path: Path) -> None:
+    def _complete(self, part: BinaryIO, download: Download) -> None:
         while True:
             try:
-                return download(part)
+                download(part)
+                os.fsync(part.fileno())
             except OSError as error:
-                if error.errno != errno.ENOSPC:
+                if error.errno not in _DISK_FULL:
                     raise
-                if not self._delete_oldest(keep=path):
+                if not self._delete_oldest():
                     raise OSError(
-                        errno.ENOSPC,
+                        error.errno,
                         f"the disk of the cache {self.folder} is full: free some space, or choose another folder with "
                         "cache_dir= or the environment variable RELABEL_CACHE",
                     ) from None
+            else:
+                return
 
     def _make_room(self, num_bytes: int, keep: Path) -> None:
         """Delete the least recently opened files until so many bytes fit, or none is left."""
@@ -109,16 +120,16 @@ class ShardCache:
                 if path != keep and _delete(path):
                     used -= entry.st_size
 
-    def _delete_oldest(self, keep: Path) -> bool:
+    def _delete_oldest(self) -> bool:
         with _locked(self.folder / ".evict"):
-            return any(path != keep and _delete(path) for path, _ in self._files())
+            return any(_delete(path) for path, _ in self._files())
 
     def _files(self) -> list[tuple[Path, os.stat_result]]:
         """Return files and what is left of dead downloads, least recently opened first."""
         files = []
         for entry in os.scandir(self.folder):
             with suppress(FileNotFoundError):  # renamed or deleted meanwhile
-                if not entry.name.startswith("."):
+                if _FILE.fullmatch(entry.name):
                     files.append((Path(entry.path), entry.stat()))
         return sorted(files, key=lambda file: file[1].st_mtime_ns)
 
@@ -143,9 +154,9 @@ def _delete(path: Path) -> bool:
         path.unlink(missing_ok=True)
         return True
     try:
-        with path.open("rb") as file:
+        with path.open("r+b") as file:  # for writing, else NFS does not lock it
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _is_at(path, file):
+            if _is_at(path, file.fileno()):
                 path.unlink()
                 return True
     except (BlockingIOError, FileNotFoundError):
@@ -157,23 +168,28 @@ def _delete(path: Path) -> bool:
 def _locked(path: Path) -> Iterator[BinaryIO]:
     """Open a file for reading and writing, made if need be, as the only one; others wait."""
     while True:
-        with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            try:
-                if _is_at(
-                    path, file
-                ):  # else whoever held the lock renamed or deleted the file: this lock is on nothing
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            # Else whoever held the lock renamed or deleted the file: this lock is on nothing.
+            if _is_at(path, descriptor):
+                file = os.fdopen(descriptor, "r+b", closefd=False)
+                try:
                     yield file
-                    if path.suffix == _PART and _is_at(path, file) and path.stat().st_size == 0:
+                finally:
+                    with suppress(OSError):  # a full disk
+                        file.close()  # bytes in its buffer must not go into a file that is another's by then
+                    if path.suffix == _PART and _is_at(path, descriptor) and os.fstat(descriptor).st_size == 0:
                         path.unlink()
-                    return
-            finally:
-                # Not left to close(): a process forked meanwhile holds the file open, too.
-                fcntl.flock(file, fcntl.LOCK_UN)
+                return
+        finally:
+            # Not left to close(): a process forked meanwhile holds the file open, too.
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
+            os.close(descriptor)
 
 
-def _is_at(path: Path, file: BinaryIO) -> bool:
+def _is_at(path: Path, descriptor: int) -> bool:
     try:
-        return path.stat().st_ino == os.fstat(file.fileno()).st_ino
+        return path.stat().st_ino == os.fstat(descriptor).st_ino
     except FileNotFoundError:
         return False

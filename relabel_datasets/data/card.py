@@ -6,15 +6,21 @@ manifests say, and a body. `{{ use(path) }}` there is cards/shared.md: a table o
 
 from __future__ import annotations
 
+import logging
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 from .index import Index
-from .manifest import MANIFEST_NAME, Manifest, Split
+from .manifest import MANIFEST_NAME, Manifest, Split, write_atomically
 from .storage import CARD_NAME, LocalFolder
 
-_MARK = "<!-- Made by relabel_datasets from a template: edit the template, not this text. -->"
+logger = logging.getLogger(__name__)
+
+_MARK = "<!-- Made by relabel_datasets from the template {name}: edit the template, not this text. -->"
+_MARKED = re.compile(r"<!-- Made by relabel_datasets from (?:a template|the template (?P<name>.*?)): edit the template")
+_DEFAULT = "default"
 _SIZES = (
     (1e3, "n<1K"),
     (1e4, "1K<n<10K"),
@@ -26,13 +32,14 @@ _SIZES = (
 
 
 def write_card(root: Path, template: str | os.PathLike[str] | None = None) -> None:
-    """Write the card of a dataset from the manifests of its configs.
+    """Write the card of a dataset from the manifests of its configs, whole or not at all.
 
     A README.md that is not from a template, since somebody wrote it, keeps its text; only its YAML is brought up to date.
 
     Args:
         root: folder of the dataset.
-        template: file with the template, or the name of one in cards/. Default: the general one.
+        template: file with the template, or the name of one in cards/. Default: the one that the card there is from, as
+            its text says, else the general one. If that was a file, the text is kept as if somebody had written it.
     """
     from huggingface_hub import DatasetCard, DatasetCardData  # slow to import, and readers do not need them
     from jinja2 import Template
@@ -40,20 +47,39 @@ def write_card(root: Path, template: str | os.PathLike[str] | None = None) -> No
     manifests = [Manifest.load(path.parent) for path in sorted(root.glob(f"*/{MANIFEST_NAME}"))]
     metadata = _metadata(manifests)
     path = root / CARD_NAME
-    if path.exists() and _MARK not in path.read_text(encoding="utf-8"):
+    name, keep_text = _template_of(path, template)
+    if keep_text:
         card = DatasetCard.load(path, ignore_metadata_errors=True)
-        for name, value in metadata.items():
-            setattr(card.data, name, value)
+        for field, value in metadata.items():
+            setattr(card.data, field, value)
     else:
         shared = Template(read_template("shared"), trim_blocks=True)
         configs = [_describe(root, manifest) for manifest in manifests]
         card = DatasetCard.from_template(
             DatasetCardData(**metadata),
-            template_str=read_template(template or "default"),
-            mark=_MARK,
+            template_str=read_template(name),
+            mark=_MARK.format(name=Path(name).name),  # whoever reads the card need not know of our folders
             use=lambda path, images=None: shared.render(configs=configs, path=path, images=images),
         )
-    card.save(path)
+    write_atomically(path, str(card).encode())
+
+
+def _template_of(card: Path, template: str | os.PathLike[str] | None) -> tuple[str | os.PathLike[str], bool]:
+    """Return the template to make a card from, and whether to keep the text that is there instead."""
+    if not card.exists():
+        return template or _DEFAULT, False
+    mark = _MARKED.search(card.read_text(encoding="utf-8"))
+    if mark is None:
+        return template or _DEFAULT, True
+    name = template or mark["name"] or _DEFAULT
+    try:
+        read_template(name)
+    except FileNotFoundError:
+        logger.warning(
+            "%s is from a template %s that is not here: its text is kept, give card= to renew it", card, name
+        )
+        return name, True
+    return name, False
 
 
 def read_template(template: str | os.PathLike[str]) -> str:

@@ -41,10 +41,12 @@ def decode_image(data: bytes, name: str = "image") -> PIL.Image.Image:
     try:
         opened = PIL.Image.open(io.BytesIO(data))
         orientation = opened.getexif().get(_ORIENTATION, 1)
-        image = _to_rgb(opened)
+        image = to_rgb(opened)
     except ImageError as error:
         raise ImageError(f"{name}: {error}") from None
     except Exception as error:  # decoders of damaged files raise nearly anything
+        if isinstance(error, PIL.UnidentifiedImageError):
+            raise ImageError(f"{name}: cannot be read as an image: its format is unknown") from None
         raise ImageError(f"{name}: cannot be read as an image: {error or type(error).__name__}") from error
     if orientation != 1:
         image.getexif()[_ORIENTATION] = orientation  # conversions may have dropped it
@@ -52,7 +54,12 @@ def decode_image(data: bytes, name: str = "image") -> PIL.Image.Image:
     return image
 
 
-def _to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
+def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
+    """Return an opened image as 8-bit RGB, see `decode_image`.
+
+    Raises:
+        ImageError: its pixels have no known range.
+    """
     if image.mode == "RGB":
         image.load()
         return image

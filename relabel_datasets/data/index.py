@@ -132,6 +132,22 @@ class Index:
             position += 1
         return None
 
+    def rows(self, keys: Sequence[str]) -> npt.NDArray[np.int64]:
+        """Return the rows of many keys, -1 where there is none; much faster than one by one."""
+        if not len(self):
+            return np.full(len(keys), -1, np.int64)
+        sorted_hash, sorted_row = self._columns["sorted_hash"], self._columns["sorted_row"]
+        hashes = np.fromiter(map(hash_key, keys), np.uint64, len(keys))
+        order = np.argsort(hashes)  # neighbours in the index one after the other, for the processor's caches
+        positions = np.empty(len(keys), np.int64)
+        positions[order] = np.searchsorted(sorted_hash, hashes[order]).clip(max=len(self) - 1)
+        rows = np.where(sorted_hash[positions] == hashes, sorted_row[positions].astype(np.int64), -1)
+        for place, (key, row) in enumerate(zip(keys, rows.tolist(), strict=True)):
+            if row >= 0 and self.key(row) != key:  # another key of the same hash
+                found = self.row(key)
+                rows[place] = -1 if found is None else found
+        return rows
+
     def extent(self, row: int, member: str) -> tuple[int, int]:
         """Return (offset, size) in bytes of a row's `"map"` or `"image"` in its shard."""
         return int(self._columns[f"{member}_offset"][row]), int(self._columns[f"{member}_size"][row])

@@ -9,7 +9,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, overload
 
-from .datasets import Images, RelabelDataset
+from .datasets import RelabelDataset
+from .joins import Images, OnUnmatched
 from .storage import Folder, default_cache, is_url, open_folder
 from .store import open_config
 from .stream import RelabelStream
@@ -40,6 +41,7 @@ def load_dataset(
     split: str | None = None,
     *,
     images: Images | None = None,
+    unmatched: OnUnmatched = "error",
     streaming: bool = False,
     transforms: Callable[..., Any] | None = None,
     revision: str | None = None,
@@ -59,6 +61,7 @@ def load_dataset(
         name: the config, that is the annotator; may be left out where there is only one.
         split: `"train"`, `"validation"`, ...; None gives a dict of all splits.
         images: where a label-only dataset finds its images, see `RelabelDataset`.
+        unmatched: `"error"`, or `"skip"` to leave out label maps without image and images without label map.
         streaming: False gives a `RelabelDataset`, with random access; True a `RelabelStream`, which reads shard by shard.
         transforms: called with (image, LabelMap), see `RelabelDataset`.
         revision: of a dataset on the Hub: a branch, a tag or a commit.
@@ -82,7 +85,7 @@ def load_dataset(
         raise TypeError(f"{sorted(order)} are arguments of a stream: give streaming=True, or use a RelabelSampler")
     folder = (
         open_folder(
-            _find_root(path, cache_dir, revision, token),
+            find_root(path, cache_dir, revision, token),
             storage_options={**({"token": token} if token else {}), **(storage_options or {})},
             cache_dir=cache_dir,
             cache_limit=cache_limit,
@@ -92,7 +95,7 @@ def load_dataset(
     )
 
     def load(split: str) -> Any:
-        dataset = RelabelDataset(folder, name, split, images=images, transforms=transforms)
+        dataset = RelabelDataset(folder, name, split, images=images, unmatched=unmatched, transforms=transforms)
         if download:
             dataset.download()
         return RelabelStream(dataset, **order) if streaming else dataset
@@ -100,7 +103,7 @@ def load_dataset(
     return load(split) if split is not None else {each: load(each) for each in open_config(folder, name)[1].splits}
 
 
-def _find_root(path: Path_, cache_dir: Path_ | None, revision: str | None, token: str | None) -> Path_:
+def find_root(path: Path_, cache_dir: Path_ | None, revision: str | None, token: str | None) -> Path_:
     known = sorted({*_MAKERS, *_BUILDERS})
     if not is_url(path) and not Path(path).exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", os.fspath(path)):
         return f"hf://datasets/{path}" + (f"@{revision}" if revision else "")

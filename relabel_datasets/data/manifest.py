@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import platform
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -102,9 +103,13 @@ class Manifest:
 
     def save(self, folder: Path) -> None:
         """Write the manifest into a config's folder, whole or not at all."""
+        write_atomically(folder / MANIFEST_NAME, self.to_bytes())
+
+    def to_bytes(self) -> bytes:
+        """Return the bytes of its file."""
         content = asdict(self)
         content["checksum"] = _checksum(content)
-        write_atomically(folder / MANIFEST_NAME, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
+        return (json.dumps(content, indent=1, sort_keys=True) + "\n").encode()
 
 
 def _checksum(content: dict[str, Any]) -> str:
@@ -112,9 +117,14 @@ def _checksum(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
+def aside_of(path: Path) -> Path:
+    """Return where this process writes a file before it renames it, beside its place: no other process of any node."""
+    return path.with_name(f".{path.name}.{platform.node()}-{os.getpid()}.tmp")
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file aside and rename it, so that it is there whole or not at all, also after a power cut."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    aside = aside_of(path)
     try:
         with aside.open("wb") as file:
             file.write(content)

@@ -12,9 +12,9 @@ import os
 import random
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, BinaryIO
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import quote, unquote, unquote_plus
 
 import fsspec
 from fsspec.asyn import AsyncFileSystem, sync
@@ -29,6 +29,20 @@ STALL_S = 60.0  # one range may take so long; the next try asks for less
 RANGE_BYTES, SMALLEST_RANGE_BYTES = 8 << 20, 64 << 10
 _WHOLE_ATTEMPTS = 3  # downloads of a file whose sha256 is wrong
 _RETRIED_STATUS = {408, 416, 425, 429}  # and 5xx; 416: a server that has only the beginning of the file, for now
+_REFUSED_STATUS = {401, 403, 407}
+_NO_CREDENTIALS = {"NoCredentialsError", "PartialCredentialsError"}  # botocore's
+
+# Never freed: a forked child that frees a file system of its parent takes the parent's connections out of its epoll, which
+# they share, and the parent then waits for an answer in vain. (fsspec holds its own references only until a fork.)
+_file_systems: list[Any] = []
+
+
+class RefusedError(DatasetError):
+    """A server that does not let us read, for want of credentials; S3 may say so of what does not exist."""
+
+
+class _WrongLengthError(Exception):
+    pass
 
 
 class RemoteFiles:
@@ -43,14 +57,18 @@ class RemoteFiles:
     """
 
     def __init__(self, url: str, storage_options: dict[str, Any]) -> None:
-        parts = urlsplit(url)
-        self._url = urlunsplit(parts._replace(path=parts.path.rstrip("/"), query="", fragment=""))
-        self._query = f"?{parts.query}" if parts.query else ""
+        self._protocol, _, rest = url.partition("://")
+        self._is_http = self._protocol in ("http", "https")
+        if self._is_http:
+            rest = rest.partition("#")[0]  # elsewhere it may be part of a name
+        rest, mark, query = rest.partition("?")
+        rest = rest.rstrip("/")
+        host, slash, path = rest.partition("/")
+        user, _, host = host.rpartition("@")
+        self._url, self._query = f"{self._protocol}://{rest}", mark + query
         self._options = storage_options
-        self.name = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="")).rstrip(
-            "/"
-        )
-        self._secrets = sorted(_secrets(parts.query, parts.netloc, storage_options), key=len, reverse=True)
+        self.name = f"{self._protocol}://{host}{slash}{path}"
+        self._secrets = sorted(_secrets(query, user, storage_options), key=len, reverse=True)
         self._opened: tuple[int, Any] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -71,9 +89,10 @@ class RemoteFiles:
             data = next(self._retry(name, lambda: self._cat(name)))
             try:
                 check(data)
-            except DatasetError:
+            except DatasetError as error:
                 if attempt == _WHOLE_ATTEMPTS - 1:
                     raise
+                logger.warning("%s; fetched anew", error)
                 time.sleep(FIRST_PAUSE_S)
             else:
                 return data
@@ -121,36 +140,46 @@ class RemoteFiles:
             began = time.monotonic()
             try:
                 data = self._cat(name, start, stop)
-            except (OSError, TimeoutError):
+            except Exception:
                 if time.monotonic() - began >= STALL_S:
                     size = max(size // 4, SMALLEST_RANGE_BYTES)  # a slow line gets through with less at a time
                 raise
             if len(data) == total != stop - start:
                 return data[start:]  # the server ignored the range and sent the whole
             if len(data) != stop - start:
-                raise DatasetError(f"answered with {len(data)} instead of {stop - start} bytes from byte {start} on")
+                raise _WrongLengthError(
+                    f"answered with {len(data)} instead of {stop - start} bytes from byte {start} on"
+                )
             size = min(size * 2, RANGE_BYTES)
             return data
 
-        for data in self._retry(name, read):
+        answers = self._retry(name, read)
+        while start < total:  # a killed download may have left all bytes, and S3 answers 416 to an empty range
+            data = next(answers)
             yield data
             start += len(data)
-            if start >= total:
-                return
 
     def _retry(self, name: str, read: Callable[[], bytes]) -> Iterator[bytes]:
         """Yield what `read` returns, call after call; a call that fails is made again."""
+        self._file_system()  # what cannot be opened at all is not tried again
         attempts = 0
         while True:
             try:
                 data = read()
-            except FileNotFoundError:
-                raise FileNotFoundError(f"there is no {name} in {self.name}") from None
             except Exception as error:  # noqa: BLE001  each protocol's library has its own
                 attempts += 1
+                self._file_system().invalidate_cache()  # the Hub's looks into an old listing for what is there, how long
+                if isinstance(error, FileNotFoundError):
+                    raise FileNotFoundError(
+                        f"there is no {name} in {self.name}: check the URL, or publish the dataset anew"
+                    ) from None
                 # Not chained: the libraries' errors show the URL with all that is secret in it.
-                what = self.redact(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
-                what = str(error) if isinstance(error, DatasetError) else what
+                what = self._describe(error)
+                if _is_refusal(error):
+                    raise RefusedError(
+                        f"{self.name}/{name} cannot be read: {what}: check the URL, and that credentials are given and valid "
+                        "(storage_options=, environment, ~/.aws, ~/.netrc; a signed URL may have expired)"
+                    ) from None
                 if not _may_pass(error):
                     raise DatasetError(f"{self.name}/{name} cannot be read: {what}") from None
                 if attempts == MAX_ATTEMPTS:
@@ -167,39 +196,63 @@ class RemoteFiles:
 
     def _cat(self, name: str, start: int | None = None, stop: int | None = None) -> bytes:
         files = self._file_system()
+        name = quote(name) if self._is_http else name
         path = files._strip_protocol(f"{self._url}/{name}{self._query}")
         if isinstance(files, AsyncFileSystem):
             data = sync(files.loop, files._cat_file, path, start=start, end=stop, timeout=STALL_S)
         else:
-            data = files.cat_file(path, start=start, end=stop)
+            # the Hub's file system would fetch five more MiB with each range, and drop them
+            more = {"cache_type": "none"} if self._protocol == "hf" else {}
+            data = files.cat_file(path, start=start, end=stop, **more)
         return bytes(data)
 
     def _file_system(self) -> Any:
         """Return this process's file system: those of fsspec do not survive a fork."""
         if self._opened is None or self._opened[0] != os.getpid():
-            protocol = urlsplit(self._url).scheme
-            options = dict(self._options)
-            if protocol in ("http", "https"):
+            options, is_s3 = _copy(self._options), self._protocol in ("s3", "s3a")
+            if self._is_http:
                 # proxies and ~/.netrc, as every other tool has them
                 options["client_kwargs"] = {"trust_env": True, **options.get("client_kwargs", {})}
+            if is_s3:  # we try again; botocore would before, four times each time
+                options["config_kwargs"] = {"retries": {"max_attempts": 0}, **options.get("config_kwargs", {})}
             try:
-                self._opened = os.getpid(), fsspec.filesystem(protocol, **options)
-            except (ImportError, ValueError) as error:
-                raise DatasetError(f"{self.name}: cannot open {protocol}:// URLs: {self.redact(str(error))}") from None
+                files = fsspec.filesystem(self._protocol, **options)
+            except Exception as error:  # noqa: BLE001  each protocol's library has its own
+                raise DatasetError(
+                    f"{self.name}: cannot open {self._protocol}:// URLs: {self.redact(str(error))}"
+                ) from None
+            if is_s3:
+                files.retries = 1  # s3fs's own loop around botocore's
+            _file_systems.append(files)
+            self._opened = os.getpid(), files
         return self._opened[1]
 
+    def _describe(self, error: Exception) -> str:
+        if isinstance(error, _WrongLengthError):
+            return str(error)
+        if isinstance(error, TimeoutError) and not str(error):
+            return f"no whole answer within {STALL_S:g} s"
+        if isinstance(getattr(error.__cause__, "response", None), dict):
+            error = error.__cause__  # type: ignore[assignment]  # botocore's, which says more than s3fs makes of it
+        text = " ".join(str(error).split())  # the Hub's have several lines
+        return self.redact(f"{type(error).__name__}: {text}" if text else type(error).__name__)
+
     def redact(self, text: str) -> str:
-        """Return a text without what is secret in URL and options."""
+        """Return a text without what is secret in URL and options, and without the queries of other URLs in it."""
         for secret in self._secrets:
             text = text.replace(secret, "***")
-        return re.sub(r"(https?://)[^/\s@']+@", r"\1***@", text)
+        return re.sub(r"(\w://)(?:[^/\s'\"?]*@)?([^\s'\"?]*)(?:\?[^\s'\"]*)?", r"\1\2", text)
 
 
-def _secrets(query: str, netloc: str, options: Any) -> set[str]:
-    found = {query, netloc.rpartition("@")[0]}
+def _copy(options: Any) -> Any:
+    """Return a copy of options: botocore changes those that it is given."""
+    return {name: _copy(value) for name, value in options.items()} if isinstance(options, dict) else options
+
+
+def _secrets(query: str, user: str, options: Any) -> set[str]:
+    found = {query, user, *user.split(":")}
     for pair in query.split("&"):
         found.add(pair.partition("=")[2])
-    found.update(netloc.rpartition("@")[0].split(":"))
     stack = [options]
     while stack:
         value = stack.pop()
@@ -209,19 +262,45 @@ def _secrets(query: str, netloc: str, options: Any) -> set[str]:
             stack.extend(value)
         elif isinstance(value, str) and "://" not in value:  # an endpoint is not secret, and worth showing
             found.add(value)
+    # libraries write them with other characters escaped than the user did
+    for secret in list(found):
+        found |= {unquote(secret), unquote_plus(secret), quote(unquote(secret)), quote(unquote(secret), safe="")}
     return {secret for secret in found if len(secret) > 3}
+
+
+def _answer(error: Exception) -> tuple[int | None, Mapping[str, str]]:
+    """Return status and headers of the answer that an error of aiohttp, httpx, requests, botocore or s3fs is about."""
+    response = getattr(error, "response", None)
+    if response is None:
+        response = getattr(error.__cause__, "response", error)
+    if isinstance(response, dict):
+        response = response.get("ResponseMetadata", {})
+        return response.get("HTTPStatusCode"), response.get("HTTPHeaders", {})
+    status = getattr(response, "status", None) or getattr(response, "status_code", None)
+    return status if isinstance(status, int) else None, getattr(response, "headers", None) or {}
+
+
+def _is_refusal(error: Exception) -> bool:
+    return (
+        isinstance(error, PermissionError)
+        or type(error).__name__ in _NO_CREDENTIALS
+        or _answer(error)[0] in _REFUSED_STATUS
+    )
 
 
 def _may_pass(error: Exception) -> bool:
     """Return whether the same request may succeed later."""
-    if isinstance(error, (PermissionError, TypeError, NotImplementedError, ImportError)):
+    if isinstance(error, TimeoutError):
+        return True
+    # ValueError: not a URL, or a certificate that is not valid
+    if isinstance(error, (TypeError, ValueError, NotImplementedError, ImportError)):
         return False
-    status = getattr(error, "status", None) or getattr(getattr(error, "response", None), "status_code", None)
-    return not isinstance(status, int) or status >= 500 or status < 400 or status in _RETRIED_STATUS
+    status, _ = _answer(error)
+    return status is None or status >= 500 or status in _RETRIED_STATUS
 
 
 def _retry_after(error: Exception) -> float:
     """Return the seconds that a server asked to wait."""
-    headers = getattr(error, "headers", None) or getattr(getattr(error, "response", None), "headers", None) or {}
-    value = headers.get("Retry-After", "") if hasattr(headers, "get") else ""
-    return float(value) if str(value).isdecimal() else 0.0
+    _, headers = _answer(error)
+    value = headers.get("Retry-After") or headers.get("retry-after") or ""
+    return float(value) if value.isdecimal() else 0.0

@@ -21,10 +21,11 @@ from typing import NamedTuple
 from tqdm.auto import tqdm
 
 from .index import Row
-from .manifest import DatasetError, Split
+from .manifest import DatasetError, Split, aside_of
 from .storage import Folder
 
 _BLOCK = 512
+_SYNC_BYTES = 32 << 20
 _MAX_OPEN = 400  # shards a reader has open; processes may usually open 1024 files
 
 
@@ -46,10 +47,10 @@ class ShardWriter:
 
     def __init__(self, path: Path, image_extension: str | None) -> None:
         self._path, self._image_extension = path, image_extension
-        self._aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        self._aside = aside_of(path)
         self._file = self._aside.open("wb")
         self._hash = hashlib.sha256()
-        self._offset = 0
+        self._offset = self._synced = 0
         self._rows: list[Row] = []
 
     def __enter__(self) -> ShardWriter:
@@ -58,8 +59,10 @@ class ShardWriter:
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._file.close()
-        self._aside.unlink(missing_ok=True)
+        try:
+            self._file.close()  # on a full disk, it fails to write what is left
+        finally:
+            self._aside.unlink(missing_ok=True)
 
     def add(self, key: str, label: int, image: bytes | None, label_map: bytes) -> None:
         """Write one sample.
@@ -93,12 +96,18 @@ class ShardWriter:
         self._file.write(data)
         self._hash.update(data)
         self._offset += len(data)
+        if self._offset - self._synced >= _SYNC_BYTES:  # else close() would wait for the disk to take all of it
+            self._sync()
+
+    def _sync(self) -> None:
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._synced = self._offset
 
     def close(self) -> ShardInfo:
         """Finish the shard under its own name and return what to record of it."""
         self._write(bytes(2 * _BLOCK))
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        self._sync()
         self._file.close()
         self._aside.replace(self._path)
         return ShardInfo(self._rows, self._offset, self._hash.hexdigest())
@@ -180,6 +189,34 @@ class ShardReader:
             del self._maps[next(iter(self._maps))]
         with self._folder.open(split.filenames[shard], split.shard_bytes[shard], split.shard_sha256[shard]) as file:
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Return the rows of a whole shard, read from its tar headers; the index has them at once.
+
+    Raises:
+        DatasetError: it is not a shard of label maps.
+    """
+    extents: dict[str, dict[str, tuple[int, int]]] = {}
+    with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
+        for member in tar:
+            folder, _, name = member.name.rpartition("/")
+            stem, _, field = name.partition(".")
+            key = f"{folder}/{stem}" if folder else stem
+            kind = field if field in ("cls", "safetensors") else "image"
+            extents.setdefault(key, {})[kind] = member.offset_data, member.size
+        try:
+            return [
+                Row(
+                    key,
+                    int(os.pread(file.fileno(), *reversed(each["cls"]))),
+                    *each["safetensors"],
+                    *each.get("image", ()),
+                )
+                for key, each in extents.items()
+            ]
+        except (KeyError, ValueError) as error:
+            raise DatasetError(f"{path} is not a shard of label maps: {error!r}") from error
 
 
 def shard_names(split: str, num_shards: int) -> Sequence[str]:

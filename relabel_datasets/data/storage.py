@@ -12,7 +12,7 @@ import yaml
 
 from .cache import ShardCache
 from .manifest import MANIFEST_NAME, DatasetError, Manifest
-from .remote import RemoteFiles
+from .remote import RefusedError, RemoteFiles
 
 CARD_NAME = "README.md"
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
@@ -128,16 +128,18 @@ class RemoteFolder:
     def configs(self) -> list[str] | None:
         try:
             self.manifest()
-        except FileNotFoundError as error:
-            no_manifest: Exception = error
-        except DatasetError as error:  # S3 may answer 403 for what does not exist
+        except (FileNotFoundError, RefusedError) as error:  # S3 may answer 403 for what does not exist
             no_manifest = error
         else:
             return None
         # Not by a listing, which plain HTTP lacks: the card names all configs.
+        where = f"{self}/{CARD_NAME}"
         try:
-            return _card_configs(self._files.read_small(self._below + CARD_NAME, _card_configs))
+            card = self._files.read_small(self._below + CARD_NAME, lambda data: card_configs(data, where))
+            return card_configs(card, where)
         except FileNotFoundError:
+            if isinstance(no_manifest, RefusedError):
+                raise no_manifest from None
             raise FileNotFoundError(
                 f"no dataset at {self}: neither {CARD_NAME} nor {MANIFEST_NAME} is there ({no_manifest})"
             ) from None
@@ -210,11 +212,11 @@ def _num_bytes(limit: int | str) -> int:
     return int(match[1]) * _UNITS[match[2]]
 
 
-def _card_configs(card: bytes) -> list[str]:
+def card_configs(card: bytes, where: str) -> list[str]:
     match = re.match(rb"---\r?\n(.*?)\r?\n---\r?\n", card, re.DOTALL)
     if match is None:
-        raise DatasetError(f"{CARD_NAME} is not the card of a dataset: its YAML is missing or cut off")
+        raise DatasetError(f"{where} is not the card of a dataset: its YAML is missing or cut off")
     try:
         return sorted(str(config["config_name"]) for config in yaml.safe_load(match[1])["configs"])
     except (yaml.YAMLError, KeyError, TypeError) as error:
-        raise DatasetError(f"{CARD_NAME} is not the card of a dataset: {error!r}") from error
+        raise DatasetError(f"{where} is not the card of a dataset: {error!r}") from error

@@ -93,6 +93,8 @@ def open_config(root: Folder, name: str | None) -> tuple[Folder, Manifest]:
         raise FileNotFoundError(f"no dataset at {root}: expected {root}/<config>/{MANIFEST_NAME}")
     if name is None and len(configs) > 1:
         raise DatasetError(f"{root} has several configs, name one of {configs}")
+    if name is not None and name in configs:
+        raise DatasetError(f"{root}/{name}/{MANIFEST_NAME} is missing, yet the card names this config: publish it anew")
     if name is not None:
         raise DatasetError(f"{root} has no config {name!r}, only {configs}")
     return root.child(configs[0]), root.child(configs[0]).manifest()

@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 from ..annotate.build import build
-from ..annotate.sources import ImageFolderSource
+from ..data.sources import ImageFolderSource
 from .annotator import MODEL, load_annotator, train_annotator
 from .scenes import CLASSES, draw_scenes
 

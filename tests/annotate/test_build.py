@@ -134,7 +134,7 @@ def test_a_card_that_a_killed_build_did_not_write_is_written_by_the_next(
 
     source = rd.ImageFolderSource(image_folder)
     with monkeypatch.context() as patch:
-        patch.setattr("relabel_datasets.annotate.build.write_card", killed)
+        patch.setattr("relabel_datasets.annotate.output.write_card", killed)
         with pytest.raises(Interrupted):
             rd.build(source, tmp_path / "data", annotator, progress=False)
     rd.build(source, tmp_path / "data", annotator, progress=False)
@@ -307,3 +307,89 @@ def test_bad_settings_are_refused_before_any_work(tmp_path, image_folder, annota
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         rd.build(rd.ImageFolderSource(image_folder), tmp_path / "data", annotator, progress=False, **arguments)
     assert not (tmp_path / "data").exists()
+
+
+def test_all_of_the_annotators_classes_can_be_kept(tmp_path, image_folder):
+    wide = ModuleAnnotator(
+        torch.nn.Sequential(ColourNet(), torch.nn.Conv2d(3, 5, 1)), (48, 64), classes=("ape", "emu", "cow", "cat", "dog"),
+        name="wide",
+    )  # fmt: skip
+    source = rd.ImageFolderSource(image_folder)
+    settings = rd.Settings(dtype="float16")
+    manifest = rd.build(source, tmp_path, wide, settings=settings, all_classes=True, progress=False)
+    assert manifest.classes == ["ape", "emu", "cow", "cat", "dog"]
+    dataset = rd.load_dataset(tmp_path, split="train")
+    narrow = rd.build(source, tmp_path, wide, settings=settings, config="narrow", progress=False)
+    assert narrow.classes == ["cat", "dog", "emu"]
+    of_dataset = rd.LabelMaps(tmp_path, "narrow")
+    for key, (_, label_map), target in zip(dataset.keys, dataset, dataset.targets, strict=True):
+        path = next(image_folder.glob(f"*/{key}.jpg"))
+        assert dataset.classes[target] == path.parent.name  # the class index is that of the image's class
+        assert label_map.label == target
+        torch.testing.assert_close(label_map.dense()[[3, 4, 1]], of_dataset[key].dense(), rtol=2e-3, atol=2e-3)
+
+
+def test_all_classes_needs_every_class_of_the_dataset(tmp_path, image_folder):
+    other = ModuleAnnotator(ColourNet(), (48, 64), classes=("cat", "dog", "cow"), name="other")
+    with pytest.raises(ValueError, match="'emu' is none of them"):
+        rd.build(rd.ImageFolderSource(image_folder), tmp_path, other, all_classes=True, progress=False)
+    mapping = {"emu": "cow"}
+    manifest = rd.build(
+        rd.ImageFolderSource(image_folder), tmp_path, other, all_classes=True, class_mapping=mapping, progress=False
+    )
+    assert manifest.classes == ["cat", "dog", "cow"]
+    assert set(rd.load_dataset(tmp_path, split="train").targets) == {0, 1, 2}
+
+
+def test_classes_without_names_get_those_of_the_dataset_where_they_are_mapped(tmp_path, image_folder):
+    nameless = ModuleAnnotator(torch.nn.Sequential(ColourNet(), torch.nn.Conv2d(3, 5, 1)), (48, 64), name="nameless")
+    mapping = {"cat": 4, "dog": 0, "emu": 2}
+    manifest = rd.build(
+        rd.ImageFolderSource(image_folder), tmp_path, nameless, all_classes=True, class_mapping=mapping, progress=False
+    )
+    assert manifest.classes == ["dog", "1", "emu", "3", "cat"]
+
+
+def test_a_later_split_keeps_the_template_of_the_card(tmp_path, image_folder, annotator, caplog):
+    source = rd.ImageFolderSource(image_folder)
+    card = tmp_path / "data" / "README.md"
+    rd.build(source, tmp_path / "data", annotator, card="imagenette-relabel", progress=False)
+    rd.build(source, tmp_path / "data", annotator, split="validation", progress=False)
+    assert "# imagenette-relabel: Imagenette with label maps" in card.read_text()
+    assert "| validation | 13 |" in card.read_text()
+    template = tmp_path / "mine.md"
+    template.write_text("---\nlicense: mit\n{{ card_data }}\n---\n{{ mark }}\n# Mine\n")
+    rd.build(source, tmp_path / "data", annotator, split="test", card=template, progress=False)
+    assert "# Mine" in card.read_text()
+    assert str(tmp_path) not in card.read_text()  # readers need not know of our folders
+    rd.build(source, tmp_path / "data", annotator, split="more", progress=False)
+    assert "# Mine" in card.read_text()
+    assert "split: more" in card.read_text()
+    assert "mine.md" in caplog.text
+
+
+def test_an_annotator_may_be_made_when_it_is_needed(tmp_path, image_folder, annotator):
+    made = []
+
+    def make():
+        made.append(1)
+        return annotator
+
+    source = rd.ImageFolderSource(image_folder)
+    with pytest.raises(FileNotFoundError, match="no-such"):
+        rd.build(source, tmp_path / "data", make, card="no-such", progress=False)
+    assert not made
+    rd.build(source, tmp_path / "data", make, progress=False)
+    assert made == [1]
+    rd.build(source, tmp_path / "whole", annotator, progress=False)
+    assert files_of(tmp_path / "data" / "colours") == files_of(tmp_path / "whole" / "colours")
+
+
+def test_a_last_shard_of_one_bad_image_is_empty(tmp_path, image_folder, annotator):
+    source = rd.ImageFolderSource(image_folder)
+    last = int(np.random.default_rng(0).permutation(13)[-1])
+    bad = next(image_folder.glob(f"*/{source.keys[last]}.jpg"))
+    bad.write_bytes(b"")
+    manifest = rd.build(source, tmp_path / "data", annotator, shard_size=4, progress=False)
+    assert manifest.splits["train"].shard_lengths == [4, 4, 4, 0]
+    assert len(rd.load_dataset(tmp_path / "data", split="train")) == 12

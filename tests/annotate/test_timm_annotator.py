@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 
 from relabel_datasets import LabelMap
 from relabel_datasets.annotate.timm_annotator import TimmAnnotator
+from relabel_datasets.annotate.timm_models import make_dense
 from tests.conftest import picture
 
 SIZE = (96, 128)
@@ -143,7 +144,7 @@ def test_many_locations_are_done_in_parts(monkeypatch):
     annotator = make(FAMILIES[0])
     images = random_images(annotator)
     whole = annotator(images)
-    monkeypatch.setattr("relabel_datasets.annotate.timm_annotator._ROWS", 7)  # of 2 x 3 x 4
+    monkeypatch.setattr("relabel_datasets.annotate.heads._ROWS", 7)  # of 2 x 3 x 4
     torch.testing.assert_close(annotator(images), whole)
 
 
@@ -184,6 +185,7 @@ def test_arguments_come_before_defaults():
         "interpolation": "bilinear",
         "dtype": "float32",
         "model_args": {"num_classes": 7},
+        "head": "local",
         "linear_head": True,
         "num_classes": 7,
     }
@@ -212,10 +214,6 @@ def test_model_arguments_must_be_plain_values():
 @pytest.mark.parametrize(
     ("name", "args", "message"),
     [
-        ("coat_tiny", {}, "coat_tiny cannot annotate: its features are a list"),
-        ("crossvit_tiny_240", {}, "crossvit_tiny_240 cannot annotate: its features are a list"),
-        ("efficientvim_m1", {}, "its features are a list, not one map of locations"),
-        ("pit_ti_224", {}, "its features are 1 tokens, which are no map of 7 x 7 locations"),
         ("test_resnet", {"num_classes": 0}, "test_resnet has no classifier"),
         ("test_vit", {"global_pool": ""}, "its head does not pool features, see global_pool"),
     ],
@@ -223,6 +221,75 @@ def test_model_arguments_must_be_plain_values():
 def test_models_without_a_map_are_refused(name, args, message):
     with pytest.raises(ValueError, match=message):
         TimmAnnotator(name, device="cpu", **args)
+
+
+class Odd(torch.nn.Module):
+    """A model of no family, with features that are no map."""
+
+    def __init__(self, features) -> None:
+        super().__init__()
+        self.features = features
+
+    def forward_features(self, images):
+        return self.features
+
+    def forward_head(self, features):
+        return torch.zeros(1, 2)
+
+
+class Maps(Odd):
+    def forward_intermediates(self, images, **arguments):
+        return [torch.zeros(1, 6, 2, 2), torch.zeros(1, 8, 3, 4)]
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (Odd({"a": 1}), "its features are a str, not maps of locations"),
+        (Odd([torch.zeros(1, 6, 2, 2), torch.zeros(1, 8)]), "its features are a 2-D tensor, not maps of locations"),
+        (Odd([]), "its features are empty, not maps"),
+        (Odd(torch.zeros(1, 12, 8)), "does not tell how its tokens lie in the image"),
+        (Maps([torch.zeros(1, 10, 8)]), "its features are 10 tokens, which are no map of 2 x 2 or 3 x 4 locations"),
+    ],
+)
+def test_features_without_a_map_are_refused_with_the_reason(model, message):
+    with pytest.raises(ValueError, match=f"odd cannot annotate: .*{message}"):
+        make_dense(model, "odd", "local")(torch.zeros(1, 3, 8, 8))
+
+
+def test_the_head_is_recorded_and_checked():
+    local, linearised = (make(FAMILIES[6], head=head) for head in ("local", "linearised"))
+    assert (local.describe()["head"], linearised.describe()["head"]) == ("local", "linearised")
+    images = random_images(local)
+    with torch.inference_mode():
+        own = linearised._module.model(normalise(linearised, images))
+    torch.testing.assert_close(linearised(images).mean((2, 3)), own, rtol=1e-4, atol=1e-4)
+    linearised._module.load_state_dict(local._module.state_dict())
+    assert not torch.allclose(linearised(images), local(images), atol=1e-3)
+    with pytest.raises(ValueError, match=r"head must be one of \['local', 'linearised'\], got 'mean'"):
+        TimmAnnotator("test_resnet", head="mean")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # those of compilers
+@pytest.mark.parametrize("head", ["local", "linearised"])
+def test_compiled_maps_are_the_same_but_for_rounding(head):
+    family = FAMILIES[6]
+    eager, compiled = make(family, head=head), make(family, head=head, compile=True)
+    compiled._module.load_state_dict(eager._module.state_dict())
+    for batch in (2, 3):
+        images = random_images(eager, batch)
+        torch.testing.assert_close(compiled(images), eager(images), rtol=1e-3, atol=1e-3)
+    assert compiled.describe().keys() == eager.describe().keys()
+
+
+def test_where_nothing_can_be_compiled_the_message_says_so(monkeypatch):
+    def fail(*arguments, **options):
+        raise OSError("no C++ compiler")
+
+    monkeypatch.setattr(torch, "compile", lambda *arguments, **options: fail)
+    with pytest.raises(ValueError, match=r"test_resnet cannot be compiled here: leave compile out.*no C\+\+ compiler"):
+        TimmAnnotator("test_resnet", input_size=64, device="cpu", compile=True)
 
 
 @pytest.mark.parametrize(

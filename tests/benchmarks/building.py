@@ -3,7 +3,8 @@
     python tests/benchmarks/building.py IMAGES --annotator MODEL [--checkpoint FILE ...]
 
 IMAGES is any ImageFolder. The build's images/s stand beside those of the bare model, timm's own forward pass, on batches of
-the same size in the same run. Then every label map is read back and its mean over locations is compared with the model's own
+the same size in the same run. What each stage takes is the CPU time of its threads, which overlap; of inference, the time on
+the clock, since torch's own threads share in it, and on a GPU only until its work is queued. Then every label map is read back and its mean over locations is compared with the model's own
 logits of that image, all classes, beside the step of its quantisation.
 """
 
@@ -14,12 +15,18 @@ import resource
 import statistics
 import tempfile
 import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import timm
 import torch
 
 import relabel_datasets as rd
+from relabel_datasets.annotate import shard
 from relabel_datasets.annotate.classes import match_classes
 from relabel_datasets.cli import add_annotator_arguments, annotator_from
 
@@ -44,6 +51,37 @@ def bare_images_per_second(
             model(images).cpu()
             rates.append(batch_size / (time.perf_counter() - start))
     return statistics.median(rates[1:])
+
+
+@contextmanager
+def stage_times() -> Iterator[Counter[str]]:
+    """Count the seconds that the stages of a build take meanwhile."""
+    seconds: Counter[str] = Counter()
+
+    def timed(stage: str, function: Callable[..., Any], clock: Callable[[], float]) -> Callable[..., Any]:
+        def wrapper(*arguments: Any, **more: Any) -> Any:
+            start = clock()
+            try:
+                return function(*arguments, **more)
+            finally:
+                seconds[stage] += clock() - start
+
+        return wrapper
+
+    places = [
+        ("read and decode", rd.ImageFolderSource, "read", time.thread_time),
+        ("read and decode", shard, "decode_image", time.thread_time),
+        ("preprocess", rd.TimmAnnotator, "preprocess", time.thread_time),
+        ("inference (on the clock)", rd.TimmAnnotator, "__call__", time.perf_counter),
+        ("encode", shard, "encode_logits", time.thread_time),
+        ("encode", shard.codec, "encode", time.thread_time),
+        ("write", shard.ShardWriter, "add", time.thread_time),
+        ("write", shard.ShardWriter, "close", time.thread_time),
+    ]
+    with ExitStack() as stack:
+        for stage, owner, name, clock in places:
+            stack.enter_context(mock.patch.object(owner, name, timed(stage, getattr(owner, name), clock)))
+        yield seconds
 
 
 def deviations(
@@ -72,6 +110,8 @@ def main() -> None:
     parser.add_argument("images", type=Path)
     parser.add_argument("--out", type=Path, help="keep the dataset here")
     parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--threads", type=int, default=4)
+    parser.add_argument("--all-classes", action="store_true")
     add_annotator_arguments(parser)
     args = parser.parse_args()
     annotator = annotator_from(args)
@@ -80,8 +120,10 @@ def main() -> None:
     source = rd.ImageFolderSource(args.images)
     with tempfile.TemporaryDirectory() as folder:
         out = args.out or Path(folder)
+        settings = rd.Settings(batch_size=args.batch_size, num_threads=args.threads)
         start = time.perf_counter()
-        manifest = rd.build(source, out, annotator, settings=rd.Settings(batch_size=args.batch_size))
+        with stage_times() as seconds:
+            manifest = rd.build(source, out, annotator, settings=settings, all_classes=args.all_classes)
         built = len(source.keys) / (time.perf_counter() - start)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         rates.append(bare_images_per_second(model, annotator.input_size, args.batch_size, 5, annotator.device))
@@ -103,6 +145,9 @@ def main() -> None:
         f"| mean of map - model's own logits | {mean:.4f} on average, {largest:.4f} at most, over all classes and images |"
     )
     print(f"| a step of the 4-bit quantisation | {step:.4f} on average |")
+    print("\n| stage | s for 1000 images |\n| --- | --- |")
+    for stage, spent in seconds.items():
+        print(f"| {stage} | {spent / len(source.keys) * 1000:.2f} |")
 
 
 if __name__ == "__main__":

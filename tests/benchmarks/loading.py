@@ -28,7 +28,7 @@ import relabel_datasets as rd
 from relabel_datasets.annotate.annotator import ModuleAnnotator
 from relabel_datasets.annotate.build import build
 from relabel_datasets.annotate.shard import Settings
-from relabel_datasets.annotate.sources import ImageFolderSource
+from relabel_datasets.data.sources import ImageFolderSource
 
 CASES = {"500x375 JPEG, about 110 KB": ((375, 500), 110_000), "224x224 JPEG, about 10 KB": ((224, 224), 10_000)}
 

@@ -177,3 +177,4 @@ def test_it_survives_pickling_and_says_what_it_is(dataset):
     text = repr(dataset)
     assert "Number of datapoints: 13" in text
     assert "Config: colours" in text
+    assert "Left out" not in text

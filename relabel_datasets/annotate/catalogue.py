@@ -1,0 +1,224 @@
+"""Which of timm's models can annotate, and how well: found by trying them with random weights."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+
+from .annotator import check_size
+from .timm_models import create_model, make_dense
+
+EXACT, APPROXIMATE, REFUSED = "exact", "approximate", "refused"
+
+# Words for size in names of models, the smallest first.
+_SIZES = [
+    "test",
+    "atto",
+    "femto",
+    "pico",
+    "zepto",
+    "nano",
+    "050",
+    "035",
+    "xxtiny",
+    "xxs",
+    "tiny_window",
+    "tiny",
+    "mini",
+    "pwee",
+    "xs",
+    "0",
+    "t0",
+    "s0",
+    "m0",
+    "b0",
+    "m1",
+    "p10",
+    "small",
+    "s12",
+    "t",
+    "ti",
+    "s",
+    "12",
+    "18",
+    "small_224",
+    "26",
+    "lite",
+    "34",
+    "48",
+    "50",
+    "68",
+    "b",
+    "base",
+    "l",
+    "large",
+]
+# Where the names do not tell which is the cheapest.
+_CHEAPEST = {
+    "cait": "cait_xxs24_224",
+    "densenet": "densenet121",
+    "eva": "eva02_tiny_patch14_224",
+    "gemma4_vit": "gemma4_vit_167m",
+    "levit": "levit_128s",
+    "naflexvit": "naflexvit_base_patch16_gap",
+    "senet": "legacy_seresnet18",
+    "swin_transformer": "swin_tiny_patch4_window7_224",
+    "vision_transformer_sam": "samvit_base_patch16_224",
+}
+
+
+@dataclass(frozen=True)
+class AnnotatorEntry:
+    """What is known of a timm model as an annotator.
+
+    Args:
+        module: of timm, a family of models.
+        model: its name.
+        input_size: (height, width) in pixels that it was tried with.
+        grid: (height, width) of its maps; None if it is refused.
+        head: `"exact"` if the mean over a local map equals the model's own logits, `"approximate"`, or `"refused"`.
+        reason: why it is refused, or what to know.
+    """
+
+    module: str
+    model: str
+    input_size: tuple[int, int]
+    grid: tuple[int, int] | None
+    head: str
+    reason: str = ""
+
+    @property
+    def stride(self) -> str:
+        """The size of a location in pixels, `"32"`, or `"12x16"` for one that is not square; empty if refused."""
+        if self.grid is None:
+            return ""
+        height, width = (f"{side / cells:.3g}" for side, cells in zip(self.input_size, self.grid, strict=True))
+        return height if height == width else f"{height}x{width}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the entry as plain values."""
+        return {**asdict(self), "stride": self.stride}
+
+
+def describe_annotators(
+    pattern: str | None = None, *, input_size: int | Sequence[int] | None = None, progress: bool = True
+) -> list[AnnotatorEntry]:
+    """Return what timm's models are as annotators, found by trying each with random weights on the CPU.
+
+    Args:
+        pattern: a name with wildcards, such as `"convnext*"`. Default: one cheap model of each of timm's modules.
+        input_size: (height, width) in pixels, or an int. Default: each model's own.
+        progress: whether to show a bar on stderr.
+
+    Raises:
+        ValueError: no model has such a name.
+
+    Example:
+        >>> describe_annotators("test_resnet", progress=False)
+        [AnnotatorEntry(module='resnet', model='test_resnet', input_size=(160, 160), grid=(5, 5), head='exact', reason='')]
+    """
+    import timm  # takes seconds
+
+    size = None if input_size is None else check_size(input_size)
+    names = cheap_models() if pattern is None else timm.list_models(pattern)
+    if not names:
+        raise ValueError(f"timm has no model like {pattern!r}: give a name with wildcards, such as 'convnext*'")
+    with _quiet(), tqdm(names, disable=not progress, unit="model") as bar:
+        entries = []
+        for name in bar:
+            bar.set_postfix_str(name)
+            entries.append(_try_model(name, size))
+    return sorted(entries, key=lambda entry: (entry.module, entry.model))
+
+
+def to_markdown(entries: Sequence[AnnotatorEntry]) -> str:
+    """Return a table of the entries, and totals."""
+    lines = ["| module | model | input | grid | stride | head | |", "| --- | --- | --- | --- | --- | --- | --- |"]
+    for entry in entries:
+        grid = "" if entry.grid is None else f"{entry.grid[0]}x{entry.grid[1]}"
+        size = f"{entry.input_size[0]}x{entry.input_size[1]}"
+        cells = (entry.module, entry.model, size, grid, entry.stride, entry.head, entry.reason.replace("|", "\\|"))
+        lines.append(f"| {' | '.join(cells)} |")
+    heads = Counter(entry.head for entry in entries)
+    covered = {entry.module for entry in entries if entry.head != REFUSED}
+    modules = {entry.module for entry in entries}
+    totals = ", ".join(f"{heads[head]} {head}" for head in (EXACT, APPROXIMATE, REFUSED))
+    lines += ["", f"{len(covered)} of {len(modules)} modules covered; of {len(entries)} models, {totals}", ""]
+    return "\n".join(lines)
+
+
+def cheap_models() -> list[str]:
+    """Return one model of each of timm's modules, among the smallest as far as names tell."""
+    import timm
+
+    cheapest = {}
+    for module in timm.list_modules():
+        names = timm.list_models(module=module)
+        if names:
+            known = _CHEAPEST.get(module)
+            cheapest[module] = known if known in names else min(names, key=_rank)
+    return sorted(set(cheapest.values()))
+
+
+def _rank(name: str) -> tuple[int, int, str]:
+    words = re.split(r"[_.]", name)
+    ranks = [_SIZES.index(word) for word in words if word in _SIZES]
+    return min(ranks, default=len(_SIZES)), len(name), name
+
+
+def _try_model(name: str, size: tuple[int, int] | None) -> AnnotatorEntry:
+    """Return the entry of one model."""
+    from timm.models import get_pretrained_cfg
+
+    config = get_pretrained_cfg(name)
+    assert config is not None
+    module = _module_of(name)
+    own_size = size or check_size(config.input_size[1:])
+    # Some are published without a classifier; one that is trained later is as good.
+    model_args = {} if config.num_classes else {"num_classes": 1000}
+    reason = "" if config.num_classes else "published without a classifier"
+    torch.manual_seed(0)
+    try:
+        model, own_size = create_model(name, False, None, size, model_args)
+        _wake(model)
+        dense = make_dense(model.eval(), name, "local")
+        with torch.inference_mode():
+            dense(torch.randn(1, 3, *own_size))
+    except (ValueError, RuntimeError, AssertionError) as error:
+        reason = " ".join(str(error).split()).removeprefix(f"{name} cannot annotate: ")
+        return AnnotatorEntry(module, name, own_size, None, REFUSED, reason[:200] or type(error).__name__)
+    return AnnotatorEntry(module, name, own_size, dense.grid, EXACT if dense.linear_head else APPROXIMATE, reason)
+
+
+def _module_of(name: str) -> str:
+    import timm
+
+    return timm.model_entrypoint(name).__module__.rpartition(".")[2]
+
+
+def _wake(model: nn.Module) -> None:
+    """Make weights that begin as zeros random: a head of zeros is linear whatever it is made of."""
+    for parameter in model.parameters():
+        if parameter.ndim >= 2 and not parameter.any():
+            nn.init.normal_(parameter, std=0.02)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the warning that weights are random to ourselves: here they are meant to be."""
+    logger = logging.getLogger(create_model.__module__)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,297 @@
+"""Annotators from Hugging Face transformers: image classifiers whose last hidden states keep a map of locations.
+
+Shapes: B images, C classes, H x W locations, D features at each, L tokens.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import PIL.Image
+import torch
+from torch import Tensor, nn
+
+from .annotator import IMAGENET_MEAN, IMAGENET_STD, ModuleAnnotator, check_size
+from .heads import HEADS, DenseClassifier, Features, Stream
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_MAX_PREFIX_TOKENS = 16  # class, distillation and registers; more would be something else than that
+_SAME = 1e-4  # of the largest logit: another pooling differs by far more
+
+
+class HFAnnotator(ModuleAnnotator):
+    """Annotator of an image classifier of transformers, whose own head is applied at every location.
+
+    The model's own code pools and classifies: its forward pass is run with the base model (all before the pooling)
+    replaced by one location's features. It works for ResNet, RegNet, ConvNeXt, Swin, ViT, DeiT, BEiT, DINOv2, MobileNet,
+    EfficientNet and whatever else can be split like these; the rest is refused with the reason.
+
+    Args:
+        name_or_path: of a model on the Hub, or a folder with `config.json`, `preprocessor_config.json` and weights.
+        revision: of the model on the Hub: a branch, a tag or a commit.
+        input_size: (height, width) in pixels that images are squashed to, or an int. Default: the image processor's.
+        mean: of each channel of RGB, in 0 .. 1. Default: the image processor's, as for `std` and `interpolation`.
+        std: of each channel of RGB, in 0 .. 1.
+        interpolation: a name of `PIL.Image.Resampling` in small letters.
+        dtype: `"float32"`, `"float16"` or `"bfloat16"`, as for `ModuleAnnotator`.
+        device: where to compute. Default: the current CUDA device, or the CPU where there is none.
+        channels_last: hold images and weights in the order of memory that convolutions prefer.
+        compile: run all but the head through `torch.compile`, as for `ModuleAnnotator`.
+        head: `"local"` or `"linearised"`, see `TimmAnnotator`.
+        classes: names of the C classes. Default: the labels of the config; ImageNet's synsets where these are its names.
+
+    Attributes:
+        linear_head: whether the mean over a local map equals the model's own logits: it is exact, not approximate.
+
+    Raises:
+        ImportError: transformers is not installed.
+        ValueError: the model has no map of features, no trained classifier, or cannot take the input size.
+        OSError: there is no such model.
+
+    Example:
+        >>> annotator = HFAnnotator("microsoft/resnet-50")
+        >>> annotator(annotator.preprocess(image)[None]).shape
+        torch.Size([1, 1000, 7, 7])
+    """
+
+    def __init__(
+        self,
+        name_or_path: str | Path,
+        *,
+        revision: str | None = None,
+        input_size: int | Sequence[int] | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        interpolation: str | None = None,
+        dtype: str = "float32",
+        device: str | torch.device | None = None,
+        channels_last: bool = True,
+        compile: bool = False,  # noqa: A002  see ModuleAnnotator
+        head: str = "local",
+        classes: Sequence[str] | None = None,
+    ) -> None:
+        if head not in HEADS:
+            raise ValueError(f"head must be one of {list(HEADS)}, got {head!r}")
+        name = str(name_or_path)
+        model = _load_model(name, revision)
+        given = {"input_size": input_size, "mean": mean, "std": std, "interpolation": interpolation}
+        inputs: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+        if len(inputs) < len(given):
+            inputs = {**_processor_inputs(name, revision), **inputs}
+        split = _SplitModel(model, name, check_size(inputs["input_size"]))
+        dense = DenseClassifier(model, name, split.body, split.head, split.find_streams, head)
+        super().__init__(
+            dense,
+            **inputs,
+            classes=_labels(model) if classes is None else classes,
+            dtype=dtype,
+            device=device,
+            channels_last=channels_last,
+            compile=compile,
+            name=name.rstrip("/").rpartition("/")[2] if Path(name).is_dir() else name,
+        )
+        self.head = head
+        self.linear_head = dense.linear_head
+
+    def describe(self) -> dict[str, Any]:
+        """Return what decides the maps, as JSON values; `linear_head` says whether local ones are exact."""
+        return {**super().describe(), "kind": "transformers", "head": self.head, "linear_head": self.linear_head}
+
+
+class _SplitModel:
+    """A classifier of transformers, split into its base model and all that follows."""
+
+    def __init__(self, model: PreTrainedModel, name: str, size: tuple[int, int]) -> None:
+        self.model = model
+        self.name = name
+        self.base = _base_model(model, name)
+        self._config = getattr(self.base, "config", model.config)
+        self._pool: Callable[[Tensor], Tensor | None] | None = None
+        self._output_type: type | None = None
+        # Position embeddings are fitted to another size only when asked.
+        fit = "interpolate_pos_encoding" in inspect.signature(model.forward).parameters and not _is_size(
+            self._config, size
+        )
+        self._arguments = {"interpolate_pos_encoding": True} if fit else {}
+
+    def body(self, images: Tensor) -> Tensor:
+        """Return the base model's last hidden state."""
+        outputs = self.base(images, **self._arguments)
+        features: Tensor = outputs.last_hidden_state
+        return features
+
+    def head(self, features: Tensor) -> Tensor:
+        """Return logits `[B, C]` of last hidden states."""
+        assert self._pool is not None
+        return self._classify(features, self._pool(features))
+
+    def find_streams(self, images: Tensor, features: Features) -> list[Stream]:
+        """Return how the last hidden state lies in the image; find out how the model pools it, too."""
+        # Not the black image of the first pass: where all locations are the same, so are all ways to pool them.
+        images = torch.randn(images.shape, generator=torch.Generator().manual_seed(0)).to(images)
+        outputs = self.base(images, output_hidden_states=True, **self._arguments)
+        self._output_type = type(outputs)
+        hidden = outputs.last_hidden_state
+        stream = self._find_stream(images, hidden, getattr(outputs, "reshaped_hidden_states", None))
+        own = self.model(images, **self._arguments).logits
+        if not own.any():
+            raise ValueError(f"{self.name} cannot annotate: its logits are zeros, whatever the image")
+        for pool in _poolings(self.base, stream):
+            try:
+                logits = self._classify(hidden, pool(hidden))
+            except (RuntimeError, TypeError, ValueError, IndexError, AttributeError, AssertionError):
+                continue  # pooled to a shape that the classifier does not take
+            if logits.shape == own.shape and (logits - own).abs().max() <= _SAME * own.abs().max():
+                self._pool = pool
+                return [stream]
+        raise ValueError(
+            f"{self.name} cannot annotate: how {type(self.model).__name__} pools its last hidden state is none of the "
+            "ways that are known"
+        )
+
+    def _find_stream(self, images: Tensor, hidden: Tensor, maps: Sequence[Tensor] | None) -> Stream:
+        height, width = images.shape[2:]
+        if maps:
+            grid = (maps[-1].shape[2], maps[-1].shape[3])
+        else:
+            patch = getattr(self._config, "patch_size", None)
+            sides = (patch, patch) if isinstance(patch, int) else patch
+            grid = (height // sides[0], width // sides[1]) if sides and len(sides) == 2 else (0, 0)
+        if hidden.ndim == 4:
+            channels_last = maps is not None and hidden.shape[1:] == maps[-1].permute(0, 2, 3, 1).shape[1:]
+            return Stream("NHWC", grid) if channels_last else Stream("NCHW", (hidden.shape[2], hidden.shape[3]))
+        num_prefix_tokens = hidden.shape[1] - grid[0] * grid[1]
+        if hidden.ndim != 3 or 0 in grid or not 0 <= num_prefix_tokens <= _MAX_PREFIX_TOKENS:
+            raise ValueError(
+                f"{self.name} cannot annotate: its last hidden state {list(hidden.shape)} is no map, and its config "
+                f"does not tell how it lies in the image (patches would be {grid[0]} x {grid[1]})"
+            )
+        return Stream("NLC", grid, num_prefix_tokens)
+
+    def _classify(self, features: Tensor, pooled: Tensor | None) -> Tensor:
+        """Return the logits that the model gives if its base model gives these features."""
+        assert self._output_type is not None
+        values = {"last_hidden_state": features, "pooler_output": pooled}
+        outputs = self._output_type(**{key: value for key, value in values.items() if value is not None})
+        dummy = features.new_zeros(len(features), 3, 1, 1)
+        with _replaced_forward(self.base, lambda *_, **__: outputs):
+            logits: Tensor = self.model(dummy).logits
+        return logits
+
+
+def _base_model(model: PreTrainedModel, name: str) -> nn.Module:
+    """Return the part of a classifier that gives its last hidden state."""
+    if model.base_model is not model:
+        base: nn.Module = model.base_model
+        return base
+    parts = [part for part in model.children() if hasattr(part, "config")]  # as CLIP and SigLIP have it
+    if len(parts) != 1:
+        raise ValueError(f"{name} cannot annotate: {type(model).__name__} has no base model apart from its head")
+    return parts[0]
+
+
+@contextmanager
+def _replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    module.forward = forward  # on the instance, over its type's
+    try:
+        yield
+    finally:
+        del module.forward
+
+
+def _poolings(base: nn.Module, stream: Stream) -> Iterator[Callable[[Tensor], Tensor | None]]:
+    """Yield ways to make `pooler_output` of last hidden states, as base models do."""
+    yield lambda _: None  # the classifier takes the hidden state itself
+    yield stream.mean
+    yield lambda features: stream.mean(features)[:, :, None, None]
+    for name in ("layernorm", "norm"):
+        norm = getattr(base, name, None)
+        if isinstance(norm, nn.Module):
+            yield lambda features, norm=norm: norm(stream.mean(features))  # type: ignore[misc]
+    pooler = getattr(base, "pooler", None)
+    if isinstance(pooler, nn.Module):
+        yield pooler
+        yield lambda features: pooler(features).flatten(1)
+
+
+def _load_model(name: str, revision: str | None) -> PreTrainedModel:
+    try:
+        from transformers import AutoModelForImageClassification  # takes seconds
+    except ImportError as error:
+        raise ImportError(
+            f"hf:{name} needs transformers, which is not installed: pip install 'relabel-datasets[hf]'"
+        ) from error
+    model, info = AutoModelForImageClassification.from_pretrained(name, revision=revision, output_loading_info=True)
+    missing = sorted(info["missing_keys"])
+    if missing:  # transformers makes them up
+        raise ValueError(
+            f"{name} has no weights for {', '.join(missing[:3])}: choose a model that was trained to classify images"
+        )
+    loaded: PreTrainedModel = model
+    return loaded
+
+
+def _processor_inputs(name: str, revision: str | None) -> dict[str, Any]:
+    """Return input_size, mean, std and interpolation of a model's image processor."""
+    from transformers import AutoImageProcessor
+
+    try:
+        processor = AutoImageProcessor.from_pretrained(name, revision=revision)  # type: ignore[no-untyped-call]
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{name} has no image processor: give input_size, mean, std and interpolation. {str(error)[:200]}"
+        ) from error
+    if abs(float(getattr(processor, "rescale_factor", None) or 1 / 255) * 255 - 1) > 1e-3:
+        raise ValueError(f"{name} scales pixels by {processor.rescale_factor}, not by 1/255: this is not supported")
+    normalise = getattr(processor, "do_normalize", True)
+    inputs = {
+        "mean": (processor.image_mean or IMAGENET_MEAN) if normalise else (0.0, 0.0, 0.0),
+        "std": (processor.image_std or IMAGENET_STD) if normalise else (1.0, 1.0, 1.0),
+        "interpolation": PIL.Image.Resampling(int(getattr(processor, "resample", None) or 2)).name.lower(),
+    }
+    crop = getattr(processor, "crop_size", None) if getattr(processor, "do_center_crop", False) else None
+    size = _side(crop) or _side(getattr(processor, "size", None))
+    return inputs if size is None else {**inputs, "input_size": size}
+
+
+def _side(size: Any) -> tuple[int, int] | None:
+    """Return (height, width) of a size as image processors give it."""
+    if isinstance(size, int):
+        return size, size
+    if size is None:
+        return None
+    values: Mapping[str, int] = size if isinstance(size, Mapping) else vars(size)
+    edge = values.get("shortest_edge")
+    height, width = values.get("height") or edge, values.get("width") or edge
+    return (height, width) if height and width else None
+
+
+def _is_size(config: Any, size: tuple[int, int]) -> bool:
+    """Return whether images of this size are what the model was made for."""
+    made_for = getattr(config, "image_size", None)
+    return made_for is None or size == ((made_for, made_for) if isinstance(made_for, int) else tuple(made_for))
+
+
+def _labels(model: PreTrainedModel) -> tuple[str, ...] | None:
+    """Return the classes of a config: synsets for ImageNet's, None for labels that only count."""
+    config: Any = model.config  # its labels are typed loosely
+    names = config.id2label or {}
+    labels = [str(names.get(index, f"LABEL_{index}")) for index in range(config.num_labels)]
+    if all(label == f"LABEL_{index}" for index, label in enumerate(labels)):
+        return None
+    if len(labels) == 1000:
+        from timm.data.imagenet_info import ImageNetInfo
+
+        info = ImageNetInfo("imagenet-1k")
+        synsets: list[str] = info.label_names()  # type: ignore[no-untyped-call]
+        first = [info.label_name_to_description(synset).partition(",")[0].casefold() for synset in synsets]
+        same = sum(label.partition(",")[0].casefold() == word for label, word in zip(labels, first, strict=True))
+        if same >= 900:  # two of ImageNet's classes have the same name, and spellings differ: synsets tell them apart
+            return tuple(synsets)
+    return tuple(labels)

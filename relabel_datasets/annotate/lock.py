@@ -1,0 +1,86 @@
+"""Locks of the kernel's between processes: whoever is killed, however, holds none."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import platform
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+
+from ..data.manifest import DatasetError
+
+logger = logging.getLogger(__name__)
+
+
+class FileLock:
+    """A lock on a path, for a `with` statement; its file is there only meanwhile.
+
+    On NFS it holds for all machines where the file system has locks; where it has none, a warning is all there is.
+
+    Args:
+        path: of its file, which says host and process of the holder; the folder is made if need be.
+        what: is locked, as the error says it.
+        wait: for another holder, instead of raising.
+
+    Raises:
+        DatasetError: (a ValueError) another process holds it.
+    """
+
+    def __init__(self, path: Path, what: str, *, wait: bool = False) -> None:
+        self._path, self._what, self._wait = path, what, wait
+        self._file = -1
+
+    def __enter__(self) -> FileLock:
+        while True:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                self._file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
+            except FileNotFoundError:  # another process has just let go of it, and removed the folder
+                continue
+            try:
+                self._lock()
+                if self._is_at_path():  # else the holder before removed the file: this lock is on nothing
+                    break
+            except BaseException:
+                os.close(self._file)
+                raise
+            os.close(self._file)
+        os.ftruncate(self._file, 0)
+        os.pwrite(self._file, json.dumps({"host": platform.node(), "pid": os.getpid()}).encode(), 0)
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._is_at_path():  # else its folder was removed, and another process may have made it anew
+            self._path.unlink()
+            with suppress(OSError):  # there is something in it
+                self._path.parent.rmdir()
+        with suppress(OSError):  # the file system has no locks
+            fcntl.flock(self._file, fcntl.LOCK_UN)  # not left to close(): a forked process holds the file open, too
+        os.close(self._file)
+
+    def _lock(self) -> None:
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | (0 if self._wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            raise DatasetError(f"{self._what} is being built by {self._holder()}: wait for it, or stop it") from None
+        except OSError as error:
+            logger.warning("%s cannot be locked (%s): make sure that nobody else builds it", self._what, error)
+
+    def _holder(self) -> str:
+        try:
+            holder = json.loads(os.pread(self._file, 1000, 0))
+            return f"process {holder['pid']} on {holder['host']}"
+        except (ValueError, KeyError, TypeError):
+            return "another process"  # which has not yet written who it is
+
+    def _is_at_path(self) -> bool:
+        try:
+            return self._path.stat().st_ino == os.fstat(self._file).st_ino
+        except FileNotFoundError:
+            return False

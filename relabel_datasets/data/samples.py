@@ -1,0 +1,102 @@
+"""decode_sample: a sample as `datasets` or `webdataset` read it from the shards, with its image and LabelMap decoded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import PIL.Image
+import PIL.ImageOps
+
+from ..labels.label_map import LabelMap
+from .images import IMAGE_EXTENSIONS, decode_image, to_rgb
+from .manifest import DatasetError
+
+_IMAGE_FIELDS = tuple(extension.lstrip(".") for extension in IMAGE_EXTENSIONS)
+
+
+def decode_sample(sample: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a sample's `"key"`, `"label"` (class index), `"label_map"` and, if it has one, upright RGB `"image"`.
+
+    For those who read the shards with `datasets` or `webdataset` instead of `load_dataset`. Give it samples whose images
+    are not decoded yet where you can: it applies EXIF rotation and reads 16 bits right, which webdataset's `decode("pil")`
+    does not.
+
+    Args:
+        sample: a row of `datasets`, or a sample of `webdataset`, before or after its `decode("pil")`. A batch of rows, a
+            dict of lists as `with_transform` gives it, comes back as a dict of lists.
+
+    Raises:
+        DatasetError: (a ValueError) it has no key, no label, no label map or several images, or its image was not turned
+            upright.
+        ImageError: (a ValueError) the image is damaged.
+        LabelMapError: (a ValueError) the label map is damaged.
+        TypeError: a field is of a type that neither library gives, such as an array.
+
+    Example:
+        >>> def collate(samples):  # in the DataLoader's workers
+        ...     return default_collate([transforms(sample["image"], sample["label_map"]) for sample in samples])
+        >>> rows = datasets.load_dataset("path/to/dataset", "CONFIG", split="train", streaming=True)
+        >>> samples = rows.map(decode_sample, remove_columns=rows.column_names)
+        >>> images, soft_labels = next(iter(DataLoader(samples, batch_size=64, collate_fn=collate)))
+
+        Without streaming it is `rows.with_transform(decode_sample)`, and of webdataset
+        `WebDataset(urls).map(decode_sample)`.
+    """
+    key = sample.get("__key__")
+    if isinstance(key, list):
+        return _decode_batch(sample)
+    if not isinstance(key, str):
+        raise DatasetError(f"the sample has no '__key__', only {sorted(sample)}: it is not from shards of label maps")
+    label = _label(sample, key)
+    label_map = _label_map(sample, key, label)
+    fields = [field for field in _IMAGE_FIELDS if sample.get(field) is not None]  # None: of another split's extension
+    if len(fields) > 1:
+        raise DatasetError(f"sample {key!r} has several images, {fields}: keep the one that its label map is of")
+    if not fields:
+        return {"key": key, "label_map": label_map, "label": label}
+    image = _image(sample[fields[0]], f"{key}.{fields[0]}")
+    size = (image.height, image.width)
+    if label_map.canvas_size not in (size, size[::-1]):  # the same picture in another resolution
+        label_map = LabelMap.wrap(label_map.logits, like=label_map, canvas_size=size)
+    if label_map.canvas_size != size:
+        raise DatasetError(
+            f"sample {key!r}: its image is {size[0]}x{size[1]}, its label map is of one of {size[1]}x{size[0]}: whatever "
+            "read the image ignored its EXIF rotation; leave images undecoded, decode_sample reads their bytes"
+        )
+    return {"key": key, "image": image, "label_map": label_map, "label": label}
+
+
+def _decode_batch(batch: Mapping[str, Any]) -> dict[str, Any]:
+    rows = zip(*batch.values(), strict=True)
+    samples = [decode_sample(dict(zip(batch, row, strict=True))) for row in rows]
+    names = samples[0] if samples else ()
+    return {name: [sample[name] for sample in samples] for name in names}
+
+
+def _label(sample: Mapping[str, Any], key: str) -> int:
+    try:
+        return int(sample["cls"])  # of bytes, too
+    except (KeyError, ValueError, TypeError):
+        raise DatasetError(f"sample {key!r}: 'cls' must be a class index, got {sample.get('cls')!r}") from None
+
+
+def _label_map(sample: Mapping[str, Any], key: str, label: int) -> LabelMap:
+    stored = sample.get("safetensors")
+    if isinstance(stored, LabelMap):  # webdataset was given a handler
+        return LabelMap.wrap(stored.logits, like=stored, key=key, label=label)
+    if stored is None:
+        raise DatasetError(f"sample {key!r} has no 'safetensors', its label map, only {sorted(sample)}")
+    if not isinstance(stored, bytes):
+        raise TypeError(f"sample {key!r}: 'safetensors' must be bytes or a LabelMap, got {type(stored).__name__}")
+    return LabelMap.from_safetensors(stored, key=key, label=label)
+
+
+def _image(stored: Any, name: str) -> PIL.Image.Image:
+    if isinstance(stored, dict) and isinstance(stored.get("bytes"), bytes):  # datasets.Image(decode=False)
+        stored = stored["bytes"]
+    if isinstance(stored, bytes):
+        return decode_image(stored, name)
+    if not isinstance(stored, PIL.Image.Image):
+        raise TypeError(f"{name} must be bytes or a PIL image, got {type(stored).__name__}: leave images undecoded")
+    return to_rgb(PIL.ImageOps.exif_transpose(stored))

@@ -1,0 +1,45 @@
+"""Annotators for builds that are killed: in a module of their own, which other processes can import."""
+
+import os
+import time
+
+from relabel_datasets.annotate.annotator import ModuleAnnotator
+from tests.conftest import ColourNet
+
+
+class SlowNet(ColourNet):
+    """Takes its time, so that there is a middle to kill it in."""
+
+    def __init__(self, seconds):
+        super().__init__()
+        self.seconds = seconds
+
+    def forward(self, images):
+        time.sleep(self.seconds)
+        return super().forward(images)
+
+
+class Ends(ColourNet):
+    """Ends its process at the first batch."""
+
+    def forward(self, images):
+        if len(images) > 1:
+            os._exit(1)
+        return super().forward(images)
+
+
+def slow_annotator(seconds=0.0, folder=None):
+    """Return an annotator like the fixture; a file in the folder says which process of which Ray node has it."""
+    if folder is not None:
+        import ray
+
+        (folder / f"{ray.get_runtime_context().get_node_id()}-{os.getpid()}").touch()
+    return ModuleAnnotator(SlowNet(seconds), (48, 64), classes=("cat", "dog", "emu"), name="colours")
+
+
+def ending_annotator():
+    return ModuleAnnotator(Ends(), (48, 64), classes=("cat", "dog", "emu"), name="colours")
+
+
+def failing_annotator():
+    raise ValueError("no such checkpoint")

@@ -1,0 +1,84 @@
+"""kill -9 at any moment: the next run makes the same bytes as an undisturbed one, and leaves nothing else behind."""
+
+import json
+import subprocess
+import sys
+import tarfile
+
+import pytest
+
+from tests.conftest import ROOT, picture
+from tests.test_real_data import MODEL
+
+
+def kill_builds(job, timeout=280):
+    process = subprocess.run(
+        [sys.executable, "-m", "tests.annotate.kill_driver"],
+        input=json.dumps(job),
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=timeout,
+    )
+    assert process.returncode == 0, process.stderr
+    return json.loads(process.stdout.splitlines()[-1])
+
+
+def tree_of(root):
+    """Return every file and folder below, hidden ones too."""
+    return {str(path.relative_to(root)): path.is_file() and path.read_bytes() for path in root.rglob("*")}
+
+
+def assert_all_equal(out, reference):
+    whole = tree_of(reference)
+    assert any(name.endswith(".tar") for name in whole)
+    for root in out.iterdir():
+        assert tree_of(root) == whole, root
+
+
+@pytest.fixture
+def small_images(tmp_path):
+    for i in range(40):
+        path = tmp_path / "images" / ("cat", "dog", "emu")[i % 3] / f"photo_{i:02d}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture(i).save(path)
+    return tmp_path / "images"
+
+
+def job_of(tmp_path, images, **more):
+    (tmp_path / "out").mkdir()
+    return {"images": str(images), "out": str(tmp_path / "out"), "seed": 0, "batch_size": 2, "shard_size": 4, **more}
+
+
+def undisturbed(tmp_path, job):
+    """Build once, in a process of the same kind."""
+    (tmp_path / "whole").mkdir()
+    kill_builds({**job, "out": str(tmp_path / "whole"), "kills": 0})
+    return tmp_path / "whole" / "000"
+
+
+def test_25_kills_at_random_moments(tmp_path, small_images):
+    job = job_of(tmp_path, small_images, seconds=0.01, kills=25, seconds_alive=0.3)
+    assert kill_builds(job)["kills"] == 25
+    assert_all_equal(tmp_path / "out", undisturbed(tmp_path, job))
+
+
+@pytest.mark.slow
+def test_a_kill_before_each_change_to_the_folder(tmp_path, image_folder):
+    job = job_of(tmp_path, image_folder, seconds=0.0, kills=1000, shard_size=5)
+    result = kill_builds(job)
+    assert result["kills"] == result["rounds"] > 30
+    assert_all_equal(tmp_path / "out", undisturbed(tmp_path, job))
+
+
+@pytest.mark.slow
+def test_25_kills_of_a_real_build(tmp_path, real_data):
+    with tarfile.open(real_data / "imagenette-train.tar") as tar:
+        members = [member for member in tar if member.isfile()]
+        for member in members[:: len(members) // 400][:400]:
+            tar.extract(member, tmp_path, filter="data")
+    model = {**MODEL, "checkpoint": str(real_data / MODEL["checkpoint"]), "input_size": 224}
+    job = job_of(tmp_path, tmp_path / "train", model="mobilenetv2_100", model_args=model, batch_size=16, shard_size=25)
+    job |= {"kills": 25, "seconds_alive": 4}
+    assert kill_builds(job)["kills"] == 25
+    assert_all_equal(tmp_path / "out", undisturbed(tmp_path, job))

@@ -1,0 +1,243 @@
+import io
+import os
+import pickle
+import struct
+import tarfile
+import zipfile
+
+import pytest
+import torch
+
+import relabel_datasets as rd
+from relabel_datasets.annotate import published
+from relabel_datasets.annotate.published import parse_map
+from tests.annotate.releases import CLASSES, pack, publish, random_map, run, save, write_release
+
+
+@pytest.fixture
+def release(tmp_path, image_folder):
+    """A folder of label maps of `image_folder`, 5 locations high and 7 wide, with 2 of 3 classes."""
+    write_release(tmp_path / "release", image_folder, lambda i, _: publish(random_map(i)))
+    return tmp_path / "release"
+
+
+class Evil:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.path}",)
+
+
+def changed(change):
+    tensor = publish(random_map(0))
+    change(tensor)
+    return save(tensor)
+
+
+def assign(place, value):
+    return changed(lambda tensor: tensor.__setitem__(place, value))
+
+
+def deflated(tensor):
+    """Return a file of torch whose content is compressed."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(save(tensor))) as old, zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    return buffer.getvalue()
+
+
+GOOD = save(publish(random_map(0)))
+
+
+BAD_FILES = {
+    "nan": (assign((0, 0, 0, 0), float("nan")), "scores must be finite"),
+    "inf": (assign((0, 1, 4, 6), float("-inf")), "scores must be finite"),
+    "too large for float16": (assign((0, 0, 0, 0), 1e6), "within float16"),
+    "class beyond the last": (assign((1, 0, 0, 0), 3.0), r"must be in 0 \.\. 2, got 0 \.\. 3"),
+    "negative class": (assign((1, 0, 0, 0), -1.0), r"must be in 0 \.\. 2, got -1"),
+    "nan class": (assign((1, 0, 0, 0), float("nan")), "whole numbers"),
+    "half a class": (assign((1, 0, 0, 0), 0.5), "whole numbers"),
+    "class twice": (changed(lambda tensor: tensor[1, 0].copy_(tensor[1, 1])), "twice at one location"),
+    "other dtype": (save(publish(random_map(0)).half()), r"expected torch.float32 .* got torch.float16"),
+    "one half": (save(publish(random_map(0))[:1]), r"got torch.float32 \[1, 2, 5, 7\]"),
+    "three axes": (save(torch.zeros(2, 5, 7)), r"got torch.float32 \[2, 5, 7\]"),
+    "empty axis": (save(torch.zeros(2, 0, 5, 7)), r"got torch.float32 \[2, 0, 5, 7\]"),
+    "another size": (save(publish(random_map(0, (5, 6)))), r"expected \[2, 5, 7\] as in the other files, got \[2, 5, 6\]"),
+    "one number shown often": (save(torch.zeros(1).expand(2, 2, 10**4, 10**6)), "holds less"),
+    "list": (save([torch.zeros(2, 2, 5, 7)]), "expected a tensor .* got list"),
+    "parameter": (save(torch.nn.Parameter(torch.zeros(2, 2, 5, 7))), "got Parameter"),
+    "sparse": (save(publish(random_map(0)).to_sparse()), "got torch.sparse_coo"),
+    "empty file": (b"", "damaged"),
+    "text": (b"not a tensor", "damaged"),
+    "truncated": (GOOD[:-200], "damaged"),
+    "truncated in the middle": (GOOD[:500], "damaged"),
+    "legacy truncated": (save(publish(random_map(0)), _use_new_zipfile_serialization=False)[:-100], "damaged"),
+    "large": (GOOD + bytes(1 << 20), "no label map has more than 1048576"),
+    "zip bomb": (deflated(torch.zeros(2, 2, 500, 7000)), "unpacks to 56.* bytes"),
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor")  # torch, of weights_only
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_a_bad_file_stops_the_import_by_its_name_and_leaves_nothing(tmp_path, release, name):
+    content, message = BAD_FILES[name]
+    bad = release / "dog" / "photo_04.pt"
+    bad.write_bytes(content)
+    with pytest.raises(rd.LabelMapError, match=message) as caught:
+        run(release, tmp_path / "data", shard_size=3)
+    assert str(caught.value).count(str(bad)) == 1
+    assert "skip_bad=True" in str(caught.value)
+    assert not (tmp_path / "data" / "relabel").exists()
+
+
+@pytest.mark.parametrize("form", ["zip", "legacy", "pickle"])
+def test_no_pickled_code_is_run(tmp_path, release, monkeypatch, form):
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")  # holds only for who does not say weights_only
+    trace = tmp_path / "trace"
+    evil = [publish(random_map(0)), Evil(trace)]
+    content = (
+        pickle.dumps(evil[1], protocol=2)
+        if form == "pickle"
+        else save(evil, _use_new_zipfile_serialization=form == "zip")
+    )
+    (release / "cat" / "photo_00.pt").write_bytes(content)
+    with pytest.raises(
+        rd.LabelMapError, match=r"photo_00.pt: is damaged, or holds other objects .* nothing of it was run"
+    ):
+        run(release, tmp_path / "data")
+    assert not trace.exists()
+    torch.load(io.BytesIO(save(evil)), weights_only=False)
+    assert trace.exists()  # it would have
+
+
+def test_a_legacy_file_that_claims_terabytes_is_refused(tmp_path):
+    content = bytearray(save(torch.zeros(2, 2, 5, 7), _use_new_zipfile_serialization=False))
+    numel = struct.pack("<BB", ord("K"), 140)  # the storage's length, in the pickle
+    assert content.count(numel) >= 1
+    content = content.replace(numel, struct.pack("<BBQ", 0x8A, 8, 1 << 42), 1)
+    with pytest.raises(rd.LabelMapError, match="damaged"):
+        parse_map(bytes(content), torch.float32, 3)
+
+
+def test_files_of_earlier_torch_are_read(tmp_path):
+    tensor = publish(random_map(0))
+    logits, classes = parse_map(save(tensor, _use_new_zipfile_serialization=False), torch.float32, 3)
+    assert torch.equal(logits, tensor[0])
+    assert torch.equal(classes, tensor[1].long())
+
+
+def test_tensors_that_are_not_contiguous_are_read_as_they_are(tmp_path):
+    tensor = publish(random_map(0))
+    logits, classes = parse_map(save(tensor.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)), torch.float32, 3)
+    assert torch.equal(logits, tensor[0])  # TokenLabeling's generator saves them so
+    assert torch.equal(classes, tensor[1].long())
+
+
+def tar_of(path, *members):
+    with tarfile.open(path, "w") as tar:
+        for name, content, changes in members:
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            for field, value in changes.items():
+                setattr(member, field, value)
+            tar.addfile(member, io.BytesIO(content))
+    return path
+
+
+SYMLINK = {"type": tarfile.SYMTYPE, "linkname": "/etc/passwd"}
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ([("cat/a.pt", b"", SYMLINK)], "cat/a.pt is a link"),
+        ([("cat/a.pt", b"", {**SYMLINK, "type": tarfile.LNKTYPE})], "cat/a.pt is a link"),
+        ([("cat/a.pt", b"", {"type": tarfile.FIFOTYPE})], "cat/a.pt is a link or a special file"),
+        ([("../cat/a.pt", GOOD, {})], "within the tar"),
+        ([("x/../../cat/a.pt", GOOD, {})], "within the tar"),
+        ([("/cat/a.pt", GOOD, {})], "within the tar"),
+        ([("a.pt", GOOD, {})], "must be a path <class>/<name>.pt"),
+        ([("cat/a.pt", GOOD, {}), ("x/dog/b.pt", GOOD, {})], "x/dog/b.pt is not below the same folder"),
+        ([("cat/a.pt", GOOD, {}), ("cat/a.pt", GOOD, {}), ("dog/b.pt", GOOD, {})], "2 label maps have the key 'a'"),
+        ([("cat/a.pt", GOOD, {}), ("dog/a.pt", GOOD, {})], "2 label maps have the key 'a'"),
+        ([("cat/a.pt", GOOD, {})], "two classes at least"),
+        ([("readme.txt", b"text", {})], "holds no label maps"),
+    ],
+)  # fmt: skip
+def test_tars_that_are_no_release_are_refused(tmp_path, members, message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        rd.PublishedMaps(tar_of(tmp_path / "release.tar", *members), "relabel")
+
+
+def test_cut_damaged_and_compressed_tars_are_refused(tmp_path, release):
+    path = pack(release, tmp_path / "release.tar")
+    whole = path.read_bytes()
+    compressed = pack(release, tmp_path / "release.tar.gz", mode="w:gz")
+    damaged = bytearray(whole)
+    damaged[whole.index(b"relabel_imagenet/dog/photo_04.pt")] ^= 1  # the header's checksum is of another name
+    maps = rd.PublishedMaps(path, "relabel")
+    starts = [maps._extents[2 * i] - 512 for i in range(13)]
+    for name, content in (
+        ("at a member", whole[: max(starts)]),
+        ("in a member", whole[: max(starts) + 700]),
+        ("in a header", whole[: max(starts) + 100]),
+        ("damaged", bytes(damaged)),
+        ("compressed", compressed.read_bytes()),
+        ("empty", b""),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(rd.DatasetError, match=r"cut off|damaged"):
+            rd.PublishedMaps(tmp_path / name, "relabel")
+
+
+def test_a_bad_file_in_a_tar_is_named(tmp_path, release):
+    (release / "cat" / "photo_00.pt").write_bytes(bytes((1 << 20) + 1))
+    with pytest.raises(rd.LabelMapError, match=r"release.tar: relabel_imagenet/cat/photo_00.pt has 1048577 bytes"):
+        run(pack(release, tmp_path / "release.tar"), tmp_path / "data")
+
+
+def test_pipes_are_not_waited_for_and_other_files_left_alone(tmp_path, release):
+    (release / "cat" / "._photo_00.pt").write_bytes(b"of macOS")
+    (release / "cat" / "notes.txt").write_bytes(b"text")
+    (release / "readme.pt").write_bytes(b"in no class")
+    assert len(rd.PublishedMaps(release, "relabel")) == 13
+    os.mkfifo(release / "cat" / "pipe.pt")
+    with pytest.raises(rd.LabelMapError, match=r"pipe.pt is not a file"):
+        run(release, tmp_path / "data")
+
+
+def test_missing_sources_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no label maps at .*nowhere"):
+        rd.PublishedMaps(tmp_path / "nowhere", "relabel")
+    with pytest.raises(FileNotFoundError, match="holds no label maps"):
+        rd.PublishedMaps(tmp_path, "relabel")
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        (("cat", "dog"), r"1 folders are none of the 2 classes, such as 'emu'"),
+        (("cat", "dog", "emu", "cat"), "each named once"),
+        (tuple(map(str, range(3000))), "folders are none of"),
+    ],
+)
+def test_classes_that_are_not_the_folders_are_refused(release, classes, message):
+    with pytest.raises(ValueError, match=message):
+        rd.PublishedMaps(release, "relabel", classes)
+
+
+def test_half_precision_class_indices_that_may_have_been_rounded_are_refused(release):
+    many = (*CLASSES, *map(str, range(2046)))
+    rd.PublishedMaps(release, "relabel", many)
+    rd.PublishedMaps(release, "tokenlabeling", many[:2048])
+    with pytest.raises(ValueError, match="can tell 2048 classes apart, not 2049"):
+        rd.PublishedMaps(release, "tokenlabeling", many)
+
+
+def test_every_format_is_documented_where_it_is_offered(release):
+    with pytest.raises(ValueError, match=repr(sorted(published.FORMATS))[1:-1]):
+        rd.PublishedMaps(release, "other")

@@ -1,0 +1,148 @@
+"""A real Ray cluster on this machine: two nodes of one CPU each beside the driver's."""
+
+import os
+import secrets
+import signal
+import threading
+import time
+from functools import partial
+
+import fsspec
+import pytest
+
+import relabel_datasets as rd
+from tests.annotate.slow_annotators import ending_annotator, failing_annotator, slow_annotator
+from tests.annotate.test_build import Interrupted, StopsAfter, annotator_of, files_of
+from tests.conftest import picture
+from tests.servers import s3_server
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # what Ray's own code warns of is not ours
+
+MEMORY = 80 << 20  # of each node's object store, in bytes
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "token")  # nobody else gets in, and none of the user's files are touched
+        patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        ray = pytest.importorskip("ray")
+        from ray.cluster_utils import Cluster
+
+        head = {"num_cpus": 0, "object_store_memory": MEMORY, "include_dashboard": False}
+        cluster = Cluster(initialize_head=True, head_node_args=head)
+        ray.init(address=cluster.address, log_to_driver=False)
+        yield cluster
+        ray.shutdown()
+        cluster.shutdown()
+
+
+@pytest.fixture
+def nodes(cluster):
+    """Two nodes with a CPU each."""
+    nodes = [cluster.add_node(num_cpus=1, object_store_memory=MEMORY) for _ in range(2)]
+    cluster.wait_for_nodes()
+    yield nodes
+    for node in list(cluster.worker_nodes):
+        cluster.remove_node(node)
+
+
+def run(source, root, make, engine="local", **more):
+    arguments = {"shard_size": 2, "settings": rd.Settings(batch_size=1), "progress": False, **more}
+    return rd.build(source, root, make, engine=engine, **arguments)
+
+
+def build_in_thread(*arguments, **more):
+    result = {}
+
+    def target():
+        try:
+            result["manifest"] = run(*arguments, **more)
+        except Exception as error:  # noqa: BLE001  for the test to see
+            result["error"] = error
+
+    thread = threading.Thread(target=target)
+    thread.start()
+    return thread, result
+
+
+def wait_until(condition, what, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def many_images(tmp_path):
+    for i in range(60):
+        path = tmp_path / "many" / ("cat", "dog", "emu")[i % 3] / f"photo_{i:02d}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture(i).save(path)
+    return tmp_path / "many"
+
+
+def test_losing_an_actor_and_a_node_costs_only_their_shards(tmp_path, many_images, cluster, nodes):
+    source = rd.ImageFolderSource(many_images)
+    run(source, tmp_path / "local", slow_annotator)
+    data, actors = tmp_path / "data" / "colours", tmp_path / "actors"
+    actors.mkdir()
+    make = partial(slow_annotator, 0.5, actors)
+    thread, result = build_in_thread(source, tmp_path / "data", make, engine=rd.RayEngine())
+    wait_until(lambda: len(list(actors.iterdir())) == 2, "an actor on each node")
+    assert len({path.name.split("-")[0] for path in actors.iterdir()}) == 2
+    wait_until(lambda: list(data.glob("*.tar")), "a shard")
+    os.kill(int(next(actors.iterdir()).name.split("-")[1]), signal.SIGKILL)
+    wait_until(lambda: len(list(actors.iterdir())) == 3, "another actor")
+    cluster.remove_node(nodes[1], allow_graceful=False)
+    cluster.add_node(num_cpus=1, object_store_memory=MEMORY)
+    wait_until(lambda: len(list(actors.iterdir())) == 4, "an actor on the node that joined")
+    assert not (data / "_info.json").exists()  # else nothing was tested
+    thread.join(120)
+    assert "manifest" in result, result
+    assert files_of(data) == files_of(tmp_path / "local" / "colours")
+    assert (tmp_path / "data" / "README.md").read_bytes() == (tmp_path / "local" / "README.md").read_bytes()
+
+
+def test_a_build_that_was_begun_here_goes_on_there(tmp_path, image_folder, annotator, cluster, nodes, capsys):
+    source = rd.ImageFolderSource(image_folder)
+    (image_folder / "dog" / "photo_04.jpg").write_bytes(b"")
+    run(source, tmp_path / "local", annotator)
+    with pytest.raises(Interrupted):
+        run(source, tmp_path / "data", annotator_of(StopsAfter(5)))
+    first = next((tmp_path / "data" / "colours").glob("*.tar"))
+    before = first.stat().st_mtime_ns
+    capsys.readouterr()
+    run(source, tmp_path / "data", annotator, engine="ray", progress=True)
+    assert first.stat().st_mtime_ns == before
+    assert "13/13" in (error := capsys.readouterr().err)
+    assert "photo_04.jpg" in error  # skipped ones are shown here, too
+    assert files_of(tmp_path / "data" / "colours") == files_of(tmp_path / "local" / "colours")
+
+
+def test_actors_upload_what_they_make(tmp_path, image_folder, annotator, cluster, nodes):
+    source = rd.ImageFolderSource(image_folder)
+    run(source, tmp_path / "local", annotator)
+    with s3_server(tmp_path / "local", "other") as address:
+        options = {"key": "testing", "secret": "testing", "client_kwargs": {"endpoint_url": f"http://{address}"}}
+        files = fsspec.filesystem("s3", **options)
+        files.mkdir("shards")
+        run(source, "s3://shards/data", annotator, engine="ray", storage_options=options)
+        for path in (tmp_path / "local").rglob("*.*"):
+            assert files.cat(f"shards/data/{path.relative_to(tmp_path / 'local')}") == path.read_bytes()
+
+
+def test_what_can_never_be_done_stops_the_build(tmp_path, image_folder, annotator, cluster, nodes, monkeypatch):
+    monkeypatch.setattr("relabel_datasets.annotate.ray_engine._MAX_CRASHES", 2)
+    source = rd.ImageFolderSource(image_folder)
+    with pytest.raises(ValueError, match="no such checkpoint"):
+        run(source, tmp_path / "data", failing_annotator, engine="ray")
+    with pytest.raises(ChildProcessError, match="2 actors ended at shard"):
+        run(source, tmp_path / "data", ending_annotator, engine="ray", settings=rd.Settings(batch_size=2))
+    for path in image_folder.glob("*/*"):
+        path.write_bytes(b"not an image")
+    with pytest.raises(rd.DatasetError, match="none of the 2 images"):
+        run(source, tmp_path / "data", annotator, engine="ray")
+    import ray
+
+    wait_until(lambda: ray.available_resources().get("CPU") == 2, "no actor left")

@@ -1,0 +1,36 @@
+"""Area-preserving resampling, against plain loops."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from relabel_datasets.annotate.resample import resample_area
+
+
+def reference(image: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+    """Return the means over new cells of an image that is constant in its cells, by a grid that both divide."""
+    height, width = image.shape
+    fine = image.repeat_interleave(grid[0], 0).repeat_interleave(grid[1], 1)
+    return torch.nn.functional.avg_pool2d(fine[None], (height, width))[0]
+
+
+@pytest.mark.parametrize("old", [(1, 1), (3, 5), (7, 7), (20, 14)])
+@pytest.mark.parametrize("new", [(1, 1), (2, 3), (7, 7), (5, 9), (14, 20)])
+def test_new_cells_are_means_over_the_area_they_cover(old, new):
+    maps = torch.randn(2, 3, *old, dtype=torch.float64)
+    resampled = resample_area(maps, new)
+    assert resampled.shape == (2, 3, *new)
+    assert resampled.dtype == torch.float64
+    torch.testing.assert_close(resampled[1, 2], reference(maps[1, 2], new))
+    torch.testing.assert_close(resampled.mean((2, 3)), maps.mean((2, 3)))
+
+
+def test_the_same_grid_changes_nothing():
+    maps = torch.randn(2, 3, 5, 4)
+    assert torch.equal(resample_area(maps, (5, 4)), maps)
+
+
+def test_a_finer_grid_and_back_is_the_same_map():
+    maps = torch.randn(3, 5, 4)
+    torch.testing.assert_close(resample_area(resample_area(maps, (10, 12)), (5, 4)), maps)

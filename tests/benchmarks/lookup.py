@@ -1,0 +1,190 @@
+"""What finding ImageNet's 1,281,167 label maps by key costs: `python tests/benchmarks/lookup.py`.
+
+LabelMaps over an index of keys like ImageNet's, in the shuffled order of a build, against a Python dict {key: row} from a
+pickle. Each is opened in a process of its own, after the imports, with its file in the page cache. A look-up of LabelMaps is
+`index.row(key)`; the label map itself, read and decoded, is timed apart: the shards are sparse files that hold a few. Memory
+is by how much /proc/self/smaps_rollup grows from before opening until after 100,000 look-ups: RSS counts all, PSS divides
+pages by the processes that share them, and a forked worker's own memory is what it does not share after as many look-ups of
+its own. The join is with all images, in the order of an ImageFolder, and again with the keys as tars may have them,
+"train/KEY", which match in the second step only.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import relabel_datasets as rd
+from relabel_datasets.data.index import Row, make_index
+from relabel_datasets.data.joins import join_images
+from relabel_datasets.data.manifest import Manifest, Split, sha256_of
+from relabel_datasets.data.shards import shard_names
+
+NUM_SAMPLES, NUM_CLASSES, NUM_SHARDS = 1_281_167, 1000, 64
+NUM_LOOKUPS, NUM_READS = 100_000, 5_000
+SAMPLE_BYTES = 3584  # of a label-only sample: .cls, then .safetensors
+MAP_OFFSET = 3 * 512
+LIMITS = "at most 1 s to open, 30 us a look-up, 150 MB"
+COLUMNS = ("open, ms", "look-up, us", "read a label map, us", "RSS, MB", "PSS, MB", "of a forked worker's own, MB",
+           "join, s", "join of train/KEY, s")  # fmt: skip
+
+
+def image_folder_keys() -> list[str]:
+    """Return keys like `n01440764_10026`, in the order of an ImageFolder."""
+    generator = np.random.default_rng(0)
+    synsets = np.sort(generator.choice(np.arange(1_440_764, 15_075_141), NUM_CLASSES, replace=False)).tolist()
+    sizes = np.diff(np.linspace(0, NUM_SAMPLES, NUM_CLASSES + 1).astype(int))
+    return [
+        f"n{synset:08d}_{number}"
+        for synset, size in zip(synsets, sizes.tolist(), strict=True)
+        for number in sorted(generator.choice(30_000, size, replace=False).tolist())
+    ]
+
+
+def write_dataset(folder: Path, keys: Sequence[str]) -> float:
+    """Write a config whose shards hold the label maps of the first rows of each only; return the seconds of make_index."""
+    order = np.random.default_rng(1).permutation(NUM_SAMPLES).tolist()
+    lengths = [len(part) for part in np.array_split(np.empty(NUM_SAMPLES, bool), NUM_SHARDS)]
+    label_map = rd.LabelMap.from_logits(3 * torch.randn(NUM_CLASSES, 15, 15)).to_safetensors()
+    offsets = [MAP_OFFSET + SAMPLE_BYTES * i for length in lengths for i in range(length)]
+    rows = [Row(keys[i], i * NUM_CLASSES // NUM_SAMPLES, offset, len(label_map))
+            for i, offset in zip(order, offsets, strict=True)]  # fmt: skip
+    start = time.perf_counter()
+    index = make_index(rows, images=False)
+    seconds = time.perf_counter() - start
+    folder.mkdir()
+    (folder / "train.index.safetensors").write_bytes(index)
+    names, first = list(shard_names("train", NUM_SHARDS)), 0
+    for name, length in zip(names, lengths, strict=True):
+        with (folder / name).open("wb") as file:
+            file.truncate(length * SAMPLE_BYTES + 1024)
+            for row in rows[first : first + NUM_READS // NUM_SHARDS]:
+                file.seek(row.map_offset - 512)
+                file.write(f"{row.key}.safetensors".encode().ljust(512, b"\0") + label_map)
+        first += length
+    split = Split(
+        name="train",
+        num_samples=NUM_SAMPLES,
+        filenames=names,
+        shard_lengths=lengths,
+        shard_bytes=[length * SAMPLE_BYTES + 1024 for length in lengths],
+        shard_sha256=["0" * 64] * NUM_SHARDS,
+        index="train.index.safetensors",
+        index_bytes=len(index),
+        index_sha256=sha256_of(folder / "train.index.safetensors"),
+        image_extension=None,
+        key_rule="stem",
+        source_sha256="0" * 64,
+    )
+    classes = [f"class {i}" for i in range(NUM_CLASSES)]
+    Manifest(folder.name, classes, {"name": "none"}, {"name": "heatmaps"}, {"train": split}, "lookup.py").save(folder)
+    with (folder / "table.pickle").open("wb") as file:
+        pickle.dump({row.key: i for i, row in enumerate(rows)}, file)
+    chosen = np.random.default_rng(2).integers(NUM_SAMPLES, size=NUM_LOOKUPS).tolist()
+    (folder / "chosen.txt").write_text("\n".join(keys[i] for i in chosen))
+    return seconds
+
+
+class Images:
+    """What an ImageFolder is to a join."""
+
+    def __init__(self, keys: Sequence[str]) -> None:
+        self.keys = keys
+
+    def read(self, index: int) -> bytes:
+        raise NotImplementedError
+
+
+def memory(*fields: str) -> float:
+    """Return a sum of fields of smaps_rollup in MB."""
+    lines = (line.split() for line in Path("/proc/self/smaps_rollup").read_text().splitlines()[1:])
+    return sum(int(line[1]) * 1024 for line in lines if line[0].rstrip(":") in fields) / 1e6
+
+
+def own_memory_of_a_fork(function: Callable[[], object]) -> float:
+    """Return by how many MB what a forked process does not share grows."""
+    receive, send = os.pipe()
+    if os.fork() == 0:
+        private = ("Private_Clean", "Private_Dirty")
+        before = memory(*private)
+        function()
+        os.write(send, str(memory(*private) - before).encode())
+        os._exit(0)
+    os.wait()
+    return float(os.read(receive, 100))
+
+
+def seconds_of(function: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def measure(kind: str, folder: Path) -> dict[str, float]:
+    chosen = (folder / "chosen.txt").read_text()  # one string: many would be copied into the forked worker themselves
+    before = {field: memory(field) for field in ("Rss", "Pss")}
+
+    @cache
+    def opened() -> Any:
+        return rd.LabelMaps(folder) if kind == "LabelMaps" else pickle.loads((folder / "table.pickle").read_bytes())
+
+    results = {"open, ms": 1000 * seconds_of(opened)}
+    look_up = opened().index.row if kind == "LabelMaps" else opened().__getitem__
+
+    def look_up_all() -> None:
+        for key in chosen.split():
+            look_up(key)
+
+    results["look-up, us"] = seconds_of(look_up_all) / NUM_LOOKUPS * 1e6
+    results |= {f"{field.upper()}, MB": memory(field) - before[field] for field in before}
+    results["of a forked worker's own, MB"] = own_memory_of_a_fork(look_up_all)
+    for column, prefix in (("join, s", ""), ("join of train/KEY, s", "train/")):
+        images = Images([prefix + key for key in image_folder_keys()])
+        if kind == "LabelMaps":
+            results[column] = seconds_of(lambda images=images: join_images(opened(), images, "error"))
+        elif not prefix:
+            results[column] = seconds_of(lambda images=images: [look_up(key) for key in images.keys])
+    if kind == "LabelMaps":
+        label_maps = opened()
+        starts = np.cumsum([0, *label_maps.split.shard_lengths[:-1]]).tolist()
+        written = [label_maps.index.key(start + i) for i in range(NUM_READS // NUM_SHARDS) for start in starts]
+        results["read a label map, us"] = seconds_of(lambda: [label_maps[key] for key in written]) / len(written) * 1e6
+    return results
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def main() -> None:
+    if len(sys.argv) == 3:
+        print(json.dumps(measure(sys.argv[1], Path(sys.argv[2]))))
+        return
+    with tempfile.TemporaryDirectory() as root:
+        folder = Path(root) / "labels-only"
+        seconds = write_dataset(folder, image_folder_keys())
+        sizes = {"LabelMaps": (folder / "train.index.safetensors").stat().st_size,
+                 "dict": (folder / "table.pickle").stat().st_size}  # fmt: skip
+        print(f"| {NUM_SAMPLES:,} keys | file, MB | {' | '.join(COLUMNS)} |\n{'| --- ' * (len(COLUMNS) + 2)}|")
+        for kind, size in sizes.items():
+            arguments = [sys.executable, __file__, kind, str(folder)]
+            results = json.loads(subprocess.run(arguments, check=True, capture_output=True, text=True).stdout)
+            values = [_number(results.get(column)) for column in COLUMNS]
+            print(f"| {kind} | {size / 1e6:.0f} | {' | '.join(values)} |")
+    print(f"\nThe index was made in {seconds:.1f} s. Limits: {LIMITS}.")
+
+
+if __name__ == "__main__":
+    main()

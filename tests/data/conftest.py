@@ -1,0 +1,215 @@
+"""What the tests of remote reading share: a dataset on faulty servers, and what should come of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import pytest
+
+import relabel_datasets as rd
+from relabel_datasets.data import remote as remote_module
+from tests.conftest import ROOT, ColourNet, picture
+from tests.servers import FaultyServer, HubServer, s3_server
+
+INDEX, MANIFEST = "train.index.safetensors", "_info.json"
+SHARDS = tuple(f"train-{i:05d}-of-00003.tar" for i in range(3))
+BUCKET = "bucket"
+_APART_S = 200  # for programs that take a few seconds
+
+
+@pytest.fixture(scope="session")
+def served_folder(tmp_path_factory) -> Path:
+    """The dataset of `dataset_folder`, built once; not to be changed."""
+    from relabel_datasets.annotate.annotator import ModuleAnnotator
+    from relabel_datasets.annotate.build import build
+    from relabel_datasets.annotate.shard import Settings
+
+    folder = tmp_path_factory.mktemp("served")
+    for i in range(13):
+        path = folder / "images" / ("cat", "dog", "emu")[i % 3] / f"photo_{i:02d}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture(i, (40, 56) if i % 2 else (48, 32)).save(path, quality=95)
+    annotator = ModuleAnnotator(ColourNet(), (48, 64), classes=("cat", "dog", "emu"), name="colours")
+    for config, images in (("colours", True), ("labels-only", False)):
+        build(
+            rd.ImageFolderSource(folder / "images"),
+            folder / "dataset",
+            annotator,
+            config=config,
+            settings=Settings(images=images, batch_size=4),
+            shard_size=5,
+            progress=False,
+        )
+    return folder / "dataset"
+
+
+def contents(dataset: rd.RelabelDataset) -> list[tuple[str, int, bytes, bytes]]:
+    """Return (key, label, image, label map) of all samples, as bytes."""
+    label_maps = dataset.label_maps
+    return [
+        (
+            key,
+            int(dataset.targets[row]),
+            label_maps.image_bytes(row),
+            label_maps.shards.read(row, label_maps.index.extent(row, "map"), f"{key}.safetensors"),
+        )
+        for row, key in enumerate(dataset.keys)
+    ]
+
+
+@pytest.fixture(scope="session")
+def expected(served_folder) -> list[tuple[str, int, bytes, bytes]]:
+    """What `contents` gives of the local folder."""
+    return contents(rd.load_dataset(served_folder, "colours", "train"))
+
+
+class File(NamedTuple):
+    """A file as the manifest has it."""
+
+    name: str
+    num_bytes: int
+    sha256: str
+
+
+@pytest.fixture(scope="session")
+def files(served_folder) -> list[File]:
+    """The shards of the config with images, then its index."""
+    split = json.loads((served_folder / "colours" / MANIFEST).read_bytes())["splits"]["train"]
+    shards = map(File, split["filenames"], split["shard_bytes"], split["shard_sha256"])
+    return [*shards, File(split["index"], split["index_bytes"], split["index_sha256"])]
+
+
+class Remote(NamedTuple):
+    """A dataset behind a faulty server."""
+
+    server: FaultyServer
+    url: str
+    options: dict[str, object]
+
+    def load(self, cache: Path, **arguments: object) -> rd.RelabelDataset:
+        return rd.load_dataset(
+            self.url,
+            **{"name": "colours", "split": "train", "cache_dir": cache, "storage_options": self.options, **arguments},
+        )
+
+
+@pytest.fixture(scope="session")
+def _no_credentials_of_ours():
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
+            patch.delenv(name, raising=False)
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            patch.setenv(name, "testing")
+        for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE", "NETRC"):
+            patch.setenv(name, "/dev/null")
+        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        patch.setenv("NO_PROXY", "127.0.0.1")
+        yield
+
+
+@pytest.fixture(scope="session")
+def _http(served_folder, _no_credentials_of_ours):
+    with FaultyServer(served_folder) as server:
+        yield Remote(server, server.url, {})
+
+
+@pytest.fixture(scope="session")
+def _s3(served_folder, _no_credentials_of_ours):
+    with s3_server(served_folder, BUCKET) as address, FaultyServer(upstream=address) as server:
+        options = {"endpoint_url": server.url, "client_kwargs": {"region_name": "us-east-1"}}
+        # botocore's client takes long to make, and fsspec keeps it: not to be counted among the stalls of the tests
+        remote_module.RemoteFiles(f"s3://{BUCKET}", options).read_small("README.md", len)
+        yield Remote(server, f"s3://{BUCKET}", options)
+
+
+@pytest.fixture
+def http(_http) -> Remote:
+    """The dataset over HTTP."""
+    _http.server.reset()
+    return _http
+
+
+@pytest.fixture
+def s3(_s3) -> Remote:
+    """The dataset on S3."""
+    _s3.server.reset()
+    return _s3
+
+
+@pytest.fixture
+def hub(served_folder, _no_credentials_of_ours, monkeypatch):
+    """The dataset on the Hub, whose own retries take no time here."""
+    monkeypatch.setattr("huggingface_hub.utils._http.time", SimpleNamespace(**{**vars(time), "sleep": lambda _: None}))
+    with HubServer(served_folder) as server:
+        yield Remote(server, "hf://datasets/org/name@main", {"endpoint": server.url, "token": "hf_of_a_user"})
+
+
+@pytest.fixture(params=["http", "s3"])
+def remote(request) -> Remote:
+    """The dataset over each protocol."""
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Several ranges a shard, and short pauses."""
+    for name, value in {
+        "FIRST_PAUSE_S": 0.01,
+        "LONGEST_PAUSE_S": 0.05,
+        "STALL_S": 60.0,
+        "RANGE_BYTES": 8192,
+        "SMALLEST_RANGE_BYTES": 512,
+    }.items():
+        monkeypatch.setattr(remote_module, name, value)
+
+
+def check_cache(folder: Path) -> None:
+    """Assert that every finished file of a cache has the content of its name."""
+    for path in (folder / "shards").iterdir():
+        if path.suffix != ".part" and not path.name.startswith("."):
+            assert hashlib.sha256(path.read_bytes()).hexdigest() == path.name
+
+
+def run_apart(code: str, *arguments: object) -> dict[str, object]:
+    """Return what a program prints as JSON; it may fork, which this process with its servers' threads may not.
+
+    Args:
+        code: of the program. `remote`, `cache` and `storage` are imported, without the package's `__init__`, which takes
+            seconds to import torch.
+        arguments: for its `sys.argv[1:]`, as JSON.
+    """
+    head = f"""
+import json, os, random, signal, sys, threading, time, types
+signal.alarm({_APART_S})  # also when nobody is left who would wait
+package = types.ModuleType("relabel_datasets")
+package.__path__ = [{str(ROOT / "relabel_datasets")!r}]
+sys.modules["relabel_datasets"] = package
+from relabel_datasets.data import cache, remote, storage
+arguments = [json.loads(argument) for argument in sys.argv[1:]]
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", head + code, *(json.dumps(argument, default=str) for argument in arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        output, errors = process.communicate(timeout=_APART_S + 10)
+    except BaseException:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # and what it has forked
+        process.wait()
+        raise
+    assert process.returncode == 0, errors
+    return json.loads(output)

@@ -1,0 +1,512 @@
+"""The cache under many processes and threads, limits, full disks, and kills."""
+
+import errno
+import hashlib
+import os
+import random
+import threading
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+import relabel_datasets as rd
+from relabel_datasets.data import cache as cache_module
+from relabel_datasets.data.cache import ShardCache
+from relabel_datasets.data.storage import open_folder
+from tests.data.conftest import SHARDS, check_cache, contents, run_apart
+
+pytestmark = pytest.mark.usefixtures("quick")
+
+
+class Content:
+    """A file that may be asked of a cache: `cache.open(*content)`."""
+
+    def __init__(self, seed: int, num_bytes: int = 1000) -> None:
+        self.data = random.Random(seed).randbytes(num_bytes)
+        self.sha256 = hashlib.sha256(self.data).hexdigest()
+        self.downloads = 0
+
+    def __iter__(self):
+        return iter((self.sha256, len(self.data), self.download))
+
+    def download(self, file):
+        self.downloads += 1
+        file.seek(0)
+        rest = self.data[len(file.read()) :]
+        file.write(rest)
+        file.flush()
+
+
+def read(cache, content):
+    with cache.open(*content) as file:
+        return file.read()
+
+
+def names(cache):
+    """Return the names in the cache's folder, but that of its lock."""
+    return sorted(path.name for path in cache.folder.iterdir() if path.name != ".evict")
+
+
+@pytest.fixture
+def cache(tmp_path):
+    return ShardCache(tmp_path / "shards", 3500)
+
+
+def test_a_file_is_downloaded_once(cache):
+    content = Content(0)
+    assert [read(cache, content) for _ in range(3)] == [content.data] * 3
+    assert content.downloads == 1
+    assert names(cache) == [content.sha256]
+    assert cache.has(content.sha256)
+
+
+def test_what_was_opened_longest_ago_goes_first(cache):
+    contents = [Content(i) for i in range(4)]
+    for age, content in enumerate(contents[:3]):
+        read(cache, content)
+        os.utime(cache.folder / content.sha256, (age, age))
+    read(cache, contents[0])  # of the age of now
+    read(cache, contents[3])
+    assert [cache.has(content.sha256) for content in contents] == [True, False, True, True]
+    assert read(cache, contents[1]) == contents[1].data
+    assert [cache.has(content.sha256) for content in contents] == [True, True, False, True]
+
+
+def test_the_limit_is_kept_after_each_open(cache):
+    rng = random.Random(0)
+    contents = [Content(i, rng.randrange(1, 3500)) for i in range(20)]
+    for content in rng.choices(contents, k=100):
+        assert read(cache, content) == content.data
+        assert sum(path.stat().st_size for path in cache.folder.iterdir()) <= 3500
+        assert cache.has(content.sha256)
+
+
+def test_an_open_file_stays_readable_when_the_cache_lets_go_of_it(cache):
+    contents = [Content(i) for i in range(4)]
+    file = cache.open(*contents[0])
+    for content in contents[1:]:
+        read(cache, content)
+    assert not cache.has(contents[0].sha256)
+    with file:
+        assert file.read() == contents[0].data
+
+
+def test_a_file_larger_than_the_limit_is_told_before_any_download(cache):
+    content = Content(0, 3501)
+    with pytest.raises(
+        rd.DatasetError, match=r"may take 3500 bytes, but one shard takes 3501: raise the limit.*RELABEL_CACHE_LIMIT"
+    ):
+        cache.open(*content)
+    assert content.downloads == 0
+
+
+def test_a_limit_smaller_than_a_shard_is_told_by_load_dataset(tmp_path, http):
+    with pytest.raises(rd.DatasetError, match=r"may take 20000 bytes, but one shard takes \d+: raise the limit"):
+        contents(http.load(tmp_path, cache_limit="20K"))
+    with pytest.raises(rd.DatasetError, match=r"may take 50000 bytes, but the download of .*/colours takes \d+"):
+        http.load(tmp_path, cache_limit="50K").download()
+
+
+def test_a_dataset_larger_than_the_limit_is_read_all_the_same(tmp_path, remote, files, expected):
+    limit = max(file.num_bytes for file in files)
+    dataset = remote.load(tmp_path, cache_limit=limit)
+    for _ in range(2):
+        assert contents(dataset) == expected
+        assert sum(path.stat().st_size for path in (tmp_path / "shards").iterdir()) <= limit
+    check_cache(tmp_path)
+
+
+def test_what_a_dead_download_left_is_gone_on_with_or_deleted(cache):
+    contents = [Content(i) for i in range(4)]
+    cache.folder.mkdir()
+    part = cache.folder / f"{contents[0].sha256}.part"
+    part.write_bytes(contents[0].data[:700])
+    assert read(cache, contents[0]) == contents[0].data
+    assert names(cache) == [contents[0].sha256]
+    part = cache.folder / f"{'0' * 64}.part"
+    part.write_bytes(bytes(900))
+    os.utime(part, (1, 1))
+    for content in contents[1:]:
+        read(cache, content)
+    assert not part.exists()
+
+
+def test_a_failed_download_leaves_its_beginning_and_nothing_empty(cache):
+    def fails(num_bytes):
+        def download(file):
+            file.write(content.data[:num_bytes])
+            raise rd.DatasetError("cannot be reached")
+
+        return download
+
+    content = Content(0)
+    for num_bytes, left in ((0, []), (10, [f"{content.sha256}.part"])):
+        with pytest.raises(rd.DatasetError, match="cannot be reached"):
+            cache.open(content.sha256, 1000, fails(num_bytes))
+        assert names(cache) == left
+    assert read(cache, content) == content.data
+
+
+def test_no_byte_is_written_once_the_lock_is_given_back(cache, monkeypatch):
+    """Else what a failed download had in its buffer could go over what the next one has verified."""
+
+    def download(file):
+        file.write(content.data[:10])
+        raise rd.DatasetError("cannot be reached")
+
+    def flock(file, operation):
+        if operation == cache_module.fcntl.LOCK_UN and part.exists():
+            sizes.append(part.stat().st_size)
+        return original(file, operation)
+
+    content, sizes, original = Content(0), [], cache_module.fcntl.flock
+    cache.folder.mkdir()
+    part = cache.folder / f"{content.sha256}.part"
+    monkeypatch.setattr(cache_module.fcntl, "flock", flock)
+    with pytest.raises(rd.DatasetError, match="cannot be reached"):
+        cache.open(content.sha256, 1000, download)
+    assert sizes[-1] == 10
+
+
+@pytest.mark.parametrize("num_bytes", [0, 999, 1001])
+def test_a_cached_file_of_another_length_is_fetched_anew(cache, num_bytes):
+    content = Content(0)
+    read(cache, content)
+    (cache.folder / content.sha256).write_bytes(bytes(num_bytes))
+    assert read(cache, content) == content.data
+    assert content.downloads == 2
+
+
+def test_what_is_not_of_the_cache_is_neither_counted_nor_deleted(cache):
+    """`cache_dir` may be any folder, and one with a folder `shards` of the user's own."""
+    (cache.folder / "folder").mkdir(parents=True)
+    (cache.folder / "folder" / "mine").write_bytes(bytes(9000))
+    for name in ("mine.tar", "0" * 63, "0" * 65, "G" * 64, "0" * 64 + ".part2", "x.part", ".hidden"):
+        (cache.folder / name).write_bytes(bytes(9000))
+    before = names(cache)
+    contents = [Content(i) for i in range(5)]
+    for content in contents:
+        assert read(cache, content) == content.data
+    assert names(cache) == sorted([*before, *(content.sha256 for content in contents[2:])])
+
+
+@pytest.mark.parametrize("sha256", ["", "../mine", "0" * 63, "0" * 64 + ".part", "A" * 64, "0" * 64 + "\n"])
+def test_a_manifest_cannot_reach_out_of_the_cache(cache, tmp_path, sha256):
+    (tmp_path / "mine").write_bytes(b"mine")
+    with pytest.raises(rd.DatasetError, match=r"manifest is damaged.*not a sha256"):
+        cache.open(sha256, 7, lambda file: file.write(b"not you"))
+    assert [path.name for path in tmp_path.rglob("*")] == ["mine"]
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_costs_the_oldest_files(cache, code):
+    contents = [Content(i) for i in range(3)]
+    for age, content in enumerate(contents[:2]):
+        read(cache, content)
+        os.utime(cache.folder / content.sha256, (age, age))
+
+    def download(file):
+        if cache.has(contents[0].sha256):
+            file.write(contents[2].data[:500])
+            raise OSError(code, "no space")
+        contents[2].download(file)
+
+    with cache.open(contents[2].sha256, 1000, download) as file:
+        assert file.read() == contents[2].data
+    assert names(cache) == sorted([contents[1].sha256, contents[2].sha256])
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_a_disk_that_others_filled_is_told(cache, code):
+    def download(file):
+        file.seek(0)
+        file.write(content.data[:500])
+        raise OSError(code, "no space")
+
+    content, other = Content(0), Content(1)
+    read(cache, other)
+    with pytest.raises(OSError, match=r"the disk of the cache .* is full: free some space, or.*cache_dir=") as caught:
+        cache.open(content.sha256, 1000, download)
+    assert caught.value.errno == code
+    assert names(cache) == [f"{content.sha256}.part"]
+    assert read(cache, content) == content.data
+
+
+def test_a_write_that_the_kernel_refuses_in_the_middle_is_gone_on_with(tmp_path, http, files):
+    """A limit on the length of files stands for the size of the disk: it fails in the same places."""
+    assert run_apart(
+        """
+import errno, hashlib, resource
+url, folder, files = arguments
+cache._DISK_FULL, remote.RANGE_BYTES = (errno.EFBIG,), 4096
+deleted = []
+def delete_oldest(self):
+    deleted.append(resource.getrlimit(resource.RLIMIT_FSIZE)[0])
+    resource.setrlimit(resource.RLIMIT_FSIZE, (deleted[-1] + 5001, -1))
+    return True
+cache.ShardCache._delete_oldest = delete_oldest
+resource.setrlimit(resource.RLIMIT_FSIZE, (5001, -1))
+remote_folder = storage.open_folder(url, cache_dir=folder).child("colours")
+for name, num_bytes, sha256 in files:
+    with remote_folder.open(name, num_bytes, sha256) as file:
+        assert hashlib.sha256(file.read()).hexdigest() == sha256
+print(json.dumps(len(deleted) > 2))
+""",
+        http.url,
+        tmp_path,
+        files,
+    )
+    check_cache(tmp_path)
+    for file in files:  # no byte was fetched twice but those of ranges that did not fit
+        assert len(http.server.gets(file.name)) <= file.num_bytes // 4096 + 1 + 5
+
+
+def test_other_errors_of_the_disk_delete_nothing(cache):
+    def download(file):
+        raise OSError(errno.EIO, "broken")
+
+    other = Content(1)
+    read(cache, other)
+    with pytest.raises(OSError, match="broken"):
+        cache.open(Content(0).sha256, 1000, download)
+    assert names(cache) == [other.sha256]
+
+
+def test_without_a_limit_a_tenth_of_the_disk_stays_free(tmp_path, monkeypatch):
+    disk = {"total": 20_000, "free": 5_000}
+
+    def usage(folder):
+        used = sum(path.stat().st_size for path in folder.iterdir())
+        return type("Usage", (), {"total": disk["total"], "free": disk["free"] - used})
+
+    monkeypatch.setattr(cache_module.shutil, "disk_usage", usage)
+    cache = ShardCache(tmp_path / "shards", None)
+    for i in range(5):
+        read(cache, Content(i))
+    assert len(names(cache)) == 3
+    disk["free"] = 0  # others' files: ours make room, and what is needed is there all the same
+    assert read(cache, Content(9)) == Content(9).data
+    assert names(cache) == [Content(9).sha256]
+
+
+def test_threads_that_ask_for_the_same_file_download_it_once(tmp_path, remote, files, expected):
+    folder = open_folder(remote.url, cache_dir=tmp_path, storage_options=remote.options).child("colours")
+
+    def fetch(file):
+        with folder.open(*file) as opened:
+            return hashlib.sha256(opened.read()).hexdigest() == file.sha256
+
+    with ThreadPoolExecutor(12) as pool:
+        assert all(pool.map(fetch, [file for file in files for _ in range(6)]))
+    counts = Counter((request.path, request.range) for request in remote.server.requests if request.method == "GET")
+    assert set(counts.values()) == {1}
+    check_cache(tmp_path)
+
+
+def test_threads_under_a_small_limit_all_get_what_they_ask_for(cache):
+    """Each open downloads once at most, though others may delete the file at any time."""
+    contents = [Content(i, 1000 + i) for i in range(8)]
+    picks = [random.Random(i).choices(contents, k=50) for i in range(8)]
+
+    def work(mine):
+        assert all(read(cache, content) == content.data for content in mine)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, picks))
+    assert sum(content.downloads for content in contents) <= 400
+    assert sum(path.stat().st_size for path in cache.folder.iterdir()) <= 3500
+
+
+def test_the_limit_is_kept_by_downloads_that_began_together(cache):
+    contents, begun = [Content(i, 2000) for i in range(2)], threading.Barrier(2, timeout=60)
+
+    def opened(content):
+        def download(file):
+            begun.wait()
+            content.download(file)
+
+        with cache.open(content.sha256, 2000, download) as file:
+            return file.read()
+
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(opened, contents)) == [content.data for content in contents]
+    assert len(names(cache)) == 1
+
+
+def test_a_file_that_another_deletes_at_once_is_served_all_the_same(cache, monkeypatch):
+    content = Content(0)
+    delete = lambda self, num_bytes, keep: keep.unlink(missing_ok=True)  # noqa: E731  another process, between
+    monkeypatch.setattr(ShardCache, "_make_room", delete)
+    assert read(cache, content) == content.data
+    assert content.downloads == 1
+
+
+def test_eviction_leaves_a_download_that_is_going_on_alone(cache):
+    begun, go_on = threading.Event(), threading.Event()
+    slow = Content(0, 3000)
+
+    def download(file):
+        file.write(slow.data[:2000])
+        file.flush()
+        begun.set()
+        assert go_on.wait(60)
+        slow.download(file)
+
+    with ThreadPoolExecutor(1) as pool:
+        opened = pool.submit(cache.open, slow.sha256, 3000, download)
+        assert begun.wait(60)
+        for i in range(1, 5):
+            assert read(cache, Content(i)) == Content(i).data
+        assert f"{slow.sha256}.part" in names(cache)
+        go_on.set()
+        with opened.result() as file:
+            assert file.read() == slow.data
+
+
+PROCESSES = """
+url, folder, files, num_processes = arguments
+remote.FIRST_PAUSE_S, remote.RANGE_BYTES = 0.01, 4096
+readers = []
+for number in range(num_processes):
+    readers.append(os.fork())
+    if readers[-1] == 0:
+        try:
+            import hashlib
+            random.Random(number).shuffle(files)
+            folder = storage.open_folder(url, cache_dir=folder).child("colours")
+            for name, num_bytes, sha256 in files:
+                with folder.open(name, num_bytes, sha256) as file:
+                    assert hashlib.sha256(file.read()).hexdigest() == sha256
+            os._exit(0)
+        except BaseException:
+            import traceback
+            traceback.print_exc()
+            os._exit(1)
+print(json.dumps([os.waitpid(reader, 0)[1] for reader in readers]))
+"""
+
+
+def test_processes_that_ask_for_the_same_files_download_each_once(tmp_path, http, files):
+    http.server.pause_s = 0.002
+    try:
+        assert run_apart(PROCESSES, http.url, tmp_path, files, 6) == [0] * 6
+    finally:
+        http.server.pause_s = 0.0
+    counts = Counter((request.path, request.range) for request in http.server.requests)
+    assert set(counts.values()) == {1}
+    assert all(f"/colours/{name}" in {path for path, _ in counts} for name in SHARDS)
+    check_cache(tmp_path)
+
+
+def test_a_child_that_is_forked_in_a_download_does_not_keep_its_lock(tmp_path):
+    """The child has the file open, and with it the lock; the parent gives the lock back by name."""
+    assert (
+        run_apart(
+            """
+import hashlib
+folder, = arguments
+data = b"data" * 100
+sha256 = hashlib.sha256(data).hexdigest()
+shards = cache.ShardCache(storage.Path(folder), None)
+begun, forked = threading.Event(), threading.Event()
+def download(file):
+    file.write(data[:10])
+    begun.set()
+    forked.wait()
+    raise OSError("gone")
+def fail():
+    try:
+        shards.open(sha256, 400, download)
+    except OSError:
+        pass
+thread = threading.Thread(target=fail)
+thread.start()
+begun.wait()
+reader, writer = os.pipe()
+child = os.fork()
+if child == 0:
+    os.close(writer)
+    os.read(reader, 1)  # until the parent is done
+    os._exit(0)
+forked.set()
+thread.join()
+with shards.open(sha256, 400, lambda file: file.write(data[len(file.read()):]) and file.flush()) as file:
+    assert file.read() == data
+print(json.dumps(os.waitpid(child, os.WNOHANG)[0]))
+os.close(writer)
+os.waitpid(child, 0)
+""",
+            tmp_path / "shards",
+        )
+        == 0
+    )
+
+
+READERS = """
+import aiohttp, fsspec.implementations.http, hashlib, traceback
+from pathlib import Path
+
+url, folder, limit, files, num_kills, num_readers = arguments
+remote.FIRST_PAUSE_S, remote.LONGEST_PAUSE_S, remote.RANGE_BYTES = 0.01, 0.05, 4096
+driver, served, damage = os.getpid(), Path(folder, "served"), Path(folder, "damage")
+
+def read_for_ever():
+    remote_folder = storage.open_folder(url, cache_dir=folder, cache_limit=limit).child("colours")
+    while os.getppid() == driver:
+        name, num_bytes, sha256 = random.choice(files)
+        with remote_folder.open(name, num_bytes, sha256) as file:
+            time.sleep(random.uniform(0, 0.01))
+            if hashlib.sha256(file.read()).hexdigest() != sha256:
+                raise ValueError(f"{name} is damaged")
+        with served.open("ab") as file:
+            file.write(b".")
+
+def start():
+    reader = os.fork()
+    if reader == 0:
+        try:
+            random.seed()
+            read_for_ever()
+        except BaseException:
+            with damage.open("a") as file:
+                file.write(traceback.format_exc())
+        finally:
+            os._exit(1)
+    return reader
+
+readers = [start() for _ in range(num_readers)]
+left = 0  # kills that hit a download
+for kill in range(num_kills):
+    time.sleep(random.uniform(0.02, 0.15))
+    while not served.exists() or served.stat().st_size < kill:  # on a slow machine, too, readers come to read
+        time.sleep(0.01)
+    victim = random.randrange(num_readers)
+    os.kill(readers[victim], signal.SIGKILL)
+    os.waitpid(readers[victim], 0)
+    left += any(path.stat().st_size for path in Path(folder, "shards").glob("*.part") if path.exists())
+    readers[victim] = start()
+for reader in readers:
+    os.kill(reader, signal.SIGKILL)
+    os.waitpid(reader, 0)
+print(json.dumps({"damage": damage.read_text() if damage.exists() else "", "served": served.stat().st_size, "left": left}))
+"""
+
+
+def test_readers_that_are_killed_at_any_moment_damage_nothing(tmp_path, http, files, expected):
+    """50 kills of processes that share a cache which lets go of files all the time."""
+    limit = sum(sorted(file.num_bytes for file in files)[-2:])
+    http.server.pause_s = 0.003
+    try:
+        done = run_apart(READERS, http.url, tmp_path, limit, files, 50, 5)
+    finally:
+        http.server.pause_s = 0.0
+    assert done["damage"] == ""
+    assert done["served"] >= 49
+    assert done["left"] > 0
+    check_cache(tmp_path)
+    requests = len(http.server.requests)
+    dataset = http.load(tmp_path, cache_limit=limit)
+    assert contents(dataset) == expected
+    assert len(http.server.requests) > requests
+    check_cache(tmp_path)

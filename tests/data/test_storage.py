@@ -1,0 +1,162 @@
+"""Which folder a path or URL is, and which configs are in it."""
+
+import re
+
+import pytest
+
+import relabel_datasets as rd
+from relabel_datasets.data.storage import LocalFolder, RemoteFolder, default_cache, is_url, open_folder
+from tests.data.conftest import MANIFEST, SHARDS, contents
+
+pytestmark = pytest.mark.usefixtures("quick")
+
+
+@pytest.mark.parametrize(
+    ("limit", "num_bytes"),
+    [(1000, 1000), ("1000", 1000), ("1K", 1000), ("2 MB", 2 * 10**6), ("1G", 10**9), ("1g", 10**9), ("3T", 3 * 10**12),
+     (None, None)],
+)  # fmt: skip
+def test_a_limit_is_a_number_of_bytes_with_or_without_a_unit(tmp_path, monkeypatch, limit, num_bytes):
+    monkeypatch.delenv("RELABEL_CACHE_LIMIT", raising=False)
+    assert open_folder("memory://x", cache_dir=tmp_path, cache_limit=limit)._cache.limit == num_bytes
+    monkeypatch.setenv("RELABEL_CACHE_LIMIT", "" if limit is None else str(limit))
+    assert open_folder("memory://x", cache_dir=tmp_path)._cache.limit == num_bytes
+    assert open_folder("memory://x", cache_dir=tmp_path, cache_limit=77)._cache.limit == 77
+
+
+@pytest.mark.parametrize("limit", [0, -1, "0", "1.5G", "1X", "G", "lots", ""])
+def test_a_limit_that_cannot_be_read_is_told(limit):
+    with pytest.raises(ValueError, match=rf"such as 200000000000 or '200G', got {re.escape(repr(limit))}"):
+        open_folder("memory://x", cache_limit=limit)
+
+
+def test_the_cache_is_where_it_is_said_to_be(tmp_path, monkeypatch):
+    monkeypatch.setenv("RELABEL_CACHE", str(tmp_path / "there"))
+    assert default_cache() == tmp_path / "there"
+    assert open_folder("memory://x")._cache.folder == tmp_path / "there" / "shards"
+    assert open_folder("memory://x", cache_dir=tmp_path)._cache.folder == tmp_path / "shards"
+
+
+@pytest.mark.parametrize(
+    "url", ["http://a/b", "https://a", "s3://a/b", "hf://datasets/a/b@c", "memory://a", "file:///a"]
+)
+def test_a_url_has_a_protocol(url):
+    assert is_url(url)
+
+
+@pytest.mark.parametrize("path", ["a/b", "/a/b", "C:/a", "a:b", "./http:/a", "org/name"])
+def test_a_path_has_none(path):
+    assert not is_url(path)
+    assert isinstance(open_folder(path), LocalFolder)
+
+
+def test_a_file_url_is_a_local_folder(tmp_path):
+    folder = tmp_path / "with space, 100% #1?"
+    folder.mkdir()
+    assert str(open_folder(folder.as_uri())) == str(folder)
+    assert not open_folder(folder.as_uri()).is_remote
+
+
+@pytest.mark.parametrize(
+    ("url", "name"),
+    [
+        ("https://host/a/b/", "https://host/a/b"),
+        ("https://me:secret@host:80/a@b?token=c#d", "https://host:80/a@b"),
+        ("hf://datasets/org/name@main", "hf://datasets/org/name@main"),
+        ("s3://bucket/a#b", "s3://bucket/a#b"),
+        ("memory:///a", "memory:///a"),
+    ],
+)
+def test_a_remote_folder_is_called_by_its_url_without_what_is_secret(url, name):
+    folder = open_folder(url)
+    assert str(folder) == name
+    assert str(folder.child("config")) == f"{name}/config"
+    assert isinstance(folder, RemoteFolder)
+    assert folder.is_remote
+    assert open_folder(folder) is folder
+
+
+def test_the_card_names_the_configs_and_a_manifest_means_that_the_folder_is_one(remote):
+    folder = open_folder(remote.url, storage_options=remote.options)
+    assert folder.configs() == ["colours", "labels-only"]
+    assert folder.child("colours").configs() is None
+    assert folder.child("colours").manifest() == folder.child("colours").manifest()
+
+
+def test_the_url_of_a_config_is_a_dataset_of_one(tmp_path, remote, expected):
+    dataset = rd.load_dataset(
+        f"{remote.url}/colours", split="train", cache_dir=tmp_path, storage_options=remote.options
+    )
+    assert contents(dataset) == expected
+
+
+def test_a_folder_without_card_and_manifest_is_no_dataset(remote):
+    with pytest.raises(
+        FileNotFoundError, match=rf"no dataset at {remote.url}/nothing: neither README\.md nor _info\.json"
+    ):
+        open_folder(f"{remote.url}/nothing", storage_options=remote.options).configs()
+
+
+def test_s3_may_answer_403_for_a_manifest_that_does_not_exist(remote):
+    remote.server.fail("403", MANIFEST, times=None)
+    assert open_folder(remote.url, storage_options=remote.options).configs() == ["colours", "labels-only"]
+
+
+@pytest.mark.parametrize("card", ["403", "404"])
+def test_a_config_that_may_not_be_read_is_no_missing_dataset(remote, card):
+    remote.server.fail("403", MANIFEST, times=None)
+    remote.server.fail(card, "README.md", times=None)
+    with pytest.raises(rd.DatasetError, match=r"403.*credentials"):
+        open_folder(f"{remote.url}/colours", storage_options=remote.options).configs()
+
+
+@pytest.mark.parametrize(("fault", "says"), [("short", "is damaged"), ("503", "503")])
+def test_a_manifest_that_is_there_but_cannot_be_read_is_told_of_itself(remote, monkeypatch, fault, says):
+    monkeypatch.setattr("relabel_datasets.data.remote.MAX_ATTEMPTS", 2)
+    remote.server.fail(fault, MANIFEST, times=None)
+    with pytest.raises(rd.DatasetError, match=rf"{remote.url}/colours/_info\.json.*{says}"):
+        open_folder(f"{remote.url}/colours", storage_options=remote.options).configs()
+    assert remote.server.gets("README.md") == []
+
+
+@pytest.mark.parametrize(
+    ("card", "says"),
+    [
+        (b"", "missing or cut off"),
+        (b"---\nconfigs:\n- config_name: a\n", "missing or cut off"),
+        (b"# title\n", "missing or cut off"),
+        (b"---\na: [\n---\n", "not the card of a dataset"),
+        (b"---\nlicense: mit\n---\n", "not the card of a dataset"),
+        (b"---\nconfigs: 3\n---\n", "not the card of a dataset"),
+        (b"---\n\xff\n---\n", "not the card of a dataset"),
+        (b"---\n- a\n---\n", "not the card of a dataset"),
+    ],
+)
+def test_a_card_that_is_none_is_told_with_its_url(tmp_path, card, says):
+    (tmp_path / "README.md").write_bytes(card)
+    with pytest.raises(rd.DatasetError, match=rf"local://{tmp_path}/README\.md.*{says}"):
+        open_folder(f"local://{tmp_path}").configs()
+
+
+def test_a_shard_that_is_gone_is_told(tmp_path, remote):
+    remote.server.fail("404", SHARDS[2], times=None)
+    with pytest.raises(FileNotFoundError, match=rf"there is no colours/{SHARDS[2]} in {remote.url}"):
+        contents(remote.load(tmp_path))
+
+
+def test_has_and_check_room_are_those_of_the_cache(tmp_path, http, files):
+    folder = open_folder(http.url, cache_dir=tmp_path, cache_limit="50K").child("colours")
+    assert not folder.has(files[0].sha256)
+    folder.open(*files[0]).close()
+    assert folder.has(files[0].sha256)
+    folder.check_room(50_000, "one")
+    with pytest.raises(
+        rd.DatasetError, match=rf"may take 50000 bytes, but the window of {http.url}/colours takes 50001"
+    ):
+        folder.check_room(50_001, "the window")
+
+
+def test_a_config_that_the_card_names_but_that_is_not_there_is_told(remote, tmp_path):
+    remote.server.fail("404", "colours/_info.json", times=None)
+    with pytest.raises(rd.DatasetError, match=r"colours/_info\.json is missing, yet the card names this config"):
+        remote.load(tmp_path)
