@@ -28,7 +28,7 @@ def test_models_are_found_by_pattern_and_tried():
         ("test_vit", None, ("approximate", (10, 10), "16", "")),
         ("test_convnext", (96, 128), ("approximate", (3, 4), "32", "")),
         ("test_efficientnet", 128, ("exact", (4, 4), "32", "")),
-        ("convit_tiny", (96, 128), ("refused", None, "", "The size of tensor")),
+        ("convit_tiny", (96, 128), ("refused", None, "", "size of the tensor")),
         ("nest_tiny", (96, 128), ("refused", None, "", "cannot take input_size=(96, 128), only (224, 224)")),
     ],
 )  # fmt: skip

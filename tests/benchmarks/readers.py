@@ -295,7 +295,6 @@ def print_rates(title: str, data: Data, readers: Mapping[str, Callable[[int], It
     for turn in range(rounds + 1):
         for name, workers in itertools.product(names[turn % len(names) :] + names[: turn % len(names)], (0, 2)):
             epoch = run(readers[name](num_workers=workers))
-            gc.collect()  # workers end with their loader, and count from then on
             if turn:  # the first is to warm up
                 epochs.setdefault((name, workers), []).append(epoch)
     print(f"\n{title}: {data.num_samples} samples\n")
