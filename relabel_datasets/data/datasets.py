@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable, Sequence
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,7 @@ from .images import decode_image
 from .index import Index
 from .joins import Images, Joined, OnUnmatched, Rows, Unmatched, check_unmatched, join_images
 from .manifest import DatasetError
+from .packed import IndexedStrings
 from .storage import Folder, open_folder
 from .store import LabelMaps
 
@@ -136,20 +137,12 @@ class RelabelDataset(VisionDataset):
         return text
 
 
-class _Keys(Sequence[str]):
+class _Keys(IndexedStrings):
     def __init__(self, index: Index, rows: Rows | None) -> None:
         self._index, self._rows = index, rows
 
     def __len__(self) -> int:
         return len(self._index) if self._rows is None else len(self._rows)
-
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[str]: ...
-    def __getitem__(self, index: int | slice) -> str | list[str]:
-        places = range(len(self))[index]
-        return self._at(places) if isinstance(places, int) else [self._at(place) for place in places]
 
     def _at(self, place: int) -> str:
         return self._index.key(place if self._rows is None else int(self._rows[place]))

@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from typing import overload
 
 import numpy as np
 
 
-class PackedStrings(Sequence[str]):
+class IndexedStrings(Sequence[str], ABC):
+    """Strings that are not objects until they are asked for."""
+
+    @abstractmethod
+    def _at(self, place: int) -> str:
+        """Return one, counted from the beginning."""
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        places = range(len(self))[index]
+        return self._at(places) if isinstance(places, int) else [self._at(place) for place in places]
+
+
+class PackedStrings(IndexedStrings):
     """Strings in two arrays: a million of them as objects would be copied into every worker as their counts are touched."""
 
     def __init__(self, strings: Iterable[str]) -> None:
@@ -24,14 +41,6 @@ class PackedStrings(Sequence[str]):
         for end in self._ends.tolist():
             yield data[start:end].decode(errors="surrogateescape")
             start = end
-
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[str]: ...
-    def __getitem__(self, index: int | slice) -> str | list[str]:
-        places = range(len(self))[index]
-        return self._at(places) if isinstance(places, int) else [self._at(place) for place in places]
 
     def _at(self, place: int) -> str:
         start = int(self._ends[place - 1]) if place else 0
