@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import re
@@ -18,6 +17,7 @@ from tqdm.auto import tqdm
 from ..data.card import read_template
 from ..data.index import make_index
 from ..data.manifest import MANIFEST_NAME, DatasetError, Manifest, Split
+from ..data.shards import make_split
 from ..data.sources import ImageSource, source_sha256
 from ..data.storage import CARD_NAME
 from ..labels.codec import resolve_dtype
@@ -264,25 +264,19 @@ def _report(skipped: Skipped) -> None:
 def _finish(work: Work, manifest: Manifest | None, annotated: list[Annotated]) -> Manifest:
     """Write the index and then the manifest of all shards."""
     work.check_complete(annotated)
-    index_name = f"{work.split}.index.safetensors"
     rows = [row for each in annotated for row in each.info.rows]
     index = make_index(rows, images=work.settings.images)
-    work.output.write(work.file(index_name), index)
-    entry = Split(
-        name=work.split,
-        num_samples=len(rows),
-        filenames=list(work.names),
-        shard_lengths=[len(each.info.rows) for each in annotated],
-        shard_bytes=[each.info.num_bytes for each in annotated],
-        shard_sha256=[each.info.sha256 for each in annotated],
-        index=index_name,
-        index_bytes=len(index),
-        index_sha256=hashlib.sha256(index).hexdigest(),
+    entry = make_split(
+        work.split,
+        work.names,
+        [each.info for each in annotated],
+        index,
         image_extension=work.source.extension if work.settings.images else None,
         key_rule=work.source.key_rule,
         source_sha256=work.plan["source_sha256"],
         skipped=[skipped._asdict() for each in annotated for skipped in each.skipped],
     )
+    work.output.write(work.file(entry.index), index)
     map_size = next((each.map_size for each in annotated if each.map_size), None)
     manifest = Manifest(
         config=work.config,

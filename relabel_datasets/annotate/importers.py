@@ -26,8 +26,8 @@ from tqdm.auto import tqdm
 from ..data.card import read_template, write_card
 from ..data.images import ImageError
 from ..data.index import make_index
-from ..data.manifest import DatasetError, Manifest, Split, sha256_of, write_atomically
-from ..data.shards import ShardInfo, ShardWriter, shard_names
+from ..data.manifest import DatasetError, Manifest, write_atomically
+from ..data.shards import ShardInfo, ShardWriter, make_split, shard_names
 from ..data.sources import source_sha256
 from ..labels import codec
 from ..labels.codec import LabelMapError
@@ -250,24 +250,20 @@ def _write_batch(writer: ShardWriter, job: _Job, loaded: list[_Loaded]) -> None:
 
 def _finish(folder: Path, split: str, job: _Job, written: _Written) -> Manifest:
     """Write the index, and then the manifest of all shards."""
-    index, maps = folder / f"{split}.index.safetensors", job.maps
+    maps = job.maps
     rows = list(itertools.chain.from_iterable(shard.rows for shard in written.shards))
-    write_atomically(index, make_index(rows, images=job.include_images))
-    entry = Split(
-        name=split,
-        num_samples=len(rows),
-        filenames=list(written.names),
-        shard_lengths=[len(shard.rows) for shard in written.shards],
-        shard_bytes=[shard.num_bytes for shard in written.shards],
-        shard_sha256=[shard.sha256 for shard in written.shards],
-        index=index.name,
-        index_bytes=index.stat().st_size,
-        index_sha256=sha256_of(index),
+    index = make_index(rows, images=job.include_images)
+    entry = make_split(
+        split,
+        written.names,
+        written.shards,
+        index,
         image_extension=job.images.source.extension if job.images is not None and job.include_images else None,
         key_rule=maps.key_rule,
         source_sha256=source_sha256(maps),
         skipped=[skipped._asdict() for skipped in written.skipped],
     )
+    write_atomically(folder / entry.index, index)
     manifest = Manifest(
         config=folder.name,
         classes=list(maps.classes),

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..data.index import Row
 from ..data.manifest import DatasetError, Split
-from ..data.shards import ShardInfo, read_rows, shard_names
+from ..data.shards import ShardInfo, index_name, read_rows, shard_names
 from ..data.sources import ImageSource
 from .annotator import Annotator, ClassSubset
 from .output import LocalOutput, Output, explaining_errors
@@ -167,7 +167,7 @@ class Work:
 
     def clean(self) -> None:
         """Remove what killed builders left behind; this one holds the lock."""
-        names = [*self.names, f"{self.split}.index.safetensors"]
+        names = [*self.names, index_name(self.split)]
         self.output.clean(map(self.file, names))
         self.output.clean(f"{self._hidden}/{name}" for name in ("plan.json", *(f"{name}.json" for name in self.names)))
 

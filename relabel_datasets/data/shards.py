@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tqdm.auto import tqdm
 
@@ -217,6 +217,35 @@ def read_rows(path: Path) -> list[Row]:
             ]
         except (KeyError, ValueError) as error:
             raise DatasetError(f"{path} is not a shard of label maps: {error!r}") from error
+
+
+def make_split(name: str, filenames: Sequence[str], shards: Sequence[ShardInfo], index: bytes, **more: Any) -> Split:
+    """Return the manifest's entry of a split.
+
+    Args:
+        name: of the split.
+        filenames: of the shards.
+        shards: what their writers returned.
+        index: content of the index file, see `index.make_index`.
+        more: the entry's other fields.
+    """
+    return Split(
+        name=name,
+        num_samples=sum(len(shard.rows) for shard in shards),
+        filenames=list(filenames),
+        shard_lengths=[len(shard.rows) for shard in shards],
+        shard_bytes=[shard.num_bytes for shard in shards],
+        shard_sha256=[shard.sha256 for shard in shards],
+        index=index_name(name),
+        index_bytes=len(index),
+        index_sha256=hashlib.sha256(index).hexdigest(),
+        **more,
+    )
+
+
+def index_name(split: str) -> str:
+    """Return the file name of a split's index."""
+    return f"{split}.index.safetensors"
 
 
 def shard_names(split: str, num_shards: int) -> Sequence[str]:
