@@ -15,14 +15,14 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol, TypeVar
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 import fsspec
 
 from ..data.card import write_card
 from ..data.manifest import MANIFEST_NAME, Manifest, aside_of, sha256_of, write_atomically
 from ..data.remote import RemoteFiles
-from ..data.storage import CARD_NAME, is_url
+from ..data.storage import CARD_NAME, is_url, without_file_scheme
 from .lock import FileLock
 
 logger = logging.getLogger(__name__)
@@ -84,9 +84,7 @@ class Output(Protocol):
 
 def open_output(root: str | os.PathLike[str], storage_options: dict[str, Any] | None = None) -> Output:
     """Return the output for a path or a URL, see `build`."""
-    text = os.fspath(root)
-    if text.startswith("file://"):
-        text = unquote(urlsplit(text).path)
+    text = without_file_scheme(root)
     return RemoteOutput(text, storage_options or {}) if is_url(text) else LocalOutput(text)
 
 

@@ -104,6 +104,7 @@ def load_dataset(
 
 
 def find_root(path: Path_, cache_dir: Path_ | None, revision: str | None, token: str | None) -> Path_:
+    """Return the path or URL of what `load_dataset` was given, see there; scenes are made if need be."""
     known = sorted({*_MAKERS, *_BUILDERS})
     if not is_url(path) and not Path(path).exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", os.fspath(path)):
         return f"hf://datasets/{path}" + (f"@{revision}" if revision else "")

@@ -184,15 +184,19 @@ def open_folder(
     """
     if not isinstance(path, (str, os.PathLike)):
         return path
-    text = os.fspath(path)
-    if text.startswith("file://"):
-        text = unquote(urlsplit(text).path)
+    text = without_file_scheme(path)
     if not is_url(text):
         return LocalFolder(text)
     limit = os.environ.get("RELABEL_CACHE_LIMIT") or None if cache_limit is None else cache_limit
     folder = default_cache() if cache_dir is None else Path(cache_dir)
     cache = ShardCache(folder / "shards", None if limit is None else _num_bytes(limit))
     return RemoteFolder(RemoteFiles(text, dict(storage_options or {})), cache)
+
+
+def without_file_scheme(path: str | os.PathLike[str]) -> str:
+    """Return a path or URL as it is, but the path of a `file://` URL."""
+    text = os.fspath(path)
+    return unquote(urlsplit(text).path) if text.startswith("file://") else text
 
 
 def is_url(path: str | os.PathLike[str]) -> bool:
@@ -213,6 +217,11 @@ def _num_bytes(limit: int | str) -> int:
 
 
 def card_configs(card: bytes, where: str) -> list[str]:
+    """Return the names of the configs in a card's YAML, sorted.
+
+    Raises:
+        DatasetError: it has none; the message calls the card `where`.
+    """
     match = re.match(rb"---\r?\n(.*?)\r?\n---\r?\n", card, re.DOTALL)
     if match is None:
         raise DatasetError(f"{where} is not the card of a dataset: its YAML is missing or cut off")
