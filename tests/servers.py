@@ -13,12 +13,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 from urllib.parse import unquote, urlsplit
 from urllib.request import Request as Upload
 from urllib.request import urlopen
@@ -33,23 +33,38 @@ FAULTS = {
     "whole": "status 200 and the whole file, whatever range was asked for",
     "flip": "one byte in the middle is another one",
     "page": "status 200 and a page that asks to log in",
+    "lost": "the request takes effect, but the connection is closed without an answer",
 }
+# What may go wrong with a POST, PUT or DELETE; it takes effect only if it is `lost`.
+UPLOAD_FAULTS = {
+    "drop": "the connection is closed after half of the request's body",
+    "reset": "the connection is reset (RST) after half of the request's body",
+    "stall": "half of the request's body is taken, then nothing for as long as the client waits",
+    "page": FAULTS["page"],
+    "lost": FAULTS["lost"],
+}
+_WHOLE_ANSWERS = ("page", "lost")  # kinds that an answer without a body can have too
 
 
 @dataclass
 class Fault:
-    """What to do to GETs of some paths, see `FAULTS`."""
+    """What to do to requests of some paths, see `FAULTS` and `UPLOAD_FAULTS`."""
 
     kind: str
+    method: str | None  # None: any
     path: str  # the end of the paths
     times: int | None  # None: for ever
     after: int  # so many requests are left alone first
-    longer_than: int  # as are shorter answers
+    longer_than: int  # as are shorter answers, or shorter bodies of uploads
     headers: dict[str, str]  # sent along
 
-    def hits(self, path: str, num_bytes: int) -> bool:
-        if not path.endswith(self.path) or num_bytes <= self.longer_than or self.times == 0:
+    def hits(self, method: str, path: str, num_bytes: int) -> bool:
+        if self.method not in (None, method) or not path.endswith(self.path) or self.times == 0:
             return False
+        if num_bytes <= self.longer_than:
+            return False
+        if method == "GET" and num_bytes == 0 and not self.kind.isdecimal() and self.kind not in _WHOLE_ANSWERS:
+            return False  # a redirect has no middle: the fault is meant for what it leads to
         if self.after:
             self.after -= 1
             return False
@@ -66,6 +81,8 @@ class Request(NamedTuple):
     query: str
     range: str | None
     authorization: str | None
+    host: str = ""
+    num_bytes: int = 0  # of its body, as far as it came
 
 
 @dataclass
@@ -83,24 +100,28 @@ class FaultyServer:
         folder: what to serve. Or
         upstream: `host:port` of the server to be a reverse proxy of.
         pause_s: after each KiB of an answer.
+        port: where to listen; 0 for any that is free.
 
     Attributes:
         requests: what was asked for so far.
+        before: called with each request before it takes effect, for what should happen just then.
     """
 
     folder: Path | None = None
     upstream: str | None = None
     pause_s: float = 0.0
+    port: int = 0
     requests: list[Request] = field(default_factory=list)
+    before: Callable[[Request], None] | None = None
 
     def __post_init__(self) -> None:
         self._faults: list[Fault] = []
         self._lock = threading.Lock()
         self.stopping = threading.Event()
 
-    def __enter__(self) -> FaultyServer:
+    def __enter__(self) -> Self:
         handler = type("Handler", (_Handler,), {"faulty": self})
-        self._server = _Server(("127.0.0.1", 0), handler)
+        self._server = _Server(("127.0.0.1", self.port), handler)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
         self._thread.start()
         return self
@@ -109,6 +130,7 @@ class FaultyServer:
         self.stopping.set()
         self._server.shutdown()
         self._server.server_close()
+        self._server.hang_up()
         self._thread.join()
 
     @property
@@ -124,15 +146,17 @@ class FaultyServer:
         kind: str,
         path: str,
         *,
+        method: str | None = "GET",
         times: int | None = 1,
         after: int = 0,
         longer_than: int = -1,
         headers: dict[str, str] | None = None,
     ) -> None:
-        """Inject a fault into coming GETs of paths that end so."""
-        assert kind in FAULTS or kind.isdecimal()
+        """Inject a fault into coming requests of a method, or of any (None), to paths that end so."""
+        kinds = {"GET": tuple(FAULTS), "HEAD": _WHOLE_ANSWERS, None: _WHOLE_ANSWERS}.get(method, tuple(UPLOAD_FAULTS))
+        assert kind in kinds or kind.isdecimal()
         with self._lock:
-            self._faults.append(Fault(kind, path, times, after, longer_than, headers or {}))
+            self._faults.append(Fault(kind, method, path, times, after, longer_than, headers or {}))
 
     def reset(self) -> None:
         """Serve without faults from now on, and forget the requests."""
@@ -140,17 +164,21 @@ class FaultyServer:
             self._faults.clear()
             self.requests.clear()
 
+    def asked(self, method: str, path: str = "") -> list[Request]:
+        """Return the requests so far of a method and of paths that end so."""
+        return [request for request in list(self.requests) if request.method == method and request.path.endswith(path)]
+
     def gets(self, path: str) -> list[Request]:
         """Return the GETs so far of paths that end so."""
-        return [request for request in list(self.requests) if request.method == "GET" and request.path.endswith(path)]
+        return self.asked("GET", path)
 
     def note(self, request: Request) -> None:
         with self._lock:
             self.requests.append(request)
 
-    def fault(self, path: str, num_bytes: int) -> Fault | None:
+    def fault(self, method: str, path: str, num_bytes: int) -> Fault | None:
         with self._lock:
-            return next((fault for fault in self._faults if fault.hits(path, num_bytes)), None)
+            return next((fault for fault in self._faults if fault.hits(method, path, num_bytes)), None)
 
     def answer(self, method: str, target: str, headers: dict[str, str], body: bytes) -> Answer:
         """Return what a server without faults answers."""
@@ -242,6 +270,24 @@ class _Server(ThreadingHTTPServer):
     block_on_close = False  # a client that keeps its connection would hold the shutdown up
     request_queue_size = 128
 
+    def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
+        super().__init__(address, handler)
+        self._connections: set[socket.socket] = set()
+
+    def process_request(self, request: socket.socket, client_address: object) -> None:
+        self._connections.add(request)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: socket.socket) -> None:
+        self._connections.discard(request)
+        super().shutdown_request(request)
+
+    def hang_up(self) -> None:
+        """Close what clients keep open, lest the next server on this port be asked through this one."""
+        for connection in self._connections.copy():
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
     def handle_error(self, request: object, client_address: object) -> None:
         """Say nothing: clients that go away in the middle are what the tests are about."""
 
@@ -252,20 +298,73 @@ class _Handler(BaseHTTPRequestHandler):
     faulty: FaultyServer
 
     def do_GET(self) -> None:
-        faulty, url = self.faulty, urlsplit(self.path)
         headers = {name.lower(): value for name, value in self.headers.items()}
-        body = self.rfile.read(int(headers.get("content-length", 0)))
-        faulty.note(Request(self.command, url.path, url.query, headers.get("range"), headers.get("authorization")))
-        answer = faulty.answer(self.command, self.path, headers, body)
-        fault = faulty.fault(url.path, len(answer.body)) if self.command == "GET" else None
+        reading = self.command in ("GET", "HEAD")
+        fault = None if reading else self._fault(int(headers.get("content-length", 0)))
+        if fault is not None and fault.kind in ("drop", "reset", "stall"):
+            self._take_half(headers, fault.kind)
+            return
+        body = b"".join(self._pieces(headers))
+        request = self._note(headers, len(body))
+        if fault is not None and fault.kind != "lost":
+            self._refuse(fault)
+            return
+        if self.faulty.before is not None:
+            self.faulty.before(request)
+        answer = self.faulty.answer(self.command, self.path, headers, body)
+        if reading:
+            fault = self._fault(len(answer.body))
+        self._answer(answer, fault, headers)
+
+    do_HEAD = do_POST = do_PUT = do_DELETE = do_GET
+
+    def _fault(self, num_bytes: int) -> Fault | None:
+        return self.faulty.fault(self.command, urlsplit(self.path).path, num_bytes)
+
+    def _note(self, headers: dict[str, str], num_bytes: int) -> Request:
+        url, named = urlsplit(self.path), (headers.get("range"), headers.get("authorization"), headers.get("host", ""))
+        request = Request(self.command, url.path, url.query, *named, num_bytes)
+        self.faulty.note(request)
+        return request
+
+    def _pieces(self, headers: dict[str, str], longest: int = 1 << 20) -> Iterator[bytes]:
+        """Give the body of the request as it comes."""
+        if headers.get("transfer-encoding", "").lower() == "chunked":
+            while num_bytes := int(self.rfile.readline().partition(b";")[0] or b"0", 16):
+                yield self.rfile.read(num_bytes)
+                self.rfile.readline()
+            while self.rfile.readline().strip():
+                pass
+            return
+        left = int(headers.get("content-length", 0))
+        while left and (piece := self.rfile.read(min(left, longest))):
+            left -= len(piece)
+            yield piece
+
+    def _take_half(self, headers: dict[str, str], kind: str) -> None:
+        half = max(int(headers.get("content-length", 0)) // 2, 1)
+        self._note(headers, len(next(self._pieces(headers, half), b"")))
+        self.close_connection = True
+        if kind == "stall":
+            self._wait_until_left()
+        elif kind == "reset":
+            self._reset()
+
+    def _refuse(self, fault: Fault) -> None:
+        if fault.kind.isdecimal():
+            self._send(Answer(int(fault.kind), fault.headers, b""))
+        else:
+            self._send(Answer(200, {"Content-Type": "text/html"}, b"<html>Please log in</html>" * 9))
+
+    def _answer(self, answer: Answer, fault: Fault | None, headers: dict[str, str]) -> None:
         if fault is None:
             self._send(answer)
-        elif fault.kind.isdecimal():
-            self._send(Answer(int(fault.kind), fault.headers, b""))
-        elif fault.kind == "page":
-            self._send(Answer(200, {"Content-Type": "text/html"}, b"<html>Please log in</html>" * 9))
+        elif fault.kind == "lost":
+            self.close_connection = True
+        elif fault.kind.isdecimal() or fault.kind == "page":
+            self._refuse(fault)
         elif fault.kind == "whole":
-            self._send(faulty.answer("GET", self.path, {**headers, "range": ""}, body))
+            self._send(self.faulty.answer("GET", self.path, {**headers, "range": ""}, b""))
         elif fault.kind == "flip":
             middle = len(answer.body) // 2
             flipped = bytes([answer.body[middle] ^ 1])
@@ -274,8 +373,6 @@ class _Handler(BaseHTTPRequestHandler):
             )
         else:
             self._send_half(answer, fault.kind)
-
-    do_HEAD = do_POST = do_PUT = do_DELETE = do_GET
 
     def _send_half(self, answer: Answer, kind: str) -> None:
         half = answer.body[: len(answer.body) // 2]
@@ -289,12 +386,18 @@ class _Handler(BaseHTTPRequestHandler):
             self._send_head(answer, {"Content-Length": str(len(answer.body))})
         self.wfile.write(half)
         if kind == "stall":
-            while not self.faulty.stopping.is_set():  # and until the client is gone
-                if select.select([self.connection], [], [], 0.05)[0] and not self.connection.recv(1, socket.MSG_PEEK):
-                    return
+            self._wait_until_left()
         elif kind == "reset":
-            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            os.close(self.connection.detach())  # at once: socketserver would first say goodbye
+            self._reset()
+
+    def _wait_until_left(self) -> None:
+        while not self.faulty.stopping.wait(0.02):  # and until the client is gone
+            if select.select([self.connection], [], [], 0.05)[0] and not self.connection.recv(1, socket.MSG_PEEK):
+                return
+
+    def _reset(self) -> None:
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        os.close(self.connection.detach())  # at once: socketserver would first say goodbye
 
     def _send(self, answer: Answer) -> None:
         headers = answer.headers

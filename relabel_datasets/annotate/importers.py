@@ -32,6 +32,7 @@ from ..data.sources import source_sha256
 from ..labels import codec
 from ..labels.codec import LabelMapError
 from ..labels.encoding import Encoded
+from ..labels.statistics import Statistics, add_up, image_statistics
 from .pairing import FoundImages, Skipped, find_images
 from .published import FORMATS, PublishedMaps
 
@@ -212,14 +213,15 @@ def _write_shards(
     ):
         for name, chunk in zip(written.names, chunks, strict=True):
             with ShardWriter(folder / name, extension) as writer:
+                statistics = [Statistics()]
                 for batch in _batches(job, chunk, pool):
-                    _write_batch(writer, job, [item for item in batch if isinstance(item, _Loaded)])
+                    statistics.append(_write_batch(writer, job, [item for item in batch if isinstance(item, _Loaded)]))
                     bad = [item for item in batch if isinstance(item, Skipped)]
                     for skipped in bad:
                         tqdm.write(f"skipped: {skipped.error}", file=sys.stderr)
                     written.skipped += bad
                     bar.update(len(batch))
-                written.shards.append(writer.close())
+                written.shards.append(writer.close()._replace(statistics=add_up(statistics)))
             if not written.shards[-1].rows:
                 raise DatasetError(
                     f"none of the {len(chunk)} files of {name} can be imported, last {written.skipped[-1].error}"
@@ -237,15 +239,17 @@ def _batches(job: _Job, indices: list[int], pool: ThreadPoolExecutor) -> Iterato
     yield list(waiting)
 
 
-def _write_batch(writer: ShardWriter, job: _Job, loaded: list[_Loaded]) -> None:
+def _write_batch(writer: ShardWriter, job: _Job, loaded: list[_Loaded]) -> Statistics:
     if not loaded:
-        return
+        return Statistics()
     logits = torch.stack([item.logits for item in loaded])
     classes = torch.stack([item.classes for item in loaded])
     encoded = Encoded(logits, classes, None, job.maps.num_classes)
     blobs = codec.encode(encoded, [item.canvas for item in loaded], job.dtype)
-    for item, blob in zip(loaded, blobs, strict=True):
-        writer.add(job.maps.keys[item.position], job.maps.labels[item.position], item.image, blob)
+    labels = [job.maps.labels[item.position] for item in loaded]
+    for item, label, blob in zip(loaded, labels, blobs, strict=True):
+        writer.add(job.maps.keys[item.position], label, item.image, blob)
+    return image_statistics(encoded, labels)
 
 
 def _finish(folder: Path, split: str, job: _Job, written: _Written) -> Manifest:

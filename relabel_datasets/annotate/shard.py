@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,8 +21,10 @@ from ..data.shards import ShardInfo, ShardWriter
 from ..data.sources import ImageSource
 from ..labels import codec
 from ..labels.encoding import encode_logits
+from ..labels.statistics import Statistics, add_up, crop_fidelity, image_statistics
 from .annotator import Annotator
 
+_FIDELITY_CROPS = 256  # random crops a shard whose labels are compared with dense ones; more would cost time
 _MAX_PENDING = 2  # batches that wait to be encoded: a device has the next to do, and their logits fit in its memory
 
 
@@ -111,7 +114,7 @@ def annotate_shard(
             raise DatasetError(
                 f"none of the {len(indices)} images of {path.name} can be read, first {annotated.skipped[0].error}"
             )
-        annotated.info = writer.close()
+        annotated.info = writer.close()._replace(statistics=encoder.statistics)
     return annotated
 
 
@@ -124,6 +127,8 @@ class _Encoder:
         self._writer, self._source, self._settings, self._on_done = writer, source, settings, on_done
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="encode")
         self._pending: deque[tuple[int, Future[None]]] = deque()
+        self._random = np.random.default_rng(0)  # the same crops on every run
+        self.statistics = Statistics()
 
     def __enter__(self) -> _Encoder:
         return self
@@ -153,6 +158,12 @@ class _Encoder:
         source, settings = self._source, self._settings
         encoded = encode_logits(dense, settings.encoding, settings.k)
         blobs = codec.encode(encoded, [item.size for item in loaded], settings.dtype)
+        labels = [source.labels[item.position] for item in loaded]
+        parts = [self.statistics, image_statistics(encoded, labels)]
+        rest = min(_FIDELITY_CROPS - self.statistics.crops, len(blobs))
+        if rest > 0:
+            parts.append(crop_fidelity(dense[:rest], blobs[:rest], [item.size for item in loaded[:rest]], self._random))
+        self.statistics = add_up(parts)
         for item, blob in zip(loaded, blobs, strict=True):
             self._writer.add(source.keys[item.position], source.labels[item.position], item.data, blob)
 

@@ -18,6 +18,7 @@ from ..data.index import Row
 from ..data.manifest import DatasetError, Split
 from ..data.shards import ShardInfo, index_name, read_rows, shard_names
 from ..data.sources import ImageSource
+from ..labels.statistics import Statistics
 from .annotator import Annotator, ClassSubset
 from .output import LocalOutput, Output, explaining_errors
 from .shard import Annotated, Settings, Skipped, annotate_shard
@@ -101,7 +102,8 @@ class Work:
         """Return what was recorded of a shard, if it is finished and is still what was recorded."""
         try:
             record = self._read(f"{self.names[number]}.json") or {}
-            info = ShardInfo([Row(*row) for row in record["info"][0]], *record["info"][1:])
+            rows, num_bytes, sha256, statistics = record["info"]
+            info = ShardInfo([Row(*row) for row in rows], num_bytes, sha256, Statistics(*statistics))
             annotated = Annotated(info, [Skipped(*each) for each in record["skipped"]], record["map_size"])
         except (KeyError, TypeError, ValueError):
             return None  # not finished, or a damaged record: annotate it again
@@ -151,7 +153,8 @@ class Work:
                     skipped[key] for key in map(self.source.keys.__getitem__, self.shards[number]) if key in skipped
                 ]
                 size = None if map_size is None else (map_size[0], map_size[1])
-                self.store(number, Annotated(ShardInfo(rows, num_bytes, sha256), lost, size))
+                statistics = Statistics(*split.shard_statistics[number])  # type: ignore[arg-type]
+                self.store(number, Annotated(ShardInfo(rows, num_bytes, sha256, statistics), lost, size))
                 whole += 1
         return whole
 

@@ -32,6 +32,7 @@ class Split:
     shard_lengths: list[int]  # samples
     shard_bytes: list[int]
     shard_sha256: list[str]
+    shard_statistics: list[list[float]]  # see labels.statistics.Statistics
     index: str  # file name of the index
     index_bytes: int
     index_sha256: str
@@ -96,7 +97,13 @@ class Manifest:
         except (TypeError, KeyError, AttributeError) as error:
             raise DatasetError(f"{path} is damaged: {error}") from error
         for split in splits.values():
-            lists = (split.filenames, split.shard_lengths, split.shard_bytes, split.shard_sha256)
+            lists = (
+                split.filenames,
+                split.shard_lengths,
+                split.shard_bytes,
+                split.shard_sha256,
+                split.shard_statistics,
+            )
             if len({len(values) for values in lists}) != 1 or sum(split.shard_lengths) != split.num_samples:
                 raise DatasetError(f"{path} is damaged: the lists of split {split.name!r} do not agree")
         return manifest

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from tqdm.auto import tqdm
 
+from ..labels.statistics import Statistics
 from .index import Row
 from .manifest import DatasetError, Split, aside_of
 from .storage import Folder
@@ -35,6 +36,7 @@ class ShardInfo(NamedTuple):
     rows: list[Row]
     num_bytes: int
     sha256: str
+    statistics: Statistics = Statistics()  # whoever makes the maps measures them
 
 
 class ShardWriter:
@@ -236,6 +238,7 @@ def make_split(name: str, filenames: Sequence[str], shards: Sequence[ShardInfo],
         shard_lengths=[len(shard.rows) for shard in shards],
         shard_bytes=[shard.num_bytes for shard in shards],
         shard_sha256=[shard.sha256 for shard in shards],
+        shard_statistics=[list(shard.statistics) for shard in shards],
         index=index_name(name),
         index_bytes=len(index),
         index_sha256=hashlib.sha256(index).hexdigest(),
