@@ -13,10 +13,10 @@ from .data.images import ImageError, decode_image
 from .data.joins import join
 from .data.loading import load_dataset
 from .data.manifest import DatasetError
+from .data.names import open_folder
 from .data.samples import decode_sample
 from .data.sampling import RelabelSampler
 from .data.sources import HFSource, ImageFolderSource, WebDatasetSource, open_source
-from .data.storage import open_folder
 from .data.store import LabelMaps
 from .data.stream import RelabelLoader, RelabelStream
 from .data.verify import VerifyReport, verify
@@ -37,23 +37,26 @@ if TYPE_CHECKING:
     from .annotate.ray_engine import RayEngine
     from .annotate.shard import Settings
     from .annotate.timm_annotator import TimmAnnotator
+    from .hub import Published, publish
 
 # The producer is imported when first asked for: timm alone takes seconds, which a training script need not wait.
 _PRODUCER = {
-    "Annotator": "annotator",
-    "AnnotatorEntry": "catalogue",
-    "Ensemble": "combine",
-    "FlipAveraged": "combine",
-    "HFAnnotator": "hf_annotator",
-    "ModuleAnnotator": "annotator",
-    "PublishedMaps": "published",
-    "RayEngine": "ray_engine",
-    "Settings": "shard",
-    "TimmAnnotator": "timm_annotator",
-    "build": "build",
-    "describe_annotators": "catalogue",
-    "detect_order": "orientation",
-    "import_label_maps": "importers",
+    "Annotator": "annotate.annotator",
+    "AnnotatorEntry": "annotate.catalogue",
+    "Ensemble": "annotate.combine",
+    "FlipAveraged": "annotate.combine",
+    "HFAnnotator": "annotate.hf_annotator",
+    "ModuleAnnotator": "annotate.annotator",
+    "PublishedMaps": "annotate.published",
+    "Published": "hub",
+    "RayEngine": "annotate.ray_engine",
+    "Settings": "annotate.shard",
+    "TimmAnnotator": "annotate.timm_annotator",
+    "build": "annotate.build",
+    "describe_annotators": "annotate.catalogue",
+    "detect_order": "annotate.orientation",
+    "import_label_maps": "annotate.importers",
+    "publish": "hub",
 }
 
 __all__ = [
@@ -71,6 +74,7 @@ __all__ = [
     "LabelMaps",
     "LabelPooling",
     "ModuleAnnotator",
+    "Published",
     "PublishedMaps",
     "RayEngine",
     "RelabelDataset",
@@ -93,6 +97,7 @@ __all__ = [
     "open_folder",
     "open_source",
     "pool_labels",
+    "publish",
     "verify",
 ]
 
@@ -100,7 +105,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _PRODUCER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".annotate.{_PRODUCER[name]}", __name__), name)
+    return getattr(import_module(f".{_PRODUCER[name]}", __name__), name)
 
 
 def __dir__() -> list[str]:

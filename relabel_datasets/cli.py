@@ -72,10 +72,25 @@ def make_parser() -> argparse.ArgumentParser:
     verify = commands.add_parser("verify", help="check every byte and every sample of a dataset, local or remote")
     verify.add_argument("path", help="folder, URL, org/name on the Hub, or short name")
     verify.add_argument("--config", help="(default: all)")
+    verify.add_argument("--revision", help="of a dataset on the Hub: branch, tag or commit")
     verify.add_argument("--json", metavar="FILE", help="where to write the whole report; - is stdout")
     verify.add_argument("--workers", type=int, metavar="N", help="processes (default: one a CPU)")
     verify.add_argument("--quick", action="store_true", help="look only into shards whose size or sha256 is wrong")
     verify.set_defaults(run=_verify)
+
+    publish = commands.add_parser(
+        "publish", help="put a dataset on the Hugging Face Hub", epilog="Log in with `hf auth login`, or set HF_TOKEN."
+    )
+    publish.add_argument("folder", type=Path, help="of the dataset")
+    publish.add_argument("repo", help="org/name; made if need be")
+    publish.add_argument("--config", help="(default: all in the folder)")
+    publish.add_argument("--public", action="store_true", help="let everybody see a repository that is made")
+    publish.add_argument("--tag", help="name of this revision (default: v1, v2, ...)")
+    publish.add_argument("--card", help="template of the dataset card: a file, or a name in cards/")
+    publish.add_argument(
+        "--restricted-images", metavar="NAME", help="publish images although the card says those of NAME may not be"
+    )
+    publish.set_defaults(run=_publish)
     return parser
 
 
@@ -219,7 +234,7 @@ def _verify(args: argparse.Namespace) -> int:
 
     if args.json not in (None, "-"):
         Path(args.json).touch()  # if it cannot be written, better now than after hours
-    report = verify(args.path, args.config, num_workers=args.workers, quick=args.quick)
+    report = verify(args.path, args.config, revision=args.revision, num_workers=args.workers, quick=args.quick)
     if args.json == "-":
         sys.stdout.write(f"{report.to_json()}\n")
         sys.stderr.write(f"{report}\n")
@@ -228,6 +243,21 @@ def _verify(args: argparse.Namespace) -> int:
         if args.json is not None:
             Path(args.json).write_text(f"{report.to_json()}\n", encoding="utf-8")
     return 0 if report.ok else 1
+
+
+def _publish(args: argparse.Namespace) -> None:
+    from .hub import publish  # see _build
+
+    published = publish(
+        args.folder,
+        args.repo,
+        config=args.config,
+        public=args.public,
+        tag=args.tag,
+        card=args.card,
+        restricted_images=args.restricted_images,
+    )
+    sys.stdout.write(f"{published.url} at {published.tag}, commit {published.commit}\n{published.load_line}\n")
 
 
 def _annotators(args: argparse.Namespace) -> None:

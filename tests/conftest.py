@@ -3,14 +3,83 @@
 from __future__ import annotations
 
 import os
+import shutil
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import PIL.Image
 import pytest
 import torch
 
+from tests.hub import LocalHub
+
 ROOT = Path(__file__).parents[1]
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+# huggingface_hub reads these once, when it is imported: no test may reach the real Hub, or use a real account.
+assert "huggingface_hub" not in sys.modules
+HUB_PORT = _free_port()
+_HF_HOME = tempfile.mkdtemp(prefix="hf-home-")
+os.environ.update(
+    HF_ENDPOINT=f"http://127.0.0.1:{HUB_PORT}",
+    HF_HOME=_HF_HOME,
+    HF_HUB_DISABLE_XET="1",
+    HF_HUB_DISABLE_TELEMETRY="1",
+    NO_PROXY="127.0.0.1,localhost",
+    no_proxy="127.0.0.1,localhost",
+)
+for _name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_OFFLINE", "HF_HUB_CACHE", "HF_HUB_DISABLE_PROGRESS_BARS"):
+    os.environ.pop(_name, None)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_home_of_ours_is_left():
+    yield
+    shutil.rmtree(_HF_HOME, ignore_errors=True)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Bear with huggingface_hub 2.4, which uploads to the storage in a way that its own HTTP library calls deprecated."""
+    for item in items:
+        if "local_hub" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning"))
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """The client of the Hub waits for nothing before it tries again."""
+    in_no_time = SimpleNamespace(**{**vars(time), "sleep": lambda _: None})
+    for module in ("utils._http", "file_download"):
+        monkeypatch.setattr(f"huggingface_hub.{module}.time", in_no_time)
+
+
+@pytest.fixture
+def hf_cache(tmp_path: Path, monkeypatch) -> Path:
+    """An empty cache of huggingface_hub."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hf-cache"))
+    return tmp_path / "hf-cache"
+
+
+@pytest.fixture
+def local_hub(hf_cache) -> Iterator[LocalHub]:
+    """A Hub without repositories, at which the client of the Hub looks by itself."""
+    from huggingface_hub import HfFileSystem
+
+    HfFileSystem.clear_instance_cache()  # or it would know the files of another test
+    with LocalHub(port=HUB_PORT) as hub:
+        yield hub
 
 
 @pytest.fixture(autouse=True)

@@ -1,9 +1,8 @@
-"""Servers on 127.0.0.1 for tests of remote reading: a file server and proxy that fails as it is told, an S3, a Hub."""
+"""Servers on 127.0.0.1 for tests of remote reading: a file server and proxy that fails as it is told, and an S3."""
 
 from __future__ import annotations
 
 import http.client
-import json
 import os
 import re
 import select
@@ -18,7 +17,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 from urllib.parse import unquote, urlsplit
 from urllib.request import Request as Upload
 from urllib.request import urlopen
@@ -33,7 +32,6 @@ FAULTS = {
     "whole": "status 200 and the whole file, whatever range was asked for",
     "flip": "one byte in the middle is another one",
     "page": "status 200 and a page that asks to log in",
-    "lost": "the request takes effect, but the connection is closed without an answer",
 }
 # What may go wrong with a POST, PUT or DELETE; it takes effect only if it is `lost`.
 UPLOAD_FAULTS = {
@@ -41,7 +39,7 @@ UPLOAD_FAULTS = {
     "reset": "the connection is reset (RST) after half of the request's body",
     "stall": "half of the request's body is taken, then nothing for as long as the client waits",
     "page": FAULTS["page"],
-    "lost": FAULTS["lost"],
+    "lost": "the request takes effect, but the connection is closed without an answer; for a GET or HEAD, too",
 }
 _WHOLE_ANSWERS = ("page", "lost")  # kinds that an answer without a body can have too
 
@@ -153,7 +151,7 @@ class FaultyServer:
         headers: dict[str, str] | None = None,
     ) -> None:
         """Inject a fault into coming requests of a method, or of any (None), to paths that end so."""
-        kinds = {"GET": tuple(FAULTS), "HEAD": _WHOLE_ANSWERS, None: _WHOLE_ANSWERS}.get(method, tuple(UPLOAD_FAULTS))
+        kinds = {"GET": (*FAULTS, "lost"), "HEAD": _WHOLE_ANSWERS, None: _WHOLE_ANSWERS}.get(method, UPLOAD_FAULTS)
         assert kind in kinds or kind.isdecimal()
         with self._lock:
             self._faults.append(Fault(kind, method, path, times, after, longer_than, headers or {}))
@@ -186,37 +184,6 @@ class FaultyServer:
             return _from_upstream(self.upstream, method, target, headers, body)
         assert self.folder is not None
         return _from_folder(self.folder, target, headers)
-
-
-class HubServer(FaultyServer):
-    """As much of the Hugging Face Hub as HfFileSystem needs to read one dataset repository, `org/name@main`."""
-
-    def answer(self, method: str, target: str, headers: dict[str, str], body: bytes) -> Answer:
-        assert self.folder is not None
-        path = unquote(urlsplit(target).path)
-        if path == "/api/datasets/org/name/revision/main":
-            return _json({"id": "org/name", "sha": "0" * 40})
-        match = re.fullmatch(r"/api/datasets/org/name/tree/main(/.*)?", path)
-        folder = self.folder / (match[1] or "/")[1:] if match else None
-        if folder is not None and folder.is_dir():
-            return _json([self._entry(each) for each in sorted(folder.iterdir())])
-        if path.startswith("/datasets/org/name/resolve/main/"):
-            answer = _from_folder(self.folder, path.removeprefix("/datasets/org/name/resolve/main"), headers)
-            if answer.status != 404:
-                return answer
-        code = "EntryNotFound" if "/main" in path else "RevisionNotFound" if "/org/name/" in path else "RepoNotFound"
-        return Answer(404, {"X-Error-Code": code}, b"")
-
-    def _entry(self, path: Path) -> dict[str, object]:
-        assert self.folder is not None
-        name = path.relative_to(self.folder).as_posix()
-        if path.is_dir():
-            return {"type": "directory", "oid": "0" * 40, "path": name}
-        return {"type": "file", "oid": "0" * 40, "path": name, "size": path.stat().st_size}
-
-
-def _json(content: object) -> Answer:
-    return Answer(200, {"Content-Type": "application/json"}, json.dumps(content).encode())
 
 
 def _from_folder(folder: Path, target: str, headers: dict[str, str]) -> Answer:
@@ -274,13 +241,14 @@ class _Server(ThreadingHTTPServer):
         super().__init__(address, handler)
         self._connections: set[socket.socket] = set()
 
-    def process_request(self, request: socket.socket, client_address: object) -> None:
+    def get_request(self) -> tuple[socket.socket, Any]:
+        request, address = super().get_request()
         self._connections.add(request)
-        super().process_request(request, client_address)
+        return request, address
 
-    def shutdown_request(self, request: socket.socket) -> None:
+    def close_request(self, request: Any) -> None:
         self._connections.discard(request)
-        super().shutdown_request(request)
+        super().close_request(request)
 
     def hang_up(self) -> None:
         """Close what clients keep open, lest the next server on this port be asked through this one."""

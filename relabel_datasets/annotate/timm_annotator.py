@@ -115,8 +115,9 @@ class TimmAnnotator(ModuleAnnotator):
         )
         self.head = head
         self.linear_head = dense.linear_head
+        self.license = model.pretrained_cfg.get("license") if pretrained else None
 
     def describe(self) -> dict[str, Any]:
         """Return what decides the maps, as JSON values; `linear_head` says whether local ones are exact."""
         own = {"kind": "timm", "model_args": self.model_args, "head": self.head, "linear_head": self.linear_head}
-        return {**super().describe(), **own}
+        return {**super().describe(), **own, "license": self.license}

@@ -12,6 +12,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from ..labels.statistics import CONFIDENT, Statistics, add_up
 from .index import Index
 from .manifest import MANIFEST_NAME, Manifest, Split, write_atomically
 from .storage import CARD_NAME, LocalFolder
@@ -21,6 +22,8 @@ logger = logging.getLogger(__name__)
 _MARK = "<!-- Made by relabel_datasets from the template {name}: edit the template, not this text. -->"
 _MARKED = re.compile(r"<!-- Made by relabel_datasets from (?:a template|the template (?P<name>.*?)): edit the template")
 _DEFAULT = "default"
+_FOLDER = "path/to/this/folder"
+EXAMPLES_NAME = "examples.png"  # in a config's folder
 _SIZES = (
     (1e3, "n<1K"),
     (1e4, "1K<n<10K"),
@@ -31,7 +34,7 @@ _SIZES = (
 )
 
 
-def write_card(root: Path, template: str | os.PathLike[str] | None = None) -> None:
+def write_card(root: Path, template: str | os.PathLike[str] | None = None, *, repo_id: str | None = None) -> None:
     """Write the card of a dataset from the manifests of its configs, whole or not at all.
 
     A README.md that is not from a template, since somebody wrote it, keeps its text; only its YAML is brought up to date.
@@ -40,6 +43,8 @@ def write_card(root: Path, template: str | os.PathLike[str] | None = None) -> No
         root: folder of the dataset.
         template: file with the template, or the name of one in cards/. Default: the one that the card there is from, as
             its text says, else the general one. If that was a file, the text is kept as if somebody had written it.
+        repo_id: `"org/name"` on the Hub, from where the card's examples then load. Default: the folder, or the short name
+            that the template gives.
     """
     from huggingface_hub import DatasetCard, DatasetCardData  # slow to import, and readers do not need them
     from jinja2 import Template
@@ -53,13 +58,22 @@ def write_card(root: Path, template: str | os.PathLike[str] | None = None) -> No
         for field, value in metadata.items():
             setattr(card.data, field, value)
     else:
-        shared = Template(read_template("shared"), trim_blocks=True)
+        shared = Template(read_template("shared"), trim_blocks=True, lstrip_blocks=True)
         configs = [_describe(root, manifest) for manifest in manifests]
         card = DatasetCard.from_template(
             DatasetCardData(**metadata),
             template_str=read_template(name),
             mark=_MARK.format(name=Path(name).name),  # whoever reads the card need not know of our folders
-            use=lambda path, images=None: shared.render(configs=configs, path=path, images=images),
+            use=lambda path=_FOLDER, images=None: shared.render(
+                configs=configs,
+                first=configs[0],
+                split=configs[0]["splits"][0],
+                path=repo_id or path,
+                folder=repo_id or _FOLDER,
+                url=f"hf://datasets/{repo_id}" if repo_id else _FOLDER,
+                images=images,
+                confident=CONFIDENT,
+            ),
         )
     write_atomically(path, str(card).encode())
 
@@ -80,6 +94,18 @@ def _template_of(card: Path, template: str | os.PathLike[str] | None) -> tuple[s
         )
         return name, True
     return name, False
+
+
+def is_from_template(card: Path) -> bool:
+    """Return whether a card's text is from a template, and not somebody's own."""
+    return _MARKED.search(card.read_text(encoding="utf-8")) is not None
+
+
+def read_metadata(card: Path) -> dict[str, Any]:
+    """Return the YAML of a card."""
+    from huggingface_hub import DatasetCard  # slow to import
+
+    return dict(DatasetCard.load(card, ignore_metadata_errors=True).data.to_dict())
 
 
 def read_template(template: str | os.PathLike[str]) -> str:
@@ -144,15 +170,22 @@ def _describe(root: Path, manifest: Manifest) -> dict[str, Any]:
     return {
         "name": manifest.config,
         "annotator": manifest.annotator,
+        "exact": manifest.annotator.get("linear_head"),
         "encoding": manifest.encoding,
         "num_classes": len(manifest.classes),
         "splits": splits,
         "made_with": manifest.made_with,
+        "version": manifest.version,
+        "examples": f"{manifest.config}/{EXAMPLES_NAME}"
+        if (root / manifest.config / EXAMPLES_NAME).is_file()
+        else None,
     }
 
 
 def _describe_split(folder: Path, split: Split) -> dict[str, Any]:
     num_samples = max(1, split.num_samples)
+    statistics = add_up([Statistics(), *split.shard_statistics])
+    last = len(split.filenames) - 1
     return {
         "name": split.name,
         "num_samples": split.num_samples,
@@ -162,4 +195,10 @@ def _describe_split(folder: Path, split: Split) -> dict[str, Any]:
         "bytes_per_sample": sum(split.shard_bytes) / num_samples,
         "map_bytes": Index(LocalFolder(folder), split).mean_size("map"),
         "num_skipped": len(split.skipped),
+        "shards": f"{split.name}-{{00000..{last:05d}}}-of-{last + 1:05d}.tar",
+        "agreement": statistics.agreeing / num_samples,
+        "several": statistics.several / num_samples,
+        "num_crops": statistics.crops,
+        "kl": statistics.kl / max(1, statistics.crops),
+        "same_best": statistics.same_best / max(1, statistics.crops),
     }

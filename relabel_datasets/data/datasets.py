@@ -18,8 +18,9 @@ from .images import decode_image
 from .index import Index
 from .joins import Images, Joined, OnUnmatched, Rows, Unmatched, check_unmatched, join_images
 from .manifest import DatasetError
+from .names import open_folder
 from .packed import IndexedStrings
-from .storage import Folder, open_folder
+from .storage import Folder
 from .store import LabelMaps
 
 

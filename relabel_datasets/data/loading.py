@@ -1,26 +1,16 @@
-"""load_dataset, and the names it knows."""
+"""load_dataset."""
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Callable
-from importlib import import_module
-from pathlib import Path
 from typing import Any, Literal, overload
 
 from .datasets import RelabelDataset
 from .joins import Images, OnUnmatched
-from .storage import Folder, default_cache, is_url, open_folder
+from .names import Path_, open_folder
+from .storage import Folder
 from .store import open_config
 from .stream import RelabelStream
-
-# Short names are folders in the cache. What can be made without data has its maker here, "module:function", called with
-# the folder and imported by name since it stands above this module; the others are made by the builder named.
-_MAKERS = {"scenes-relabel": "relabel_datasets.demo:make_scenes_relabel"}
-_BUILDERS = {"imagenet-relabel": "imagenet_relabel.py", "imagenette-relabel": "imagenette_relabel.py"}
-
-Path_ = str | os.PathLike[str]
 
 
 @overload
@@ -44,6 +34,7 @@ def load_dataset(
     unmatched: OnUnmatched = "error",
     streaming: bool = False,
     transforms: Callable[..., Any] | None = None,
+    namespace: str | None = None,
     revision: str | None = None,
     token: str | None = None,
     cache_dir: Path_ | None = None,
@@ -55,26 +46,26 @@ def load_dataset(
     """Return a dataset of images with label maps.
 
     Args:
-        path: a folder with a dataset; its URL, see `open_folder`; `"org/name"` on the Hub; or a short name:
-            `"scenes-relabel"`, which is drawn and built in the cache on first use (about a minute), `"imagenette-relabel"` or
-            `"imagenet-relabel"`, once their builders have run.
+        path: a folder with a dataset, its URL, `"org/name"` on the Hub, or a short name such as `"imagenet-relabel"`, see
+            `open_folder`.
         name: the config, that is the annotator; may be left out where there is only one.
         split: `"train"`, `"validation"`, ...; None gives a dict of all splits.
         images: where a label-only dataset finds its images, see `RelabelDataset`.
         unmatched: `"error"`, or `"skip"` to leave out label maps without image and images without label map.
         streaming: False gives a `RelabelDataset`, with random access; True a `RelabelStream`, which reads shard by shard.
         transforms: called with (image, LabelMap), see `RelabelDataset`.
+        namespace: who has the short name on the Hub, see `open_folder`.
         revision: of a dataset on the Hub: a branch, a tag or a commit.
         token: for the Hub. Default: that of `hf auth login`, or of the environment variable `HF_TOKEN`.
-        cache_dir: where short names are looked up and remote shards kept. Default: the environment variable
-            `RELABEL_CACHE`, else `~/.cache/relabel_datasets`.
+        cache_dir: where what is remote is kept, see `open_folder`.
         cache_limit: bytes that remote shards may take on disk, see `open_folder`.
-        storage_options: for fsspec, see `open_folder`.
+        storage_options: for URLs, see `open_folder`.
         download: whether to fetch all shards of a remote dataset at once, instead of each when first needed.
         order: of a stream: `shuffle`, `seed`, `window`, `remainder`, `rank`, `world_size`, `batch_size`, see `RelabelStream`.
 
     Raises:
         FileNotFoundError: no dataset there; the message says how to build one.
+        RefusedError: (a ValueError) access must be asked for, or the token is not valid.
         DatasetError: (a ValueError) no such config or split, damaged files, or a server that cannot be reached.
 
     Example:
@@ -83,15 +74,14 @@ def load_dataset(
     """
     if order and not streaming:
         raise TypeError(f"{sorted(order)} are arguments of a stream: give streaming=True, or use a RelabelSampler")
-    folder = (
-        open_folder(
-            find_root(path, cache_dir, revision, token),
-            storage_options={**({"token": token} if token else {}), **(storage_options or {})},
-            cache_dir=cache_dir,
-            cache_limit=cache_limit,
-        )
-        if isinstance(path, (str, os.PathLike))
-        else path
+    folder = open_folder(
+        path,
+        namespace=namespace,
+        revision=revision,
+        token=token,
+        storage_options=storage_options,
+        cache_dir=cache_dir,
+        cache_limit=cache_limit,
     )
 
     def load(split: str) -> Any:
@@ -101,30 +91,3 @@ def load_dataset(
         return RelabelStream(dataset, **order) if streaming else dataset
 
     return load(split) if split is not None else {each: load(each) for each in open_config(folder, name)[1].splits}
-
-
-def find_root(path: Path_, cache_dir: Path_ | None, revision: str | None, token: str | None) -> Path_:
-    """Return the path or URL of what `load_dataset` was given, see there; scenes are made if need be."""
-    known = sorted({*_MAKERS, *_BUILDERS})
-    if not is_url(path) and not Path(path).exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", os.fspath(path)):
-        return f"hf://datasets/{path}" + (f"@{revision}" if revision else "")
-    if revision or token:
-        raise ValueError(f"revision= and token= are for datasets on the Hub, 'org/name', not for {path}")
-    if is_url(path) or Path(path).exists():
-        return path
-    if path not in known:
-        raise FileNotFoundError(f"no dataset at {path}, and it is not one of the short names {known}")
-    cached = (default_cache() if cache_dir is None else Path(cache_dir)) / path
-    if not cached.exists():
-        if path not in _MAKERS:
-            raise FileNotFoundError(
-                f"{path} is not at {cached}: build it there with builders/{_BUILDERS[str(path)]}, or give load_dataset the "
-                "folder that holds it"
-            )
-        module, _, function = _MAKERS[str(path)].partition(":")
-        try:
-            getattr(import_module(module), function)(cached)
-        except OSError:
-            if not cached.exists():  # else another process, such as another rank, was first
-                raise
-    return cached

@@ -25,7 +25,8 @@ from ..labels.label_map import LabelMap
 from .images import ImageError, decode_image
 from .index import Index
 from .manifest import DatasetError, Manifest, Split
-from .storage import Folder, open_folder
+from .names import open_folder
+from .storage import Folder
 
 _BLOCK = 512
 _COLUMNS = {"safetensors": "map"}  # of the index; images have any extension

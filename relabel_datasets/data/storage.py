@@ -161,36 +161,17 @@ class RemoteFolder:
         self._cache.check_room(num_bytes, f"{what} of {self}")
 
 
-def open_folder(
-    path: str | os.PathLike[str] | Folder,
-    *,
+def remote_folder(
+    url: str,
     storage_options: dict[str, Any] | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     cache_limit: int | str | None = None,
-) -> Folder:
-    """Return the folder of a dataset, local or remote; everything that takes the folder of a dataset takes it.
-
-    Args:
-        path: a local folder, or a URL of any protocol that fsspec has: `https://`, `s3://` (with s3fs installed), `gs://`
-            (gcsfs), `hf://datasets/org/name@revision`, `file://`, `memory://`, ...
-        storage_options: what fsspec's file system takes, such as `{"anon": True}` for a public bucket. Credentials are
-            best left in their usual places (environment, ~/.aws, ~/.netrc, `hf auth login`).
-        cache_dir: shards of remote datasets are in its folder `shards`. Default: see `default_cache`.
-        cache_limit: bytes that these may take, as a number or such as `"200G"`; the least recently used are deleted first.
-            Default: the environment variable `RELABEL_CACHE_LIMIT`, else until a tenth of the disk is free.
-
-    Raises:
-        ValueError: a limit that cannot be read.
-    """
-    if not isinstance(path, (str, os.PathLike)):
-        return path
-    text = without_file_scheme(path)
-    if not is_url(text):
-        return LocalFolder(text)
-    limit = os.environ.get("RELABEL_CACHE_LIMIT") or None if cache_limit is None else cache_limit
+) -> RemoteFolder:
+    """Return the folder behind a URL; for the arguments and the errors see `names.open_folder`."""
     folder = default_cache() if cache_dir is None else Path(cache_dir)
-    cache = ShardCache(folder / "shards", None if limit is None else _num_bytes(limit))
-    return RemoteFolder(RemoteFiles(text, dict(storage_options or {})), cache)
+    limit = find_limit(cache_limit)
+    cache = ShardCache(folder / "shards", limit)
+    return RemoteFolder(RemoteFiles(url, dict(storage_options or {})), cache)
 
 
 def without_file_scheme(path: str | os.PathLike[str]) -> str:
@@ -209,7 +190,15 @@ def default_cache() -> Path:
     return Path(os.environ.get("RELABEL_CACHE") or Path.home() / ".cache" / "relabel_datasets")
 
 
-def _num_bytes(limit: int | str) -> int:
+def find_limit(limit: int | str | None) -> int | None:
+    """Return the bytes that remote shards may take on disk: as given, or `RELABEL_CACHE_LIMIT`; None where there is no limit.
+
+    Raises:
+        ValueError: a limit that cannot be read.
+    """
+    limit = os.environ.get("RELABEL_CACHE_LIMIT") or None if limit is None else limit
+    if limit is None:
+        return None
     match = re.fullmatch(r"(\d+)([KMGT]?)B?", str(limit).upper().replace(" ", ""))
     if match is None or int(match[1]) == 0:
         raise ValueError(f"a limit of the cache is a number of bytes, such as 200000000000 or '200G', got {limit!r}")

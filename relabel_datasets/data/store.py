@@ -9,8 +9,9 @@ from contextlib import suppress
 from ..labels.label_map import LabelMap
 from .index import Index
 from .manifest import MANIFEST_NAME, DatasetError, Manifest, Split
+from .names import open_folder
 from .shards import ShardReader
-from .storage import Folder, open_folder
+from .storage import Folder
 
 SPLIT_ALIASES = {"val": ("validation",), "validation": ("val",)}
 

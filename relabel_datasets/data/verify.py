@@ -15,9 +15,10 @@ from typing import Any
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from .hub_folder import HubRepo
 from .index import Index
-from .loading import find_root
 from .manifest import MANIFEST_NAME, DatasetError, Split
+from .names import find, hub_url
 from .shard_check import Found, Shards, Source, SplitToCheck, compare_sha256
 from .storage import CARD_NAME, Folder, card_configs, default_cache, is_url
 from .store import open_config
@@ -96,6 +97,8 @@ def verify(
     path: str | os.PathLike[str],
     name: str | None = None,
     *,
+    revision: str | None = None,
+    token: str | None = None,
     storage_options: dict[str, Any] | None = None,
     num_workers: int | None = None,
     quick: bool = False,
@@ -110,7 +113,9 @@ def verify(
     Args:
         path: of the dataset, or of one of its configs, as `load_dataset` takes it.
         name: the config. Default: all.
-        storage_options: for fsspec, see `open_folder`.
+        revision: of a dataset on the Hub: a branch, a tag or a commit.
+        token: for the Hub. Default: that of `hf auth login`, or of the environment variable `HF_TOKEN`.
+        storage_options: for URLs, see `open_folder`.
         num_workers: processes that check shards, 0 for this one alone. Default: one for each CPU, or for each shard if
             these are fewer.
         quick: whether to look only into shards whose size or sha256 is wrong.
@@ -127,9 +132,11 @@ def verify(
     """
     began = time.monotonic()
     problems: list[Problem] = []
-    path = find_root(path, None, None, None)
-    with _scratch(path) as scratch:
-        source = Source(path, storage_options, scratch)
+    found = find(path, revision=revision, token=token)
+    if isinstance(found, HubRepo):  # read through fsspec, since what is in the Hub's cache is not what is on the Hub
+        found, storage_options = hub_url(found)
+    with _scratch(found) as scratch:
+        source = Source(found, storage_options, scratch)
         root = source.open(scratch)
         configs = _config_names(root, name)
         problems += _check_card(root, configs, every=name is None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -144,6 +144,25 @@ def _with_legend(sheet: Image.Image) -> Image.Image:
     return legend
 
 
+def contact_sheet(dataset: RelabelDataset, count: int = 4) -> Image.Image:
+    """Return the figures of samples spread over the dataset, one below the other.
+
+    Args:
+        dataset: without transforms, so that its samples are whole images.
+        count: how many.
+
+    Raises:
+        ValueError: the dataset transforms its samples.
+    """
+    figures = [picture for _, picture in _figures(dataset, count)]
+    sheet = Image.new("RGB", (max(each.width for each in figures), sum(each.height for each in figures)), _PAPER)
+    top = 0
+    for each in figures:
+        sheet.paste(each, (0, top))
+        top += each.height
+    return sheet
+
+
 def save_overlays(dataset: RelabelDataset, folder: Path, count: int = 10) -> list[Path]:
     """Write figures of samples spread over the dataset as `<key>.png`; return their paths.
 
@@ -155,13 +174,18 @@ def save_overlays(dataset: RelabelDataset, folder: Path, count: int = 10) -> lis
     Raises:
         ValueError: the dataset transforms its samples.
     """
-    if dataset.transforms is not None:
-        raise ValueError("figures need whole images: load the dataset without transforms")
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
+    for key, picture in _figures(dataset, count):
+        paths.append(folder / f"{key.replace('/', '_')}.png")
+        picture.save(paths[-1])
+    return paths
+
+
+def _figures(dataset: RelabelDataset, count: int) -> Iterator[tuple[str, Image.Image]]:
+    """Yield keys and figures of samples spread over the dataset."""
+    if dataset.transforms is not None:
+        raise ValueError("figures need whole images: load the dataset without transforms")
     for index in np.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().astype(int).tolist():
         image, label_map = dataset[index]
-        path = folder / f"{dataset.keys[index].replace('/', '_')}.png"
-        figure(image, label_map, dataset.classes, seed=index).save(path)
-        paths.append(path)
-    return paths
+        yield dataset.keys[index], figure(image, label_map, dataset.classes, seed=index)

@@ -8,10 +8,8 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from contextlib import suppress
 from pathlib import Path
-from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
@@ -19,7 +17,7 @@ import pytest
 import relabel_datasets as rd
 from relabel_datasets.data import remote as remote_module
 from tests.conftest import ROOT, ColourNet, picture
-from tests.servers import FaultyServer, HubServer, s3_server
+from tests.servers import FaultyServer, s3_server
 
 INDEX, MANIFEST = "train.index.safetensors", "_info.json"
 SHARDS = tuple(f"train-{i:05d}-of-00003.tar" for i in range(3))
@@ -113,7 +111,7 @@ def _no_credentials_of_ours():
         for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE", "NETRC"):
             patch.setenv(name, "/dev/null")
         patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-        patch.setenv("NO_PROXY", "127.0.0.1")
+        patch.setenv("NO_PROXY", "127.0.0.1,localhost")
         yield
 
 
@@ -147,11 +145,11 @@ def s3(_s3) -> Remote:
 
 
 @pytest.fixture
-def hub(served_folder, _no_credentials_of_ours, monkeypatch):
-    """The dataset on the Hub, whose own retries take no time here."""
-    monkeypatch.setattr("huggingface_hub.utils._http.time", SimpleNamespace(**{**vars(time), "sleep": lambda _: None}))
-    with HubServer(served_folder) as server:
-        yield Remote(server, "hf://datasets/org/name@main", {"endpoint": server.url, "token": "hf_of_a_user"})
+def hub(served_folder, local_hub, impatient) -> Remote:
+    """The dataset on the Hub, in a private repository, whose own retries take no time here."""
+    local_hub.publish("org/name", served_folder)
+    local_hub.repos["org/name"].private = True
+    return Remote(local_hub, "hf://datasets/org/name@main", {"endpoint": local_hub.url, "token": "hf_of_a_user"})
 
 
 @pytest.fixture(params=["http", "s3"])
@@ -184,7 +182,7 @@ def run_apart(code: str, *arguments: object) -> dict[str, object]:
     """Return what a program prints as JSON; it may fork, which this process with its servers' threads may not.
 
     Args:
-        code: of the program. `remote`, `cache` and `storage` are imported, without the package's `__init__`, which takes
+        code: of the program. `cache`, `names`, `remote` and `storage` are imported, without the package's `__init__`, which takes
             seconds to import torch.
         arguments: for its `sys.argv[1:]`, as JSON.
     """
@@ -194,7 +192,7 @@ signal.alarm({_APART_S})  # also when nobody is left who would wait
 package = types.ModuleType("relabel_datasets")
 package.__path__ = [{str(ROOT / "relabel_datasets")!r}]
 sys.modules["relabel_datasets"] = package
-from relabel_datasets.data import cache, remote, storage
+from relabel_datasets.data import cache, names, remote, storage
 arguments = [json.loads(argument) for argument in sys.argv[1:]]
 """
     process = subprocess.Popen(

@@ -13,7 +13,7 @@ import pytest
 import relabel_datasets as rd
 from relabel_datasets.data import cache as cache_module
 from relabel_datasets.data.cache import ShardCache
-from relabel_datasets.data.storage import open_folder
+from relabel_datasets.data.names import open_folder
 from tests.data.conftest import SHARDS, check_cache, contents, run_apart
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -247,7 +247,7 @@ def delete_oldest(self):
     return True
 cache.ShardCache._delete_oldest = delete_oldest
 resource.setrlimit(resource.RLIMIT_FSIZE, (5001, -1))
-remote_folder = storage.open_folder(url, cache_dir=folder).child("colours")
+remote_folder = names.open_folder(url, cache_dir=folder).child("colours")
 for name, num_bytes, sha256 in files:
     with remote_folder.open(name, num_bytes, sha256) as file:
         assert hashlib.sha256(file.read()).hexdigest() == sha256
@@ -374,7 +374,7 @@ for number in range(num_processes):
         try:
             import hashlib
             random.Random(number).shuffle(files)
-            folder = storage.open_folder(url, cache_dir=folder).child("colours")
+            folder = names.open_folder(url, cache_dir=folder).child("colours")
             for name, num_bytes, sha256 in files:
                 with folder.open(name, num_bytes, sha256) as file:
                     assert hashlib.sha256(file.read()).hexdigest() == sha256
@@ -452,7 +452,7 @@ remote.FIRST_PAUSE_S, remote.LONGEST_PAUSE_S, remote.RANGE_BYTES = 0.01, 0.05, 4
 driver, served, damage = os.getpid(), Path(folder, "served"), Path(folder, "damage")
 
 def read_for_ever():
-    remote_folder = storage.open_folder(url, cache_dir=folder, cache_limit=limit).child("colours")
+    remote_folder = names.open_folder(url, cache_dir=folder, cache_limit=limit).child("colours")
     while os.getppid() == driver:
         name, num_bytes, sha256 = random.choice(files)
         with remote_folder.open(name, num_bytes, sha256) as file:

@@ -1,11 +1,13 @@
 """Which folder a path or URL is, and which configs are in it."""
 
 import re
+from pathlib import Path
 
 import pytest
 
 import relabel_datasets as rd
-from relabel_datasets.data.storage import LocalFolder, RemoteFolder, default_cache, is_url, open_folder
+from relabel_datasets.data.names import open_folder
+from relabel_datasets.data.storage import LocalFolder, RemoteFolder, default_cache, is_url
 from tests.data.conftest import MANIFEST, SHARDS, contents
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -45,9 +47,17 @@ def test_a_url_has_a_protocol(url):
 
 
 @pytest.mark.parametrize("path", ["a/b", "/a/b", "C:/a", "a:b", "./http:/a", "org/name"])
-def test_a_path_has_none(path):
+def test_a_path_has_none(path, tmp_path, monkeypatch):
     assert not is_url(path)
-    assert isinstance(open_folder(path), LocalFolder)
+    monkeypatch.chdir(tmp_path)
+    if not path.startswith("/"):
+        Path(path).mkdir(parents=True)
+        assert isinstance(open_folder(path), LocalFolder)
+
+
+def test_a_folder_that_is_missing_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=f"no dataset at {tmp_path}/missing: there is no such folder"):
+        open_folder(tmp_path / "missing")
 
 
 def test_a_file_url_is_a_local_folder(tmp_path):

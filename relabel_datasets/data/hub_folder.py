@@ -1,0 +1,265 @@
+"""A dataset on the Hugging Face Hub, at one commit: files come into the Hub's own cache and are verified before use.
+
+huggingface_hub compares a file's length with what the Hub announces, not its content with anything. Here each file that the
+manifest names is hashed once on each machine, also one that `hf download` brought; a small record beside our cache says
+which files have been.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar, cast
+
+from tqdm import tqdm
+
+from .manifest import MANIFEST_NAME, DatasetError, Manifest, sha256_of, write_atomically
+from .remote import RefusedError
+from .storage import CARD_NAME, card_configs, default_cache
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+PAUSES_S = (1, 4)  # between attempts; huggingface_hub makes several requests in each, for up to half a minute
+_WHOLE_ATTEMPTS = 3  # downloads of a file whose content is wrong
+
+
+class UnavailableError(DatasetError):
+    """The Hub cannot be reached now, or somebody else changed the repository meanwhile: the same request may yet succeed."""
+
+
+@dataclass(frozen=True)
+class HubRepo:
+    """A dataset repository of the Hub at a revision.
+
+    Attributes:
+        repo_id: `"org/name"`.
+        revision: a branch, a tag or a commit; None is the default branch.
+        token: None takes that of `hf auth login` or of the environment variable `HF_TOKEN`.
+        cache_dir: the Hub's own layout in its folder `hub`; None takes the Hub's cache, see `HF_HUB_CACHE`.
+    """
+
+    repo_id: str
+    revision: str | None = None
+    token: str | None = None
+    cache_dir: Path | None = None
+
+    def __str__(self) -> str:
+        return self.repo_id if self.revision is None else f"{self.repo_id}@{self.revision}"
+
+    def __repr__(self) -> str:  # dataclass's would show the token
+        return f"HubRepo({str(self)!r})"
+
+    def pinned(self) -> HubRepo:
+        """Return the repository at the commit that the revision is now; without network, at the one last seen.
+
+        The errors are those of `with_hub_errors`.
+        """
+        card = self.fetch(CARD_NAME)
+        commit = card.parent.name  # <cache>/datasets--org--name/snapshots/<commit>/README.md
+        assert re.fullmatch(r"[0-9a-f]{40}", commit)
+        return replace(self, revision=commit)
+
+    def fetch(self, name: str, *, anew: bool = False) -> Path:
+        """Return the local path of a file, after a download unless it is in the cache.
+
+        Args:
+            name: of the file.
+            anew: download it even if it is in the cache.
+
+        The errors are those of `with_hub_errors`.
+        """
+        from huggingface_hub import hf_hub_download  # slow to import, and those who read from disk do not need it
+
+        def download() -> str:
+            return hf_hub_download(
+                self.repo_id,
+                name,
+                repo_type="dataset",
+                revision=self.revision,
+                token=self.token,
+                cache_dir=None if self.cache_dir is None else self.cache_dir / "hub",
+                force_download=anew,
+                tqdm_class=cast(Any, partial(tqdm, disable=True)),  # a shard is fetched whenever one is needed
+            )
+
+        return Path(with_hub_errors(download, self, name))
+
+    def verified(self, name: str, num_bytes: int, sha256: str) -> Path:
+        """Return the local path of a file with this content.
+
+        Raises:
+            DatasetError: (a ValueError) it is another one than expected.
+            OSError, ValueError: as `with_hub_errors`.
+        """
+        path = self.fetch(name)
+        for attempts_left in reversed(range(_WHOLE_ATTEMPTS)):
+            wrong = self._compare(path, num_bytes, sha256)
+            if wrong is None:
+                return path
+            if attempts_left:
+                logger.warning("%s/%s: %s; fetched anew", self, name, wrong)
+                path = self.fetch(name, anew=True)
+        raise DatasetError(
+            f"{self}/{name}: {wrong}, by the manifest: it is damaged or of another build, publish it anew"
+        )
+
+    def _compare(self, path: Path, num_bytes: int, sha256: str) -> str | None:
+        """Return what is wrong with a file in the cache, if anything is."""
+        stat = path.stat()
+        if stat.st_size != num_bytes:
+            return f"it has {stat.st_size} bytes instead of {num_bytes}"
+        record = (self.cache_dir or default_cache()) / "verified" / sha256
+        state = f"{stat.st_ino} {stat.st_mtime_ns} {stat.st_size}".encode()
+        with suppress(FileNotFoundError):
+            if record.read_bytes() == state:
+                return None
+        actual = sha256_of(path)
+        if actual != sha256:
+            return f"its sha256 is {actual} instead of {sha256}"
+        with suppress(OSError):  # where nothing can be written, each process hashes for itself
+            record.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(record, state)
+        return None
+
+
+class HubFolder:
+    """A folder of a dataset on the Hub, see `Folder`.
+
+    Args:
+        repo: at a commit, so that all processes of a run read the same files whatever is published meanwhile.
+        below: the folder in it, with a slash at its end unless it is empty.
+    """
+
+    is_remote = True
+
+    def __init__(self, repo: HubRepo, below: str = "") -> None:
+        self._repo, self._below = repo, below
+
+    def __str__(self) -> str:
+        return f"{self._repo}/{self._below}".rstrip("/")
+
+    def child(self, name: str) -> HubFolder:
+        return HubFolder(self._repo, f"{self._below}{name}/")
+
+    def configs(self) -> list[str] | None:
+        if self._below:
+            self.manifest()
+            return None
+        where = f"{self}/{CARD_NAME}"
+        return self._parse(CARD_NAME, lambda data: card_configs(data, where))
+
+    def manifest(self) -> Manifest:
+        where = f"{self}/{MANIFEST_NAME}"
+        return self._parse(MANIFEST_NAME, lambda data: Manifest.parse(data, where))
+
+    def open(self, name: str, num_bytes: int, sha256: str) -> BinaryIO:
+        return self._repo.verified(self._below + name, num_bytes, sha256).open("rb")
+
+    def has(self, sha256: str) -> bool:
+        return True  # the Hub's cache deletes nothing of itself
+
+    def check_room(self, num_bytes: int, what: str) -> None:
+        pass
+
+    def _parse(self, name: str, parse: Callable[[bytes], T]) -> T:
+        """Return what is in a file that no manifest names, downloaded once more if it is damaged."""
+        try:
+            return parse(self._repo.fetch(self._below + name).read_bytes())
+        except DatasetError as error:
+            logger.warning("%s; fetched anew", error)
+            return parse(self._repo.fetch(self._below + name, anew=True).read_bytes())
+
+
+def with_hub_errors(
+    call: Callable[[], T], repo: HubRepo, name: str | None = None, pauses_s: Sequence[float] = PAUSES_S
+) -> T:
+    """Return what a call to the Hub returns, tried again where that may help; say what is wrong in words of ours.
+
+    Args:
+        call: may raise huggingface_hub's errors.
+        repo: what it is about.
+        name: of the file that it is about.
+        pauses_s: between attempts.
+
+    Raises:
+        FileNotFoundError: there is no such repository, revision or file, or none that may be seen.
+        RefusedError: (a ValueError) access must be asked for, or the token is not valid, or not for this.
+        UnavailableError: (a ValueError) the Hub cannot be reached, or somebody else changed the repository meanwhile.
+        DatasetError: (a ValueError) the Hub does not take the request.
+    """
+    for pause in (*pauses_s, None):
+        try:
+            return call()
+        except Exception as error:
+            explained = _explained(error, repo, name)
+            if explained is None:
+                raise
+            # Not chained: huggingface_hub's errors show URLs with signatures.
+            if pause is None or not isinstance(explained, UnavailableError):
+                raise explained from None
+            logger.warning("%s; again in %g s", explained, pause)
+        time.sleep(pause)
+    raise AssertionError
+
+
+def _explained(error: Exception, repo: HubRepo, name: str | None) -> Exception | None:
+    """Return the error to raise instead of one of huggingface_hub; None if it is no such error."""
+    from huggingface_hub import constants, errors
+
+    where = f"{repo}/{name}" if name else str(repo)
+    if isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception):
+        error = error.__cause__  # of an upload
+    if isinstance(error, errors.HFValidationError):
+        return DatasetError(f"{repo} is not the name of a repository on the Hub: {error}")
+    if isinstance(error, errors.GatedRepoError):
+        return RefusedError(
+            f"{repo} is gated: ask for access at {constants.ENDPOINT}/datasets/{repo.repo_id}, then log in with `hf auth "
+            "login` or give token="
+        )
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return FileNotFoundError(
+            f"there is no dataset {repo.repo_id} on the Hub at {constants.ENDPOINT}, or it is private: check the name, and "
+            "log in with `hf auth login` or give token= if it is private"
+        )
+    if isinstance(error, errors.RevisionNotFoundError):
+        return FileNotFoundError(f"{repo.repo_id} on the Hub has no branch, tag or commit {repo.revision!r}")
+    if isinstance(error, (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled)):
+        if constants.HF_HUB_OFFLINE:
+            return FileNotFoundError(
+                f"{where} is not in the Hub's cache, and HF_HUB_OFFLINE is set: load it once with network, with download=True "
+                "for all of it"
+            )
+        what = _describe(error.__cause__ or error, repo)
+        return DatasetError(f"{where} is not in the Hub's cache, and the Hub cannot be reached: {what}")
+    if isinstance(error, errors.EntryNotFoundError):
+        return FileNotFoundError(
+            f"there is no {name} in {repo} on the Hub: it is no dataset of label maps, or another config"
+        )
+    if isinstance(error, errors.HfHubHTTPError):
+        status = error.response.status_code
+        what = _describe(error, repo)
+        if status in (401, 403):
+            return RefusedError(f"{where}: the Hub refuses access: {what}: check the token, and what it may do")
+        if status >= 500 or status in (408, 409, 412, 429):
+            return UnavailableError(f"{where}: {what}")
+        return DatasetError(f"{where}: the Hub does not take the request: {what}")
+    is_of_httpx = type(error).__module__.partition(".")[0].startswith("httpx")  # httpx2, since huggingface_hub 2
+    if is_of_httpx or (isinstance(error, OSError) and error.errno is None):
+        return UnavailableError(f"{where}: {_describe(error, repo)}")
+    return None
+
+
+def _describe(error: BaseException, repo: HubRepo) -> str:
+    text = " ".join(str(error).split())
+    for secret in filter(None, (repo.token, os.environ.get("HF_TOKEN"))):
+        text = text.replace(secret, "***")
+    text = re.sub(r"(\w://[^\s'\"?]*)\?[^\s'\"]*", r"\1", text)  # signed URLs of storage
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
