@@ -21,7 +21,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code: 0, 1 for an error that the user can mend or bad data, 130 after Ctrl-C."""
     args = make_parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # it tells of each request to the Hub
+    for name in ("httpx", "httpx2"):  # of huggingface_hub 1 and 2, which tell of each request
+        logging.getLogger(name).setLevel(logging.WARNING)
     run: Callable[[argparse.Namespace], int | None] = args.run
     try:
         return run(args) or 0
