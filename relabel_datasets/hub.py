@@ -24,7 +24,7 @@ from .data.card import EXAMPLES_NAME, is_from_template, read_metadata, write_car
 from .data.datasets import RelabelDataset
 from .data.hub_folder import PAUSES_S, HubRepo, UnavailableError, with_hub_errors
 from .data.manifest import MANIFEST_NAME, DatasetError, Manifest, sha256_of
-from .data.storage import CARD_NAME
+from .data.storage import CARD_NAME, LocalFolder
 from .data.verify import verify
 from .report.overlay import contact_sheet
 
@@ -92,7 +92,7 @@ def publish(
 
     Raises:
         FileNotFoundError: no such folder.
-        DatasetError: (a ValueError) the folder is damaged, its images may not be redistributed, the repository has splits that
+        DatasetError: (a ValueError) the folder is damaged or has no such config, its images may not be redistributed, the repository has splits that
             the folder lacks, or the Hub cannot be reached. The repository is then as it was.
         RefusedError: (a ValueError) the token may not write there.
 
@@ -101,10 +101,12 @@ def publish(
         'load_dataset("org/name", "resnet50.a1_in1k", split="train", revision="v1")'
     """
     root = Path(folder)
-    report = verify(root, config, progress=progress)
-    if not report.ok:
-        raise DatasetError(f"{root} is damaged, nothing was published:\n{report}")
-    manifests = {name: Manifest.load(root / name) for name in sorted({split.config for split in report.splits})}
+    names = _find_configs(root, config)
+    for name in names:  # without the card, which is made anew
+        report = verify(root / name, progress=progress)
+        if not report.ok:
+            raise DatasetError(f"{root} is damaged, nothing was published:\n{report}")
+    manifests = {name: Manifest.load(root / name) for name in names}
     with TemporaryDirectory(prefix="relabel-publish-") as staging, _progress_bars(progress):
         publisher = _Publisher(root, manifests, HubRepo(repo_id, token=token), Path(staging) / "card", card)
         publisher.create(public)
@@ -330,6 +332,18 @@ class _Publisher:
 
     def _call(self, call: Callable[[], T], pauses_s: Sequence[float] = PAUSES_S) -> T:
         return with_hub_errors(call, self._repo, pauses_s=pauses_s)
+
+
+def _find_configs(root: Path, config: str | None) -> list[str]:
+    """Return the configs to publish: the one named, or all."""
+    names = LocalFolder(root).configs()
+    if names is None:
+        raise DatasetError(f"{root} is one config of a dataset: give the folder that holds it, and its name as config=")
+    if not names:
+        raise FileNotFoundError(f"no dataset at {root}: expected {root}/<config>/{MANIFEST_NAME}")
+    if config is not None and config not in names:
+        raise DatasetError(f"{root} has no config {config!r}, only {names}")
+    return names if config is None else [config]
 
 
 def _link(folder: Path, find: Callable[[str], Path], manifest: Manifest) -> None:

@@ -7,6 +7,7 @@ which files have been.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
@@ -252,7 +253,10 @@ def _explained(error: Exception, repo: HubRepo, name: str | None) -> Exception |
             return UnavailableError(f"{where}: {what}")
         return DatasetError(f"{where}: the Hub does not take the request: {what}")
     is_of_httpx = type(error).__module__.partition(".")[0].startswith("httpx")  # httpx2, since huggingface_hub 2
-    if is_of_httpx or (isinstance(error, OSError) and error.errno is None):
+    is_no_answer = isinstance(
+        error, json.JSONDecodeError
+    )  # such as a proxy's page: the client looks only for some codes
+    if is_of_httpx or is_no_answer or (isinstance(error, OSError) and error.errno is None):
         return UnavailableError(f"{where}: {_describe(error, repo)}")
     return None
 

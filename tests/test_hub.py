@@ -1,0 +1,437 @@
+"""Datasets are published whole on the Hub, whatever fails meanwhile, and load from there as from the folder."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import datasets
+import PIL.Image
+import pytest
+import torch
+import webdataset
+import yaml
+
+import relabel_datasets as rd
+from relabel_datasets import hub as hub_module
+from relabel_datasets.data.manifest import DatasetError
+from tests.conftest import ROOT, picture
+from tests.data.conftest import contents
+from tests.hub import LocalHub
+
+REPO, TOKEN = "org/photos", "hf_of_a_user"
+CONFIGS = ("colours", "labels-only")
+# webdataset leaves its tars to the garbage collector
+_UNCLOSED = [
+    pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+pytestmark = [pytest.mark.usefixtures("impatient"), *_UNCLOSED]
+
+
+def slow(parameter: object) -> object:
+    return pytest.param(parameter, marks=pytest.mark.slow)
+
+
+@pytest.fixture(autouse=True)
+def _caches(tmp_path, monkeypatch):
+    monkeypatch.setenv("RELABEL_CACHE", str(tmp_path / "our-cache"))
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets-cache")
+    monkeypatch.setattr(hub_module, "_COMMIT_PAUSES_S", (0.01, 0.01, 0.01))
+    monkeypatch.setattr("relabel_datasets.data.hub_folder.time.sleep", lambda _: None)
+    datasets.disable_progress_bars()
+
+
+@pytest.fixture
+def folder(dataset_folder) -> Path:
+    """A dataset of two configs."""
+    return dataset_folder
+
+
+def publish(folder: Path, repo: str = REPO, **arguments: object) -> rd.Published:
+    return rd.publish(folder, repo, progress=False, **arguments)
+
+
+def load(name: str = "colours", repo: str = REPO, **arguments: object) -> rd.RelabelDataset:
+    return rd.load_dataset(repo, name, "train", **arguments)
+
+
+def maps_of(root: Path | str, name: str) -> dict[str, bytes]:
+    """Return the label maps of a split by key, as bytes."""
+    maps = rd.LabelMaps(root, name)
+    return {key: maps.shards.read(row, maps.index.extent(row, "map"), key) for row, key in enumerate(maps)}
+
+
+def assert_holds(hub: LocalHub, folder: Path, revision: str = "main", repo: str = REPO) -> None:
+    """Assert that all files of a folder but the card are in the repository, and nothing but card and pictures besides."""
+    files = hub.files(repo, revision)
+    expected = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.glob("*/*") if path.is_file()}
+    pictures = {name for name in files if name.endswith("/examples.png")}
+    assert {name: files[name] for name in files.keys() - pictures - {"README.md", ".gitattributes"}} == expected
+
+
+class TestPublishing:
+    def test_every_sample_arrives_for_every_reader(self, local_hub, folder):
+        published = publish(folder)
+        assert_holds(local_hub, folder)
+        assert (published.commit, published.tag) == (local_hub.repos[REPO].head.oid, "v1")
+        expected = contents(rd.load_dataset(folder, "colours", "train"))
+        assert contents(load()) == expected
+        theirs = datasets.load_dataset(REPO, "colours", split="train", streaming=True)
+        theirs = theirs.cast_column("jpg", datasets.Image(decode=False))
+        assert [
+            (each["__key__"], each["cls"], each["jpg"]["bytes"], each["safetensors"]) for each in theirs
+        ] == expected
+        tars = f"hf://datasets/{REPO}/colours/train-{{00000..00002}}-of-00003.tar"
+        read = webdataset.WebDataset(tars, shardshuffle=False)
+        assert [(each["__key__"], int(each["cls"]), each["jpg"], each["safetensors"]) for each in read] == expected
+
+        maps = maps_of(folder, "labels-only")
+        assert maps_of(REPO, "labels-only") == maps
+        theirs = datasets.load_dataset(REPO, "labels-only", split="train", streaming=True)
+        assert {each["__key__"]: each["safetensors"] for each in theirs} == maps
+        read = webdataset.WebDataset(tars.replace("/colours/", "/labels-only/"), shardshuffle=False)
+        assert {each["__key__"]: each["safetensors"] for each in read} == maps
+        assert local_hub.leaks == []
+
+    def test_the_line_that_loads_it_loads_it(self, local_hub, folder, image_folder):
+        for config in CONFIGS:
+            line = publish(folder, f"org/{config}", config=config).load_line
+            line = line.replace("path/to/images", str(image_folder))
+            dataset = eval(line, {"load_dataset": rd.load_dataset})
+            assert len(dataset) == 13
+            assert ("images=" in line) == (config == "labels-only")
+
+    def test_a_repository_is_private_unless_told_otherwise(self, local_hub, folder, caplog):
+        publish(folder)
+        publish(folder, "org/seen", public=True)
+        assert local_hub.repos[REPO].private
+        assert not local_hub.repos["org/seen"].private
+        publish(folder, public=True)
+        assert local_hub.repos[REPO].private
+        assert "org/photos exists and stays private" in caplog.text
+
+    def test_the_same_again_changes_and_uploads_nothing(self, local_hub, folder):
+        first = publish(folder)
+        local_hub.reset()
+        assert publish(folder) == first
+        assert not local_hub.asked("PUT")
+        assert not local_hub.asked("POST", "/commit/main")
+        assert len(local_hub.uploads) == len(set(local_hub.uploads))
+
+    def test_only_what_has_changed_is_uploaded(self, local_hub, folder, image_folder, annotator):
+        publish(folder)
+        uploads = len(local_hub.uploads)
+        rd.build(rd.ImageFolderSource(image_folder), folder, annotator, config="colours", split="validation",
+                 shard_size=5, progress=False, settings=rd.Settings(batch_size=4))  # fmt: skip
+        second = publish(folder)
+        assert second.tag == "v2"
+        assert_holds(local_hub, folder)
+        changed = {"colours/validation.index.safetensors"}
+        changed |= {f"colours/validation-{i:05d}-of-00003.tar" for i in range(3)}
+        before, after = local_hub.files(REPO, "v1"), local_hub.files(REPO, "v2")
+        assert {name for name in after if name not in before} == changed
+        assert len(local_hub.uploads) == uploads  # the same images make the same bytes, which are known by their sha256
+        assert {name: len(split) for name, split in rd.load_dataset(REPO, "colours").items()} == {
+            "train": 13, "validation": 13}  # fmt: skip
+
+    def test_shards_that_are_no_more_are_deleted_and_other_files_are_not(
+        self, local_hub, folder, image_folder, annotator
+    ):
+        publish(folder)
+        local_hub.commit(
+            REPO, {"colours/notes.txt": b"mine", "colours/other.tar": b"of an older build", "a/b.tar": b"c"}
+        )
+        shutil.rmtree(folder / "colours")
+        rd.build(rd.ImageFolderSource(image_folder), folder, annotator, config="colours", shard_size=7, progress=False)
+        publish(folder)
+        files = local_hub.files(REPO)
+        tars = {name for name in files if name.startswith("colours/") and name.endswith(".tar")}
+        assert tars == {"colours/train-00000-of-00002.tar", "colours/train-00001-of-00002.tar"}
+        assert files["colours/notes.txt"] == b"mine"
+        assert files["a/b.tar"] == b"c"
+
+    def test_configs_published_one_by_one_leave_each_other_alone(self, local_hub, folder, tmp_path):
+        for name in CONFIGS:
+            alone = tmp_path / f"only-{name}"
+            shutil.copytree(folder / name, alone / name)
+            hub_module.write_card(alone)
+            publish(alone)
+        assert_holds(local_hub, folder)
+        card = local_hub.files(REPO)["README.md"].decode()
+        assert card.count("## Config `") == 2
+        assert "](colours/examples.png)" in card
+        for name in CONFIGS:
+            assert maps_of(REPO, name) == maps_of(folder, name)
+        before = local_hub.files(REPO)
+        publish(folder, config="labels-only")
+        assert local_hub.files(REPO) == before
+
+    def test_several_publish_at_the_same_time(self, local_hub, folder):
+        # The others' commits come between what one has seen of the repository and its own commit.
+        with ThreadPoolExecutor(2) as pool:
+            tags = {each.tag for each in pool.map(lambda name: publish(folder, config=name), CONFIGS)}
+        assert_holds(local_hub, folder)
+        assert tags == {"v1", "v2"}
+        assert local_hub.files(REPO)["README.md"].count(b"## Config `") == 2
+
+    def test_a_commit_of_somebody_else_in_between_is_not_overwritten(self, local_hub, folder):
+        def intervene(request):
+            if request.method == "POST" and request.path.endswith("/commit/main"):
+                local_hub.before = None
+                local_hub.commit(REPO, {"theirs.txt": b"theirs"})
+
+        local_hub.before = intervene
+        publish(folder)
+        assert_holds_with = local_hub.files(REPO)
+        assert assert_holds_with.pop("theirs.txt") == b"theirs"
+        assert len(local_hub.asked("POST", "/commit/main")) == 2
+        assert contents(load()) == contents(rd.load_dataset(folder, "colours", "train"))
+
+    def test_a_split_that_would_be_lost_is_refused(self, local_hub, folder, image_folder, annotator):
+        more = shutil.copytree(folder, folder.with_name("more"))
+        rd.build(rd.ImageFolderSource(image_folder), more, annotator, config="colours", split="validation",
+                 shard_size=5, progress=False, settings=rd.Settings(batch_size=4))  # fmt: skip
+        publish(more)
+        head = local_hub.repos[REPO].head.oid
+        with pytest.raises(DatasetError, match=r"has split \['validation'\] of config 'colours', which .* lacks"):
+            publish(folder)
+        assert local_hub.repos[REPO].head.oid == head
+
+    def test_tags_name_revisions_for_ever(self, local_hub, folder):
+        assert publish(folder, config="colours", tag="first").tag == "first"
+        assert publish(folder, config="colours").tag == "first"  # nothing new
+        with pytest.raises(DatasetError, match=r"org/photos has a tag 'first' already"):
+            publish(folder, tag="first")
+        assert "labels-only/_info.json" not in local_hub.files(REPO)
+        assert publish(folder).tag == "v1"
+        assert publish(folder, tag="also").tag == "also"
+        assert set(local_hub.repos[REPO].tags) == {"first", "v1", "also"}
+
+    def test_a_damaged_folder_is_not_published(self, local_hub, folder):
+        shard = folder / "colours" / "train-00001-of-00003.tar"
+        shard.write_bytes(shard.read_bytes()[:-1])
+        with pytest.raises(DatasetError, match=r"is damaged, nothing was published:[\s\S]*train-00001-of-00003.tar"):
+            publish(folder)
+        assert local_hub.requests == []
+
+    @pytest.mark.parametrize(
+        ("below", "config", "error"),
+        [
+            ("", "other", r"has no config 'other', only \['colours', 'labels-only'\]"),
+            ("colours", None, "is one config of a dataset: give the folder that holds it"),
+            ("nowhere", None, "no dataset at .*/nowhere: there is no such folder"),
+            ("empty", None, "no dataset at .*/empty: expected"),
+        ],
+    )
+    def test_what_is_no_dataset_is_not_published(self, local_hub, folder, below, config, error):
+        (folder / "empty").mkdir()
+        with pytest.raises((DatasetError, FileNotFoundError), match=error):
+            publish(folder / below, config=config)
+        assert local_hub.requests == []
+
+    def test_a_file_that_changes_meanwhile_stops_it(self, local_hub, folder, monkeypatch):
+        shard = folder / "colours" / "train-00001-of-00003.tar"
+        create = hub_module._Publisher.create
+
+        def change(self, public):
+            create(self, public)
+            shard.write_bytes(shard.read_bytes()[:-1] + b"1")
+
+        monkeypatch.setattr(hub_module._Publisher, "create", change)
+        with pytest.raises(DatasetError, match=r"train-00001-of-00003\.tar was changed while it was published"):
+            publish(folder)
+        assert "colours/_info.json" not in local_hub.files(REPO)
+
+    def test_what_arrives_otherwise_is_found(self, local_hub, folder):
+        def damage(request):
+            if request.method == "GET" and request.path.endswith("/refs"):
+                pass
+            if "/tree/" in request.path and "colours/_info.json" in local_hub.files(REPO):
+                file = local_hub.repos[REPO].resolve("main").files["colours/train-00001-of-00003.tar"]
+                object.__setattr__(file, "sha256", "0" * 64)
+
+        local_hub.before = damage
+        with pytest.raises(
+            DatasetError, match=r"colours/train-00001-of-00003\.tar has arrived otherwise than it was sent"
+        ):
+            publish(folder)
+
+
+class Thousand(torch.nn.Module):
+    """As many classes as ImageNet."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.avg_pool2d(images, 8)[:, :1].expand(-1, 1000, -1, -1)
+
+
+class TestWhatMayBeShown:
+    def test_images_that_may_not_be_redistributed_are_refused(self, local_hub, folder):
+        with pytest.raises(
+            DatasetError, match=r"hold images of ImageNet, which may not .*--restricted-images 'ImageNet'"
+        ):
+            publish(folder, card="imagenet-relabel")
+        with pytest.raises(DatasetError, match="hold images of ImageNet"):
+            publish(folder, card="imagenet-relabel", restricted_images="Images")
+        assert [name for name in local_hub.files(REPO) if name != ".gitattributes"] == []
+        assert not local_hub.uploads
+        publish(folder, config="labels-only", card="imagenet-relabel")
+        assert {name.split("/")[0] for name in local_hub.files(REPO)} == {".gitattributes", "README.md", "labels-only"}
+
+    def test_unless_they_are_named(self, local_hub, folder):
+        publish(folder, card="imagenet-relabel", restricted_images="ImageNet")
+        assert_holds(local_hub, folder)
+        assert "colours/examples.png" not in local_hub.files(REPO)
+        assert b"examples.png" not in local_hub.files(REPO)["README.md"]
+
+    def test_imagenet_is_known_by_its_classes(self, local_hub, tmp_path):
+        synsets = [f"n{i:08d}" for i in range(1000)]
+        for i in range(3):
+            (tmp_path / "images" / synsets[i]).mkdir(parents=True)
+            picture(i).save(tmp_path / "images" / synsets[i] / f"{i}.jpg")
+        source = rd.ImageFolderSource(tmp_path / "images")
+        source.classes = None  # all of the annotator's
+        root = tmp_path / "data"
+        rd.build(source, root, rd.ModuleAnnotator(Thousand(), (32, 32), classes=synsets), config="any", progress=False)
+        with pytest.raises(DatasetError, match="hold images of ImageNet"):
+            publish(root)
+
+    def test_what_somebody_wrote_stays(self, local_hub, folder):
+        mine = "---\nlicense: mit\npretty_name: Ours\n---\n# Ours\n\nAll about them.\n"
+        publish(folder)
+        local_hub.commit(REPO, {"README.md": mine.encode()})
+        publish(folder)
+        card = local_hub.files(REPO)["README.md"].decode()
+        assert card.endswith("# Ours\n\nAll about them.\n")
+        metadata = read_metadata_of(card)
+        assert (metadata["license"], metadata["pretty_name"]) == ("mit", "Ours")
+        assert [config["config_name"] for config in metadata["configs"]] == list(CONFIGS)
+        (folder / "README.md").write_text(mine.replace("All about", "More about"))
+        publish(folder)
+        assert "More about them." in local_hub.files(REPO)["README.md"].decode()
+
+    def test_restrictions_that_somebody_wrote_hold(self, local_hub, folder):
+        (folder / "README.md").write_text("---\nrestricted_images: Photos of ours\n---\n# Ours\n")
+        with pytest.raises(DatasetError, match="--restricted-images 'Photos of ours'"):
+            publish(folder)
+
+    def test_the_pictures_show_the_images_with_their_maps(self, local_hub, folder):
+        publish(folder)
+        data = local_hub.files(REPO)["colours/examples.png"]
+        picture = PIL.Image.open(io.BytesIO(data))
+        assert picture.width > 600
+        assert len(picture.convert("RGB").getcolors(1 << 24)) > 50
+        assert "labels-only/examples.png" not in local_hub.files(REPO)
+
+
+def read_metadata_of(card: str) -> dict[str, object]:
+    return yaml.safe_load(card.split("---")[1])
+
+
+class TestFailing:
+    """Every request may fail once, and what was uploaded is not uploaded again."""
+
+    PLACES = (
+        ("POST", "/api/repos/create"), ("GET", f"/api/datasets/{REPO}"), ("POST", "/validate-yaml"),
+        ("POST", "/preupload/main"), ("POST", "/objects/batch"), ("POST", "/objects/verify"), ("POST", "/commit/main"),
+        ("GET", "/refs"), ("POST", "/tag/"), ("PUT", ""),
+    )  # fmt: skip
+
+    @pytest.mark.parametrize("kind", ["503", slow("429"), slow("drop"), "lost"])
+    @pytest.mark.parametrize(("method", "path"), PLACES)
+    def test_one_failure_is_survived(self, local_hub, folder, method, path, kind):
+        if path == "/tag/":  # ends with the commit
+
+            def arm(request):
+                if "/tag/" in request.path:
+                    local_hub.before = None
+                    local_hub.fail(kind, request.path, method="POST")
+
+            local_hub.before = arm
+        else:
+            local_hub.fail(kind, path, method=method, headers={"Retry-After": "0"} if kind == "429" else None)
+        published = publish(folder)
+        assert_holds(local_hub, folder)
+        assert local_hub.repos[REPO].tags == {published.tag: published.commit} == {"v1": local_hub.repos[REPO].head.oid}
+        assert len(local_hub.repos[REPO].history(local_hub.repos[REPO].head)) == 2  # the first is the Hub's own
+        if kind != "lost":
+            assert len(local_hub.uploads) == len(set(local_hub.uploads))
+
+    def test_a_hub_that_stays_down_changes_nothing_and_the_next_try_goes_on(self, local_hub, folder):
+        local_hub.fail("503", "/commit/main", method="POST", times=None)
+        with pytest.raises(DatasetError, match=r"org/photos: HfHubHTTPError: .*503"):
+            publish(folder)
+        assert len(local_hub.repos[REPO].history(local_hub.repos[REPO].head)) == 1
+        uploads = list(local_hub.uploads)
+        assert len(uploads) == len(set(uploads)) == 9  # 2 configs of 3 shards and an index, and a picture
+        local_hub.reset()
+        publish(folder)
+        assert_holds(local_hub, folder)
+        assert local_hub.uploads == uploads
+
+    @pytest.mark.parametrize("after", [slow(0), slow(1), 4, slow(8), "commit", slow("tag")])
+    def test_killed_at_any_moment(self, local_hub, folder, after, tmp_path):
+        if isinstance(after, int):
+            local_hub.fail("stall", "", method="PUT", after=after, times=None)
+        elif after == "commit":
+            local_hub.fail("stall", "/commit/main", method="POST")
+        else:
+            local_hub.fail("stall", "/refs", method="GET")
+        process = run_cli("publish", folder, REPO)
+        end = time.monotonic() + 60
+        while time.monotonic() < end and not is_stalled(local_hub, after):
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        uploads = list(local_hub.uploads)
+        is_there = after == "tag"
+        assert ("colours/_info.json" in local_hub.files(REPO)) == is_there
+        local_hub.reset()
+        assert publish(folder).tag == "v1"
+        assert_holds(local_hub, folder)
+        assert local_hub.uploads[: len(uploads)] == uploads
+        assert len(local_hub.uploads) == len(set(local_hub.uploads))
+        assert contents(load()) == contents(rd.load_dataset(folder, "colours", "train"))
+
+    @pytest.mark.parametrize(
+        ("token", "repo", "error"),
+        [
+            ("hf_of_another", REPO, "the Hub refuses access: .*: check the token"),
+            ("hf_of_nobody", REPO, "the Hub refuses access: .*: check the token"),
+            (TOKEN, "not a name", "is not the name of a repository"),
+        ],
+    )
+    def test_who_may_not_write_is_told_so(self, local_hub, folder, monkeypatch, token, repo, error):
+        monkeypatch.setenv("HF_TOKEN", token)
+        with pytest.raises(DatasetError, match=error) as caught:
+            publish(folder, repo)
+        assert token not in str(caught.value)
+        assert local_hub.repos == {}
+
+
+def is_stalled(hub: LocalHub, after: int | str) -> bool:
+    if isinstance(after, int):
+        return len(hub.uploads) >= after and len(hub.asked("PUT")) > after
+    return bool(hub.asked("POST", "/commit/main") if after == "commit" else hub.asked("GET", "/refs"))
+
+
+def run_cli(*arguments: object, **environment: str) -> subprocess.Popen[str]:
+    code = "import sys; from relabel_datasets.cli import main; sys.exit(main())"
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, **environment},
+    )
