@@ -1,0 +1,158 @@
+"""The cards of published datasets: valid metadata from which `datasets` loads at once, and code that runs as it stands."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import datasets
+import pytest
+import yaml
+from datasets.utils.metadata import MetadataConfigs
+from huggingface_hub import DatasetCard, DatasetCardData
+
+import relabel_datasets as rd
+from tests.conftest import ROOT
+
+REPO = "org/photos"
+TEMPLATES = sorted(path.stem for path in (ROOT / "cards").glob("*.md") if path.stem != "shared")
+pytestmark = [
+    pytest.mark.usefixtures("impatient"),
+    # webdataset leaves its tars to the garbage collector
+    pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _apart(tmp_path, monkeypatch):
+    monkeypatch.setenv("RELABEL_CACHE", str(tmp_path / "our-cache"))
+    monkeypatch.setenv("HF_TOKEN", "hf_of_a_user")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets-cache")
+    monkeypatch.chdir(tmp_path)
+    datasets.disable_progress_bars()
+
+
+@pytest.fixture
+def publish(local_hub, dataset_folder, image_folder, annotator):
+    """Publish a dataset of two configs, one of them with two splits; return its card."""
+
+    def publish(template: str | None = None, *configs: str) -> str:
+        rd.build(rd.ImageFolderSource(image_folder), dataset_folder, annotator, config="colours", split="validation",
+                 shard_size=7, progress=False, settings=rd.Settings(batch_size=4))  # fmt: skip
+        for config in configs or (None,):
+            rd.publish(dataset_folder, REPO, config=config, card=template, restricted_images="ImageNet", progress=False)
+        return local_hub.files(REPO)["README.md"].decode()
+
+    return publish
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_the_metadata_is_what_the_hub_and_datasets_expect(publish, template):
+    card = publish(template)
+    data = DatasetCard(card).data
+    assert card.count("\n---\n") == 1
+    assert data.license in {"default": (None,), "scenes-relabel": ("cc0-1.0",)}.get(template, ("other",))
+    assert data.license != "other" or (data.license_name, data.license_link[:8]) == ("imagenet", "https://")
+    assert data.task_categories == ["image-classification"]
+    assert data.size_categories == ["n<1K"]
+    assert {"relabel", "webdataset"} <= set(data.tags)
+    configs = MetadataConfigs.from_dataset_card_data(data)
+    assert {name: [each["split"] for each in config["data_files"]] for name, config in configs.items()} == {
+        "colours": ["train", "validation"], "labels-only": ["train"]}  # fmt: skip
+    assert configs.get_default_config_name() == "colours"
+    infos = datasets.info.DatasetInfosDict.from_dataset_card_data(data)
+    assert {name: split.num_examples for name, split in infos["colours"].splits.items()} == {
+        "train": 13, "validation": 13}  # fmt: skip
+    # as the client reads it back, nothing is changed or lost
+    assert DatasetCardData(**yaml.safe_load(card.split("---")[1])).to_dict() == data.to_dict()
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_a_rendered_card_has_all_that_it_promises(publish, template):
+    card = publish(template)
+    text = card.split("\n---\n", 1)[1]
+    assert "{{" not in text
+    assert "None" not in text
+    assert "{%" not in text
+    assert text.count("```") % 2 == 0
+    tables = re.findall(r"((?:^\|.*\|\n)+)", text, re.MULTILINE)
+    assert len(tables) == 6  # for each config: how it was made, its splits, what was measured
+    for table in tables:  # a row of another width is not shown as one
+        assert len({line.count("|") for line in table.splitlines()}) == 1
+        assert re.fullmatch(r"\| (?:--- \|\s?)+", table.splitlines()[1] + " ")
+    made, splits, measured = (table.splitlines() for table in tables[:3])
+    assert "| annotator | `colours` at 48 x 64 px |" in made
+    assert len(splits) == len(measured) == 4
+    assert [line.split(" | ")[:3] for line in splits[2:]] == [["| train", "13", "3"], ["| validation", "13", "2"]]
+    for line in measured[2:]:
+        split, agreement, several, kl, same_best, crops = line.strip("| ").split(" | ")
+        assert split in ("train", "validation")
+        assert all(0 <= float(share.removesuffix(" %")) <= 100 for share in (agreement, several, same_best))
+        assert 0 <= float(kl.removesuffix(" nats")) < 1
+        assert crops == "13"
+    assert "arxiv.org/abs/2101.05022" in text
+    assert "## Limits" in text
+
+
+@pytest.mark.parametrize("name", ["colours", "labels-only"])
+def test_no_shard_is_opened_before_the_first_sample(publish, local_hub, name):
+    publish()
+    local_hub.reset()
+    loaded = datasets.load_dataset(REPO, name, streaming=True)
+    opened = [request for request in local_hub.requests if request.path.startswith("/lfs/") or ".tar" in request.path]
+    assert [request for request in opened if request.method == "GET"] == []
+    features = {"cls", "safetensors", "__key__", "__url__"} | ({"jpg"} if name == "colours" else set())
+    for split in loaded.values():
+        assert set(split.features) == features
+        assert split.features["cls"].names == ["cat", "dog", "emu"]
+        assert split.info.splits["train"].num_examples == 13
+        assert set(next(iter(split))) == features
+    assert any(request.path.startswith("/lfs/") for request in local_hub.requests)
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@pytest.mark.parametrize("template", TEMPLATES)
+@pytest.mark.parametrize("configs", [("colours",), ("labels-only",)])
+def test_every_snippet_of_a_published_card_runs_as_it_stands(publish, image_folder, template, configs):
+    card = publish(template, *configs)
+    snippets = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    assert len(snippets) == (4 if configs == ("colours",) else 3)
+    assert REPO in snippets[0]
+    names: dict[str, object] = {}
+    for snippet in snippets:
+        names.pop("label_map", None)
+        code = re.sub("path/to/images|/path/to/imagenet", str(image_folder), snippet)
+        exec(compile(code, REPO, "exec"), names)
+        if "label_map = " in code:
+            assert names["label_map"].num_classes == 3
+    assert names["soft_label"].shape == (3,)
+    if configs == ("colours",):
+        image, label = next(iter(names["images"]))
+        assert image.size in ((56, 40), (32, 48))
+        assert label in range(3)
+
+
+def test_the_snippets_of_a_folder_that_is_not_published_run_too(dataset_folder, tmp_path):
+    card = (dataset_folder / "README.md").read_text()
+    names: dict[str, object] = {}
+    for snippet in re.findall(r"```python\n(.*?)```", card, re.DOTALL):
+        exec(compile(snippet.replace("path/to/this/folder", str(dataset_folder)), "card", "exec"), names)
+    assert names["soft_label"].shape == (3,)
+
+
+@pytest.mark.slow  # builds the package
+def test_the_templates_are_in_the_wheel(tmp_path):
+    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(tmp_path), str(ROOT)]
+    subprocess.run(build, check=True)
+    with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
+        wheel.extractall(tmp_path / "installed")
+    code = "from relabel_datasets.data import card; print(card.__file__); [card.read_template(n) for n in {!r}]"
+    finished = subprocess.run(
+        [sys.executable, "-c", code.format([*TEMPLATES, "shared"])],
+        cwd=tmp_path / "installed", capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert Path(finished.stdout.strip()).is_relative_to(tmp_path / "installed")

@@ -1,0 +1,118 @@
+"""An access token goes to the Hub and nowhere else, whatever is logged and whatever fails."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.hub import LocalHub
+
+REPO, TOKEN = "org/photos", "hf_mVerySecretTokenOfAUser"
+PROGRAM = """
+import logging, sys
+logging.basicConfig(level=logging.DEBUG)  # of all libraries
+import relabel_datasets as rd
+from relabel_datasets.cli import main
+repo, folder, token = sys.argv[1], sys.argv[2], {token}
+for streaming in (False, True):
+    try:
+        dataset = rd.load_dataset(repo, "colours", "train", token=token, streaming=streaming)
+        print(dataset, repr(dataset), [label_map.key for _, label_map in dataset])
+        print(vars(dataset))
+    except Exception:
+        logging.exception("loading")
+try:
+    print(rd.publish(folder, repo, token=token))
+except Exception:
+    logging.exception("publishing")
+sys.exit(main(["publish", folder, repo]) | main(["verify", repo, "--json", "report.json"]))
+"""
+
+
+@pytest.fixture
+def hub(local_hub, dataset_folder) -> LocalHub:
+    local_hub.users[TOKEN] = "user"
+    local_hub.publish(REPO, dataset_folder)
+    local_hub.repos[REPO].private = True
+    return local_hub
+
+
+def run(folder: Path, home: Path, *, token: str = TOKEN, as_argument: bool = False) -> subprocess.CompletedProcess[str]:
+    """Load, publish and verify with everything that can be logged; all files go below `home`."""
+    home.mkdir()
+    environment = {
+        **os.environ,
+        "HF_HOME": str(home / "hf"),
+        "HOME": str(home),
+        "RELABEL_CACHE": str(home / "ours"),
+        "TMPDIR": str(home),
+        "HF_DEBUG": "1",
+        "HF_HUB_VERBOSITY": "debug",
+        "PYTHONPATH": str(ROOT),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "HF_TOKEN": token,
+    }
+    code = PROGRAM.format(token=repr(token) if as_argument else None)
+    command = [sys.executable, "-c", code, REPO, str(folder)]
+    return subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, check=False)
+
+
+def assert_kept(hub: LocalHub, home: Path, output: str, token: str = TOKEN) -> None:
+    """Assert that a token is in no output, file, name of a file, repository or request but those to the Hub's own host."""
+    assert token not in output
+    for path in home.rglob("*"):
+        assert token not in str(path)
+        if path.is_file():
+            assert token.encode() not in path.read_bytes(), path
+    for name, repo in hub.repos.items():
+        for commit in repo.commits.values():
+            assert token not in f"{name} {commit}"
+            assert all(token.encode() not in file.content for file in commit.files.values())
+    assert hub.leaks == []
+    assert all(token not in request.path for request in hub.requests)
+
+
+@pytest.mark.parametrize("as_argument", [True, False])
+def test_where_all_goes_well(hub, dataset_folder, tmp_path, as_argument):
+    finished = run(dataset_folder, tmp_path / "home", as_argument=as_argument)
+    assert finished.returncode == 0, finished.stderr
+    assert any(request.authorization == f"Bearer {TOKEN}" for request in hub.requests)  # it was used
+    assert finished.stderr.count("DEBUG") > 50
+    assert "photo_05" in finished.stdout
+    assert list((tmp_path / "home").rglob("*.tar"))
+    assert_kept(hub, tmp_path / "home", finished.stdout + finished.stderr)
+
+
+@pytest.mark.slow  # the client waits between its attempts
+@pytest.mark.parametrize(
+    ("kind", "method", "path"),
+    [
+        ("403", "POST", "/commit/main"),
+        ("400", "POST", "/preupload/main"),
+        ("500", "GET", "/_info.json"),
+        ("401", "GET", f"/api/datasets/{REPO}"),
+        ("drop", "PUT", ""),
+    ],
+)
+def test_where_something_fails_for_ever(hub, dataset_folder, tmp_path, kind, method, path):
+    hub.commit(REPO, {f"colours/train-{i:05d}-of-00003.tar": None for i in range(3)})
+    hub.objects.clear()  # so that there is something to upload
+    hub.fail(kind, path, method=method, times=None)
+    finished = run(dataset_folder, tmp_path / "home")
+    assert finished.returncode != 0
+    assert "Traceback" in finished.stderr  # of what was logged
+    assert_kept(hub, tmp_path / "home", finished.stdout + finished.stderr)
+
+
+@pytest.mark.parametrize("as_argument", [True, False])
+def test_where_the_token_is_not_valid(hub, dataset_folder, tmp_path, as_argument):
+    token = "hf_thatNobodyHas"
+    finished = run(dataset_folder, tmp_path / "home", token=token, as_argument=as_argument)
+    assert finished.returncode != 0
+    assert "token" in finished.stderr
+    assert_kept(hub, tmp_path / "home", finished.stdout + finished.stderr, token)
