@@ -14,8 +14,8 @@ SNIPPETS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), 
 
 
 @pytest.fixture
-def in_a_folder_with_a_dataset(dataset_folder, image_folder, tmp_path, monkeypatch):
-    """A working folder in which the README's paths exist, and a cache in which its short name does."""
+def in_a_folder_with_a_dataset(dataset_folder, image_folder, tmp_path, monkeypatch, local_hub):
+    """A working folder in which the README's paths exist, a cache in which its short name does, and a Hub."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("RELABEL_CACHE", str(tmp_path))
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf-cache")
@@ -29,6 +29,8 @@ def in_a_folder_with_a_dataset(dataset_folder, image_folder, tmp_path, monkeypat
         )
     (tmp_path / "scenes-relabel").symlink_to(dataset_folder)
     write_card(dataset_folder)
+    commit = local_hub.publish("org/name", dataset_folder)
+    local_hub.repos["org/name"].tags["v1"] = commit.oid
     with FaultyServer(tmp_path) as server:
         yield server.url
 

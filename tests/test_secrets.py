@@ -17,7 +17,9 @@ PROGRAM = """
 import logging, sys
 logging.basicConfig(level=logging.DEBUG)  # of all libraries
 import relabel_datasets as rd
+from relabel_datasets import hub
 from relabel_datasets.cli import main
+hub._COMMIT_PAUSES_S = ()
 repo, folder, token = sys.argv[1], sys.argv[2], {token}
 for streaming in (False, True):
     try:
@@ -94,7 +96,6 @@ def test_where_all_goes_well(hub, dataset_folder, tmp_path, as_argument):
     [
         ("403", "POST", "/commit/main"),
         ("400", "POST", "/preupload/main"),
-        ("500", "GET", "/_info.json"),
         ("401", "GET", f"/api/datasets/{REPO}"),
         ("drop", "PUT", ""),
     ],
