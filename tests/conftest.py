@@ -29,25 +29,29 @@ def _free_port() -> int:
 
 
 # huggingface_hub reads these once, when it is imported: no test may reach the real Hub, or use a real account.
-assert "huggingface_hub" not in sys.modules
-HUB_PORT = _free_port()
-_HF_HOME = tempfile.mkdtemp(prefix="hf-home-")
-os.environ.update(
-    HF_ENDPOINT=f"http://127.0.0.1:{HUB_PORT}",
-    HF_HOME=_HF_HOME,
-    HF_HUB_DISABLE_XET="1",
-    HF_HUB_DISABLE_TELEMETRY="1",
-    NO_PROXY="127.0.0.1,localhost",
-    no_proxy="127.0.0.1,localhost",
-)
-for _name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_OFFLINE", "HF_HUB_CACHE", "HF_HUB_DISABLE_PROGRESS_BARS"):
-    os.environ.pop(_name, None)
+if "RELABEL_TESTS_HUB_PORT" not in os.environ:  # else this is a process that a test has started
+    assert "huggingface_hub" not in sys.modules
+    _port = _free_port()
+    os.environ.update(
+        RELABEL_TESTS_HUB_PORT=str(_port),
+        HF_ENDPOINT=f"http://127.0.0.1:{_port}",
+        HF_HOME=tempfile.mkdtemp(prefix="hf-home-"),
+        HF_HUB_DISABLE_XET="1",
+        HF_HUB_DISABLE_TELEMETRY="1",
+        NO_PROXY="127.0.0.1,localhost",
+        no_proxy="127.0.0.1,localhost",
+    )
+    for _name in (
+        "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_OFFLINE", "HF_HUB_CACHE", "HF_HUB_DISABLE_PROGRESS_BARS"
+    ):  # fmt: skip
+        os.environ.pop(_name, None)
+HUB_PORT = int(os.environ["RELABEL_TESTS_HUB_PORT"])
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _no_home_of_ours_is_left():
     yield
-    shutil.rmtree(_HF_HOME, ignore_errors=True)
+    shutil.rmtree(os.environ["HF_HOME"], ignore_errors=True)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

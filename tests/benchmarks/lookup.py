@@ -81,6 +81,7 @@ def write_dataset(folder: Path, keys: Sequence[str]) -> float:
         shard_lengths=lengths,
         shard_bytes=[length * SAMPLE_BYTES + 1024 for length in lengths],
         shard_sha256=["0" * 64] * NUM_SHARDS,
+        shard_statistics=[],
         index="train.index.safetensors",
         index_bytes=len(index),
         index_sha256=sha256_of(folder / "train.index.safetensors"),

@@ -20,7 +20,7 @@ def path(tmp_path):
 
 def open_index(path, num_samples):
     split = Split(
-        "train", num_samples, [], [], [], [], path.name, path.stat().st_size, "", None, None, "",
+        "train", num_samples, [], [], [], [], [], path.name, path.stat().st_size, "", None, None, "",
     )  # fmt: skip
     return Index(LocalFolder(path.parent), split)
 

@@ -332,7 +332,7 @@ def test_keys_that_share_a_hash_are_told_apart(tmp_path, monkeypatch):
     monkeypatch.setattr(index_module, "hash_key", lambda key: number_of(key) % 3)
     path = tmp_path / "index"
     path.write_bytes(index_module.make_index([index_module.Row(stem, 0, 0, 0) for stem in STEMS], images=False))
-    split = Split("train", NUM_IMAGES, [], [], [], [], path.name, path.stat().st_size, "", None, None, "")
+    split = Split("train", NUM_IMAGES, [], [], [], [], [], path.name, path.stat().st_size, "", None, None, "")
     index = index_module.Index(rd.open_folder(tmp_path), split)
     keys = [*reversed(STEMS), "n01_11", "other_1"]
     assert index.rows(keys).tolist() == [*reversed(range(NUM_IMAGES)), -1, -1]

@@ -19,7 +19,19 @@ def write(path, extension="jpg", samples=SAMPLES):
 
 def split_of(info, name="train-0.tar"):
     return Split(
-        "train", len(info.rows), [name], [len(info.rows)], [info.num_bytes], [info.sha256], "", 0, "", "jpg", None, ""
+        "train",
+        len(info.rows),
+        [name],
+        [len(info.rows)],
+        [info.num_bytes],
+        [info.sha256],
+        [],
+        "",
+        0,
+        "",
+        "jpg",
+        None,
+        "",
     )
 
 
