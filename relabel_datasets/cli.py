@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .annotator_options import add_annotator_arguments, annotator_from, parse_size
+from .report.analyze_command import add_analyze
 
 if TYPE_CHECKING:
     from .annotate.engines import Engine
@@ -92,6 +93,8 @@ def make_parser() -> argparse.ArgumentParser:
         "--restricted-images", metavar="NAME", help="publish images although the card says those of NAME may not be"
     )
     publish.set_defaults(run=_publish)
+
+    add_analyze(commands)
     return parser
 
 

@@ -1,0 +1,1 @@
+"""What can be counted: crops and objects, label maps, students."""

@@ -1,0 +1,231 @@
+"""What label maps say of whole images, of random crops of them, and of where objects are.
+
+Shapes: B images, C classes, K stored logits, H x W locations.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..data.store import LabelMaps
+from ..labels.crops import random_resized_crops
+from ..labels.encoding import Encoded
+from ..labels.pooling import pool_labels
+from ..labels.statistics import confident_classes
+from .boxes import Objects
+from .overlap import Floats, overlaps
+
+Column = npt.NDArray[Any]
+SHARE = 0.1  # of a crop's label, from which on a class counts as one of the crop's
+IOU_LEVELS = (0.3, 0.5, 0.7)
+_THRESHOLDS = np.linspace(0, 1, 21)[1:]  # of heatmaps, from their least value to their greatest
+_BATCH_CROPS = 4096
+
+
+@dataclass(frozen=True)
+class MapMeasures:
+    """Measures of label maps, in columns of equal length each.
+
+    Attributes:
+        images: of N images: `key`; `label`, its original class; `best`, the class that the whole map ranks first; the
+            probabilities `p_label` and `p_best` of these; `entropy` of the whole label in nats; `num_confident`, classes with a
+            probability of at least one half at some location.
+        crops: of random crops: `image`, its place in `images`; `best`; `confidence`, the probability of `best`; `agrees`,
+            whether `best` is the original class; `entropy`; `num_classes` with a share of at least 0.1; and, where objects were
+            given, `best_iou`, the greatest overlap with one of the image's own class.
+        places: of images with objects: `image`; `pointed`, whether the highest place of the original class's heatmap lies in an
+            object of it; and `iou`, `[n, 20]`, the best overlap of an object with the box around all locations above a threshold.
+    """
+
+    images: Mapping[str, Column]
+    crops: Mapping[str, Column]
+    places: Mapping[str, Column]
+
+
+def measure_maps(
+    label_maps: LabelMaps,
+    *,
+    objects: Mapping[str, Objects] | None = None,
+    num_crops: int = 100_000,
+    num_samples: int | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> MapMeasures:
+    """Pool whole images and random crops (`RandomResizedCrop`, 8 % to 100 % of the area) and measure their labels.
+
+    Args:
+        label_maps: of a split.
+        objects: by file name without extension; images that have none are then left out.
+        num_crops: over all images, rounded up to as many of each.
+        num_samples: look at this many images only, spread evenly. Default: all.
+        seed: decides the crops.
+        progress: whether to show a progress bar on stderr.
+
+    Raises:
+        ValueError: none of the images has objects.
+
+    The highest place is the pointing game's (Zhang et al., "Top-down neural attention by excitation backprop", 2016), without
+    its tolerance of 15 pixels: a location is larger. The overlap is that of MaxBoxAccV2 (Choe et al., "Evaluating weakly
+    supervised object localization methods right", 2020), but the box is around all locations above a threshold and not around
+    the largest connected ones.
+    """
+    rows = _choose(label_maps, objects, num_samples)
+    per_image = math.ceil(num_crops / len(rows))
+    size = max(1, min(256, _BATCH_CROPS // per_image))
+    generator = np.random.default_rng(seed)
+    images, crops, places = _Columns(), _Columns(), _Columns()
+    with tqdm(total=len(rows), desc="pool", unit="img", disable=not progress) as bar:
+        for start in range(0, len(rows), size):
+            batch = rows[start : start + size]
+            encoded, keys, labels, sizes = _stack(label_maps, batch)
+            images.add(key=np.array(keys), **_of_images(encoded, labels))
+            boxes = random_resized_crops(np.repeat(sizes, per_image, 0), generator)
+            owner = np.repeat(np.arange(len(batch)), per_image)
+            found = dict(image=start + owner, **_of_crops(encoded, labels, boxes, per_image))
+            if objects is not None:
+                names = [label_maps.manifest.classes[label] for label in labels.tolist()]
+                theirs = [objects[_stem(key)].of_class(name) for key, name in zip(keys, names, strict=True)]
+                found["best_iou"] = overlaps(boxes, [theirs[i] for i in owner]).best
+                places.add(image=start + np.arange(len(batch)), **_of_places(encoded, labels, theirs))
+            crops.add(**found)
+            bar.update(len(batch))
+    return MapMeasures(images.joined(), crops.joined(), places.joined())
+
+
+class _Columns:
+    """Columns that grow."""
+
+    def __init__(self) -> None:
+        self._parts: dict[str, list[Column]] = {}
+
+    def add(self, **columns: Column) -> None:
+        for name, values in columns.items():
+            self._parts.setdefault(name, []).append(values)
+
+    def joined(self) -> dict[str, Column]:
+        return {name: np.concatenate(parts) for name, parts in self._parts.items()}
+
+
+def _stem(key: str) -> str:
+    """Return the name that files of boxes have for a sample: keys may be paths, and have no dots."""
+    return key.rpartition("/")[2].replace("%2E", ".")
+
+
+def _choose(label_maps: LabelMaps, objects: Mapping[str, Objects] | None, num_samples: int | None) -> list[int]:
+    rows = [row for row, key in enumerate(label_maps) if objects is None or _stem(key) in objects]
+    if not rows:
+        raise ValueError(
+            f"none of the {len(label_maps)} samples, such as {next(iter(label_maps), None)!r}, has boxes among the "
+            f"{len(objects or ())} images that have, such as {next(iter(objects or ()), None)!r}"
+        )
+    if num_samples is None or num_samples >= len(rows):
+        return rows
+    return [rows[i] for i in np.linspace(0, len(rows) - 1, num_samples).round().astype(int)]
+
+
+def _stack(label_maps: LabelMaps, rows: list[int]) -> tuple[Encoded, list[str], Tensor, list[tuple[int, int]]]:
+    """Return maps as one batch, with their keys, labels `[B]`, and sizes (height, width)."""
+    maps = [label_maps.at(row) for row in rows]
+    bases = [each.base for each in maps if each.base is not None]
+    logits, classes = torch.stack([each.logits for each in maps]), torch.stack([each.classes for each in maps])
+    encoded = Encoded(logits.as_subclass(Tensor), classes, torch.stack(bases) if bases else None, maps[0].num_classes)
+    labels = torch.tensor(label_maps.index.labels[rows].astype(np.int64))
+    return encoded, [label_maps.index.key(row) for row in rows], labels, [each.canvas_size for each in maps]
+
+
+def _of_images(encoded: Encoded, labels: Tensor) -> dict[str, Column]:
+    whole = torch.tensor([[0.0, 0.0, 1.0, 1.0]]).expand(len(labels), -1)
+    soft = _pool(encoded, whole)
+    p_best, best = soft.max(1)
+    return {
+        "label": labels.numpy(),
+        "best": best.numpy(),
+        "p_label": soft.gather(1, labels[:, None])[:, 0].numpy(),
+        "p_best": p_best.numpy(),
+        "entropy": _entropy(soft),
+        "num_confident": confident_classes(encoded).sum(1).numpy(),
+    }
+
+
+def _of_crops(encoded: Encoded, labels: Tensor, boxes: Floats, per_image: int) -> dict[str, Column]:
+    step = max(1, _BATCH_CROPS // per_image)
+    columns = _Columns()
+    for first in range(0, len(labels), step):
+        part = slice(first, first + step)
+        some = Encoded(
+            encoded.logits[part].repeat_interleave(per_image, 0),
+            encoded.classes[part].repeat_interleave(per_image, 0),
+            None if encoded.base is None else encoded.base[part].repeat_interleave(per_image, 0),
+            encoded.num_classes,
+        )
+        start = first * per_image
+        soft = _pool(some, torch.from_numpy(boxes[start : start + len(some.logits)]).float())
+        confidence, best = soft.max(1)
+        own = labels[part].repeat_interleave(per_image)
+        columns.add(
+            best=best.numpy(),
+            confidence=confidence.numpy(),
+            agrees=(best == own).numpy(),
+            entropy=_entropy(soft),
+            num_classes=(soft >= SHARE).sum(1).numpy(),
+        )
+    return columns.joined()
+
+
+def _of_places(encoded: Encoded, labels: Tensor, boxes: list[Floats]) -> dict[str, Column]:
+    heatmaps, is_stored = _heatmaps(encoded, labels)
+    height, width = heatmaps.shape[1:]
+    y, x = np.divmod(heatmaps.reshape(len(heatmaps), -1).argmax(1), width)
+    points = np.stack([(x + 0.5) / width, (y + 0.5) / height], 1)
+    pointed = [
+        stored and bool(((theirs[:, :2] <= point) & (point <= theirs[:, 2:])).all(1).any())
+        for stored, point, theirs in zip(is_stored, points, boxes, strict=True)
+    ]
+    found = _boxes_above(heatmaps)
+    found[~is_stored] = 0
+    count = len(_THRESHOLDS)
+    iou = overlaps(found.reshape(-1, 4), [theirs for theirs in boxes for _ in range(count)]).best
+    return {"pointed": np.array(pointed), "iou": np.where(is_stored[:, None], iou.reshape(-1, count), 0)}
+
+
+def _heatmaps(encoded: Encoded, labels: Tensor) -> tuple[Floats, npt.NDArray[np.bool_]]:
+    """Return `[B, H, W]` logits of the images' own classes, in 0..1 from least to greatest; and `[B]`: which vary."""
+    logits, own = encoded.logits.float(), labels[:, None, None, None]
+    base = logits.new_zeros(len(labels)) if encoded.base is None else encoded.base.gather(1, labels[:, None])[:, 0]
+    base = base[:, None, None, None].float()
+    heatmaps = (base + ((logits - base) * (encoded.classes == own)).sum(1, keepdim=True))[:, 0].double().numpy()
+    low = heatmaps.min((1, 2), keepdims=True)
+    spread = heatmaps.max((1, 2), keepdims=True) - low
+    varies: npt.NDArray[np.bool_] = spread.ravel() > 0
+    return (heatmaps - low) / np.where(spread > 0, spread, 1), varies
+
+
+def _boxes_above(heatmaps: Floats) -> Floats:
+    """Return `[B, 20, 4]`: the box around all locations at or above each threshold, in 0..1."""
+    above = heatmaps[:, None] >= _THRESHOLDS[:, None, None] - 1e-9
+    sides = []
+    for axis, length in ((2, heatmaps.shape[2]), (3, heatmaps.shape[1])):  # columns, then rows
+        line = above.any(axis)
+        sides += [line.argmax(-1) / length, 1 - line[..., ::-1].argmax(-1) / length]
+    return np.stack([sides[0], sides[2], sides[1], sides[3]], -1)
+
+
+def _pool(encoded: Encoded, boxes: Tensor) -> Tensor:
+    return pool_labels(
+        encoded.logits, encoded.classes, boxes, num_classes=encoded.num_classes, base=encoded.base
+    )  # fmt: skip
+
+
+def _entropy(soft: Tensor) -> Column:
+    """Return `[B]` entropies in nats."""
+    entropy: Column = torch.special.entr(soft).sum(1).numpy()
+    return entropy
