@@ -136,7 +136,7 @@ def _build(work: Work, workers: Workers, card: str | os.PathLike[str] | None, pr
         annotated = _annotate(work, workers, progress)
         work.clean()  # what workers left that were killed meanwhile
     # Other builders may be at other splits or configs: manifest and card are changed by one after the other.
-    with explaining_errors(work.folder), work.output.lock(".relabel-lock", str(work.output), wait=True):
+    with explaining_errors(work.output), work.output.lock(".relabel-lock", str(work.output), wait=True):
         work.output.clean([work.file(MANIFEST_NAME), CARD_NAME])
         if annotated is not None:
             manifest = _finish(work, _existing(work), annotated)

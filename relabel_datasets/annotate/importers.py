@@ -33,6 +33,7 @@ from ..labels import codec
 from ..labels.codec import LabelMapError
 from ..labels.encoding import Encoded
 from ..labels.statistics import Statistics, add_up, image_statistics
+from .output import explaining_errors
 from .pairing import FoundImages, Skipped, find_images
 from .published import FORMATS, PublishedMaps
 
@@ -118,11 +119,12 @@ def import_label_maps(
     job = _Job(maps, order == "wh", _common_shape(maps), found, include_images, dtype, skip_bad)
     folder.mkdir(parents=True)
     try:
-        order_of_all = np.random.default_rng(0).permutation(len(maps)).tolist()
-        written = _write_shards(folder, split, job, order_of_all, shard_size, num_threads, progress)
-        manifest = _finish(folder, split, job, written)
+        with explaining_errors(folder):
+            order_of_all = np.random.default_rng(0).permutation(len(maps)).tolist()
+            written = _write_shards(folder, split, job, order_of_all, shard_size, num_threads, progress)
+            manifest = _finish(folder, split, job, written)
     except BaseException:  # Ctrl-C, too
-        shutil.rmtree(folder)
+        shutil.rmtree(folder, ignore_errors=True)
         raise
     write_card(Path(root), card)
     if images is None:

@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
-from ..data.manifest import DatasetError
+from ..data.manifest import DatasetError, open_for_lock
 
 logger = logging.getLogger(__name__)
 
@@ -36,11 +36,7 @@ class FileLock:
 
     def __enter__(self) -> FileLock:
         while True:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                self._file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
-            except FileNotFoundError:  # another process has just let go of it, and removed the folder
-                continue
+            self._file = open_for_lock(self._path)  # whoever lets go of it removes an empty folder
             try:
                 self._lock()
                 if self._is_at_path():  # else the holder before removed the file: this lock is on nothing
@@ -57,7 +53,7 @@ class FileLock:
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if self._is_at_path():  # else its folder was removed, and another process may have made it anew
-            self._path.unlink()
+            self._path.unlink(missing_ok=True)
             with suppress(OSError):  # there is something in it
                 self._path.parent.rmdir()
         with suppress(OSError):  # the file system has no locks

@@ -118,9 +118,10 @@ class LocalOutput:
         paths = [self._root / name for name in names]
         for folder in {path.parent for path in paths}:
             asides = tuple(f".{path.name}." for path in paths if path.parent == folder)
-            for left in folder.glob(".*.tmp"):
-                if left.name.startswith(asides):
-                    left.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):  # without the folder, nothing is left
+                for left in folder.glob(".*.tmp"):
+                    if left.name.startswith(asides):
+                        left.unlink(missing_ok=True)
 
     def read(self, name: str) -> bytes:
         return (self._root / name).read_bytes()
@@ -145,7 +146,9 @@ class LocalOutput:
             return None
 
     def has(self, name: str, num_bytes: int, sha256: str) -> bool:
-        return self.size(name) == num_bytes and sha256_of(self._root / name) == sha256
+        with suppress(FileNotFoundError):  # it may be removed between the two looks at it
+            return self.size(name) == num_bytes and sha256_of(self._root / name) == sha256
+        return False
 
     def remove(self, name: str) -> None:
         shutil.rmtree(self._root / name, ignore_errors=True)
@@ -304,11 +307,21 @@ def explaining_errors(folder: object) -> Iterator[None]:
             text = f"the disk of {folder} is full: free some space, and the same command goes on"
         elif error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
             text = f"{folder} can no longer be written to"
-        elif error.errno == errno.ENOENT and not is_url(str(folder)) and not Path(str(folder)).is_dir():
-            text = f"the folder {folder} was removed during the build: the same command makes what was in it anew"
+        elif isinstance(error, FileNotFoundError) and (removed := _removed(error, str(folder))):
+            text = f"{removed} was removed during the build: the same command makes it anew"
         else:
             raise
         raise _explained(error, text) from error
+
+
+def _removed(error: FileNotFoundError, folder: str) -> str | None:
+    """Return what is not there any more, if it is the folder or a file in it: `rm -r` takes the files first."""
+    if is_url(folder):
+        return None
+    if not Path(folder).is_dir():
+        return f"the folder {folder}"
+    path = str(error.filename2 or error.filename)  # of a file that could not be renamed, its own name
+    return path if path.startswith(f"{folder}/") else None
 
 
 def _explained(error: OSError, text: str) -> OSError:

@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from .manifest import DatasetError
+from .manifest import DatasetError, open_for_lock
 
 _PART = ".part"
 _FILE = re.compile(r"[0-9a-f]{64}(\.part)?")  # nothing else in the folder is ours to count or delete
@@ -35,7 +35,7 @@ class ShardCache:
         limit: bytes that finished files may take, at most; the files being downloaded come on top. None leaves a tenth
             of the disk free.
 
-    A deleted file stays readable for those who have it open, as POSIX has it.
+    A deleted file stays readable for those who have it open, as POSIX has it. The folder may be removed at any time.
     """
 
     def __init__(self, folder: Path, limit: int | None) -> None:
@@ -60,7 +60,6 @@ class ShardCache:
             raise DatasetError(f"the manifest is damaged: {sha256!r} is not a sha256")
         self.check_room(num_bytes, "one shard")
         path, part_path = self.folder / sha256, self.folder / (sha256 + _PART)
-        self.folder.mkdir(parents=True, exist_ok=True)
         while True:
             file = _open_whole(path, num_bytes)
             if file is not None:
@@ -70,8 +69,8 @@ class ShardCache:
                     self._make_room(num_bytes - os.fstat(part.fileno()).st_size, keep=path)
                     self._complete(part, download)
                     file = _open_whole(part_path, num_bytes)  # once it is renamed, another process may delete it
-                    assert file is not None
-                    part_path.rename(path)
+                    with suppress(FileNotFoundError):  # somebody removed it: what is open stays readable
+                        part_path.rename(path)
             if file is not None:
                 self._make_room(0, keep=path)
                 return file
@@ -109,11 +108,13 @@ class ShardCache:
         """Delete the least recently opened files until so many bytes fit, or none is left."""
         with _locked(self.folder / ".evict"):
             used = sum(entry.st_size for _, entry in self._files())
-            if self.limit is None:
-                disk = shutil.disk_usage(self.folder)
+            allowed = self.limit
+            if allowed is None:
+                try:
+                    disk = shutil.disk_usage(self.folder)
+                except FileNotFoundError:  # somebody removed it
+                    return
                 allowed = used + disk.free - disk.total // _FREE_SHARE
-            else:
-                allowed = self.limit
             for path, entry in self._files():
                 if used + num_bytes <= allowed:
                     break
@@ -126,8 +127,12 @@ class ShardCache:
 
     def _files(self) -> list[tuple[Path, os.stat_result]]:
         """Return files and what is left of dead downloads, least recently opened first."""
-        files = []
-        for entry in os.scandir(self.folder):
+        files: list[tuple[Path, os.stat_result]] = []
+        try:
+            entries = list(os.scandir(self.folder))
+        except FileNotFoundError:  # somebody removed it
+            return files
+        for entry in entries:
             with suppress(FileNotFoundError):  # renamed or deleted meanwhile
                 if _FILE.fullmatch(entry.name):
                     files.append((Path(entry.path), entry.stat()))
@@ -166,9 +171,9 @@ def _delete(path: Path) -> bool:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[BinaryIO]:
-    """Open a file for reading and writing, made if need be, as the only one; others wait."""
+    """Open a file for reading and writing, made if need be with its folder, as the only one; others wait."""
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        descriptor = open_for_lock(path)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             # Else whoever held the lock renamed or deleted the file: this lock is on nothing.
@@ -180,7 +185,7 @@ def _locked(path: Path) -> Iterator[BinaryIO]:
                     with suppress(OSError):  # a full disk
                         file.close()  # bytes in its buffer must not go into a file that is another's by then
                     if path.suffix == _PART and _is_at(path, descriptor) and os.fstat(descriptor).st_size == 0:
-                        path.unlink()
+                        path.unlink(missing_ok=True)
                 return
         finally:
             # Not left to close(): a process forked meanwhile holds the file open, too.

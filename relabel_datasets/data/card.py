@@ -45,11 +45,16 @@ def write_card(root: Path, template: str | os.PathLike[str] | None = None, *, re
             its text says, else the general one. If that was a file, the text is kept as if somebody had written it.
         repo_id: `"org/name"` on the Hub, from where the card's examples then load. Default: the folder, or the short name
             that the template gives.
+
+    Raises:
+        FileNotFoundError: there is no config, or its index is missing.
     """
     from huggingface_hub import DatasetCard, DatasetCardData  # slow to import, and readers do not need them
     from jinja2 import Template
 
     manifests = [Manifest.load(path.parent) for path in sorted(root.glob(f"*/{MANIFEST_NAME}"))]
+    if not manifests:
+        raise FileNotFoundError(f"{root} has no config with a {MANIFEST_NAME}, of which to write a card")
     metadata = _metadata(manifests)
     path = root / CARD_NAME
     name, keep_text = _template_of(path, template)

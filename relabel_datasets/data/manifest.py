@@ -142,6 +142,22 @@ def write_atomically(path: Path, content: bytes) -> None:
         aside.unlink(missing_ok=True)
 
 
+def open_for_lock(path: Path) -> int:
+    """Return the descriptor of a file, open for reading and writing, made if need be with its folder.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    for attempts_left in reversed(range(100)):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except FileNotFoundError:  # another process has just removed the folder
+            if not attempts_left:
+                raise
+    raise AssertionError
+
+
 def sha256_of(path: Path) -> str:
     """Return the sha256 of a file in hex."""
     with path.open("rb") as file:

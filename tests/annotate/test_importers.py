@@ -19,6 +19,7 @@ from tests.annotate.releases import (
     write_release,
 )
 from tests.conftest import picture
+from tests.sabotage import at_once, files_first, sabotaged
 
 
 @pytest.fixture
@@ -177,6 +178,17 @@ def test_an_interrupted_import_leaves_nothing(tmp_path, release, monkeypatch):
     assert not (tmp_path / "data" / "relabel").exists()
     monkeypatch.undo()
     run(release, tmp_path / "data", shard_size=5)
+
+
+@pytest.mark.parametrize("remove", [at_once, files_first])
+def test_a_folder_that_is_removed_stops_the_import(tmp_path, release, remove):
+    folder = tmp_path / "data" / "relabel"
+    with (
+        sabotaged(folder, lambda event, name: event == "os.rename" and name.startswith(".train-00000"), remove),
+        pytest.raises(FileNotFoundError, match=rf"{folder}.* was removed during the build"),
+    ):
+        run(release, tmp_path / "data")
+    assert not folder.exists()
 
 
 def test_the_size_of_an_image_is_that_of_the_upright_image(tmp_path, release, image_folder):

@@ -7,6 +7,7 @@ import random
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +16,7 @@ from relabel_datasets.data import cache as cache_module
 from relabel_datasets.data.cache import ShardCache
 from relabel_datasets.data.names import open_folder
 from tests.data.conftest import SHARDS, check_cache, contents, run_apart
+from tests.sabotage import at_once, files_first, nth, sabotaged
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -340,6 +342,27 @@ def test_a_file_that_another_deletes_at_once_is_served_all_the_same(cache, monke
     monkeypatch.setattr(ShardCache, "_make_room", delete)
     assert read(cache, content) == content.data
     assert content.downloads == 1
+
+
+@pytest.mark.parametrize("limit", [None, 3500])
+@pytest.mark.parametrize("remove", [at_once, files_first])
+def test_the_cache_may_be_removed_at_any_moment(tmp_path, remove, limit):
+    came, number = True, 0
+    while came:
+        number += 1
+        cache, content = ShardCache(tmp_path / f"{number}" / "shards", limit), Content(number)
+        read(cache, Content(0))
+        with sabotaged(cache.folder, nth(number), remove) as has_come:
+            assert read(cache, content) == content.data
+            came = has_come()
+        assert content.downloads <= 2
+        assert read(cache, content) == content.data
+    assert number > 8
+
+
+def test_a_folder_that_cannot_be_made_is_told():
+    with pytest.raises(OSError, match="/proc/none"):  # where even root can make none
+        read(ShardCache(Path("/proc/none/shards"), None), Content(0))
 
 
 def test_eviction_leaves_a_download_that_is_going_on_alone(cache):

@@ -1,0 +1,84 @@
+"""Folders that somebody removes during a build: it stops and says so at whichever moment, and the next run makes all anew."""
+
+import re
+
+import pytest
+
+import relabel_datasets as rd
+from tests.annotate.test_output import OPTIONS, local_files
+from tests.sabotage import at_once, files_first, nth, sabotaged
+
+SAYS_SO = "|".join(
+    (
+        "cannot be written to",  # it had not begun
+        "was removed during the build",
+        "was removed or changed during the build",
+        "is not finished",
+        "not on disk",
+        "has no config",
+    )
+)
+
+
+def build_and_remove(build, root, is_moment, remove):
+    """Build; return what it raised, and whether the moment came."""
+    error = None
+    with sabotaged(root, is_moment, remove) as has_come:
+        try:
+            build(root)
+        except (rd.DatasetError, OSError) as raised:
+            error = raised
+            assert re.search(SAYS_SO, str(error)), error
+            assert str(root) in str(error)
+        return error, has_come()
+
+
+@pytest.fixture
+def build(image_folder, annotator):
+    return lambda root: rd.build(rd.ImageFolderSource(image_folder), root, annotator, **{**OPTIONS, "shard_size": 7})
+
+
+@pytest.mark.parametrize("remove", [at_once, files_first])
+@pytest.mark.parametrize(
+    "moment",
+    [
+        ("os.rename", ".plan.json."),
+        ("os.rename", ".train-00000-of-00002.tar."),
+        ("os.rename", ".train-00001-of-00002.tar.json."),
+        ("os.remove", ".train-00001-of-00002.tar.json."),
+        ("os.rename", ".train.index.safetensors."),
+        ("os.rename", "._info.json."),
+        ("os.remove", "._info.json."),
+        ("open", "train.index.safetensors"),
+        ("os.rename", ".README.md."),
+    ],
+    ids=" ".join,
+)
+def test_a_build_says_what_was_removed(tmp_path, build, moment, remove):
+    build(tmp_path / "whole")
+    root = tmp_path / "data"
+    error, came = build_and_remove(
+        build, root, lambda event, name: event == moment[0] and name.startswith(moment[1]), remove
+    )
+    assert came
+    assert error is not None
+    build(root)
+    assert local_files(root) == local_files(tmp_path / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("remove", [at_once, files_first])
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_folder_may_be_removed_at_any_moment(tmp_path, build, begun, remove):
+    build(tmp_path / "whole")
+    came, number = True, 0
+    while came:
+        root = tmp_path / f"data-{number}"
+        if begun:  # all is there but one shard
+            build(root)
+            (root / "colours" / "train-00001-of-00002.tar").unlink()
+        number += 1
+        _, came = build_and_remove(build, root, nth(number), remove)
+        build(root)
+        assert local_files(root) == local_files(tmp_path / "whole"), number
+    assert number > 30
