@@ -12,6 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from ..data.manifest import Split
+from ..data.names import open_folder
+from ..data.storage import Folder
 from ..data.store import LabelMaps
 from ..labels.crops import random_resized_crops
 from ..labels.statistics import CONFIDENT, Statistics, add_up
@@ -70,7 +73,7 @@ class Analysis:
 
 
 def analyze(
-    dataset: str | os.PathLike[str] | None = None,
+    dataset: str | os.PathLike[str] | Folder | None = None,
     name: str | None = None,
     split: str = "train",
     *,
@@ -118,7 +121,8 @@ def analyze(
         }
         tables["overlap"] = _histogram(found)
     if dataset is not None:
-        label_maps = LabelMaps(dataset, name, split)
+        folder = open_folder(dataset)
+        label_maps = LabelMaps(folder, name, split)
         options: dict[str, Any] = {
             "num_crops": num_crops,
             "num_samples": num_samples,
@@ -126,8 +130,9 @@ def analyze(
             "progress": progress,
         }
         measures = measure_maps(label_maps, **options)
-        summary["label maps"] = {**_summary(measures), **_fidelity(label_maps)}
+        summary["label maps"] = {**_summary(measures), **_fidelity_of(label_maps.split)}
         tables.update(_tables(measures, label_maps.manifest.classes))
+        tables["fidelity"] = _fidelity(folder, label_maps)
         if objects is not None:
             measures = measure_maps(label_maps, objects=objects, **options)
             summary["label maps and objects"] = _summary_of_places(measures)
@@ -165,15 +170,30 @@ def _summary(measures: MapMeasures) -> dict[str, Any]:
     }
 
 
-def _fidelity(label_maps: LabelMaps) -> dict[str, Any]:
-    """Return what was measured against the dense logits as the maps were made."""
-    found = add_up([Statistics(), *label_maps.split.shard_statistics])
+def _fidelity_of(split: Split) -> dict[str, Any]:
+    """Return what was measured against the dense logits as the maps of a split were made, if it was."""
+    found = add_up([Statistics(), *split.shard_statistics])
     if not found.crops:
         return {}
     return {
         "KL of dense from stored labels, nats": found.kl / found.crops,
         "crops of the same best class as dense, share": found.same_best / found.crops,
     }
+
+
+def _fidelity(folder: Folder, label_maps: LabelMaps) -> Table:
+    """Return the same of all configs beside the one of the maps, so that encodings can be compared."""
+    configs = folder.configs()
+    manifests = [label_maps.manifest] if configs is None else [folder.child(name).manifest() for name in configs]
+    rows = []
+    for manifest in manifests:
+        encoding = manifest.encoding
+        for split in manifest.splits.values():
+            if found := _fidelity_of(split):
+                size = "x".join(map(str, (*encoding["map_size"], len(manifest.classes))))
+                encoded = encoding["name"], encoding["k"], encoding["dtype"]
+                rows.append((manifest.config, split.name, size, *encoded, *found.values()))
+    return Table(("config", "split", "map", "encoding", "k", "dtype", "kl", "same_best"), rows)
 
 
 def _summary_of_places(measures: MapMeasures) -> dict[str, Any]:

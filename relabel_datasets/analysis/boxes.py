@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+from ..data.images import IMAGE_EXTENSIONS
 from ..data.manifest import DatasetError
 
 T = TypeVar("T", int, float)
@@ -44,81 +45,114 @@ class Objects:
 
 
 def read_boxes(path: str | os.PathLike[str], *, difficult: bool = False, progress: bool = False) -> dict[str, Objects]:
-    """Return the objects of images, by the stem of their file names.
+    """Return the objects of images that have any, by the images' file names without folder and extension.
 
     Args:
         path: a CSV table, an XML file, or a folder with XML files at any depth. A table has the columns `image`, `width`,
             `height`, `xmin`, `ymin`, `xmax`, `ymax` (or `x1`, `y1`, `x2`, `y2`) in pixels, 0 being the image's edge, and perhaps
             `class`; an object a line. XML is as the tools of PASCAL VOC write it: pixels counted from 1, the last one
-            included.
+            included; a file is called like its image.
         difficult: whether to take objects that XML marks as difficult; PASCAL's evaluation leaves them out. Those marked as
             truncated are taken: their boxes hold what is to be seen of them.
         progress: whether to show a progress bar on stderr while XML files are read.
 
     Raises:
         FileNotFoundError: no such file, or no XML in the folder.
-        DatasetError: (a ValueError) a file is not of this form, or a box is empty or leaves its image by more than a pixel; the
-            message names file and line or object.
+        DatasetError: (a ValueError) a file is not of this form, two images have the same name, there is no object at all, or a
+            box is empty or leaves its image by more than a pixel; the message names file and line or object.
     """
     path = Path(path)
     if path.is_dir():
         files = sorted(path.rglob("*.xml"))
         if not files:
             raise FileNotFoundError(f"no boxes in {path}: expected XML files, one an image, at any depth")
-        objects = [_read_xml(file, difficult) for file in tqdm(files, unit="file", disable=not progress)]
-        return _by_key(zip(map(str, files), (file.stem for file in files), objects, strict=True))
+        return _read_xml_files(path, tqdm(files, desc="read boxes", unit="file", disable=not progress), difficult)
     if not path.is_file():
         raise FileNotFoundError(f"no boxes at {path}: expected a CSV table, an XML file, or a folder of XML files")
     if path.suffix.lower() == ".xml":
-        return {path.stem: _read_xml(path, difficult)}
+        return _read_xml_files(path, [path], difficult)
     return _read_table(path)
 
 
-def _by_key(found: Iterable[tuple[str, str, Objects]]) -> dict[str, Objects]:
-    by_key: dict[str, Objects] = {}
-    for where, key, objects in found:
-        if key in by_key:
-            raise DatasetError(f"{where}: boxes of an image {key!r} have been read before: names of files must differ")
-        by_key[key] = objects
-    return {key: objects for key, objects in by_key.items() if len(objects.boxes_xyxy)}
+def _read_xml_files(path: Path, files: Iterable[Path], difficult: bool) -> dict[str, Objects]:
+    by_name: dict[str, Objects] = {}
+    for file in files:
+        if file.stem in by_name:
+            raise DatasetError(f"{file}: boxes of an image {file.stem!r} have been read before: names must differ")
+        by_name[file.stem] = _read_xml(file, difficult)
+    found = {name: objects for name, objects in by_name.items() if len(objects.boxes_xyxy)}
+    if not found:
+        raise DatasetError(
+            f"{path} has no objects in {len(by_name)} files, but perhaps such as are marked as difficult"
+        )
+    return found
+
+
+def _name_of(image: str) -> str:
+    """Return an image's name without folder and extension; what follows a dot may also be part of its name."""
+    name = Path(image).name
+    stem, _, extension = name.rpartition(".")
+    return stem if f".{extension.lower()}" in IMAGE_EXTENSIONS else name
 
 
 def _read_table(path: Path) -> dict[str, Objects]:
-    sizes: dict[str, tuple[int, int]] = {}
+    images: dict[str, tuple[str, tuple[int, int]]] = {}
     boxes: dict[str, list[npt.NDArray[np.float64]]] = {}
     names: dict[str, list[str]] = {}
     with path.open(newline="", encoding="utf-8-sig") as file:  # as spreadsheets write it
         table = csv.DictReader(file)
-        columns = set(table.fieldnames or ())
-        corners = next((each for each in _CORNERS if columns.issuperset(each)), None)
-        if corners is None or not columns.issuperset(("image", "width", "height")):
-            raise DatasetError(
-                f"{path} has the columns {sorted(columns)}: expected image, width, height, xmin, ymin, xmax, ymax, and "
-                "perhaps class, in the first line"
-            )
-        for row in table:
-            where = f"{path}, line {table.line_num}"
+        corners = _corners_of(table, path)
+        for where, row in _rows(table, path):
             try:
                 size = int(row["height"]), int(row["width"])
                 corner = [float(row[name]) for name in corners]
+                key = _name_of(row["image"])
             except (TypeError, ValueError) as error:
-                raise DatasetError(f"{where}: sizes and corners must be numbers: {error}") from None
-            key = Path(row["image"]).stem
-            if sizes.setdefault(key, size) != size:
-                raise DatasetError(f"{where}: {row['image']} is {size} here and {sizes[key]} before, (height, width)")
+                raise DatasetError(
+                    f"{where}: expected an image's name, its size and a box in numbers: {error}"
+                ) from None
+            if images.setdefault(key, (row["image"], size)) != (row["image"], size):
+                raise DatasetError(
+                    f"{where}: image {row['image']!r} of (height, width) {size}, but before, {images[key][0]!r} of "
+                    f"{images[key][1]}: images must differ in their names, and have one size"
+                )
             boxes.setdefault(key, []).append(_to_unit(corner, size, where))
             names.setdefault(key, []).append(row.get("class") or "")
     if not boxes:
-        raise DatasetError(f"{path} has no boxes: expected a line an object below the first")
-    known = "class" in columns
-    return {key: Objects(sizes[key], np.array(boxes[key]), tuple(names[key]) if known else ()) for key in boxes}
+        raise DatasetError(f"{path} has no boxes: expected a line an object below that of the names")
+    known = "class" in (table.fieldnames or ())
+    return {key: Objects(images[key][1], np.array(boxes[key]), tuple(names[key]) if known else ()) for key in boxes}
+
+
+def _corners_of(table: csv.DictReader[str], path: Path) -> tuple[str, ...]:
+    """Return the names of the columns of corners."""
+    try:
+        columns = set(table.fieldnames or ())
+    except (csv.Error, ValueError) as error:
+        raise DatasetError(f"{path} is no CSV table: {error}") from None
+    corners = next((each for each in _CORNERS if columns.issuperset(each)), None)
+    if corners is None or not columns.issuperset(("image", "width", "height")):
+        raise DatasetError(
+            f"{path} has the columns {sorted(columns)}: expected image, width, height, xmin, ymin, xmax, ymax, and "
+            "perhaps class, in the first line"
+        )
+    return corners
+
+
+def _rows(table: csv.DictReader[str], path: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yield the rows and where they stand."""
+    try:
+        for row in table:
+            yield f"{path}, line {table.line_num}", row
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise DatasetError(f"{path} is no CSV table from line {table.line_num + 1} on: {error}") from None
 
 
 def _read_xml(path: Path, difficult: bool) -> Objects:
     try:
         root = ElementTree.parse(path).getroot()  # noqa: S314  expat refuses entities that grow
-    except ElementTree.ParseError as error:
-        raise DatasetError(f"{path} is no XML: {error}: fetch it anew") from None
+    except (ElementTree.ParseError, ValueError, LookupError) as error:  # the latter two of unknown encodings
+        raise DatasetError(f"{path} is no XML, or damaged: {error}") from None
     if root.tag != "annotation":
         raise DatasetError(f"{path} has a root <{root.tag}>: expected PASCAL VOC's <annotation>")
     size = _number(root, "size/height", int, path), _number(root, "size/width", int, path)
@@ -143,7 +177,8 @@ def _number(element: ElementTree.Element, name: str, kind: Callable[[str], T], w
     try:
         return kind(text)
     except ValueError:
-        raise DatasetError(f"{where}: <{name.replace('/', '><')}> is {text!r}, not a number") from None
+        expected = "a whole number" if kind is int else "a number"
+        raise DatasetError(f"{where}: <{name.replace('/', '><')}> is {text!r}, not {expected}") from None
 
 
 def _to_unit(corners: Sequence[float], size: tuple[int, int], where: str) -> npt.NDArray[np.float64]:

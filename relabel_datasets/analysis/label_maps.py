@@ -71,7 +71,7 @@ def measure_maps(
         progress: whether to show a progress bar on stderr.
 
     Raises:
-        ValueError: none of the images has objects.
+        ValueError: none of the images has objects, two that have some are called the same, or the split is empty.
 
     The highest place is the pointing game's (Zhang et al., "Top-down neural attention by excitation backprop", 2016), without
     its tolerance of 15 pixels: a location is larger. The overlap is that of MaxBoxAccV2 (Choe et al., "Evaluating weakly
@@ -90,10 +90,10 @@ def measure_maps(
             images.add(key=np.array(keys), **_of_images(encoded, labels))
             boxes = random_resized_crops(np.repeat(sizes, per_image, 0), generator)
             owner = np.repeat(np.arange(len(batch)), per_image)
-            found = dict(image=start + owner, **_of_crops(encoded, labels, boxes, per_image))
+            found = dict(image=start + owner, **_of_crops(encoded, labels, boxes, owner))
             if objects is not None:
                 names = [label_maps.manifest.classes[label] for label in labels.tolist()]
-                theirs = [objects[_stem(key)].of_class(name) for key, name in zip(keys, names, strict=True)]
+                theirs = [objects[_name_of(key)].of_class(name) for key, name in zip(keys, names, strict=True)]
                 found["best_iou"] = overlaps(boxes, [theirs[i] for i in owner]).best
                 places.add(image=start + np.arange(len(batch)), **_of_places(encoded, labels, theirs))
             crops.add(**found)
@@ -115,21 +115,35 @@ class _Columns:
         return {name: np.concatenate(parts) for name, parts in self._parts.items()}
 
 
-def _stem(key: str) -> str:
-    """Return the name that files of boxes have for a sample: keys may be paths, and have no dots."""
-    return key.rpartition("/")[2].replace("%2E", ".")
+def _name_of(key: str) -> str:
+    """Return the name of a sample's image without folder and extension: keys may be paths, and have no dots."""
+    return key.rpartition("/")[2].replace("%2E", ".").replace("%25", "%")
 
 
 def _choose(label_maps: LabelMaps, objects: Mapping[str, Objects] | None, num_samples: int | None) -> list[int]:
-    rows = [row for row, key in enumerate(label_maps) if objects is None or _stem(key) in objects]
-    if not rows:
-        raise ValueError(
-            f"none of the {len(label_maps)} samples, such as {next(iter(label_maps), None)!r}, has boxes among the "
-            f"{len(objects or ())} images that have, such as {next(iter(objects or ()), None)!r}"
-        )
+    if not len(label_maps):
+        raise ValueError(f"split {label_maps.split.name!r} has no samples")
+    rows = list(range(len(label_maps))) if objects is None else _with_objects(label_maps, objects)
     if num_samples is None or num_samples >= len(rows):
         return rows
     return [rows[i] for i in np.linspace(0, len(rows) - 1, num_samples).round().astype(int)]
+
+
+def _with_objects(label_maps: LabelMaps, objects: Mapping[str, Objects]) -> list[int]:
+    rows: dict[str, int] = {}
+    for row, key in enumerate(label_maps):
+        name = _name_of(key)
+        if name in objects and rows.setdefault(name, row) != row:
+            raise ValueError(
+                f"samples {label_maps.index.key(rows[name])!r} and {key!r} are of images of the same name: boxes are found "
+                "by it, so rename the images and build the label maps anew"
+            )
+    if not rows:
+        raise ValueError(
+            f"none of the {len(label_maps)} samples, such as {next(iter(label_maps), None)!r}, has boxes among the "
+            f"{len(objects)} images that have, such as {next(iter(objects), None)!r}"
+        )
+    return list(rows.values())
 
 
 def _stack(label_maps: LabelMaps, rows: list[int]) -> tuple[Encoded, list[str], Tensor, list[tuple[int, int]]]:
@@ -156,25 +170,19 @@ def _of_images(encoded: Encoded, labels: Tensor) -> dict[str, Column]:
     }
 
 
-def _of_crops(encoded: Encoded, labels: Tensor, boxes: Floats, per_image: int) -> dict[str, Column]:
-    step = max(1, _BATCH_CROPS // per_image)
+def _of_crops(encoded: Encoded, labels: Tensor, boxes: Floats, owner: npt.NDArray[np.int_]) -> dict[str, Column]:
+    """Return measures of boxes `[M, 4]`, each of the image that `owner` `[M]` says."""
     columns = _Columns()
-    for first in range(0, len(labels), step):
-        part = slice(first, first + step)
-        some = Encoded(
-            encoded.logits[part].repeat_interleave(per_image, 0),
-            encoded.classes[part].repeat_interleave(per_image, 0),
-            None if encoded.base is None else encoded.base[part].repeat_interleave(per_image, 0),
-            encoded.num_classes,
-        )
-        start = first * per_image
-        soft = _pool(some, torch.from_numpy(boxes[start : start + len(some.logits)]).float())
+    for start in range(0, len(boxes), _BATCH_CROPS):
+        whose = torch.from_numpy(owner[start : start + _BATCH_CROPS])
+        base = None if encoded.base is None else encoded.base[whose]
+        some = Encoded(encoded.logits[whose], encoded.classes[whose], base, encoded.num_classes)
+        soft = _pool(some, torch.from_numpy(boxes[start : start + _BATCH_CROPS]).float())
         confidence, best = soft.max(1)
-        own = labels[part].repeat_interleave(per_image)
         columns.add(
             best=best.numpy(),
             confidence=confidence.numpy(),
-            agrees=(best == own).numpy(),
+            agrees=(best == labels[whose]).numpy(),
             entropy=_entropy(soft),
             num_classes=(soft >= SHARE).sum(1).numpy(),
         )
@@ -205,7 +213,7 @@ def _heatmaps(encoded: Encoded, labels: Tensor) -> tuple[Floats, npt.NDArray[np.
     heatmaps = (base + ((logits - base) * (encoded.classes == own)).sum(1, keepdim=True))[:, 0].double().numpy()
     low = heatmaps.min((1, 2), keepdims=True)
     spread = heatmaps.max((1, 2), keepdims=True) - low
-    varies: npt.NDArray[np.bool_] = spread.ravel() > 0
+    varies = spread.ravel() > 0
     return (heatmaps - low) / np.where(spread > 0, spread, 1), varies
 
 
@@ -214,7 +222,7 @@ def _boxes_above(heatmaps: Floats) -> Floats:
     above = heatmaps[:, None] >= _THRESHOLDS[:, None, None] - 1e-9
     sides = []
     for axis, length in ((2, heatmaps.shape[2]), (3, heatmaps.shape[1])):  # columns, then rows
-        line = above.any(axis)
+        line = np.asarray(above.any(axis))
         sides += [line.argmax(-1) / length, 1 - line[..., ::-1].argmax(-1) / length]
     return np.stack([sides[0], sides[2], sides[1], sides[3]], -1)
 
