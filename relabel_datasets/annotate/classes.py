@@ -88,7 +88,7 @@ def _rows_by_name(annotator_classes: Sequence[str], wanted: Sequence[str]) -> di
     if not set(wanted) - set(annotator_classes) and len(set(annotator_classes)) == len(annotator_classes):
         exact = {name: row for row, name in enumerate(annotator_classes)}
         return {name: exact[name] for name in wanted}  # without the words of WordNet, which take a while to load
-    words = _words([*annotator_classes, *wanted])
+    words = class_words([*annotator_classes, *wanted])
     tables: list[dict[str, list[int]]] = [defaultdict(list) for _ in range(4)]
     for row, name in enumerate(annotator_classes):
         for table, forms in zip(tables, _forms(name, words[name]), strict=True):
@@ -141,7 +141,7 @@ def _is_synset(name: str) -> bool:
     return re.fullmatch(r"n\d{8}", name) is not None
 
 
-def _words(names: Iterable[str]) -> dict[str, str]:
+def class_words(names: Iterable[str]) -> dict[str, str]:
     """Return the words that WordNet has for each synset, separated by commas; every other name as it is."""
     words = {name: name for name in names}
     synsets = list(filter(_is_synset, words))

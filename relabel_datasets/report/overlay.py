@@ -2,29 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from ..data.datasets import RelabelDataset
 from ..labels.label_map import LabelMap
 from ..labels.transforms import LabelPooling
+from .names import legible_names
+from .tiles import (
+    CLASS_COLORS,
+    INK,
+    OTHER_COLOR,
+    PAPER,
+    TILE,
+    Color,
+    Line,
+    draw_tag,
+    fitted,
+    heatmap_legend,
+    one_below_the_other,
+    side_by_side,
+    tile,
+    to_colors,
+)
 
-# Seven steps of viridis, which reads the same for the colour-blind and in grey (van der Walt and Smith, 2015; CC0).
-_VIRIDIS = ((68, 1, 84), (72, 40, 120), (62, 74, 137), (38, 130, 142), (53, 183, 121), (144, 215, 67), (253, 231, 37))
-# Colours of crops, told apart by the colour-blind (Okabe and Ito, "Color Universal Design", 2008).
-_CROP_COLORS = ((213, 94, 0), (0, 114, 178), (0, 158, 115), (204, 121, 167))
-_INK, _PAPER, _FAINT = (20, 20, 20), (255, 255, 255), (225, 225, 225)
-_TILE, _GAP, _LINE = 220, 12, 19  # pixels: a tile's longer side, between tiles, a line of text
+_STRENGTH = 0.65  # share of a heatmap's colour
+_WORTH_A_LINE = 0.01  # probability from which on a crop's class is named
 
 
-def overlay(image: Image.Image, label_map: LabelMap, class_index: int, strength: float = 0.65) -> Image.Image:
+def overlay(image: Image.Image, label_map: LabelMap, class_index: int, strength: float = _STRENGTH) -> Image.Image:
     """Return the image under the heatmap of a class: its probability at each location, from dark to bright.
 
     Args:
@@ -34,15 +46,45 @@ def overlay(image: Image.Image, label_map: LabelMap, class_index: int, strength:
         strength: share of the heatmap's colour, 0..1.
     """
     probability = label_map.dense().softmax(0)[class_index].numpy()
-    colored = Image.fromarray(_to_colors(probability)).resize(image.size, Image.Resampling.BILINEAR)
+    colored = Image.fromarray(to_colors(probability)).resize(image.size, Image.Resampling.BILINEAR)
     return Image.blend(image, colored, strength)
 
 
-def _to_colors(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
-    """Return `[..., 3]` colours of values in 0..1."""
-    steps = np.linspace(0, 1, len(_VIRIDIS))
-    channels = [np.interp(values, steps, channel) for channel in zip(*_VIRIDIS, strict=True)]
-    return np.stack(channels, -1).round().astype(np.uint8)
+def regions(
+    image: Image.Image, label_map: LabelMap, colors: Mapping[int, Color], strength: float = _STRENGTH
+) -> Image.Image:
+    """Return the image in grey under its label map: where a class is best its colour, the stronger the surer it is.
+
+    Args:
+        image: RGB, the whole image that the map belongs to.
+        label_map: its map; the view is not looked at.
+        colors: of classes by index; all others are grey.
+        strength: share of the colour where the class is sure, 0..1.
+    """
+    dense = label_map.dense()
+    kept = dense.argmax(0).unique()  # of thousands of classes; between two locations, no other is likely to be best
+    best, probability = kept[_resized(dense[kept], image).argmax(0)], _resized(dense.softmax(0)[kept], image)
+    palette = torch.tensor(OTHER_COLOR, dtype=torch.float32).repeat(label_map.num_classes, 1)
+    for index, color in colors.items():
+        palette[index] = torch.tensor(color, dtype=torch.float32)
+    share = (strength * probability.amax(0))[..., None].numpy()
+    grey = np.asarray(image.convert("L"), np.float32)[..., None]  # or its colours would be taken for those of classes
+    pixels = grey * (1 - share) + palette[best].numpy() * share
+    return Image.fromarray(pixels.round().astype(np.uint8))
+
+
+def _resized(maps: torch.Tensor, image: Image.Image) -> torch.Tensor:
+    """Return maps `[N, H, W]` in the size of an image."""
+    size = image.height, image.width
+    resized: torch.Tensor = torch.nn.functional.interpolate(maps[None], size, mode="bilinear", align_corners=False)[0]
+    return resized
+
+
+def strongest(label_map: LabelMap, count: int) -> list[tuple[int, float]]:
+    """Return the classes that have the highest probability at some location, and this probability, best first."""
+    highest = label_map.dense().softmax(0).amax((1, 2))
+    values, indices = highest.topk(min(count, len(highest)))
+    return list(zip(indices.tolist(), values.tolist(), strict=True))
 
 
 def figure(
@@ -50,36 +92,43 @@ def figure(
     label_map: LabelMap,
     classes: Sequence[str],
     *,
+    heatmaps_of: Sequence[int] | None = None,
     num_heatmaps: int = 3,
     num_crops: int = 3,
     seed: int = 0,
 ) -> Image.Image:
-    """Return a picture of an image with its crops, the heatmaps of its strongest classes, and the crops' pooled labels.
+    """Return a picture of an image with its crops, its label map, heatmaps of classes, and the crops' pooled labels.
 
     Args:
         image: RGB.
         label_map: its map, of the whole image.
         classes: names of the classes.
-        num_heatmaps: how many classes, strongest anywhere in the image first.
-        num_crops: how many random crops (8 % to 60 % of the area), at most 4.
+        heatmaps_of: indices of classes. Default: the strongest anywhere in the image.
+        num_heatmaps: how many, where it is not said which.
+        num_crops: how many random crops (8 % to 60 % of the area).
         seed: draws the crops.
 
     Reference: the layout is that of figure 1 of Yun et al., "Re-labeling ImageNet", 2021.
     """
     crops = _random_crops(image, num_crops, seed)
-    framed = image.copy()
-    for color, (top, left, height, width) in zip(_CROP_COLORS, crops, strict=False):
-        box = (left, top, left + width - 1, top + height - 1)
-        ImageDraw.Draw(framed).rectangle(box, outline=color, width=max(2, max(image.size) // 90))
-    truth = "" if label_map.label is None else f"label: {classes[label_map.label]}"
-    tiles = [_tile(framed, [truth])]
-    strongest = label_map.dense().softmax(0).amax((1, 2)).topk(min(num_heatmaps, len(classes))).indices
-    tiles += [_tile(overlay(image, label_map, index), [classes[index]]) for index in strongest.tolist()]
+    ranked = [index for index, _ in strongest(label_map, len(CLASS_COLORS))]
+    colors = dict(zip(ranked, CLASS_COLORS, strict=False))
+    truth = [] if label_map.label is None else [_line(f"label: {classes[label_map.label]}", label_map.label, colors)]
+    tiles = [tile(_framed(image, crops), truth)]
+    best = set(label_map.dense().argmax(0).unique().tolist())
+    names = [_line(classes[index], index, colors) for index in ranked if index in best]
+    names += [Line("other classes", OTHER_COLOR)] if best - set(ranked) else []
+    tiles.append(tile(regions(image, label_map, colors), names))
+    tiles += [
+        tile(overlay(image, label_map, index), [_line(classes[index], index, colors)])
+        for index in (ranked[:num_heatmaps] if heatmaps_of is None else heatmaps_of)
+    ]
     pool = LabelPooling()
-    for color, crop in zip(_CROP_COLORS, crops, strict=False):
-        soft_label = pool(F.crop(label_map, *crop))
-        tiles.append(_tile(F.crop(image, *crop), _best(soft_label, classes), color))
-    return _with_legend(_side_by_side(tiles))
+    for number, crop in enumerate(crops, 1):
+        lines = _best(pool(F.crop(label_map, *crop)), classes, colors)
+        tiles.append(tile(F.crop(image, *crop), lines, str(number)))
+    row = side_by_side(tiles)
+    return one_below_the_other([row, heatmap_legend(row.width)])
 
 
 def _random_crops(image: Image.Image, count: int, seed: int) -> list[tuple[int, int, int, int]]:
@@ -91,57 +140,31 @@ def _random_crops(image: Image.Image, count: int, seed: int) -> list[tuple[int, 
     return [(int(top), int(left), int(height), int(width)) for top, left, height, width in crops]
 
 
-def _best(soft_label: torch.Tensor, classes: Sequence[str], count: int = 3) -> list[str]:
+def _framed(image: Image.Image, crops: Sequence[tuple[int, int, int, int]]) -> Image.Image:
+    """Return the image in a tile's size with numbered frames of crops, light in dark: colours stand for classes."""
+    framed, scale = fitted(image), TILE / max(image.size)
+    draw = ImageDraw.Draw(framed)
+    for crop in crops:
+        top, left, height, width = (round(scale * pixels) for pixels in crop)
+        right, bottom = left + max(2, width - 1), top + max(2, height - 1)
+        draw.rectangle((left, top, right, bottom), outline=INK, width=3)
+        draw.rectangle((left + 1, top + 1, right - 1, bottom - 1), outline=PAPER)
+    for number, (top, left, *_) in enumerate(crops, 1):  # after all frames, or one would hide another's number
+        draw_tag(draw, (round(scale * left), round(scale * top)), str(number))
+    return framed
+
+
+def _line(text: str, index: int, colors: Mapping[int, Color]) -> Line:
+    return Line(text, colors.get(index, OTHER_COLOR))
+
+
+def _best(soft_label: torch.Tensor, classes: Sequence[str], colors: Mapping[int, Color], count: int = 3) -> list[Line]:
     values, indices = soft_label.topk(min(count, len(classes)))
-    return [f"{value:4.0%}  {classes[index]}" for value, index in zip(values.tolist(), indices.tolist(), strict=True)]
-
-
-def _tile(picture: Image.Image, lines: Sequence[str], frame: tuple[int, int, int] | None = None) -> Image.Image:
-    """Return the picture, enlarged or shrunk to a tile, over lines of text."""
-    scale = _TILE / max(picture.size)
-    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-    tile = Image.new("RGB", (_TILE, _TILE + 4 + _LINE * len(lines)), _PAPER)
-    corner = ((_TILE - size[0]) // 2, _TILE - size[1])
-    tile.paste(picture.resize(size, Image.Resampling.BICUBIC), corner)
-    draw = ImageDraw.Draw(tile)
-    if frame is not None:
-        draw.rectangle((*corner, corner[0] + size[0] - 1, _TILE - 1), outline=frame, width=4)
-    for i, line in enumerate(lines):
-        draw.text((2, _TILE + 3 + i * _LINE), _shortened(draw, line), fill=_INK, font=_font())
-    return tile
-
-
-def _shortened(draw: ImageDraw.ImageDraw, text: str) -> str:
-    while draw.textlength(text, font=_font()) > _TILE - 4:
-        text = text.removesuffix("...")[:-1] + "..."
-    return text
-
-
-def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(15)
-
-
-def _side_by_side(tiles: Sequence[Image.Image]) -> Image.Image:
-    height = max(tile.height for tile in tiles)
-    sheet = Image.new("RGB", (len(tiles) * (_TILE + _GAP) + _GAP, height + 2 * _GAP), _PAPER)
-    for i, tile in enumerate(tiles):
-        sheet.paste(tile, (_GAP + i * (_TILE + _GAP), _GAP))
-    return sheet
-
-
-def _with_legend(sheet: Image.Image) -> Image.Image:
-    """Return the sheet over a bar of the heatmaps' colours from probability 0 to 1."""
-    legend = Image.new("RGB", (sheet.width, sheet.height + _LINE + _GAP // 2), _PAPER)
-    legend.paste(sheet)
-    bar = Image.fromarray(_to_colors(np.linspace(0, 1, _TILE, dtype=np.float32)[None].repeat(10, 0)))
-    left, top = 2 * _GAP + _TILE, sheet.height
-    draw = ImageDraw.Draw(legend)
-    draw.line((_GAP, top - 4, sheet.width - _GAP, top - 4), fill=_FAINT)
-    draw.text((left, top), "probability of the class: 0", fill=_INK, font=_font())
-    left += round(draw.textlength("probability of the class: 0 ", font=_font())) + 4
-    legend.paste(bar, (left, top + 5))
-    draw.text((left + _TILE + 6, top), "1", fill=_INK, font=_font())
-    return legend
+    return [
+        _line(f"{value:.0%} {classes[index]}", index, colors)
+        for value, index in zip(values.tolist(), indices.tolist(), strict=True)
+        if value >= _WORTH_A_LINE
+    ]
 
 
 def contact_sheet(dataset: RelabelDataset, count: int = 4) -> Image.Image:
@@ -154,13 +177,7 @@ def contact_sheet(dataset: RelabelDataset, count: int = 4) -> Image.Image:
     Raises:
         ValueError: the dataset transforms its samples.
     """
-    figures = [picture for _, picture in _figures(dataset, count)]
-    sheet = Image.new("RGB", (max(each.width for each in figures), sum(each.height for each in figures)), _PAPER)
-    top = 0
-    for each in figures:
-        sheet.paste(each, (0, top))
-        top += each.height
-    return sheet
+    return one_below_the_other([picture for _, picture in figures(dataset, spread(dataset, count))])
 
 
 def save_overlays(dataset: RelabelDataset, folder: Path, count: int = 10) -> list[Path]:
@@ -176,16 +193,29 @@ def save_overlays(dataset: RelabelDataset, folder: Path, count: int = 10) -> lis
     """
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
-    for key, picture in _figures(dataset, count):
+    for key, picture in figures(dataset, spread(dataset, count)):
         paths.append(folder / f"{key.replace('/', '_')}.png")
         picture.save(paths[-1])
     return paths
 
 
-def _figures(dataset: RelabelDataset, count: int) -> Iterator[tuple[str, Image.Image]]:
-    """Yield keys and figures of samples spread over the dataset."""
+def spread(dataset: RelabelDataset, count: int) -> list[int]:
+    """Return indices of so many samples, spread evenly over the dataset."""
+    places: list[int] = np.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().astype(int).tolist()
+    return places
+
+
+def figures(
+    dataset: RelabelDataset, indices: Sequence[int], heatmaps_of: Sequence[int] | None = None
+) -> Iterator[tuple[str, Image.Image]]:
+    """Yield keys and figures of samples.
+
+    Raises:
+        ValueError: the dataset transforms its samples.
+    """
     if dataset.transforms is not None:
         raise ValueError("figures need whole images: load the dataset without transforms")
-    for index in np.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().astype(int).tolist():
+    names = legible_names(dataset.classes)
+    for index in indices:
         image, label_map = dataset[index]
-        yield dataset.keys[index], figure(image, label_map, dataset.classes, seed=index)
+        yield dataset.keys[index], figure(image, label_map, names, heatmaps_of=heatmaps_of, seed=index)

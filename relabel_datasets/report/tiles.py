@@ -1,0 +1,135 @@
+"""What pictures are put together from: tiles with captions, their colours and a legend, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFont
+
+Color = tuple[int, int, int]
+
+# Seven steps of viridis, which reads the same for the colour-blind and in grey (van der Walt and Smith, 2015; CC0).
+_VIRIDIS = ((68, 1, 84), (72, 40, 120), (62, 74, 137), (38, 130, 142), (53, 183, 121), (144, 215, 67), (253, 231, 37))
+# Of classes, told apart by the colour-blind (Okabe and Ito, "Color Universal Design", 2008); grey is for all others.
+CLASS_COLORS = (
+    (0, 114, 178), (230, 159, 0), (0, 158, 115), (204, 121, 167), (213, 94, 0), (86, 180, 233), (240, 228, 66),
+)  # fmt: skip
+OTHER_COLOR = (128, 128, 128)
+INK, PAPER, FAINT = (20, 20, 20), (255, 255, 255), (225, 225, 225)
+TILE, GAP = 220, 12  # pixels: a tile's longer side, between tiles
+_LINE, _SQUARE = 19, 11  # pixels: a line of text, a colour's square before it
+
+
+class Line(NamedTuple):
+    """A line of a caption, after a square of a colour if it has one."""
+
+    text: str
+    color: Color | None = None
+
+
+def to_colors(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+    """Return `[..., 3]` colours of values in 0..1, from dark to bright."""
+    steps = np.linspace(0, 1, len(_VIRIDIS))
+    channels = [np.interp(values, steps, channel) for channel in zip(*_VIRIDIS, strict=True)]
+    return np.stack(channels, -1).round().astype(np.uint8)
+
+
+def fitted(picture: Image.Image) -> Image.Image:
+    """Return the picture, enlarged or shrunk such that its longer side is a tile's."""
+    scale = TILE / max(picture.size)
+    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    return picture.resize(size, Image.Resampling.BICUBIC)
+
+
+def tile(picture: Image.Image, lines: Sequence[Line] = (), tag: str = "") -> Image.Image:
+    """Return the picture, fitted into a tile, over lines of text.
+
+    Args:
+        picture: RGB.
+        lines: what is too long is cut.
+        tag: a few letters for its upper left corner.
+    """
+    picture = fitted(picture)
+    made = Image.new("RGB", (TILE, TILE + 4 + _LINE * len(lines)), PAPER)
+    corner = ((TILE - picture.width) // 2, TILE - picture.height)
+    made.paste(picture, corner)
+    draw = ImageDraw.Draw(made)
+    if tag:
+        draw_tag(draw, corner, tag)
+    for i, line in enumerate(lines):
+        _draw_line(draw, (2, TILE + 3 + i * _LINE), line)
+    return made
+
+
+def draw_tag(draw: ImageDraw.ImageDraw, corner: tuple[int, int], tag: str) -> None:
+    """Write a few letters on a dark box, below and to the right of a corner."""
+    width, height = round(draw.textlength(tag, font=_font())) + 6, 17
+    draw.rectangle((*corner, corner[0] + width, corner[1] + height), fill=INK)
+    draw.text((corner[0] + width / 2, corner[1] + height / 2), tag, fill=PAPER, font=_font(), anchor="mm")
+
+
+def _draw_line(draw: ImageDraw.ImageDraw, corner: tuple[int, int], line: Line) -> None:
+    left, top = corner
+    if line.color is not None:
+        draw.rectangle((left, top + 3, left + _SQUARE, top + 3 + _SQUARE), fill=line.color, outline=INK)
+        left += _SQUARE + 6
+    draw.text((left, top), _shortened(draw, line.text, TILE - left), fill=INK, font=_font())
+
+
+def _shortened(draw: ImageDraw.ImageDraw, text: str, width: int) -> str:
+    while draw.textlength(text, font=_font()) > width:
+        text = text.removesuffix("…")[:-1] + "…"
+    return text
+
+
+@cache
+def _font() -> ImageFont.FreeTypeFont:
+    """Return matplotlib's own font: Pillow's knows none but English letters."""
+    import matplotlib as mpl  # slow to import
+
+    return ImageFont.truetype(Path(mpl.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), 13)
+
+
+def side_by_side(tiles: Sequence[Image.Image]) -> Image.Image:
+    """Return tiles in a row."""
+    height = max(each.height for each in tiles)
+    row = Image.new("RGB", (len(tiles) * (TILE + GAP) + GAP, height + 2 * GAP), PAPER)
+    for i, each in enumerate(tiles):
+        row.paste(each, (GAP + i * (TILE + GAP), GAP))
+    return row
+
+
+def one_below_the_other(rows: Sequence[Image.Image]) -> Image.Image:
+    """Return rows of any width in one picture."""
+    sheet = Image.new("RGB", (max(each.width for each in rows), sum(each.height for each in rows)), PAPER)
+    top = 0
+    for each in rows:
+        sheet.paste(each, (0, top))
+        top += each.height
+    return sheet
+
+
+def heading(text: str, width: int) -> Image.Image:
+    """Return a line of text as a row."""
+    row = Image.new("RGB", (width, _LINE + GAP), PAPER)
+    ImageDraw.Draw(row).text((GAP, GAP), text, fill=INK, font=_font())
+    return row
+
+
+def heatmap_legend(width: int) -> Image.Image:
+    """Return a bar of the heatmaps' colours from probability 0 to 1, as a row."""
+    row = Image.new("RGB", (width, _LINE + GAP // 2 + 5), PAPER)
+    bar = Image.fromarray(to_colors(np.linspace(0, 1, TILE, dtype=np.float32)[None].repeat(10, 0)))
+    draw = ImageDraw.Draw(row)
+    draw.line((GAP, 1, width - GAP, 1), fill=FAINT)
+    before, top = "heatmaps: probability of the class, 0 ", 5
+    draw.text((GAP, top), before, fill=INK, font=_font())
+    left = GAP + round(draw.textlength(before, font=_font())) + 2
+    row.paste(bar, (left, top + 4))
+    draw.text((left + TILE + 6, top), "1", fill=INK, font=_font())
+    return row
