@@ -26,6 +26,7 @@ from .labels.pooling import pool_labels
 from .labels.transforms import LabelPooling
 
 if TYPE_CHECKING:
+    from .analysis.analyze import analyze
     from .annotate.annotator import Annotator, ModuleAnnotator
     from .annotate.build import build
     from .annotate.catalogue import AnnotatorEntry, describe_annotators
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from .annotate.timm_annotator import TimmAnnotator
     from .hub import Published, publish
 
-# The producer is imported when first asked for: timm alone takes seconds, which a training script need not wait.
+# What a training script need not wait for is imported when first asked for: timm alone takes seconds.
 _PRODUCER = {
     "Annotator": "annotate.annotator",
     "AnnotatorEntry": "annotate.catalogue",
@@ -52,6 +53,7 @@ _PRODUCER = {
     "RayEngine": "annotate.ray_engine",
     "Settings": "annotate.shard",
     "TimmAnnotator": "annotate.timm_annotator",
+    "analyze": "analysis.analyze",
     "build": "annotate.build",
     "describe_annotators": "annotate.catalogue",
     "detect_order": "annotate.orientation",
@@ -86,6 +88,7 @@ __all__ = [
     "VerifyReport",
     "View",
     "WebDatasetSource",
+    "analyze",
     "build",
     "decode_image",
     "decode_sample",

@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING
 
 from .annotator_options import add_annotator_arguments, annotator_from, parse_size
 from .report.analyze_command import add_analyze
+from .train.command import add_compare, add_train
+from .report.inspect_command import add_inspect
+from .report.pictures_command import add_pictures
 
 if TYPE_CHECKING:
     from .annotate.engines import Engine
@@ -95,6 +98,10 @@ def make_parser() -> argparse.ArgumentParser:
     publish.set_defaults(run=_publish)
 
     add_analyze(commands)
+    add_train(commands)
+    add_compare(commands)
+    add_pictures(commands)
+    add_inspect(commands)
     return parser
 
 

@@ -19,7 +19,7 @@ from ..data.store import LabelMaps
 from ..labels.crops import random_resized_crops
 from ..labels.statistics import CONFIDENT, Statistics, add_up
 from .boxes import Objects, read_boxes
-from .label_maps import IOU_LEVELS, SHARE, MapMeasures, measure_maps
+from .label_maps import IOU_LEVELS, SHARE, MapMeasures, measure_maps, suspects
 from .overlap import Overlaps, overlaps, share_above
 
 _BINS = np.linspace(0, 1, 11)  # of intersection over union
@@ -237,23 +237,22 @@ def _tables(measures: MapMeasures, classes: Sequence[str]) -> dict[str, Table]:
         chosen = images["label"] == label
         columns = (images["best"] == label, images["p_label"], images["entropy"], images["num_confident"])
         per_class.append((name, int(chosen.sum()), *(_mean(column[chosen]) for column in columns)))
-    wrong = np.flatnonzero(images["best"] != images["label"])
-    pairs, counts = np.unique(np.stack([images["label"][wrong], images["best"][wrong]]), axis=1, return_counts=True)
+    found = suspects(images)
+    pairs, counts = np.unique(np.stack([images["label"][found], images["best"][found]]), axis=1, return_counts=True)
     confused = [
         (classes[label], classes[best], int(count))
         for label, best, count in sorted(zip(*pairs.tolist(), counts.tolist(), strict=True), key=lambda row: -row[2])
     ]
-    odds = np.log(np.maximum(images["p_best"], 1e-30)) - np.log(np.maximum(images["p_label"], 1e-30))
-    suspects = [
+    listed = [
         (str(images["key"][i]), classes[images["label"][i]], classes[images["best"][i]], float(images["p_label"][i]),
          float(images["p_best"][i]))
-        for i in wrong[np.argsort(-odds[wrong], kind="stable")].tolist()
+        for i in found.tolist()
     ]  # fmt: skip
     return {
         "num_classes": Table(("classes", f"images_confident_{CONFIDENT}", f"crops_share_{SHARE}"), numbers),
         "classes": Table(("class", "images", "agreement", "p_label", "entropy", "num_confident"), per_class),
         "confused": Table(("label", "best", "images"), confused),
-        "suspects": Table(("key", "label", "best", "p_label", "p_best"), suspects),
+        "suspects": Table(("key", "label", "best", "p_label", "p_best"), listed),
     }
 
 

@@ -101,6 +101,16 @@ def measure_maps(
     return MapMeasures(images.joined(), crops.joined(), places.joined())
 
 
+def suspects(images: Mapping[str, Column]) -> npt.NDArray[np.int_]:
+    """Return the places in `images` of those whose map ranks another class than their own first: perhaps labelled wrongly.
+
+    By falling odds of that class against their own.
+    """
+    odds = np.log(np.maximum(images["p_best"], 1e-30)) - np.log(np.maximum(images["p_label"], 1e-30))
+    wrong = np.flatnonzero(images["best"] != images["label"])
+    return wrong[np.argsort(-odds[wrong], kind="stable")]
+
+
 class _Columns:
     """Columns that grow."""
 

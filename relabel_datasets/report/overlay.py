@@ -62,7 +62,9 @@ def regions(
         strength: share of the colour where the class is sure, 0..1.
     """
     dense = label_map.dense()
-    kept = dense.argmax(0).unique()  # of thousands of classes; between two locations, no other is likely to be best
+    kept = torch.tensor(
+        _best_anywhere(dense)
+    )  # of thousands of classes; between two locations, no other is likely to be best
     best, probability = kept[_resized(dense[kept], image).argmax(0)], _resized(dense.softmax(0)[kept], image)
     palette = torch.tensor(OTHER_COLOR, dtype=torch.float32).repeat(label_map.num_classes, 1)
     for index, color in colors.items():
@@ -71,6 +73,12 @@ def regions(
     grey = np.asarray(image.convert("L"), np.float32)[..., None]  # or its colours would be taken for those of classes
     pixels = grey * (1 - share) + palette[best].numpy() * share
     return Image.fromarray(pixels.round().astype(np.uint8))
+
+
+def _best_anywhere(dense: torch.Tensor) -> list[int]:
+    """Return the classes that are best at some location."""
+    indices: list[int] = np.unique(dense.argmax(0).numpy()).tolist()
+    return indices
 
 
 def _resized(maps: torch.Tensor, image: Image.Image) -> torch.Tensor:
@@ -115,7 +123,7 @@ def figure(
     colors = dict(zip(ranked, CLASS_COLORS, strict=False))
     truth = [] if label_map.label is None else [_line(f"label: {classes[label_map.label]}", label_map.label, colors)]
     tiles = [tile(_framed(image, crops), truth)]
-    best = set(label_map.dense().argmax(0).unique().tolist())
+    best = set(_best_anywhere(label_map.dense()))
     names = [_line(classes[index], index, colors) for index in ranked if index in best]
     names += [Line("other classes", OTHER_COLOR)] if best - set(ranked) else []
     tiles.append(tile(regions(image, label_map, colors), names))

@@ -1,0 +1,196 @@
+"""What is inside a dataset or a shard, as text: its manifest, and its first samples with heatmaps drawn with characters."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import tarfile
+import textwrap
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from ..data.manifest import DatasetError, Manifest, Split
+from ..data.names import open_folder
+from ..data.shards import read_rows
+from ..data.storage import Folder, is_url, without_file_scheme
+from ..data.store import LabelMaps, find_split, open_config
+from ..labels.label_map import LabelMap
+from ..labels.statistics import Statistics, add_up
+from ..labels.transforms import LabelPooling
+from .names import legible_names
+from .overlay import strongest
+
+_SHADES = " .:-=+*#%@"  # from probability 0 to 1; characters that any terminal has
+_NUM_CLASSES = 12  # named of a dataset
+_NUM_HEATMAPS = 3
+
+
+class _Sample(NamedTuple):
+    label_map: LabelMap  # with its key and label
+    map_bytes: int
+    image_bytes: int  # 0: the shard has none
+
+
+def describe(
+    path: str | os.PathLike[str],
+    name: str | None = None,
+    split: str | None = None,
+    *,
+    num_samples: int = 3,
+    width: int = 100,
+) -> str:
+    """Return what a dataset or one of its shards holds, as lines of text.
+
+    Args:
+        path: of a dataset, as `load_dataset` takes it, or of a shard, a local path or a URL that ends in `.tar`. Of a remote
+            dataset, the shard of the samples is fetched into the cache.
+        name: the config whose samples are shown. Default: the first.
+        split: the split whose samples are shown. Default: the first.
+        num_samples: shown, from the first on.
+        width: characters in a line, for heatmaps side by side.
+
+    Raises:
+        FileNotFoundError: no such dataset or shard.
+        DatasetError: (a ValueError) no such config or split, or damaged files.
+        ValueError: a config or split is named for a shard, or `num_samples` is negative.
+    """
+    if num_samples < 0:
+        raise ValueError(f"num_samples must not be negative, got {num_samples}")
+    if os.fspath(path).partition("?")[0].endswith(".tar"):
+        if name is not None or split is not None:
+            raise ValueError(f"{path} is a shard, of one config and split: name them for a dataset")
+        return "\n".join(_describe_shard(without_file_scheme(path), num_samples, width))
+    return "\n".join(_describe_dataset(open_folder(path), name, split, num_samples, width))
+
+
+def _describe_dataset(root: Folder, name: str | None, split: str | None, num_samples: int, width: int) -> Iterator[str]:
+    names: list[str] | None = root.configs() if name is None else [name]
+    configs = [open_config(root, each) for each in names] if names else [open_config(root, None)]
+    for place, (folder, manifest) in enumerate(configs):
+        yield from [""] if place else []
+        yield from _describe_config(folder, manifest)
+    folder, manifest = configs[0]
+    shown = find_split(manifest, split or next(iter(manifest.splits)))
+    yield from _describe_samples(folder, manifest, shown, 0, num_samples, width)
+
+
+def _describe_shard(path: str, num_samples: int, width: int) -> Iterator[str]:
+    plain, mark, query = path.partition("?") if is_url(path) else (path, "", "")
+    parent, _, file = plain.rpartition("/")
+    folder = open_folder((parent or ("/" if plain.startswith("/") else ".")) + mark + query)
+    try:
+        manifest = folder.manifest()
+    except FileNotFoundError:
+        if is_url(path):
+            raise
+        yield f"{path}: a shard alone, without a manifest beside it that would name its classes"
+        yield from _show_samples(_read_samples(Path(path), num_samples), [], width)
+        return
+    found = [each for each in manifest.splits.values() if file in each.filenames]
+    if not found:
+        raise DatasetError(f"{folder}/{file} is not in the manifest beside it: it is of another build, or not finished")
+    place = found[0].filenames.index(file)
+    yield from _describe_config(folder, manifest)
+    first, length = sum(found[0].shard_lengths[:place]), found[0].shard_lengths[place]
+    yield f"\n{file}: samples {first + 1} to {first + length} of {found[0].name}, {found[0].shard_bytes[place]:,} bytes"
+    yield from _describe_samples(folder, manifest, found[0], first, min(num_samples, length), width)
+
+
+def _describe_config(folder: Folder, manifest: Manifest) -> Iterator[str]:
+    encoding, annotator, classes = manifest.encoding, manifest.annotator, legible_names(manifest.classes)
+    size = "x".join(map(str, encoding["map_size"] or ()))
+    more = f", ... {len(classes) - _NUM_CLASSES} more" if len(classes) > _NUM_CLASSES else ""
+    yield f"{folder}: config {manifest.config}, made with {manifest.made_with}"
+    for line in (
+        f"classes    {len(classes)}: {', '.join(classes[:_NUM_CLASSES])}{more}",
+        f"annotator  {annotator.get('name')}, {annotator.get('kind')}" + _input_of(annotator),
+        f"maps       {size} locations, {encoding['name']} {encoding['k']}, stored as {encoding['dtype']}",
+    ):
+        yield textwrap.fill(line, 110, initial_indent="  ", subsequent_indent=" " * 13)
+    for split in manifest.splits.values():
+        images = f"{split.image_extension} images" if split.image_extension else "no images"
+        skipped = f", {len(split.skipped)} images skipped" if split.skipped else ""
+        shards = f"{len(split.filenames)} shard{'s' * (len(split.filenames) != 1)}"
+        size = f"{sum(split.shard_bytes) / 1e6:,.1f} MB"
+        yield f"  {split.name:<10} {split.num_samples:,} samples in {shards}, {images}, {size}{skipped}"
+        yield from _describe_statistics(split)
+
+
+def _input_of(annotator: dict[str, object]) -> str:
+    size = annotator.get("input_size")
+    return f", input {'x'.join(map(str, size))}" if isinstance(size, (list, tuple)) else ""
+
+
+def _describe_statistics(split: Split) -> Iterator[str]:
+    found = add_up([Statistics(), *split.shard_statistics])
+    if split.num_samples:
+        yield (
+            f"{'':13}{found.agreeing / split.num_samples:.1%} agree with their label, "
+            f"{found.several / split.num_samples:.1%} show several classes"
+        )
+
+
+def _describe_samples(
+    folder: Folder, manifest: Manifest, split: Split, first: int, count: int, width: int
+) -> Iterator[str]:
+    if count:
+        label_maps = LabelMaps(folder, split=split.name)
+        rows = range(first, min(first + count, len(label_maps)))
+        yield from _show_samples((_sample(label_maps, row) for row in rows), legible_names(manifest.classes), width)
+
+
+def _sample(label_maps: LabelMaps, row: int) -> _Sample:
+    index = label_maps.index
+    image_bytes = index.extent(row, "image")[1] if index.has_images else 0
+    return _Sample(label_maps.at(row), index.extent(row, "map")[1], image_bytes)
+
+
+def _read_samples(path: Path, count: int) -> Iterator[_Sample]:
+    """Yield the first samples of a shard, by its tar headers."""
+    try:
+        rows = read_rows(path)
+    except tarfile.TarError as error:
+        raise DatasetError(f"{path} is no uncompressed tar, or damaged: {error}") from None
+    with path.open("rb") as file:
+        for row in rows[:count]:
+            blob = os.pread(file.fileno(), row.map_size, row.map_offset)
+            yield _Sample(LabelMap.from_safetensors(blob, key=row.key, label=row.label), row.map_size, row.image_size)
+
+
+def _show_samples(samples: Iterator[_Sample], names: Sequence[str], width: int) -> Iterator[str]:
+    """Yield the lines of samples; without names, classes have their numbers."""
+    pool = LabelPooling()
+    for label_map, map_bytes, image_bytes in samples:
+        named = names or [f"class {index}" for index in range(label_map.num_classes)]
+        label = "none" if label_map.label is None else named[label_map.label]
+        height, across = label_map.canvas_size
+        image = f"image {image_bytes:,} bytes, " if image_bytes else ""
+        yield f"\n{label_map.key}: label {label}, {height}x{across} pixels, {image}map {map_bytes:,} bytes"
+        values, indices = pool(label_map).topk(min(_NUM_HEATMAPS, label_map.num_classes))
+        best = zip(values.tolist(), indices.tolist(), strict=True)
+        yield "  pooled: " + ", ".join(f"{value:.1%} {named[index]}" for value, index in best)
+        yield from _side_by_side(label_map, named, width)
+
+
+def _side_by_side(label_map: LabelMap, names: Sequence[str], width: int) -> Iterator[str]:
+    """Yield the lines of as many heatmaps of the strongest classes as fit, two characters a location, with their names."""
+    probabilities = label_map.dense().softmax(0)
+    side = 2 * label_map.shape[-1] + 2  # with its frame
+    fitting = max(1, (width - 2) // (side + 1))
+    chosen = [index for index, _ in strongest(label_map, min(_NUM_HEATMAPS, fitting))]
+    blocks = [[names[index][:side].ljust(side), *_heatmap(probabilities[index])] for index in chosen]
+    for parts in itertools.zip_longest(*blocks):
+        yield "  " + " ".join(parts).rstrip()
+
+
+def _heatmap(probability: torch.Tensor) -> Iterator[str]:
+    """Yield the rows of a heatmap `[H, W]` in a frame."""
+    shades = (probability * len(_SHADES)).long().clamp(max=len(_SHADES) - 1)
+    edge = "+" + "--" * probability.shape[1] + "+"
+    yield edge
+    for row in shades.tolist():
+        yield "|" + "".join(2 * _SHADES[shade] for shade in row) + "|"
+    yield edge
