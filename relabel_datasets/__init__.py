@@ -39,9 +39,10 @@ if TYPE_CHECKING:
     from .annotate.shard import Settings
     from .annotate.timm_annotator import TimmAnnotator
     from .hub import Published, publish
+    from .train.timm_transforms import timm_transforms
 
 # What a training script need not wait for is imported when first asked for: timm alone takes seconds.
-_PRODUCER = {
+_LAZY = {
     "Annotator": "annotate.annotator",
     "AnnotatorEntry": "annotate.catalogue",
     "Ensemble": "annotate.combine",
@@ -59,6 +60,7 @@ _PRODUCER = {
     "detect_order": "annotate.orientation",
     "import_label_maps": "annotate.importers",
     "publish": "hub",
+    "timm_transforms": "train.timm_transforms",
 }
 
 __all__ = [
@@ -101,14 +103,15 @@ __all__ = [
     "open_source",
     "pool_labels",
     "publish",
+    "timm_transforms",
     "verify",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _PRODUCER:
+    if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_PRODUCER[name]}", __name__), name)
+    return getattr(import_module(f".{_LAZY[name]}", __name__), name)
 
 
 def __dir__() -> list[str]:

@@ -1,0 +1,304 @@
+"""timm's pixels, bit by bit, and a view that says where they came from."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import random
+import threading
+
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+import pytest
+import timm.data.auto_augment as timm_ops
+import torch
+from timm.data import create_transform
+from torch import Tensor
+
+import relabel_datasets as rd
+from relabel_datasets.train.timm_transforms import MOVING_OPS, PIXEL_OPS, timm_transforms
+from tests.conftest import picture
+from tests.labels.ramps import ramp
+
+SIZE, CROP, PARTS = (121, 83), (64, 48), 4
+SHOW = {"mean": (1.0, 1.0, 1.0), "std": (1.0, 1.0, 1.0), "color_jitter": 0.0}  # fills with 255, gives pixels - 1
+PIPELINES = [
+    {},
+    {"vflip": 0.5, "interpolation": "random", "color_jitter": (0.4, 0.3, 0.2, 0.1), "color_jitter_prob": 0.5},
+    {"grayscale_prob": 0.5, "gaussian_blur_prob": 0.5, "re_prob": 0.5, "re_mode": "pixel", "re_count": 3},
+    {"train_crop_mode": "rrc", "scale": (0.3, 0.5), "ratio": (0.5, 2.0), "interpolation": "bicubic"},
+    {"train_crop_mode": "rkrc"},
+    {"train_crop_mode": "rkrr", "scale": (0.2, 2.0), "ratio": (0.5, 2.0), "interpolation": "random"},
+    {"auto_augment": "rand-m9-mstd0.5-inc1", "interpolation": "bicubic", "re_prob": 0.25},
+    {"auto_augment": "rand-m9-n4-p0.9-mstd101", "interpolation": "random"},
+    {"auto_augment": "rand-m15-mmax20-n3-tweights"},
+    {"auto_augment": "rand-m8-n2-t3aw", "color_jitter": 0.3},
+    {"auto_augment": "v0-mstd0.5"},
+    {"auto_augment": "v0r"},
+    {"auto_augment": "original", "train_crop_mode": "rkrc"},
+    {"auto_augment": "originalr-mstd1"},
+    {"auto_augment": "3a"},
+    {"no_aug": True},
+    {"is_training": False},
+    {"is_training": False, "crop_mode": "squash", "crop_pct": 0.8},
+    {"is_training": False, "crop_mode": "border", "crop_border_pixels": 3},
+    {"use_prefetcher": True},
+    {"normalize": False, "hflip": 1.0},
+]
+
+
+def seed_all(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002  timm draws from it
+    torch.manual_seed(seed)
+
+
+def label_map(size: tuple[int, int] = SIZE) -> rd.LabelMap:
+    return rd.LabelMap.from_logits(torch.randn(5, 4, 3), canvas_size=size)
+
+
+def positions(part: int) -> PIL.Image.Image:
+    """Return a picture whose red says x and whose green says y, within this one of `PARTS` equal parts of a side."""
+    x_and_y = (PARTS * ramp(SIZE) - part).clamp(0, 1)
+    channels = torch.cat([x_and_y, torch.zeros(1, *SIZE)])
+    return PIL.Image.fromarray((255 * channels).round().byte().permute(1, 2, 0).numpy())
+
+
+def seen_from(label_map: rd.LabelMap) -> tuple[Tensor, Tensor]:
+    """Return where the view says that each pixel came from `[2, H, W]`, and how deep inside what is visible, in pixels."""
+    view, (u, v) = label_map.view, ramp(label_map.canvas_size)
+    x, y = view.xx * u + view.xy * v + view.x0, view.yx * u + view.yy * v + view.y0
+    x1, y1, x2, y2 = view.compose(rd.View()).visible_xyxy
+    inwards = torch.stack([(x - x1) * SIZE[1], (x2 - x) * SIZE[1], (y - y1) * SIZE[0], (y2 - y) * SIZE[0]])
+    return torch.stack([x, y]), inwards.amin(0)
+
+
+def assert_shows(image: Tensor, part: int, label_map: rd.LabelMap, *, num_steps: int, filled: bool = True) -> int:
+    """Check the pixels of a `positions` picture against the view; return how many.
+
+    Args:
+        image: `[3, h, w]` in 0..1.
+        part: of the picture.
+        label_map: that followed the picture.
+        num_steps: that may each have rounded a level, up or down.
+        filled: whether what the view holds for invisible must be filled, with 1.
+    """
+    assert image.shape == (3, *label_map.canvas_size)
+    expected, depth = seen_from(label_map)
+    got, inside = image[:2], depth > 5
+    # Away from where the ramp begins and ends, and from what is filled, so that interpolation sees nothing else.
+    filled_nearby = torch.nn.functional.max_pool2d(image[2:], 7, 1, 3)[0]
+    checked = (got > 0.25) & (got < 0.75) & inside & (filled_nearby < 0.01)
+    difference = ((got + part) / PARTS - expected)[checked]
+    assert (difference.abs() < (num_steps + 0.6) / 255 / PARTS).all()
+    if filled:
+        assert not label_map.view.is_box or (image[2][inside] < 0.01).all()  # of others, visible is the box around
+        assert (image[2][depth < -5] > 0.99).all()
+    return int(checked.sum())
+
+
+@pytest.fixture
+def only_positions(monkeypatch):
+    """timm's operations of colour leave the picture as it is, and draw as ever."""
+    for name in PIXEL_OPS:
+        monkeypatch.setitem(timm_ops.NAME_TO_OP, name, lambda image, *args, **kwargs: image)
+
+
+@pytest.fixture
+def pillow_that_keeps_no_bits(monkeypatch):
+    """Pillow as it was before release 13: it gives a black picture where timm asks it to keep no bits."""
+    posterize = PIL.ImageOps.posterize
+    monkeypatch.setattr(
+        PIL.ImageOps,
+        "posterize",
+        lambda image, bits: posterize(image, bits) if bits else image.point(lambda _: 0),
+    )
+
+
+@pytest.mark.parametrize("arguments", PIPELINES, ids=str)
+@pytest.mark.parametrize("size", [(40, 56), (97, 31), (64, 64)])
+def test_pixels_and_random_numbers_are_timms(arguments, size, pillow_that_keeps_no_bits):
+    arguments = {"is_training": True, **arguments}
+    theirs, ours = create_transform(CROP, **arguments), timm_transforms(CROP, **arguments)
+    for seed in range(12):
+        image, original = picture(seed, size), label_map(size)
+        seed_all(seed)
+        expected, after = theirs(image), (random.random(), np.random.rand(), torch.rand(()))  # noqa: NPY002
+        seed_all(seed)
+        got, soft_label = ours(image, original)
+        assert torch.equal(got, expected)
+        assert got.dtype == expected.dtype
+        assert after == (random.random(), np.random.rand(), torch.rand(()))  # noqa: NPY002
+        assert soft_label.shape == (5,)
+        assert soft_label.sum() == pytest.approx(1)
+
+
+def check_all_parts(transforms, num_seeds: int, **checks: object) -> list[rd.View]:
+    """Run pictures of all parts through the transforms for each seed, and return the views."""
+    original, views, num_checked = label_map(), [], 0
+    for seed in range(num_seeds):
+        for part in range(PARTS):
+            seed_all(seed)
+            shown, followed = transforms(positions(part), original)
+            shown = shown / 255 if shown.dtype == torch.uint8 else shown + 1
+            num_checked += assert_shows(shown, part, followed, **checks)
+        views.append(followed.view)
+    assert num_checked > 100 * num_seeds
+    return views
+
+
+@pytest.mark.parametrize("arguments", [each for each in PIPELINES if "grayscale_prob" not in each], ids=str)
+def test_the_view_says_where_each_pixel_came_from(arguments, only_positions):
+    arguments = {name: value for name, value in arguments.items() if name not in ("re_prob", "color_jitter_prob")}
+    transforms = timm_transforms(CROP, pooling=None, **{**arguments, **SHOW})
+    reflects = arguments.get("train_crop_mode", "rrc") != "rrc"
+    views = check_all_parts(transforms, 12, num_steps=6 if "auto_augment" in arguments else 2, filled=not reflects)
+    is_random = not {"no_aug", "is_training"} & arguments.keys()
+    assert len({*views}) > 9 if is_random else len({*views}) == 1
+
+
+@pytest.mark.parametrize("operation", sorted(MOVING_OPS))
+def test_each_operation_that_moves_the_image_moves_the_view(operation, monkeypatch):
+    monkeypatch.setattr(timm_ops, "_RAND_TRANSFORMS", [operation])
+    whole = {"scale": (1, 1), "ratio": (SIZE[1] / SIZE[0],) * 2, "hflip": 0}
+    transforms = timm_transforms(SIZE, pooling=None, auto_augment="rand-n1-p1-mstd101", **whole, **SHOW)
+    views = check_all_parts(transforms, 20, num_steps=1)
+    assert len({*views}) == 20  # of any magnitude
+    changes = [sum(view[:6]) - 2 for view in views]
+    if operation != "Rotate":  # whose sum has no sign
+        assert min(changes) < 0 < max(changes)
+
+
+@pytest.mark.parametrize("operation", sorted(PIXEL_OPS))
+def test_each_operation_of_colour_leaves_the_map_the_same_object(operation, monkeypatch):
+    monkeypatch.setattr(timm_ops, "_RAND_TRANSFORMS", [operation])
+    transforms = timm_transforms(CROP, pooling=None, auto_augment="rand-n2-p1-mstd101")
+    follow = transforms.steps[2]
+    original = label_map()
+    image, followed = follow(picture(0, SIZE), original)
+    assert followed is original
+    assert isinstance(image, PIL.Image.Image)
+
+
+def test_posterizing_to_no_bits_gives_black_though_pillow_refuses(monkeypatch):
+    monkeypatch.setattr(timm_ops, "_RAND_TRANSFORMS", ["PosterizeIncreasing"])
+    transforms = timm_transforms(CROP, auto_augment="rand-m10-p1", hflip=0.0, **SHOW)
+    assert (transforms(picture(0, SIZE), label_map())[0] == -1).all()
+
+
+def test_every_operation_of_timm_is_known_as_moving_or_of_colour():
+    assert {*timm_ops.NAME_TO_OP} == MOVING_OPS | PIXEL_OPS
+    assert not MOVING_OPS & PIXEL_OPS
+
+
+@pytest.mark.parametrize("auto_augment", ["rand-tnew", "v0"])
+def test_an_operation_that_is_not_known_is_refused(monkeypatch, auto_augment):
+    monkeypatch.setitem(timm_ops.NAME_TO_OP, "Swirl", timm_ops.invert)
+    monkeypatch.setitem(timm_ops.LEVEL_TO_ARG, "Swirl", None)
+    monkeypatch.setattr(timm_ops, "rand_augment_choices", lambda name, increasing: ["Rotate", "Swirl"])
+    monkeypatch.setattr(timm_ops, "auto_augment_policy_v0", lambda hparams: [[timm_ops.AugmentOp("Swirl")]])
+    with pytest.raises(ValueError, match="timm's operation Swirl is not known"):
+        timm_transforms(CROP, auto_augment=auto_augment)
+
+
+def test_an_operation_that_moves_the_image_in_another_way_than_it_used_to_is_refused(monkeypatch):
+    def quad(image, factor, **kwargs):
+        return image.transform(image.size, PIL.Image.Transform.QUAD, (0, 0, 0, 9, 9, 9, 9, 0))
+
+    def smaller(image, factor, **kwargs):
+        return image.transform((9, 9), PIL.Image.Transform.AFFINE, (1, 0, 0, 0, 1, 0))
+
+    monkeypatch.setattr(timm_ops, "_RAND_TRANSFORMS", ["ShearX"])
+    for operation in (quad, smaller):
+        monkeypatch.setitem(timm_ops.NAME_TO_OP, "ShearX", operation)
+        transforms = timm_transforms(CROP, auto_augment="rand-n1-p1")
+        with pytest.raises(ValueError, match="a LabelMap cannot follow PIL's transform"):
+            transforms(picture(0), label_map((40, 56)))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"auto_augment": "augmix-m5"}, "AugMix mixes several views"),
+        ({"naflex": True}, "timm's RandomResizedCropToSequence cannot be followed"),
+        ({"patchify": True}, "timm's Patchify cannot be followed"),
+        ({"separate": True}, "timm gives a tuple for these arguments"),
+    ],
+)
+def test_what_cannot_be_followed_is_refused_at_once(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        timm_transforms(CROP, **arguments)
+
+
+def test_an_argument_that_timm_does_not_know_is_an_error():
+    with pytest.raises(TypeError, match="colour_jitter"):
+        timm_transforms(CROP, colour_jitter=0.4)
+
+
+def test_samples_of_another_kind_are_refused():
+    transforms = timm_transforms(CROP)
+    with pytest.raises(TypeError, match="a PIL image and its LabelMap, got Tensor and LabelMap"):
+        transforms(torch.zeros(3, *SIZE), label_map())
+    with pytest.raises(TypeError, match="got Image and int"):
+        transforms(picture(0), 3)
+
+
+def test_a_map_that_was_left_behind_before_is_noticed():
+    with pytest.raises(ValueError, match="its label map belongs to one of"):
+        timm_transforms(CROP, is_training=False, crop_mode="center")(picture(0, (40, 56)), label_map((56, 40)))
+
+
+def test_pooling_is_whatever_it_is_told_to_be():
+    image, original = picture(0, SIZE), label_map()
+    seed_all(0)
+    shown, followed = timm_transforms(CROP, pooling=None)(image, original)
+    assert original.view == rd.View()
+    for pooling in (rd.LabelPooling(temperature=2.0), rd.LabelPooling(output_size=(3, 4))):
+        seed_all(0)
+        got = timm_transforms(CROP, pooling=pooling)(image, original)
+        assert torch.equal(got[0], shown)
+        assert torch.equal(got[1], pooling(shown, followed)[1])
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda transforms: pickle.loads(pickle.dumps(transforms))])
+def test_copies_and_pickles_do_the_same(copied):
+    transforms = timm_transforms(CROP, auto_augment="rand-m9-mstd0.5-inc1", re_prob=0.25)
+    results, original = [], label_map()
+    for each in (transforms, copied(transforms)):
+        seed_all(3)
+        results.append(each(picture(0, SIZE), original))
+    assert torch.equal(results[0][1], results[1][1])
+    assert torch.equal(results[0][0], results[1][0])
+    assert repr(transforms) == repr(copied(transforms))
+    assert "RandAugment" in repr(transforms)
+    assert "LabelPooling" in repr(transforms)
+
+
+def test_threads_that_share_transforms_do_not_mix_up_their_crops(only_positions):
+    transforms = timm_transforms(CROP, pooling=None, auto_augment="rand-n2-m9", **SHOW)
+    failures = []
+
+    def work() -> None:
+        for part in [*range(PARTS)] * 10:
+            shown, followed = transforms(positions(part), label_map())
+            try:
+                assert_shows(shown + 1, part, followed, num_steps=4)
+            except AssertionError as error:
+                failures.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+
+
+def test_a_dataset_takes_them_in_the_workers_of_a_loader(dataset_folder):
+    transforms = timm_transforms(32, auto_augment="rand-m9-mstd0.5-inc1", re_prob=0.25)
+    dataset = rd.load_dataset(dataset_folder, "colours", "train", transforms=transforms)
+    loader = torch.utils.data.DataLoader(dataset, batch_size=4, num_workers=2)
+    for images, soft_labels in loader:
+        assert images.shape[1:] == (3, 32, 32)
+        assert soft_labels.shape == (len(images), 3)
