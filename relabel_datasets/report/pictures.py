@@ -13,16 +13,16 @@ from PIL import Image
 from ..analysis.label_maps import measure_maps, suspects
 from ..data.datasets import RelabelDataset
 from ..data.manifest import write_atomically
+from ..labels.transforms import LabelPooling
 from .names import legible_names
 from .overlay import figures, regions, spread, strongest
-from .tiles import CLASS_COLORS, Line, heading, one_below_the_other, side_by_side, tile
+from .tiles import CLASS_COLORS, OTHER_COLOR, Line, heading, one_below_the_other, side_by_side, tile
 
 _PAIRS_A_ROW = 3
 _CLASSES_A_TILE = 4
-_SEVERAL = (
-    "Images of the most classes: each above a half at some place. Colour: the best class there, the stronger the surer."
-)
-_SUSPECTS = "Images whose map ranks another class above their label, the surest first: is the label right?"
+_LEGEND = "Right: the best class at each place, the stronger the surer; with its highest probability anywhere."
+_SEVERAL = f"Images of the most classes, each of them above 50 % somewhere. {_LEGEND}"
+_SUSPECTS = f"Is the label right? The map ranks another class first; the surest are first. {_LEGEND}"
 
 
 def draw_pictures(
@@ -78,7 +78,7 @@ def _save_sheets(
 
 
 def sheet(dataset: RelabelDataset, indices: Sequence[int], title: str) -> Image.Image:
-    """Return a picture of samples, each as its image beside its label map, with its key, label and strongest classes."""
+    """Return a picture of samples, each as its image beside its label map, with labels, key and strongest classes."""
     names = legible_names(dataset.classes)
     tiles = [each for index in indices for each in _pair(dataset, index, names)]
     rows = [side_by_side(tiles[i : i + 2 * _PAIRS_A_ROW]) for i in range(0, len(tiles), 2 * _PAIRS_A_ROW)]
@@ -90,11 +90,14 @@ def _pair(dataset: RelabelDataset, index: int, names: Sequence[str]) -> list[Ima
     ranked = strongest(label_map, len(CLASS_COLORS))
     colors = dict(zip((each for each, _ in ranked), CLASS_COLORS, strict=False))
     label = int(dataset.targets[index])
-    lines = [Line(f"{highest:.0%} {names[each]}", colors[each]) for each, highest in ranked[:_CLASSES_A_TILE]]
-    return [
-        tile(image, [Line(f"label: {names[label]}", colors.get(label)), Line(dataset.keys[index])]),
-        tile(regions(image, label_map, colors), lines),
+    pooled, best = LabelPooling()(label_map).max(0)
+    about = [
+        Line(f"label: {names[label]}", colors.get(label, OTHER_COLOR)),
+        Line(f"pooled: {pooled:.0%} {names[int(best)]}", colors.get(int(best), OTHER_COLOR)),
+        Line(dataset.keys[index]),
     ]
+    lines = [Line(f"{highest:.0%} {names[each]}", colors[each]) for each, highest in ranked[:_CLASSES_A_TILE]]
+    return [tile(image, about), tile(regions(image, label_map, colors), lines)]
 
 
 def _present(dataset: RelabelDataset, keys: Sequence[str], count: int) -> list[int]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..analysis.analyze import Analysis, Table
 from ..data.manifest import write_atomically
+from .names import legible_names
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -69,6 +70,7 @@ def _style() -> Iterator[None]:
     with mpl.rc_context():
         mpl.rcdefaults()
         mpl.rcParams["font.size"] = 9
+        mpl.rcParams["text.parse_math"] = False  # names of classes may have a $
         mpl.rcParams["svg.hashsalt"] = "relabel_datasets"  # names in SVG are else new on every run
         mpl.rcParams["svg.fonttype"] = "none"  # text stays text
         yield
@@ -90,7 +92,7 @@ def _overlap(axes: Axes, table: Table, analysis: Analysis) -> None:
         axes.plot(middles, shares, color=color, marker=marker, markersize=4, label=f"{label}: {above:.1%} above 0.5")
     axes.axvline(0.5, color="0.6", linewidth=1, linestyle=":")
     axes.set(xlabel="IoU of random crops and objects", ylabel="crops, %", xlim=(0, 1), ylim=(0, None))
-    axes.legend(frameon=False)
+    axes.legend(loc="lower left", edgecolor="none", framealpha=1)
 
 
 def _by_overlap(axes: Axes, table: Table, analysis: Analysis) -> None:
@@ -100,8 +102,7 @@ def _by_overlap(axes: Axes, table: Table, analysis: Analysis) -> None:
         shares = [100 * value for value in _column(table, name)]
         axes.plot(middles, shares, color=color, marker=marker, markersize=4, label=label)
     axes.set(xlabel="IoU of random crops and objects", ylabel="%", xlim=(0, 1))
-    axes.set_ylim(top=101)
-    axes.legend(frameon=False, loc="lower right")
+    axes.legend(frameon=False)
 
 
 def _num_classes(axes: Axes, table: Table, analysis: Analysis) -> None:
@@ -120,13 +121,20 @@ def _num_classes(axes: Axes, table: Table, analysis: Analysis) -> None:
 
 
 def _confused(axes: Axes, table: Table, analysis: Analysis) -> None:
+    from matplotlib.ticker import MaxNLocator  # slow to import
+
     rows = list(table.rows[:_MOST_PAIRS])[::-1]
+    classes = sorted({name for label, best, _ in rows for name in (label, best)})
+    names = dict(zip(classes, map(_short, legible_names(classes)), strict=True))
     axes.barh(
-        [f"{_short(label)} → {_short(best)}" for label, best, _ in rows],
+        range(len(rows)),
         [count for *_, count in rows],
         color=_COLORS[0],
+        tick_label=[f"{names[label]} → {names[best]}" for label, best, _ in rows],
     )
-    axes.set(xlabel="images whose map ranks another class first", title="label → best class")
+    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
+    axes.set(xlabel="images")
+    axes.set_title("label → class that the map ranks first", x=0)
 
 
 def _short(name: str, most: int = 24) -> str:

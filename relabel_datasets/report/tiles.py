@@ -115,9 +115,17 @@ def one_below_the_other(rows: Sequence[Image.Image]) -> Image.Image:
 
 
 def heading(text: str, width: int) -> Image.Image:
-    """Return a line of text as a row."""
-    row = Image.new("RGB", (width, _LINE + GAP), PAPER)
-    ImageDraw.Draw(row).text((GAP, GAP), text, fill=INK, font=_font())
+    """Return a text, in as many lines as it takes, as a row."""
+    measure = ImageDraw.Draw(Image.new("RGB", (1, 1)))
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".lstrip()
+        if measure.textlength(longer, font=_font()) <= width - 2 * GAP:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    row = Image.new("RGB", (width, _LINE * len(lines) + GAP), PAPER)
+    ImageDraw.Draw(row).text((GAP, GAP), "\n".join(lines), fill=INK, font=_font())
     return row
 
 
