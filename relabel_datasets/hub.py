@@ -20,7 +20,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from .data.card import EXAMPLES_NAME, is_from_template, read_metadata, write_card
+from .data.card import EXAMPLES_NAME, find_restricted_images, is_from_template, write_card
 from .data.datasets import RelabelDataset
 from .data.hub_folder import PAUSES_S, HubRepo, UnavailableError, with_hub_errors
 from .data.manifest import MANIFEST_NAME, DatasetError, Manifest, sha256_of
@@ -266,9 +266,8 @@ class _Publisher:
         Raises:
             DatasetError: something is, and there are images in the shards.
         """
-        restricted = read_metadata(self._staging / CARD_NAME).get("restricted_images")
-        if restricted is None and any(map(_is_imagenet, self._manifests.values())):
-            restricted = "ImageNet"
+        card = (self._staging / CARD_NAME).read_text(encoding="utf-8")
+        restricted = find_restricted_images(card, self._manifests.values())
         if restricted is not None and restricted != allowed and self._with_images():
             raise DatasetError(
                 f"the shards of {self._with_images()} hold images of {restricted}, which may not be redistributed: build "
@@ -367,11 +366,6 @@ def _is_same(there: RepoFile, file: _File) -> bool:
     # Git knows small files by this hash: https://git-scm.com/book/en/v2/Git-Internals-Git-Objects
     is_unchanged = hashlib.sha256(content).hexdigest() == file.sha256
     return is_unchanged and there.blob_id == hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()  # noqa: S324
-
-
-def _is_imagenet(manifest: Manifest) -> bool:
-    """Return whether these are ImageNet-1k's classes by their synsets, whatever the card says."""
-    return len(manifest.classes) == 1000 and all(re.fullmatch(r"n\d{8}", name) for name in manifest.classes)
 
 
 @contextmanager

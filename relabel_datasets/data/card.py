@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -106,11 +107,25 @@ def is_from_template(card: Path) -> bool:
     return _MARKED.search(card.read_text(encoding="utf-8")) is not None
 
 
-def read_metadata(card: Path) -> dict[str, Any]:
-    """Return the YAML of a card."""
+def find_restricted_images(card: str | None, manifests: Iterable[Manifest]) -> str | None:
+    """Return the name of the images of a dataset if they may not be redistributed, else None.
+
+    Args:
+        card: its text, whose YAML may name them (`restricted_images:`).
+        manifests: of its configs. Images of ImageNet-1k's classes, by their synsets, are taken to be ImageNet's, whatever
+            the card says.
+    """
     from huggingface_hub import DatasetCard  # slow to import
 
-    return dict(DatasetCard.load(card, ignore_metadata_errors=True).data.to_dict())
+    if card is not None:
+        named = DatasetCard(card, ignore_metadata_errors=True).data.get("restricted_images")
+        if named is not None:
+            return str(named)
+    return "ImageNet" if any(map(_is_imagenet, manifests)) else None
+
+
+def _is_imagenet(manifest: Manifest) -> bool:
+    return len(manifest.classes) == 1000 and all(re.fullmatch(r"n\d{8}", name) for name in manifest.classes)
 
 
 def read_template(template: str | os.PathLike[str]) -> str:

@@ -157,6 +157,9 @@ class HubFolder:
         where = f"{self}/{CARD_NAME}"
         return self._parse(CARD_NAME, lambda data: card_configs(data, where))
 
+    def card(self) -> str | None:
+        return self._repo.fetch(CARD_NAME).read_text(encoding="utf-8")
+
     def manifest(self) -> Manifest:
         where = f"{self}/{MANIFEST_NAME}"
         return self._parse(MANIFEST_NAME, lambda data: Manifest.parse(data, where))

@@ -38,6 +38,14 @@ class Folder(Protocol):
         """
         ...
 
+    def card(self) -> str | None:
+        """Return the text of the dataset's card, or None if it has none here.
+
+        Raises:
+            DatasetError: (a ValueError) it cannot be reached.
+        """
+        ...
+
     def manifest(self) -> Manifest:
         """Return the manifest of this config.
 
@@ -85,6 +93,11 @@ class LocalFolder:
         if not self._path.is_dir():
             raise FileNotFoundError(f"no dataset at {self}: there is no such folder")
         return sorted(path.parent.name for path in self._path.glob(f"*/{MANIFEST_NAME}"))
+
+    def card(self) -> str | None:
+        root = self._path.absolute().parent if self.configs() is None else self._path
+        path = root / CARD_NAME
+        return path.read_text(encoding="utf-8") if path.is_file() else None
 
     def manifest(self) -> Manifest:
         return Manifest.load(self._path)
@@ -143,6 +156,12 @@ class RemoteFolder:
             raise FileNotFoundError(
                 f"no dataset at {self}: neither {CARD_NAME} nor {MANIFEST_NAME} is there ({no_manifest})"
             ) from None
+
+    def card(self) -> str | None:
+        try:
+            return self._files.read_small(CARD_NAME, lambda _: None).decode()
+        except (FileNotFoundError, RefusedError):  # S3 may answer 403 for what does not exist
+            return None
 
     def manifest(self) -> Manifest:
         where = f"{self}/{MANIFEST_NAME}"

@@ -64,9 +64,13 @@ class LabelMaps(Mapping[str, LabelMap]):
 
     def at(self, row: int) -> LabelMap:
         """Return the label map of a row, in the order of the shards."""
-        key = self.index.key(row)
-        blob = self.shards.read(row, self.index.extent(row, "map"), f"{key}.safetensors")
-        return LabelMap.from_safetensors(blob, key=key, label=int(self.index.labels[row]))
+        return LabelMap.from_safetensors(
+            self.map_bytes(row), key=self.index.key(row), label=int(self.index.labels[row])
+        )
+
+    def map_bytes(self, row: int) -> bytes:
+        """Return the bytes of a row's label map as they are stored."""
+        return self.shards.read(row, self.index.extent(row, "map"), f"{self.index.key(row)}.safetensors")
 
     def image_bytes(self, row: int) -> bytes:
         """Return the bytes of a row's image file, for shards that hold images."""
