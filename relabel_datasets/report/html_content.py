@@ -1,0 +1,212 @@
+"""What the page of a report says of a dataset: how its label maps were made, and their statistics as plots and tables."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+from xml.etree import ElementTree
+
+from markupsafe import Markup
+
+from ..analysis.analyze import Analysis, Table
+from ..data.manifest import Manifest
+from ..data.storage import Folder
+from ..data.store import LabelMaps
+from ..labels.statistics import CONFIDENT
+from .plots import plot, to_bytes
+
+_MOST_ROWS = 50  # of tables that go on and on
+_CLASS_COLUMNS = {"classes": ("class",), "confused": ("label", "best"), "suspects": ("label", "best")}  # by table
+_TITLES = {
+    "overlap": "How much random crops overlap objects",
+    "by_overlap": "Confidence and agreement of crops, by overlap",
+    "num_classes": "Classes of images and of crops",
+    "classes": "Each class",
+    "confused": "Classes taken for each other",
+    "suspects": "Labels that the maps contradict most",
+    "fidelity": "Stored against dense labels",
+}
+
+
+class _Fact(NamedTuple):
+    name: str
+    value: str
+    note: str = ""
+
+
+def about(folder: Folder, label_maps: LabelMaps) -> dict[str, Any]:
+    """Return what the page says of how the maps were made."""
+    manifest, split = label_maps.manifest, label_maps.split
+    encoding = manifest.encoding
+    grid = " x ".join(map(str, encoding["map_size"]))
+    where = str(folder) if folder.is_remote else str(Path(str(folder)).absolute())
+    facts = [
+        _Fact("Images", f"{split.num_samples:,}", f"of {len(manifest.classes):,} classes"),
+        _Fact("Annotator", _annotator(manifest), _annotator_note(manifest)),
+        _Fact("Label maps", f"{grid} locations", f"{encoding['name']}, k = {encoding['k']}, {encoding['dtype']}"),
+        _Fact("A label map", f"{label_maps.index.mean_size('map'):,.0f} bytes", f"{sum(split.shard_bytes) / 1e6:,.1f} MB of shards"),
+    ]  # fmt: skip
+    return {
+        "title": where.rstrip("/").rpartition("/")[2].partition("@")[0],  # no folders: the page may be passed on
+        "annotator": _annotator(manifest),
+        "config": manifest.config,
+        "split": split.name,
+        "about_maps": facts,
+        "splits": _splits(manifest),
+        "made": [
+            *((f"annotator: {key.replace('_', ' ')}", _as_text(value)) for key, value in manifest.annotator.items()),
+            *((f"encoding: {key.replace('_', ' ')}", _as_text(value)) for key, value in encoding.items()),
+            ("made with", f"{manifest.made_with}, format version {manifest.version}"),
+        ],
+    }
+
+
+def _annotator(manifest: Manifest) -> str:
+    return str(manifest.annotator.get("name", manifest.config))
+
+
+def _annotator_note(manifest: Manifest) -> str:
+    size, exact = manifest.annotator.get("input_size"), manifest.annotator.get("linear_head")
+    notes = [f"at {' x '.join(map(str, size))} pixels"] if isinstance(size, Sequence) else []
+    if exact is not None:
+        notes.append("exact maps" if exact else "approximate maps")
+    return ", ".join(notes)
+
+
+def _as_text(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    if value is None:
+        return "not recorded"
+    if isinstance(value, list):
+        return ", ".join(map(_as_text, value))
+    return json.dumps(value, sort_keys=True)
+
+
+def _splits(manifest: Manifest) -> Table:
+    columns = ("split", "images", "shards", "MB", "bytes an image", "images inside", "unreadable")
+    rows = [
+        (
+            split.name,
+            f"{split.num_samples:,}",
+            len(split.filenames),
+            f"{sum(split.shard_bytes) / 1e6:,.1f}",
+            f"{sum(split.shard_bytes) / max(1, split.num_samples):,.0f}",
+            "yes" if split.image_extension else "no",
+            len(split.skipped),
+        )
+        for split in manifest.splits.values()
+    ]
+    return Table(columns, rows)
+
+
+def with_names(analysis: Analysis, names: Mapping[str, str]) -> Analysis:
+    """Return the analysis with names of classes for people."""
+    tables = {}
+    for title, table in analysis.tables.items():
+        is_class = [column in _CLASS_COLUMNS.get(title, ()) for column in table.columns]
+        rows = [
+            tuple(names[value] if is_name else value for value, is_name in zip(row, is_class, strict=True))
+            for row in table.rows
+        ]
+        tables[title] = replace(table, rows=rows)
+    return replace(analysis, tables=tables)
+
+
+def statistics(analysis: Analysis) -> dict[str, Any]:
+    """Return what the page says of statistics."""
+    counted = analysis.summary["label maps"]
+    return {
+        "scope": (
+            f"Of all {counted['images']:,} images and {counted['crops']:,} random crops of them, of 8 % to 100 % of the area. A "
+            f"class is confident where its probability is at least {CONFIDENT} at some location; a map agrees with a label that it "
+            "ranks first when pooled over the whole image. Entropies are in nats."
+        ),
+        "about_labels": [
+            _Fact("Maps agree with labels", _number("share", counted["images that agree with their label, share"])),
+            _Fact(
+                "Several confident classes",
+                _number("share", counted["images of several confident classes, share"]),
+                "of images",
+            ),
+        ],
+        "plots": [{"title": _TITLES[name], "svg": svg} for name, svg in _plots(analysis).items()],
+        "topics": [
+            (
+                topic.capitalize(),
+                [(name.removesuffix(", share"), _number(name, value)) for name, value in numbers.items()],
+            )
+            for topic, numbers in analysis.summary.items()
+        ],
+        "tables": [_table(name, table) for name, table in analysis.tables.items() if table.rows],
+    }
+
+
+def _table(name: str, table: Table) -> dict[str, Any]:
+    is_cut = name in ("confused", "suspects") and len(table.rows) > _MOST_ROWS
+    title = _TITLES[name] + (f" (the first {_MOST_ROWS} of {len(table.rows):,})" if is_cut else "")
+    return {
+        "title": title,
+        "columns": [column.replace("_", " ") for column in table.columns],
+        "rows": [
+            [_number(column, value) for column, value in zip(table.columns, row, strict=True)]
+            for row in (table.rows[:_MOST_ROWS] if is_cut else table.rows)
+        ],
+    }
+
+
+def _number(name: str, value: Any) -> str:
+    if isinstance(value, int):
+        return f"{value:,}"
+    if not isinstance(value, float):
+        return str(value)
+    if value != value:  # not a number: of no images
+        return "-"
+    is_share = any(word in name for word in ("share", "confidence", "agreement", "p_", "same_best", "confident_"))
+    return f"{value:.1%}" if is_share else f"{value:.3f}"
+
+
+def _plots(analysis: Analysis) -> dict[str, Markup]:
+    """Return the plots as SVG to put into HTML, with no ground and in the colour of its text."""
+    # Dollar signs would be taken for mathematics.
+    escaped = {
+        name: replace(
+            table,
+            rows=[
+                tuple(each.replace("$", r"\$") if isinstance(each, str) else each for each in row) for row in table.rows
+            ],
+        )
+        for name, table in analysis.tables.items()
+    }
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)  # the text is drawn by the browser
+        figures = plot(replace(analysis, tables=escaped))
+        return {name: _inline_svg(name, to_bytes(figure, "svg")) for name, figure in figures.items()}
+
+
+def _inline_svg(name: str, svg: bytes) -> Markup:
+    """Return an SVG file as an element, its names apart from those of other plots."""
+    ElementTree.register_namespace("", "http://www.w3.org/2000/svg")
+    ElementTree.register_namespace("xlink", "http://www.w3.org/1999/xlink")
+    root = ElementTree.fromstring(svg)  # noqa: S314  it is our own
+    for metadata in root.findall("{http://www.w3.org/2000/svg}metadata"):
+        root.remove(metadata)
+    for element in root.iter():
+        for attribute, value in element.attrib.items():
+            if attribute == "id":
+                value = f"{name}-{value}"
+            elif attribute.endswith("href") and value.startswith("#"):
+                value = f"#{name}-{value[1:]}"
+            else:
+                value = value.replace("url(#", f"url(#{name}-")
+                value = value.replace("#ffffff", "none").replace("#000000", "currentColor")
+            element.set(attribute, value)
+    root.set("role", "img")
+    root.set("aria-label", _TITLES[name])
+    for size in ("width", "height"):
+        del root.attrib[size]  # the page decides
+    return Markup(ElementTree.tostring(root, encoding="unicode"))  # noqa: S704  texts in it are escaped

@@ -1,0 +1,142 @@
+// One sample at a time: its image, the label of the crop, and its classes' heatmaps.
+
+const NUM_SHOWN = 8; // classes of a label
+const STRENGTH = 0.6; // of heatmaps over an image; without an image they are opaque
+const SPOKEN_AFTER = 500; // ms without a change, so that a screen reader is not flooded
+
+const { classes, colors, samples: columns } = JSON.parse(document.getElementById("index").textContent);
+const samples = columns.key.map((key, i) => ({
+  key,
+  label: classes[columns.label[i]],
+  best: classes[columns.best[i]],
+  labelIndex: columns.label[i],
+  confident: columns.confident[i],
+  doubt: columns.doubt[i], // log odds of the best class against the label
+  pLabel: columns.p_label[i],
+  pBest: columns.p_best[i],
+}));
+
+const current = { sample: null, map: null, strongest: [], box: [0.2, 0.2, 0.8, 0.8] };
+const shown = new Set([0, 1, 2]); // which of the strongest classes have their heatmaps on, whatever the sample
+let speaking;
+
+/** Return {map, image} of a sample: its decoded label map, and a URL of its picture or null. */
+function readSample(number) {
+  const { map, image } = JSON.parse(document.getElementById(`sample-${number}`).textContent);
+  const bytes = Uint8Array.from(atob(map), (character) => character.charCodeAt(0));
+  return { map: decodeLabelMap(bytes), image: image && `data:image/jpeg;base64,${image}` };
+}
+
+function coloured(strongest) {
+  return strongest.map((each, rank) => ({ ...each, color: colors[rank] }));
+}
+
+function drawThumbnail(number, element) {
+  const { map, image } = readSample(number);
+  const holder = element.querySelector(".thumbnail");
+  if (image) {
+    holder.append(make("img", { src: image, alt: "", decoding: "async" }));
+  } else {
+    const canvas = make("canvas", { "aria-hidden": "true" });
+    canvas.style.aspectRatio = `${map.canvas[1]} / ${map.canvas[0]}`;
+    paintHeatmaps(canvas, map, coloured(strongestClasses(map, colors.length)), 1);
+    holder.append(canvas);
+  }
+}
+
+function showSample(number) {
+  const sample = samples[number];
+  const { map, image } = readSample(number);
+  Object.assign(current, { sample, map, strongest: coloured(strongestClasses(map, colors.length)), hasImage: !!image });
+  document.getElementById("key").textContent = sample.key;
+  const says = sample.label === sample.best ? "the map agrees" : `the map says ${sample.best}, ${percent(sample.pBest)}`;
+  document.getElementById("about").textContent =
+    `Label: ${sample.label}, ${percent(sample.pLabel)} of the whole image; ${says}.`;
+  const stage = document.getElementById("stage");
+  stage.style.setProperty("--ratio", map.canvas[1] / map.canvas[0]);
+  stage.classList.toggle("empty", !image);
+  const picture = document.getElementById("picture");
+  picture.hidden = !image;
+  if (image) picture.src = image;
+  picture.alt = image ? sample.key : "";
+  document.getElementById("toggles").replaceChildren(...current.strongest.map(toggle));
+  showHeatmaps();
+  setBox(current.box);
+}
+
+function toggle({ index, highest, color }, rank) {
+  const input = make("input", { type: "checkbox" });
+  input.checked = shown.has(rank);
+  input.addEventListener("change", () => {
+    if (input.checked) shown.add(rank);
+    else shown.delete(rank);
+    showHeatmaps();
+  });
+  const label = make("label", { title: classes[index] });
+  label.append(input, swatch(color), make("span", { class: "name" }, classes[index]), make("span", { class: "value" }, percent(highest)));
+  return label;
+}
+
+function toggleAll(on) {
+  colors.forEach((_, rank) => (on ? shown.add(rank) : shown.delete(rank)));
+  document.querySelectorAll("#toggles input").forEach((input) => (input.checked = on));
+  showHeatmaps();
+}
+
+function showHeatmaps() {
+  const layers = current.strongest.filter((_, rank) => shown.has(rank));
+  paintHeatmaps(document.getElementById("heatmap"), current.map, layers, current.hasImage ? STRENGTH : 1);
+}
+
+function swatch(color) {
+  const element = make("span", { class: "swatch" });
+  if (color) element.style.setProperty("--swatch", `rgb(${color.join()})`);
+  return element;
+}
+
+/** Return the classes of a label as [index, probability], the most probable first; the sample's own class is among them. */
+function ranked(soft) {
+  const order = [...soft.keys()].sort((a, b) => soft[b] - soft[a]).slice(0, NUM_SHOWN);
+  if (!order.includes(current.sample.labelIndex)) order.push(current.sample.labelIndex);
+  return order.map((index) => [index, soft[index]]);
+}
+
+function showLabel(box) {
+  current.box = box;
+  const best = ranked(poolLabel(current.map, box));
+  document.getElementById("label").replaceChildren(...best.map(([index, p]) => labelRow(index, p)));
+  clearTimeout(speaking);
+  speaking = setTimeout(() => {
+    const words = best.slice(0, 3).map(([index, p]) => `${classes[index]} ${percent(p)}`);
+    document.getElementById("spoken").textContent = `Label of the crop: ${words.join(", ")}`;
+  }, SPOKEN_AFTER);
+}
+
+function labelRow(index, p) {
+  const row = make("li", { title: classes[index], "data-class": index });
+  const color = current.strongest.find((each) => each.index === index)?.color;
+  const bar = make("span", { class: "bar" });
+  bar.append(make("span"));
+  bar.firstChild.style.width = `${100 * p}%`;
+  if (color) bar.style.setProperty("--swatch", `rgb(${color.join()})`);
+  const name = make("span", { class: "name" }, classes[index]);
+  const isLabel = index === current.sample.labelIndex;
+  row.append(swatch(color), name, ...(isLabel ? [make("span", { class: "tag" }, "label")] : []));
+  row.append(make("data", { class: "value", value: p }, percent(p)), bar);
+  return row;
+}
+
+function percent(p) {
+  return `${(100 * p).toFixed(1)}\u00a0%`;
+}
+
+document.getElementById("browser").hidden = false;
+document.getElementById("fold").open = window.matchMedia("(min-width: 40rem)").matches;
+const setBox = makeCropBox(showLabel, () => current.map.canvas);
+const gallery = makeGallery(samples, drawThumbnail, showSample);
+makeFilters(samples, (numbers) => {
+  document.getElementById("gallery").classList.toggle("none", numbers.length === 0);
+  gallery.show(numbers);
+});
+document.getElementById("all").addEventListener("click", () => toggleAll(true));
+document.getElementById("none").addEventListener("click", () => toggleAll(false));
