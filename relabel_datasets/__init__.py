@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from .annotate.shard import Settings
     from .annotate.timm_annotator import TimmAnnotator
     from .hub import Published, publish
+    from .report.html_report import write_report
     from .train.timm_transforms import timm_transforms
 
 # What a training script need not wait for is imported when first asked for: timm alone takes seconds.
@@ -61,6 +62,7 @@ _LAZY = {
     "import_label_maps": "annotate.importers",
     "publish": "hub",
     "timm_transforms": "train.timm_transforms",
+    "write_report": "report.html_report",
 }
 
 __all__ = [
@@ -105,6 +107,7 @@ __all__ = [
     "publish",
     "timm_transforms",
     "verify",
+    "write_report",
 ]
 
 

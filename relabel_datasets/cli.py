@@ -16,6 +16,7 @@ from .report.analyze_command import add_analyze
 from .train.command import add_compare, add_train
 from .report.inspect_command import add_inspect
 from .report.pictures_command import add_pictures
+from .report.report_command import add_report
 
 if TYPE_CHECKING:
     from .annotate.engines import Engine
@@ -101,6 +102,7 @@ def make_parser() -> argparse.ArgumentParser:
     add_train(commands)
     add_compare(commands)
     add_pictures(commands)
+    add_report(commands)
     add_inspect(commands)
     return parser
 
