@@ -5,6 +5,7 @@ Shapes: B images, C classes, K logits kept at each location, H x W locations.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -68,16 +69,18 @@ def confident_classes(encoded: Encoded, threshold: float = CONFIDENT) -> Tensor:
         encoded: of B images.
         threshold: above 0; a class that is not stored at a location is not looked at there.
     """
-    logits, classes = encoded.logits.float(), encoded.classes.expand_as(encoded.logits).flatten(1)
-    base = logits.new_zeros(len(logits), encoded.num_classes) if encoded.base is None else encoded.base.float()
-    # Softmax at each location, over the stored logits and the base of all other classes, without a dense map.
-    highest = torch.maximum(logits.amax(1, keepdim=True), base.amax(1)[:, None, None, None])
-    replaced = base.gather(1, classes).reshape(logits.shape)
-    all_bases = (base.logsumexp(1)[:, None, None, None] - highest).exp()
-    exp_logits = (logits - highest).exp()
-    total = all_bases + (exp_logits - (replaced - highest).exp()).sum(1, keepdim=True)
-    confident = exp_logits >= threshold * total
-    found = torch.zeros_like(base)
+    logits = encoded.logits.float()
+    # Softmax at each location without a dense map: over the stored logits and all other classes together. These are added
+    # up by themselves: taken as all bases without those of the stored classes, they would drown in the rounding of a base
+    # that is far above what its class has at the location.
+    if encoded.base is None:
+        rest = logits.new_full((len(logits),), encoded.num_classes - logits.shape[1]).log()
+    else:
+        rest = encoded.base.float().scatter(1, encoded.classes[:, :, 0, 0], -torch.inf).logsumexp(1)
+    log_total = torch.logaddexp(logits.logsumexp(1, keepdim=True), rest[:, None, None, None])
+    confident = logits >= log_total + math.log(threshold)
+    found = logits.new_zeros(len(logits), encoded.num_classes)
+    classes = encoded.classes.expand_as(logits).flatten(1)
     return found.scatter_reduce(1, classes, confident.flatten(1).float(), "amax") > 0
 
 

@@ -47,6 +47,20 @@ def test_confident_classes_are_those_of_the_dense_map(dense, encoding):
     assert found == Statistics(int((pooled.argmax(1) == torch.tensor(labels)).sum()), int((counts > 1).sum()))
 
 
+@pytest.mark.parametrize("encoding", ["heatmaps", "topk"])
+@pytest.mark.parametrize("k", [2, 4])
+def test_a_class_is_no_more_confident_where_another_is_far_below_its_mean(encoding, k):
+    dense = torch.tensor([[0.0, 0.4, 0.1, -0.2], [60.0, 60.0, 60.0, -30.0]]).mT.reshape(1, 4, 1, 2)
+    dense[0, 0, 0, 1] = 90
+    encoded = encode_logits(dense, encoding, k)
+    stored = torch.stack(
+        [LabelMap.from_safetensors(blob).dense() for blob in codec.encode(encoded, [(1, 2)], "float16")]
+    )
+    expected = stored.softmax(1).amax((2, 3)) >= 0.5
+    kept = torch.zeros_like(expected).scatter(1, encoded.classes.flatten(1), True)
+    assert confident_classes(encoded).equal(expected & kept)
+
+
 def test_the_threshold_of_confidence_counts():
     encoded = encode_logits(torch.tensor([1.0, 0.0, -50.0]).log_softmax(0)[None, :, None, None], "heatmaps", 3)
     assert confident_classes(encoded, 0.73).sum() == 1
