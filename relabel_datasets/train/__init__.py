@@ -1,0 +1,1 @@
+"""Training students: `train`, its recipes, and timm's transforms with label maps."""

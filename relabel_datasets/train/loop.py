@@ -1,0 +1,304 @@
+"""`train`: a student from a dataset with label maps, on one device or under torchrun, resumed exactly where it stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import torch.distributed as dist
+from timm.data.config import resolve_model_data_config
+from timm.optim import create_optimizer_v2  # type: ignore[attr-defined]
+from timm.scheduler.scheduler_factory import create_scheduler_v2
+from timm.utils.clip_grad import dispatch_clip_grad
+from timm.utils.cuda import NativeScaler
+from timm.utils.distributed import init_distributed_device_so, reduce_tensor
+from timm.utils.model_ema import ModelEmaV3
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from ..annotate.annotator import Annotator
+from ..data.datasets import RelabelDataset
+from .checkpoints import BEGINNING, Checkpoints, Curve
+from .evaluate import evaluate
+from .loaders import train_loader
+from .objective import Objective
+from .recipe import Machine, Recipe
+from .seeds import seed_all
+
+logger = logging.getLogger(__name__)
+
+STEPS, EPOCHS = "steps.csv", "epochs.csv"
+_METRICS = ("top1", "top5", "ece", "real", "multi_label", "set_recall", "map")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a run gave.
+
+    Attributes:
+        metrics: of the last epoch on the validation images, see `Metrics`; of the moving average where there is one.
+        best: top-1 accuracy of the best epoch.
+        folder: with `model_best.pth.tar`, `last.pth.tar`, `steps.csv` and `epochs.csv`.
+        seconds: of training alone, in this process.
+    """
+
+    metrics: Mapping[str, float]
+    best: float | None
+    folder: Path
+    seconds: float
+
+
+def train(
+    dataset: RelabelDataset,
+    out: Path | str,
+    recipe: Recipe = Recipe(),
+    *,
+    validation: RelabelDataset | None = None,
+    annotator: Annotator | None = None,
+    machine: Machine = Machine(),
+) -> Trained:
+    """Train a student from scratch, or go on where the run in `out` was stopped.
+
+    Under torchrun every rank calls it; batches are dealt to the ranks, so that a recipe gives the same on any number of them
+    but for batch norm's statistics, which are of each rank's images. A run that is killed goes on from its last checkpoint
+    and gives the losses of a run that was not.
+
+    Args:
+        dataset: to learn from; it takes the recipe's transforms.
+        out: folder of the run.
+        recipe: how to train.
+        validation: to validate on after each epoch.
+        annotator: answers to each crop where the recipe distils.
+        machine: how the machine is used.
+
+    Raises:
+        ValueError: arguments that do not fit together, a run of another recipe in `out`, or a loss that is not finite.
+        ImportError: TensorBoard is asked for and not there.
+
+    Example:
+        >>> dataset, validation = (load_dataset("imagenette-relabel", split=s) for s in ("train", "validation"))
+        >>> train(dataset, "run", PRESETS["relabel-cutmix"].changed(model="resnet18", batch_size=256), validation=validation)
+    """
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    with _process_group(machine.device) as (device, rank, world_size):
+        run = _Run(dataset, folder, recipe, validation, annotator, machine, device, rank, world_size)
+        return run.fit()
+
+
+@contextlib.contextmanager
+def _process_group(device: str | None) -> Iterator[tuple[torch.device, int, int]]:
+    """Yield (device, rank, number of ranks): of torchrun's group, which is made here unless it is there."""
+    name = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if dist.is_available() and dist.is_initialized():
+        yield torch.device(name), dist.get_rank(), dist.get_world_size()
+        return
+    found = init_distributed_device_so(name)
+    try:
+        yield torch.device(found["device"]), found["global_rank"], dist.get_world_size() if found["distributed"] else 1
+    finally:
+        if found["distributed"]:
+            dist.destroy_process_group()
+
+
+class _Run:
+    """One run, on one rank."""
+
+    def __init__(
+        self,
+        dataset: RelabelDataset,
+        folder: Path,
+        recipe: Recipe,
+        validation: RelabelDataset | None,
+        annotator: Annotator | None,
+        machine: Machine,
+        device: torch.device,
+        rank: int,
+        world_size: int,
+    ) -> None:
+        self.recipe, self.machine, self.folder, self.validation = recipe, machine, folder, validation
+        self.device, self.rank, self.world_size = device, rank, world_size
+        self.model = make_student(recipe, len(dataset.classes)).to(device)
+        if machine.channels_last:
+            self.model = self.model.to(memory_format=torch.channels_last)
+        config = resolve_model_data_config(self.model)  # type: ignore[no-untyped-call]
+        self.objective = Objective(
+            recipe, dataset.classes, mean=config["mean"], std=config["std"], device=device, annotator=annotator
+        )
+        self.ema = None if recipe.ema_decay is None else ModelEmaV3(self.model, recipe.ema_decay, use_warmup=True)
+        self.optimizer = create_optimizer_v2(
+            self.model, recipe.optimizer, recipe.learning_rate, recipe.weight_decay, recipe.momentum
+        )
+        self.scaler = NativeScaler(device.type) if recipe.dtype == "float16" else None  # type: ignore[no-untyped-call]
+        self.loader, self.transforms = train_loader(
+            dataset, recipe, interpolation=config["interpolation"], rank=rank, world_size=world_size,
+            num_workers=machine.num_workers, window=machine.window,
+        )  # fmt: skip
+        self.interpolation = config["interpolation"]
+        self.schedule, _ = create_scheduler_v2(
+            self.optimizer, "cosine", recipe.epochs, warmup_epochs=recipe.warmup_epochs, warmup_lr=1e-6,
+            step_on_epochs=False, updates_per_epoch=len(self.loader),
+        )  # fmt: skip
+        self.checkpoints = Checkpoints(
+            folder, recipe, self.model, self.optimizer, ema=self.ema, scaler=self.scaler, classes=tuple(dataset.classes)
+        )
+        self.student = self._wrapped(self.model)
+        self.seconds = 0.0
+
+    def _wrapped(self, model: nn.Module) -> nn.Module:
+        if self.machine.compile:
+            model.compile()
+        if self.world_size == 1:
+            return model
+        ids = None if self.device.type == "cpu" else [self.device.index]
+        return DistributedDataParallel(model, device_ids=ids)
+
+    def fit(self) -> Trained:
+        """Train to the end."""
+        start = self.checkpoints.resume(self.device)
+        if self.rank == 0:
+            self._open_logs((start["epoch"], start["step"]))
+        if start["loader"] is not None:
+            self.loader.load_state_dict(start["loader"])
+        metrics: dict[str, float] = {}
+        best: float | None = None
+        for epoch in range(start["epoch"], self.recipe.epochs):
+            loss = self._train_epoch(epoch, start if epoch == start["epoch"] else BEGINNING)
+            metrics = self._validate()
+            if self.rank == 0:
+                self.checkpoints.save_epoch(epoch, metrics.get("top1"))
+                self.checkpoints.drop_steps()
+                self._log_epoch(epoch, loss, metrics)
+        best = self.checkpoints.best
+        if not metrics:  # the run was over before
+            metrics = self._validate()
+        return Trained(metrics, best, self.folder, self.seconds)
+
+    def _train_epoch(self, epoch: int, start: Mapping[str, Any]) -> float:
+        """Train an epoch, from one of its steps on; return the mean loss."""
+        step = start["step"]
+        self.loader.set_epoch(epoch)
+        self.transforms.set_epoch(epoch)
+        self.objective.mixing = epoch < self.recipe.epochs - self.recipe.mix_off_epochs
+        self.student.train()
+        begun, first = time.perf_counter(), step
+        total = torch.tensor(start["losses"], device=self.device, dtype=torch.float64)  # their sum and number
+        window = torch.zeros_like(total)
+        with self._bar(epoch, step) as bar:
+            for images, targets in self.loader:
+                loss = self._step(epoch, step, images, targets)
+                step += 1
+                window += torch.stack([loss.double(), torch.ones_like(loss, dtype=torch.float64)])
+                if step % self.machine.log_every == 0:
+                    total += window
+                    self._log_step(epoch, step, window, (step - first) / (time.perf_counter() - begun), bar)
+                    window.zero_()
+                if self.machine.save_every and step % self.machine.save_every == 0 and self.rank == 0:
+                    self.checkpoints.save_step(epoch, step, self.loader.state_dict(), (total + window).tolist())
+                bar.update()
+        self.seconds += time.perf_counter() - begun
+        total += window
+        return float(total[0] / total[1].clamp_min(1))
+
+    def _step(self, epoch: int, step: int, images: Tensor, targets: Any) -> Tensor:
+        """Take one step; return the loss."""
+        seed_all(self.recipe.seed, epoch, step, self.rank)
+        updates = epoch * len(self.loader) + step
+        self.schedule.step_update(updates)
+        loss = self.objective.loss(self.student, images, targets)
+        self.optimizer.zero_grad()
+        clip = self.recipe.clip_grad
+        if self.scaler is not None:
+            self.scaler(loss, self.optimizer, clip_grad=clip, parameters=self.model.parameters())
+        else:
+            torch.autograd.backward(loss)
+            if clip is not None:
+                dispatch_clip_grad(self.model.parameters(), clip)
+            self.optimizer.step()
+        if self.ema is not None:
+            self.ema.update(self.model, step=updates)
+        return loss.detach()
+
+    def _validate(self) -> dict[str, float]:
+        if self.validation is None:
+            return {}
+        model = self.model if self.ema is None else self.ema.module
+        with self.objective.autocast():
+            return evaluate(
+                model,
+                self.validation,
+                size=self.recipe.eval_size or self.recipe.image_size,
+                crop_pct=self.recipe.crop_pct,
+                normalize=self.objective.normalize,
+                interpolation=self.interpolation,
+                batch_size=max(1, self.recipe.batch_size // self.world_size),
+                num_workers=self.machine.num_workers,
+                rank=self.rank,
+                world_size=self.world_size,
+            )
+
+    def _bar(self, epoch: int, step: int) -> tqdm[Any]:
+        return tqdm(
+            total=len(self.loader), initial=step, desc=f"epoch {epoch + 1} of {self.recipe.epochs}", unit="step",
+            leave=False, disable=self.rank > 0 or not self.machine.progress,
+        )  # fmt: skip
+
+    def _open_logs(self, start: tuple[int, int]) -> None:
+        steps = ("epoch", "step", "loss", "learning_rate", "images_per_second")
+        epochs = ("epoch", "step", "loss", *_METRICS, "seconds")
+        self._steps = Curve(self.folder / STEPS, steps, start)
+        self._epochs = Curve(self.folder / EPOCHS, epochs, (start[0] - 1, len(self.loader)))
+        self._board: Any = None
+        if self.machine.tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(self.folder), purge_step=start[0] * len(self.loader) + start[1])
+
+    def _log_step(self, epoch: int, step: int, window: Tensor, steps_per_second: float, bar: tqdm[Any]) -> None:
+        mean = window[0] / window[1]
+        if self.world_size > 1:
+            mean = reduce_tensor(mean, self.world_size)  # type: ignore[no-untyped-call]
+        loss = float(mean)
+        if not loss < float("inf"):
+            raise ValueError(
+                f"the loss is {loss} in epoch {epoch}, step {step}: lower the learning rate, or clip gradients"
+            )
+        if self.rank == 0:
+            rate = self.optimizer.param_groups[0]["lr"]
+            per_second = steps_per_second * self.recipe.batch_size
+            bar.set_postfix_str(f"loss {loss:.3f}, {per_second:.0f} images/s")
+            values = {"loss": loss, "learning_rate": rate, "images_per_second": per_second}
+            self._steps.add({"epoch": epoch, "step": step, **values})
+            self._show("train", values, epoch * len(self.loader) + step)
+
+    def _log_epoch(self, epoch: int, loss: float, metrics: Mapping[str, float]) -> None:
+        values = {"loss": loss, **metrics, "seconds": self.seconds}
+        self._epochs.add({"epoch": epoch, "step": len(self.loader), **values})
+        self._show("epoch", values, (epoch + 1) * len(self.loader))
+        shown = ", ".join(f"{name} {value:.1%}" for name, value in metrics.items() if name != "ece")
+        logger.info("epoch %d of %d: loss %.3f%s", epoch + 1, self.recipe.epochs, loss, f", {shown}" if shown else "")
+
+    def _show(self, topic: str, values: Mapping[str, float], place: int) -> None:
+        if self._board is not None:
+            for name, value in values.items():
+                self._board.add_scalar(f"{topic}/{name}", value, place)
+            self._board.flush()
+
+
+def make_student(recipe: Recipe, num_classes: int) -> nn.Module:
+    """Return the recipe's model with new weights, which its seed decides."""
+    arguments = dict(recipe.model_args)
+    if recipe.drop_path is not None:
+        arguments["drop_path_rate"] = recipe.drop_path
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        model: nn.Module = timm.create_model(recipe.model, num_classes=num_classes, **arguments)
+    return model
