@@ -1,4 +1,4 @@
-"""The demo from end to end: scenes, annotator, shards, students, figures, and a table of what came out."""
+"""The demo from end to end: scenes, annotator, shards, students, figures, a table of what came out, and a report."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ..data.datasets import RelabelDataset
+from ..report.html_report import write_report
 from ..report.overlay import save_overlays
 from .dataset import CONFIG, PICTURES, make_scenes_relabel
 from .scenes import read_objects
@@ -27,6 +28,8 @@ Use the scenes in a script:
     dataset = rd.load_dataset({dataset!r}, split="train")   # or "scenes-relabel", made in the cache on first use
 Make label maps of your own images with any timm model:
     relabel build IMAGES OUT --annotator resnet50.a1_in1k
+Drag a crop over the scenes and see its label, in a browser:
+{report}
 """
 
 
@@ -39,6 +42,7 @@ class DemoResult:
         annotator: (single-label, multi-label) accuracy of the label maps themselves, pooled over whole pictures.
         dataset: folder of the scenes with their label maps.
         overlays: figures of label maps.
+        report: a page to look at the validation scenes with.
         seconds: how long all of it took.
     """
 
@@ -46,11 +50,12 @@ class DemoResult:
     annotator: tuple[float, float]
     dataset: Path
     overlays: Sequence[Path]
+    report: Path
     seconds: float
 
     def next_steps(self) -> str:
-        """Return what to look at and to run next."""
-        return _NEXT.format(overlays=self.overlays[0].parent, dataset=str(self.dataset))
+        """Return what to look at and to run next; the last line is the path of the report."""
+        return _NEXT.format(overlays=self.overlays[0].parent, dataset=str(self.dataset), report=self.report.absolute())
 
     def to_markdown(self) -> str:
         """Return the table of all methods: mean and standard deviation over the seeds, on the validation scenes."""
@@ -77,7 +82,7 @@ def run_demo(
     counts. The scenes in `output/scenes-relabel` are used again if they are there.
 
     Args:
-        output: folder for the scenes, the figures (`overlays/`) and the table (`table.md`).
+        output: folder for the scenes, the figures (`overlays/`), the table (`table.md`) and the report (`report.html`).
         seeds: students a method.
         recipe: how each is trained.
         echo: called with messages.
@@ -96,13 +101,15 @@ def run_demo(
         make_scenes_relabel(root)
     train, validation = (RelabelDataset(root, CONFIG, split) for split in ("train", "validation"))
     overlays = save_overlays(validation, output / "overlays")
-    objects = read_objects(root / PICTURES / "validation-boxes.csv")
+    boxes = root / PICTURES / "validation-boxes.csv"
+    objects = read_objects(boxes)
     present = {key: [each.label for each in in_picture] for key, in_picture in objects.items()}
     echo(f"training {len(METHODS) * seeds} students: {len(METHODS)} kinds of labels, {seeds} seeds each")
     validation_pictures = PicturesInMemory(validation)
     scores = _train_all(PicturesInMemory(train), validation_pictures, present, seeds, recipe)
     annotator = _score_label_maps(validation_pictures, present)
-    result = DemoResult(scores, annotator, root, overlays, time.perf_counter() - start)
+    report = write_report(root, output / "report.html", CONFIG, "validation", boxes=boxes, progress=False)
+    result = DemoResult(scores, annotator, root, overlays, report, time.perf_counter() - start)
     (output / "table.md").write_text(result.to_markdown(), encoding="utf-8")
     echo(f"done in {result.seconds:.0f} s")
     return result

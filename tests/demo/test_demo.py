@@ -1,3 +1,5 @@
+import re
+
 import pytest
 import torch
 from PIL import Image
@@ -64,6 +66,8 @@ def test_run_demo_trains_all_draws_figures_and_says_what_to_do_next(scenes_relab
     assert (output / "table.md").read_text(encoding="utf-8") == result.to_markdown()
     assert said
     assert "relabel build" in result.next_steps()
+    assert result.next_steps().splitlines()[-1] == str(output / "report.html")
+    assert len(re.findall(r'id="sample-\d+"', result.report.read_text(encoding="utf-8"))) == 2 * len(CLASSES)
     assert str(output / "overlays") in result.next_steps()
     assert capfd.readouterr().out == ""
     with pytest.raises(ValueError, match="seeds"):
@@ -72,7 +76,7 @@ def test_run_demo_trains_all_draws_figures_and_says_what_to_do_next(scenes_relab
 
 def test_the_table_gives_mean_and_spread(tmp_path):
     scores = {"one": [Score(0.5, 0.6, 0.7, 1.0)], "two": [Score(0.4, 0.5, 0.6, 1.0), Score(0.5, 0.5, 0.7, 2.0)]}
-    table = DemoResult(scores, (0.1, 0.2), tmp_path, [], 1.0).to_markdown().splitlines()
+    table = DemoResult(scores, (0.1, 0.2), tmp_path, [], tmp_path, 1.0).to_markdown().splitlines()
     assert table[2] == "| one | 50.0% | 60.0% | 70.0% | 1.00 |"
     assert table[3] == "| two | 45.0% ± 7.1 | 50.0% ± 0.0 | 65.0% ± 7.1 | 1.50 |"
     assert len({line.count("|") for line in table}) == 1
@@ -83,7 +87,8 @@ def test_the_whole_demo_prints_a_table_of_students_that_have_learnt(tmp_path, ca
     assert main(["demo", str(tmp_path)]) == 0
     printed = capsys.readouterr()
     assert printed.out == (tmp_path / "table.md").read_text(encoding="utf-8")
-    assert printed.err.rstrip().endswith("relabel build IMAGES OUT --annotator resnet50.a1_in1k")
+    assert printed.err.splitlines()[-1] == str(tmp_path / "report.html")
+    assert (tmp_path / "report.html").stat().st_size > 1e6
     rows = {line.split("|")[1].strip(): line.split("|")[2:] for line in printed.out.splitlines()[2:]}
     multi_label = {name: float(cells[1].strip().partition("%")[0]) / 100 for name, cells in rows.items()}
     chance = 1 / len(CLASSES)
