@@ -38,7 +38,7 @@ class MapMeasures:
     Attributes:
         images: of N images: `key`; `label`, its original class; `best`, the class that the whole map ranks first; the
             probabilities `p_label` and `p_best` of these; `entropy` of the whole label in nats; `num_confident`, classes with a
-            probability of at least one half at some location.
+            probability of at least one half at some location where they are stored.
         crops: of random crops: `image`, its place in `images`; `best`; `confidence`, the probability of `best`; `agrees`,
             whether `best` is the original class; `entropy`; `num_classes` with a share of at least 0.1; and, where objects were
             given, `best_iou`, the greatest overlap with one of the image's own class.

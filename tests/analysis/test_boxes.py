@@ -104,10 +104,10 @@ def test_boxes_that_leave_the_image_by_a_pixel_are_cut(voc):
 
 
 def test_nothing_to_read_is_told_of(tmp_path, voc):
-    with pytest.raises(FileNotFoundError, match="no boxes at .*/nowhere: expected a CSV table"):
+    with pytest.raises(FileNotFoundError, match=r"no boxes at .*/nowhere: expected a CSV table"):
         read_boxes(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match="no boxes in .*/empty: expected XML files"):
+    with pytest.raises(FileNotFoundError, match=r"no boxes in .*/empty: expected XML files"):
         read_boxes(tmp_path / "empty")
     voc.write_text(VOC.replace("<truncated>1</truncated>", "<difficult>1</difficult>").replace(">0</diff", ">1</diff"))
     with pytest.raises(rd.DatasetError, match="has no objects in 1 files, but perhaps such as are marked as difficult"):
