@@ -101,6 +101,7 @@ def build(
             "images": settings.images,
             "shard_size": shard_size,
             "source_sha256": source_sha256(source),
+            "made_with": f"relabel_datasets {version('relabel-datasets')}",
         }
         config = config or re.sub(r"[^\w.-]+", "-", str(plan["annotator"]["name"]))
         work = Work(output, config, split, plan, classes.source, settings, classes.rows)
@@ -129,6 +130,8 @@ def _build(work: Work, workers: Workers, card: str | os.PathLike[str] | None, pr
             work.end()  # an earlier run may have been stopped as it did this
             return manifest
     else:
+        if manifest is not None:  # shards are added to those of an earlier run
+            refuse_other_plan(work.folder, {"made_with": manifest.made_with}, {"made_with": work.plan["made_with"]})
         with explaining_errors(work.folder):
             work.begin()
             if manifest is not None and there is not None:
@@ -284,7 +287,7 @@ def _finish(work: Work, manifest: Manifest | None, annotated: list[Annotated]) -
         annotator=work.plan["annotator"],
         encoding={**work.plan["encoding"], "map_size": None if map_size is None else list(map_size)},
         splits={**(manifest.splits if manifest else {}), work.split: entry},
-        made_with=f"relabel_datasets {version('relabel-datasets')}",
+        made_with=work.plan["made_with"],
     )
     work.output.write(work.file(MANIFEST_NAME), manifest.to_bytes())
     if entry.skipped:

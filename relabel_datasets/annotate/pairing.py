@@ -72,6 +72,8 @@ class FoundImages(NamedTuple):
         data = self.source.read(image) if whole else None
         try:
             with PIL.Image.open(name if data is None else io.BytesIO(data)) as opened:
+                if opened.format == "TIFF":
+                    opened.load()  # which turns it
                 width, height = opened.size
                 turned = opened.getexif().get(_ORIENTATION) in _QUARTER_TURNED
         except Exception as error:  # decoders of damaged files raise nearly anything

@@ -12,10 +12,11 @@ from types import TracebackType
 from typing import NamedTuple
 
 import numpy as np
+import PIL.Image
 import torch
 from torch import Tensor
 
-from ..data.images import ImageError, decode_image
+from ..data.images import ImageError, decode_reduced
 from ..data.manifest import DatasetError
 from ..data.shards import ShardInfo, ShardWriter
 from ..data.sources import ImageSource
@@ -185,11 +186,12 @@ def _batches(
         name = source.name(index)
         try:
             data = source.read(index)
-            image = decode_image(data, name)
+            image, size = decode_reduced(data, target, name)
         except (OSError, ImageError) as error:
             return Skipped(source.keys[index], name, str(error))
-        return _Loaded(index, data, (image.height, image.width), annotator.preprocess(image))
+        return _Loaded(index, data, size, annotator.preprocess(image))
 
+    target = _resized_to(annotator)
     with ThreadPoolExecutor(settings.num_threads, thread_name_prefix="decode") as pool:
         waiting = iter(indices)
         futures: list[Future[_Loaded | Skipped]] = []
@@ -203,3 +205,9 @@ def _batches(
         finally:
             for future in futures:  # the consumer stopped early: do not decode what nobody will take
                 future.cancel()
+
+
+def _resized_to(annotator: Annotator) -> tuple[int, int] | None:
+    """Return the (height, width) that all images are squashed to; None for an annotator that takes several sizes."""
+    shape = annotator.preprocess(PIL.Image.new("RGB", (64, 64))).shape
+    return (shape[1], shape[2]) if len(shape) == 3 else None

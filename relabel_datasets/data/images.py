@@ -38,10 +38,34 @@ def decode_image(data: bytes, name: str = "image") -> PIL.Image.Image:
     Raises:
         ImageError: the bytes are no image, are damaged or truncated, or have pixels without a known range (float).
     """
+    return decode_reduced(data, None, name)[0]
+
+
+def decode_reduced(
+    data: bytes, target: tuple[int, int] | None, name: str = "image"
+) -> tuple[PIL.Image.Image, tuple[int, int]]:
+    """Return the image as `decode_image` does, but maybe smaller, and its true (height, width).
+
+    A large JPEG that will be resized is decoded at 1/2, 1/4 or 1/8 of its size, in a fraction of the time, as long as that
+    leaves twice the pixels of the target in each direction: so the result of resizing is nearly the same.
+
+    Args:
+        data: the bytes of an image file.
+        target: (height, width) that the image will be resized to; None decodes at full size.
+        name: what the error calls it.
+
+    Raises:
+        ImageError: as `decode_image`.
+    """
     try:
         opened = PIL.Image.open(io.BytesIO(data))
-        orientation = opened.getexif().get(_ORIENTATION, 1)
+        stored_size = opened.size
+        if target is not None and opened.format == "JPEG":
+            height, width = target if opened.getexif().get(_ORIENTATION, 1) < 5 else target[::-1]  # else on its side
+            opened.draft(None, (2 * width, 2 * height))
+        is_reduced = opened.size != stored_size
         image = to_rgb(opened)
+        orientation = opened.getexif().get(_ORIENTATION, 1)  # not before: a TIFF is turned as it is loaded
     except ImageError as error:
         raise ImageError(f"{name}: {error}") from None
     except Exception as error:  # decoders of damaged files raise nearly anything
@@ -51,7 +75,9 @@ def decode_image(data: bytes, name: str = "image") -> PIL.Image.Image:
     if orientation != 1:
         image.getexif()[_ORIENTATION] = orientation  # conversions may have dropped it
         PIL.ImageOps.exif_transpose(image, in_place=True)
-    return image
+    if is_reduced:
+        return image, stored_size[::-1] if orientation < 5 else stored_size
+    return image, (image.height, image.width)
 
 
 def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:

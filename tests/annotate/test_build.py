@@ -35,6 +35,20 @@ def test_label_maps_are_the_annotators_logits_of_the_squashed_image(tmp_path, im
         torch.testing.assert_close(label_map.dense(), dense, rtol=2e-3, atol=2e-3)
 
 
+def test_large_jpegs_are_decoded_at_reduced_size_and_keep_their_own(tmp_path, annotator):
+    for i, size in enumerate([(800, 1000), (1000, 800)]):
+        path = tmp_path / "images" / "cat" / f"{i}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture(i, size).save(path, quality=95)
+    source = rd.ImageFolderSource(tmp_path / "images")
+    source.classes = None
+    rd.build(source, tmp_path / "data", annotator, settings=rd.Settings(dtype="float16", k=3), progress=False)
+    for image, label_map in rd.load_dataset(tmp_path / "data", split="train"):
+        assert label_map.canvas_size == (image.height, image.width)
+        whole = annotator(annotator.preprocess(image)[None])[0]
+        torch.testing.assert_close(label_map.dense(), whole, rtol=0, atol=0.2)
+
+
 def test_two_builds_give_equal_bytes(tmp_path, image_folder, annotator):
     for name in ("one", "two"):
         rd.build(rd.ImageFolderSource(image_folder), tmp_path / name, annotator, shard_size=4, progress=False)
@@ -176,6 +190,24 @@ def test_other_images_or_another_annotator_are_refused_under_the_same_name(tmp_p
     (image_folder / "cat" / "photo_00.jpg").unlink()
     with pytest.raises(rd.DatasetError, match="source_sha256"):
         rd.build(rd.ImageFolderSource(image_folder), tmp_path / "data", annotator, progress=False)
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_shards_of_another_version_are_not_added_to(tmp_path, image_folder, annotator, monkeypatch, finished):
+    arguments = {"settings": rd.Settings(batch_size=2), "shard_size": 4, "progress": False}
+    source = rd.ImageFolderSource(image_folder)
+    if finished:
+        rd.build(source, tmp_path, annotator, **arguments)
+    else:
+        with pytest.raises(Interrupted):
+            rd.build(source, tmp_path, annotator_of(StopsAfter(3)), **arguments)
+    monkeypatch.setattr("relabel_datasets.annotate.build.version", lambda _: "99.0")
+    if finished:
+        rd.build(source, tmp_path, annotator, **arguments)  # nothing is missing
+        (tmp_path / "colours" / "train-00001-of-00004.tar").unlink()
+    for split in ("train", "validation") if finished else ("train",):
+        with pytest.raises(rd.DatasetError, match=r"another made_with: .*relabel_datasets 99\.0\" now"):
+            rd.build(source, tmp_path, annotator, split=split, **arguments)
 
 
 def test_splits_are_added_to_a_config(tmp_path, image_folder, annotator):

@@ -8,6 +8,7 @@ from relabel_datasets.data.images import (
     ImageError,
     common_extension,
     decode_image,
+    decode_reduced,
     key_of,
     sample_keys,
     scan_image_folder,
@@ -62,7 +63,8 @@ def test_a_palette_with_transparent_entries_is_read():
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("mode", ["RGB", "L"])
-def test_exif_rotation_is_applied(orientation, mode):
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_exif_rotation_is_applied(orientation, mode, kind):
     upright = picture(3, (20, 30)).convert(mode)
     undo = {  # how a camera would have stored the upright picture under each orientation
         2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
@@ -76,7 +78,29 @@ def test_exif_rotation_is_applied(orientation, mode):
     stored = upright.transpose(undo[orientation]) if orientation in undo else upright
     exif = PIL.Image.Exif()
     exif[0x0112] = orientation
-    assert_close(decode_image(encoded(stored, exif=exif)), upright)
+    assert_close(decode_image(encoded(stored, kind, exif=exif)), upright)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+@pytest.mark.parametrize(("target", "share"), [((19, 30), 4), ((38, 60), 2), ((76, 120), 1), ((38, 20), 2), (None, 1)])
+def test_a_large_jpeg_may_be_decoded_at_reduced_size(mode, orientation, target, share):
+    """It stays upright, twice as large as the target, and as good as all of it to those who resize it."""
+    exif = PIL.Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(picture(0, (160, 250)).convert(mode), "JPEG", quality=95, exif=exif)
+    whole = decode_image(data)
+    reduced, size = decode_reduced(data, target if target is None or orientation < 5 else target[::-1])
+    assert size == (whole.height, whole.width)
+    assert reduced.size == (-(-whole.width // share), -(-whole.height // share))
+    assert_close(reduced.resize((30, 19)), whole.resize((30, 19)), 10)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "GIF"])
+def test_other_formats_are_decoded_at_full_size(kind):
+    data = encoded(picture(0, (160, 250)), kind)
+    image, size = decode_reduced(data, (8, 8))
+    assert size == (image.height, image.width) == (160, 250)
 
 
 JPEG = encoded(picture(0), "JPEG")
@@ -90,6 +114,8 @@ JPEG = encoded(picture(0), "JPEG")
 def test_bytes_that_are_no_whole_image_raise_an_error_that_names_the_file(data):
     with pytest.raises(ImageError, match=r"n01/bad\.JPEG"):
         decode_image(data, "n01/bad.JPEG")
+    with pytest.raises(ImageError, match=r"n01/bad\.JPEG"):
+        decode_reduced(data, (5, 7), "n01/bad.JPEG")
 
 
 def test_float_pixels_are_refused():
