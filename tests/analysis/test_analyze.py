@@ -10,6 +10,7 @@ import torch
 
 import relabel_datasets as rd
 from relabel_datasets.analysis.analyze import Analysis, Table, analyze
+from relabel_datasets.analysis.boxes import read_boxes
 from relabel_datasets.analysis.label_maps import measure_maps
 from relabel_datasets.demo.scenes import CLASSES, read_objects
 from relabel_datasets.labels.crops import random_resized_crops
@@ -47,9 +48,8 @@ def test_boxes_alone_are_enough(scene_boxes):
 
 def test_shares_above_a_half_are_those_of_painted_crops(scene_boxes):
     found = analyze(boxes=scene_boxes, num_crops=480, progress=False).summary["crops and objects"]
-    sizes = {
-        row["image"]: (int(row["height"]), int(row["width"])) for row in csv.DictReader(scene_boxes.open(newline=""))
-    }
+    with scene_boxes.open(newline="") as file:
+        sizes = {row["image"]: (int(row["height"]), int(row["width"])) for row in csv.DictReader(file)}
     crops = random_resized_crops(np.repeat(list(sizes.values()), 10, 0), np.random.default_rng(0))
     above = Counter()
     for i, (key, objects) in enumerate(read_objects(scene_boxes).items()):
@@ -91,8 +91,6 @@ def test_both_give_all_and_the_same_as_each_alone(scenes, scene_boxes, of_both):
 
 
 def test_confidence_and_agreement_by_overlap(scenes, scene_boxes, of_both):
-    from relabel_datasets.analysis.boxes import read_boxes
-
     label_maps = rd.LabelMaps(scenes / "dataset", "heatmaps")
     crops = measure_maps(label_maps, objects=read_boxes(scene_boxes), num_crops=480, progress=False).crops
     rows = _rows(of_both, "by_overlap")
