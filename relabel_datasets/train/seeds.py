@@ -21,7 +21,9 @@ def seed_all(*place: object) -> None:
     """Seed what torch, NumPy and Python draw from, by any values that tell where training is."""
     digest = hashlib.blake2b(repr(place).encode(), digest_size=8).digest()
     number = int.from_bytes(digest, "little")
-    torch.manual_seed(number)
+    torch.default_generator.manual_seed(number)  # torch.manual_seed takes 0.2 ms where CUDA is not in use
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(number)
     np.random.seed(number % 2**32)  # noqa: NPY002  timm draws from it
     random.seed(number)
 
