@@ -44,6 +44,7 @@ def write_report(
     images: Images | bool = True,
     restricted_images: str | None = None,
     boxes: str | os.PathLike[str] | None = None,
+    num_crops: int = 100_000,
     progress: bool = True,
 ) -> Path:
     """Write a page that shows how a split's label maps were made, their statistics, and samples to pool crops of.
@@ -62,6 +63,7 @@ def write_report(
         restricted_images: the name of images that may not be redistributed, as the card has it (`restricted_images:`), to put
             them into the page all the same. Without it they are left out.
         boxes: of objects, for statistics of overlap, see `read_boxes`.
+        num_crops: that statistics are of, over all images.
         progress: whether to show progress bars on stderr.
 
     Returns:
@@ -84,7 +86,7 @@ def write_report(
     label_maps = LabelMaps(folder, name, split)
     pictures, note = _find_pictures(folder, label_maps, images, restricted_images)
     out.parent.mkdir(parents=True, exist_ok=True)  # if it cannot be made, better now than after minutes
-    analysis = analyze(folder, name, split, boxes=boxes, progress=progress)
+    analysis = analyze(folder, name, split, boxes=boxes, num_crops=num_crops, progress=progress)
     measures = measure_maps(label_maps, num_crops=1, num_samples=num_samples, progress=False)
     names = legible_names(label_maps.manifest.classes)
     page = _render(

@@ -22,6 +22,9 @@ def add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="at most so many to look at, spread evenly; statistics are of all (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument("--boxes", type=Path, metavar="PATH", help="objects: CSV, PASCAL VOC XML, or a folder of XML")
+    parser.add_argument(
+        "--crops", type=int, default=100_000, metavar="N", help="that statistics are of (default: %(default)s)"
+    )
     images = parser.add_mutually_exclusive_group()
     images.add_argument("--images", metavar="PATH", help="where the images of label-only shards are")
     images.add_argument("--no-images", action="store_true", help="leave them out: heatmaps are shown alone")
@@ -44,6 +47,7 @@ def _report(args: argparse.Namespace) -> None:
         images=False if args.no_images else args.images or True,
         restricted_images=args.restricted_images,
         boxes=args.boxes,
+        num_crops=args.crops,
     )
     sys.stderr.write(f"{path.stat().st_size / 1e6:.1f} MB; open it in a browser:\n")
     sys.stdout.write(f"{path}\n")

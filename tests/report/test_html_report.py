@@ -1,0 +1,285 @@
+"""The page of a report, without a browser: what it holds, what it leaves out, and its scripts' arithmetic in Node.js."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+import logging
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import relabel_datasets as rd
+from relabel_datasets.cli import main
+from relabel_datasets.data.card import write_card
+from relabel_datasets.report import html_report
+from tests.conftest import ROOT, picture
+from tests.labels.samples import STORED_FORMS, random_dense
+from tests.report.pages import CLASSES, HostileImages, Page
+
+QUICK = {"num_crops": 200, "progress": False}
+PAGE_FOLDER = Path(html_report.__file__).parent / "page"
+BOXES = (
+    [0, 0, 1, 1], [0, 0, 0.01, 0.01], [0.99, 0.99, 1, 1], [0, 0.4, 1, 0.41], [0.2, 0, 0.6, 1], [0.4, 1 / 7, 0.8, 3 / 7],
+    [0.5, 0.5, 0.5, 0.5], [0.1, 0.3, 0.1, 0.9], [0.07, 0.13, 0.93, 0.88], [1 / 3, 1 / 3, 2 / 3, 2 / 3],
+)  # fmt: skip
+
+
+@pytest.fixture
+def write(hostile_dataset, tmp_path):
+    """Write a report of the hostile dataset and return what is in it."""
+
+    def write(config="heatmaps", **options) -> Page:
+        path = rd.write_report(hostile_dataset, tmp_path / "report.html", config, **{**QUICK, **options})
+        assert path == tmp_path / "report.html"
+        assert [each.name for each in path.parent.iterdir()] == [path.name]
+        return Page(path)
+
+    return write
+
+
+def test_the_page_holds_every_sample_as_it_is_stored(write, hostile_dataset):
+    page = write()
+    label_maps = rd.LabelMaps(hostile_dataset, "heatmaps")
+    samples = page.data["index"]["samples"]
+    assert samples["key"] == list(label_maps)
+    assert sorted(samples["key"]) == sorted(HostileImages().keys)
+    assert page.data["index"]["classes"] == list(CLASSES)
+    assert {len(column) for column in samples.values()} == {len(label_maps)}
+    soft = [rd.LabelPooling()(label_maps.at(row)) for row in range(len(label_maps))]
+    assert samples["best"] == [int(each.argmax()) for each in soft]
+    assert samples["label"] == label_maps.index.labels.tolist()
+    for row, (p_best, p_label) in enumerate(zip(samples["p_best"], samples["p_label"], strict=True)):
+        assert p_best == pytest.approx(float(soft[row].max()), abs=1e-4)
+        assert p_label == pytest.approx(float(soft[row][samples["label"][row]]), abs=1e-4)
+        sample = page.data[f"sample-{row}"]
+        assert base64.b64decode(sample["map"]) == label_maps.map_bytes(row)
+        with Image.open(io.BytesIO(base64.b64decode(sample["image"]))) as image:
+            assert image.format == "JPEG"
+            assert (image.height, image.width) == label_maps.at(row).canvas_size
+
+
+def test_large_images_become_small_ones(tmp_path, annotator):
+    path = tmp_path / "images" / "cat" / "large.png"
+    path.parent.mkdir(parents=True)
+    for name in ("dog", "emu"):
+        (tmp_path / "images" / name).mkdir()
+        picture(1).save(tmp_path / "images" / name / f"{name}.png")
+    picture(2, (900, 600)).save(path)
+    source = rd.ImageFolderSource(tmp_path / "images")
+    rd.build(source, tmp_path / "data", annotator, config="one", progress=False)
+    page = Page(rd.write_report(tmp_path / "data", tmp_path / "report.html", **QUICK))
+    place = page.data["index"]["samples"]["key"].index("large")
+    with Image.open(io.BytesIO(base64.b64decode(page.data[f"sample-{place}"]["image"]))) as image:
+        assert image.size == (171, 256)
+
+
+def test_names_of_the_dataset_are_texts_and_nothing_else(write, hostile_dataset):
+    page, clean = write(), CLASSES[9]
+    assert [tag for tag, attributes in page.tags if tag == "script" and attributes.get("type") is None] == ["script"]
+    assert len(page.scripts) == 1
+    assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
+    assert [tag for tag, _ in page.tags if tag in ("img", "i", "b", "iframe")].count("img") == 1  # the page's own
+    assert ("i", {}) not in page.tags
+    texts = [text.strip() for text in page.texts]
+    assert {clean, CLASSES[5]} <= set(texts)
+    written = "".join(page.texts)
+    for name in (*CLASSES, HostileImages().keys[0], "<i>annotator</i>"):
+        assert name in written, name
+
+
+def test_nothing_is_loaded_and_only_our_script_runs(write):
+    page = write()
+    policy = next(each["content"] for _, each in page.tags if each.get("http-equiv") == "Content-Security-Policy")
+    digest = base64.b64encode(hashlib.sha256(page.scripts[0].encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in policy
+    assert policy.startswith("default-src 'none'")
+    links = [value for _, each in page.tags for name, value in each.items() if name in ("src", "href", "xlink:href")]
+    assert all(link.startswith(("#", "data:,")) for link in links), links
+
+
+def test_ids_are_unique_also_in_the_plots(write, tmp_path, hostile_dataset):
+    boxes = tmp_path / "boxes.csv"
+    lines = [f"key_{i},100,80,10,10,60,50" for i in range(3)]
+    names = [key.replace('"', '""') for key in list(rd.LabelMaps(hostile_dataset, "heatmaps"))[:6]]
+    lines += [f'"{name}",100,80,10,10,60,50' for name in names]
+    boxes.write_text("\n".join(["image,width,height,xmin,ymin,xmax,ymax", *lines]), encoding="utf-8")
+    path = rd.write_report(hostile_dataset, tmp_path / "out" / "report.html", "heatmaps", boxes=boxes, **QUICK)
+    page = Page(path)
+    ids = [each["id"] for _, each in page.tags if "id" in each]
+    assert len(ids) == len(set(ids))
+    assert sum(tag == "svg" for tag, _ in page.tags) == 4
+    used = re.findall(
+        r'(?:href="#|url\(#|aria-labelledby="|aria-describedby=")([^")]+)', path.read_text(encoding="utf-8")
+    )
+    ours = [name for name in used if name != "y"]  # that of a class's name
+    assert set(ours) <= set(ids)
+
+
+def test_fewer_samples_are_spread_evenly_and_statistics_are_of_all(write):
+    page = write(num_samples=5)
+    everything = HostileImages()
+    assert len([name for name in page.data if name.startswith("sample-")]) == 5
+    assert len(set(page.data["index"]["samples"]["key"])) == 5
+    assert f"Of all {len(everything.keys)} images" in "".join(page.texts)
+
+
+def test_equal_datasets_give_equal_bytes(hostile_dataset, tmp_path):
+    paths = [rd.write_report(hostile_dataset, tmp_path / name, "topk", **QUICK) for name in ("a", "b")]
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+    assert str(tmp_path) not in paths[0].read_text(encoding="utf-8")
+    assert str(hostile_dataset.parent) not in paths[0].read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(("config", "options"), [("heatmaps", {"images": False}), ("maps", {})])
+def test_without_images_the_page_says_so(write, config, options):
+    page = write(config, **options)
+    assert all(page.data[f"sample-{i}"]["image"] is None for i in range(len(HostileImages().keys)))
+    assert "heatmaps are shown alone" in "".join(page.texts)
+
+
+def test_images_that_live_elsewhere_are_joined(write):
+    source = HostileImages()
+    page = write("maps", images={key: source.read(i) for i, key in enumerate(source.keys)})
+    assert all(page.data[f"sample-{i}"]["image"] for i in range(len(source.keys)))
+
+
+@pytest.fixture
+def restricted_dataset(dataset_folder, tmp_path):
+    (tmp_path / "mine.md").write_text("---\nrestricted_images: SecretNet\n{{ card_data }}\n---\n{{ mark }}\n")
+    write_card(dataset_folder, tmp_path / "mine.md")
+    return dataset_folder
+
+
+@pytest.mark.parametrize("config", [None, "colours"])
+def test_restricted_images_are_left_out_unless_named(restricted_dataset, tmp_path, config, caplog):
+    folder = restricted_dataset if config is None else restricted_dataset / config  # one config, opened as it is
+    out = tmp_path / "report.html"
+    page = Page(rd.write_report(folder, out, "colours", **QUICK))
+    assert page.data["sample-0"]["image"] is None
+    assert "Images of SecretNet may not be redistributed" in "".join(page.texts)
+    assert [record.levelno for record in caplog.records] == [logging.WARNING]
+    assert "--restricted-images 'SecretNet'" in caplog.text
+    page = Page(rd.write_report(folder, out, "colours", restricted_images="SecretNet", **QUICK))
+    assert page.data["sample-0"]["image"] is not None
+    assert "do not pass this file on" in "".join(page.texts)
+    with pytest.raises(ValueError, match=r"'OtherNet', but the images of .* are those of 'SecretNet'"):
+        rd.write_report(folder, out, "colours", restricted_images="OtherNet", **QUICK)
+
+
+def test_restricted_images_of_the_hub_are_left_out(restricted_dataset, tmp_path, local_hub):
+    local_hub.publish("org/name", restricted_dataset)
+    page = Page(rd.write_report("org/name", tmp_path / "report.html", "colours", **QUICK))
+    assert page.data["sample-0"]["image"] is None
+    assert "name: label maps" in page.texts
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_samples": 0}, "num_samples must be at least 1, got 0"),
+        ({"restricted_images": "ImageNet"}, "may be redistributed"),
+        ({"name": "blue"}, "no config 'blue'"),
+        ({"split": "test"}, "no split 'test'"),
+        ({"boxes": "nowhere.csv"}, "nowhere.csv"),
+        ({"num_crops": 0}, "num_crops"),
+        ({"out": "."}, "is a folder: give the path of the file"),
+    ],
+)
+def test_bad_arguments_leave_nothing_behind(hostile_dataset, tmp_path, options, message, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises((ValueError, FileNotFoundError), match=re.escape(message)):
+        rd.write_report(hostile_dataset, **{"name": "heatmaps", **QUICK, **options})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_writes_the_page_and_prints_its_path(dataset_folder, image_folder, tmp_path, capsys):
+    out = tmp_path / "new" / "report.html"
+    arguments = [
+        "report",
+        str(dataset_folder),
+        "--config",
+        "labels-only",
+        "--samples",
+        "4",
+        "--crops",
+        "99",
+        "--out",
+        str(out),
+    ]
+    assert main([*arguments, "--images", str(image_folder)]) == 0
+    printed = capsys.readouterr()
+    assert printed.out == f"{out}\n"
+    assert "MB; open it in a browser" in printed.err
+    page = Page(out)
+    assert page.data["sample-3"]["image"] is not None
+    assert main([*arguments, "--no-images"]) == 0
+    assert Page(out).data["sample-3"]["image"] is None
+    capsys.readouterr()
+    assert main([*arguments, "--samples", "0"]) == 1
+    assert "num_samples" in capsys.readouterr().err
+
+
+DRIVER = """
+const {maps, boxes} = JSON.parse(require("fs").readFileSync(0, "utf8"));
+const answers = maps.map((text) => {
+  const map = decodeLabelMap(new Uint8Array(Buffer.from(text, "base64")));
+  return {
+    canvas: map.canvas,
+    labels: boxes.map((box) => [...poolLabel(map, box)]),
+    strongest: strongestClasses(map, 4).map(({index, highest, heatmap}) => [index, highest, [...heatmap]]),
+  };
+});
+console.log(JSON.stringify(answers));
+"""
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="Node.js is not at hand; the tests in a browser pool, too")
+@pytest.mark.parametrize("num_classes", [13, 300])
+def test_the_page_pools_as_pool_labels_does(num_classes):
+    generator = np.random.default_rng(5)
+    corners = np.sort(generator.random((40, 2, 2)), axis=1).reshape(-1, 4)
+    boxes = [*BOXES, *corners.tolist()]
+    blobs = [
+        rd.LabelMap.from_logits(random_dense(num_classes, 7, 5), encoding, canvas_size=(17, 11)).to_safetensors(dtype)
+        for encoding, dtype in STORED_FORMS
+    ]
+    given = json.dumps({"maps": [base64.b64encode(blob).decode() for blob in blobs], "boxes": boxes})
+    script = (PAGE_FOLDER / "label_map.js").read_text(encoding="utf-8") + DRIVER
+    finished = subprocess.run(["node", "-e", script], input=given, capture_output=True, text=True, check=True)
+    for blob, answer in zip(blobs, json.loads(finished.stdout), strict=True):
+        label_map = rd.LabelMap.from_safetensors(blob)
+        assert tuple(answer["canvas"]) == label_map.canvas_size
+        count = len(boxes)
+        expected = rd.pool_labels(
+            label_map.logits.expand(count, -1, -1, -1),
+            label_map.classes.expand(count, *label_map.classes.shape),
+            torch.tensor(boxes),
+            num_classes=num_classes,
+            base=None if label_map.base is None else label_map.base.expand(count, -1),
+        )
+        torch.testing.assert_close(torch.tensor(answer["labels"]), expected, atol=2e-5, rtol=0)
+        probabilities = label_map.dense().softmax(0)
+        highest = probabilities[label_map.classes.unique()].amax((1, 2)).sort(descending=True).values[:4]
+        for (index, peak, heatmap), wanted in zip(answer["strongest"], highest.tolist(), strict=True):
+            assert peak == pytest.approx(wanted, abs=1e-5)
+            torch.testing.assert_close(torch.tensor(heatmap), probabilities[index].flatten(), atol=1e-5, rtol=0)
+
+
+@pytest.mark.slow  # builds the package
+def test_the_page_is_in_the_wheel(tmp_path):
+    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(tmp_path), str(ROOT)]
+    subprocess.run(build, check=True)
+    with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
+        names = {Path(name).name for name in wheel.namelist() if "/report/page/" in name}
+    assert names == {path.name for path in PAGE_FOLDER.iterdir()}
