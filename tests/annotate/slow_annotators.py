@@ -4,6 +4,7 @@ import os
 import time
 
 from relabel_datasets.annotate.annotator import ModuleAnnotator
+from relabel_datasets.annotate.timm_annotator import TimmAnnotator
 from tests.conftest import ColourNet
 
 
@@ -28,12 +29,22 @@ class Ends(ColourNet):
         return super().forward(images)
 
 
+def sign_in(folder):
+    import ray
+
+    (folder / f"{ray.get_runtime_context().get_node_id()}-{os.getpid()}").touch()
+
+
+def signed_in_timm_annotator(folder, name, options):
+    annotator = TimmAnnotator(name, **options)
+    sign_in(folder)
+    return annotator
+
+
 def slow_annotator(seconds=0.0, folder=None):
     """Return an annotator like the fixture; a file in the folder says which process of which Ray node has it."""
     if folder is not None:
-        import ray
-
-        (folder / f"{ray.get_runtime_context().get_node_id()}-{os.getpid()}").touch()
+        sign_in(folder)
     return ModuleAnnotator(SlowNet(seconds), (48, 64), classes=("cat", "dog", "emu"), name="colours")
 
 

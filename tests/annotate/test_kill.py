@@ -71,14 +71,19 @@ def test_a_kill_before_each_change_to_the_folder(tmp_path, image_folder):
     assert_all_equal(tmp_path / "out", undisturbed(tmp_path, job))
 
 
-@pytest.mark.slow
-def test_25_kills_of_a_real_build(tmp_path, real_data):
+def real_images(real_data, folder, count):
+    """Return an ImageFolder of some of Imagenette's images, and the arguments of an annotator of them."""
     with tarfile.open(real_data / "imagenette-train.tar") as tar:
         members = [member for member in tar if member.isfile()]
-        for member in members[:: len(members) // 400][:400]:
-            tar.extract(member, tmp_path, filter="data")
-    model = {**MODEL, "checkpoint": str(real_data / MODEL["checkpoint"]), "input_size": 224}
-    job = job_of(tmp_path, tmp_path / "train", model="mobilenetv2_100", model_args=model, batch_size=16, shard_size=25)
+        for member in members[:: len(members) // count][:count]:
+            tar.extract(member, folder, filter="data")
+    return folder / "train", {**MODEL, "checkpoint": str(real_data / MODEL["checkpoint"]), "input_size": 224}
+
+
+@pytest.mark.slow
+def test_25_kills_of_a_real_build(tmp_path, real_data):
+    images, model = real_images(real_data, tmp_path, 400)
+    job = job_of(tmp_path, images, model="mobilenetv2_100", model_args=model, batch_size=16, shard_size=25)
     job |= {"kills": 25, "seconds_alive": 4}
     assert kill_builds(job)["kills"] == 25
     assert_all_equal(tmp_path / "out", undisturbed(tmp_path, job))

@@ -5,14 +5,23 @@ import secrets
 import signal
 import threading
 import time
+from contextlib import suppress
 from functools import partial
+from random import Random
 
 import fsspec
 import pytest
+import torch
 
 import relabel_datasets as rd
-from tests.annotate.slow_annotators import ending_annotator, failing_annotator, slow_annotator
+from tests.annotate.slow_annotators import (
+    ending_annotator,
+    failing_annotator,
+    signed_in_timm_annotator,
+    slow_annotator,
+)
 from tests.annotate.test_build import Interrupted, StopsAfter, annotator_of, files_of
+from tests.annotate.test_kill import real_images, tree_of
 from tests.conftest import picture
 from tests.servers import s3_server
 
@@ -102,6 +111,46 @@ def test_losing_an_actor_and_a_node_costs_only_their_shards(tmp_path, many_image
     assert "manifest" in result, result
     assert files_of(data) == files_of(tmp_path / "local" / "colours")
     assert (tmp_path / "data" / "README.md").read_bytes() == (tmp_path / "local" / "README.md").read_bytes()
+
+
+@pytest.fixture
+def one_thread():
+    """As an actor has, so that the logits are the same to their last bits."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_25_kills_of_actors_and_one_of_a_node_over_real_images(
+    tmp_path, real_data, cluster, nodes, one_thread, monkeypatch
+):
+    monkeypatch.setattr("relabel_datasets.annotate.ray_engine._MAX_CRASHES", 25)  # chance may hit one shard often
+    images, model = real_images(real_data, tmp_path, 200)
+    source, options = rd.ImageFolderSource(images), {"shard_size": 10, "settings": rd.Settings(batch_size=5)}
+    run(source, tmp_path / "local", partial(rd.TimmAnnotator, "mobilenetv2_100", **model), **options)
+    (actors := tmp_path / "actors").mkdir()
+    make = partial(signed_in_timm_annotator, actors, "mobilenetv2_100", model)
+    random, kills, builds = Random(0), 0, 0
+    while kills < 25:
+        thread, result = build_in_thread(source, tmp_path / f"{builds}", make, engine=rd.RayEngine(), **options)
+        while thread.is_alive() and kills < 25:
+            time.sleep(random.uniform(0.1, 1))
+            if ready := sorted(actors.iterdir()):
+                victim = random.choice(ready)
+                victim.unlink()
+                with suppress(ProcessLookupError):  # its node was lost
+                    os.kill(int(victim.name.split("-")[1]), signal.SIGKILL)
+                    kills += 1
+            if kills == 12 and nodes[1] in cluster.worker_nodes:
+                cluster.remove_node(nodes[1], allow_graceful=False)
+                cluster.add_node(num_cpus=1, object_store_memory=MEMORY)
+        thread.join(300)
+        assert "manifest" in result, result
+        assert tree_of(tmp_path / f"{builds}") == tree_of(tmp_path / "local")
+        for path in actors.iterdir():  # they ended with the build
+            path.unlink()
+        builds += 1
 
 
 def test_a_build_that_was_begun_here_goes_on_there(tmp_path, image_folder, annotator, cluster, nodes, capsys):
