@@ -130,6 +130,6 @@ def _find_class(name: str, classes: Sequence[str]) -> int:
 
 def _save(picture: Image.Image, path: Path) -> Path:
     data = io.BytesIO()
-    picture.save(data, "PNG", optimize=True)
+    picture.save(data, "PNG")
     write_atomically(path, data.getvalue())
     return path

@@ -1,0 +1,205 @@
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import relabel_datasets as rd
+from relabel_datasets.cli import main
+from relabel_datasets.labels.encoding import Encoded
+from relabel_datasets.labels.statistics import confident_classes
+from relabel_datasets.report import pictures as module
+from relabel_datasets.report.overlay import figure, figures, regions, spread, strongest
+from relabel_datasets.report.pictures import draw_pictures, sheet
+from relabel_datasets.report.tiles import CLASS_COLORS, OTHER_COLOR, TILE, Line, heading, tile
+from tests.conftest import ColourNet, picture
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """An ImageFolder of 3 classes and 9 images."""
+    root = tmp_path_factory.mktemp("images")
+    for i in range(9):
+        path = root / ("cat", "dog", "emu")[i % 3] / f"photo_{i}.png"
+        path.parent.mkdir(exist_ok=True)
+        picture(i, (40, 56) if i % 2 else (48, 32)).save(path)
+    return root
+
+
+@pytest.fixture(scope="module")
+def folder(images, tmp_path_factory):
+    """A dataset of these images, with a config that holds them and one that does not."""
+    root = tmp_path_factory.mktemp("dataset")
+    annotator = rd.ModuleAnnotator(ColourNet(), (48, 64), classes=("cat", "dog", "emu"), name="colours")
+    for config, inside in (("colours", True), ("labels-only", False)):
+        source, settings = rd.ImageFolderSource(images), rd.Settings(images=inside)
+        rd.build(source, root, annotator, config=config, settings=settings, progress=False)
+    return root
+
+
+@pytest.fixture
+def dataset(folder):
+    return rd.load_dataset(folder, "colours", "train")
+
+
+@pytest.fixture
+def quarters():
+    """A map of 2 x 2 locations whose best classes are 0, 1, 2 and 3, the last one unsure."""
+    dense = torch.zeros(5, 2, 2)
+    for index, (row, column) in enumerate([(0, 0), (0, 1), (1, 0), (1, 1)]):
+        dense[index, row, column] = 12 - index if index < 3 else 0.1
+    return rd.LabelMap.from_logits(dense, canvas_size=(40, 60), label=0)
+
+
+def test_regions_have_the_colour_of_their_best_class_the_stronger_the_surer(quarters):
+    grey = Image.new("RGB", (60, 40), (100, 100, 100))
+    colors = {0: CLASS_COLORS[0], 1: CLASS_COLORS[1], 3: CLASS_COLORS[4]}
+    pixels = np.asarray(regions(grey, quarters, colors, strength=0.5)).astype(float)
+    for (y, x), color in (((0, 0), CLASS_COLORS[0]), ((0, 59), CLASS_COLORS[1]), ((39, 0), OTHER_COLOR)):
+        assert pixels[y, x] == pytest.approx((np.array(color) + 100) / 2, abs=1)
+    share = float(quarters.dense()[:, 1, 1].softmax(0)[3]) * 0.5
+    expected = share * np.array(CLASS_COLORS[4]) + (1 - share) * 100
+    assert pixels[39, 59] == pytest.approx(expected, abs=1)
+    assert np.abs(pixels[39, 59] - 100).max() < 30
+
+
+def test_regions_take_nothing_from_the_colours_of_the_image_nor_of_classes_far_off(quarters):
+    red = Image.new("RGB", (60, 40), (255, 0, 0))
+    plain = np.asarray(regions(red, quarters, {}, strength=0))
+    assert (plain == plain[..., :1]).all()
+    assert regions(red, quarters, dict.fromkeys(range(5), CLASS_COLORS[0])).size == red.size
+
+
+def test_the_strongest_classes_are_those_highest_anywhere(quarters):
+    assert [index for index, _ in strongest(quarters, 3)] == [0, 1, 2]
+    assert len(strongest(quarters, 100)) == 5
+    assert strongest(quarters, 1)[0][1] == pytest.approx(1, abs=1e-4)
+
+
+def test_the_figure_shows_the_heatmaps_that_are_asked_for(quarters):
+    image = picture(0, (40, 60))
+    names = ("cat", "dog", "emu", "fox", "gnu")
+    widths = [figure(image, quarters, names, heatmaps_of=chosen).width for chosen in ([], [4], [4, 0, 1, 2])]
+    assert np.diff(widths).tolist() == [232, 3 * 232]
+    default = figure(image, quarters, names)
+    assert default.tobytes() == figure(image, quarters, names, heatmaps_of=[0, 1, 2]).tobytes()
+    assert default.tobytes() != figure(image, quarters, names, heatmaps_of=[0, 1, 4]).tobytes()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 400), (400, 3), (2, 2)])
+def test_images_of_any_shape_have_a_figure(size):
+    label_map = rd.LabelMap.from_logits(torch.randn(3, 2, 2), canvas_size=size, label=1)
+    assert figure(picture(0, size), label_map, ("a", "b", "c")).width > 5 * TILE
+
+
+def test_texts_that_are_too_long_are_cut_and_headings_go_on_in_the_next_line():
+    image = picture(0)
+    long = tile(image, [Line("a name that nobody would ever give to a class of anything", CLASS_COLORS[0])])
+    assert long.width == TILE
+    assert (np.asarray(long)[TILE:, -1] == 255).all()  # nothing at the edge
+    one, several = heading("few words", 400), heading("many words " * 30, 400)
+    assert one.width == several.width == 400
+    assert several.height > 4 * one.height
+    assert (np.asarray(several)[:, -4:] == 255).all()
+
+
+def test_a_name_in_any_alphabet_is_written():
+    boxes = [np.asarray(tile(picture(0), [Line(name)]))[TILE + 4 :] for name in ("é", "ж", "λ", "ł")]
+    assert len({box.tobytes() for box in boxes}) == 4  # and not each as the same empty box
+
+
+def test_without_keys_there_are_sheets_and_figures(dataset, tmp_path, capsys):
+    paths = draw_pictures(dataset, tmp_path / "pictures", count=4, progress=False)
+    assert [path.name for path in paths[:2]] == ["several_classes.png", "suspects.png"]
+    assert [path.stem for path in paths[2:]] == [dataset.keys[index] for index in spread(dataset, 4)]
+    assert sorted((tmp_path / "pictures").iterdir()) == sorted(paths)
+    for path in paths:
+        with Image.open(path) as image:
+            assert image.format == "PNG"
+            assert image.width > 2 * TILE
+    assert capsys.readouterr().err == ""
+
+
+def test_sheets_have_the_images_of_most_classes_and_the_surest_suspects(dataset, tmp_path, monkeypatch):
+    chosen = []
+    monkeypatch.setattr(module, "sheet", lambda dataset, indices, title: chosen.append(indices) or picture(0))
+    draw_pictures(dataset, tmp_path, count=5, progress=False)
+    maps = [label_map for _, label_map in dataset]
+    counts = [
+        int(confident_classes(Encoded(each.logits[None], each.classes[None], each.base[None], 3)).sum())
+        for each in maps
+    ]
+    assert len(chosen[0]) == 5
+    assert sorted((counts[index] for index in chosen[0]), reverse=True) == sorted(counts, reverse=True)[:5]
+    pooled = [rd.LabelPooling()(label_map) for label_map in maps]
+    odds = {
+        i: float(label.max() / label[maps[i].label])
+        for i, label in enumerate(pooled)
+        if label.argmax() != maps[i].label
+    }
+    assert chosen[1] == sorted(odds, key=odds.get, reverse=True)[:5]
+
+
+def test_a_sheet_goes_on_in_the_next_row(dataset):
+    one, three, four = (sheet(dataset, range(count), "title") for count in (1, 3, 4))
+    assert one.width < three.width == four.width
+    assert one.height >= three.height
+    assert four.height > 1.8 * three.height
+
+
+def test_with_keys_there_are_their_figures_alone(dataset, tmp_path):
+    keys = [dataset.keys[3], dataset.keys[0]]
+    paths = draw_pictures(dataset, tmp_path, keys=keys, classes=["dog"], progress=False)
+    assert [path.stem for path in paths] == keys
+    expected = dict(figures(dataset, [3, 0], [1]))
+    for path in paths:
+        with Image.open(path) as image:
+            assert image.tobytes() == expected[path.stem].tobytes()
+
+
+def test_classes_are_found_by_their_own_and_by_their_legible_names():
+    classes = ("n01440764", "cat")
+    assert [module._find_class(name, classes) for name in ("tench", "n01440764", "cat")] == [0, 0, 1]
+    with pytest.raises(ValueError, match=r"no class 'trench' among the 2, did you mean \['tench'\]"):
+        module._find_class("trench", classes)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"keys": ["photo_0", "nobody"]}, "no sample 'nobody' among the 9 of split 'train', such as 'photo_"),
+        ({"classes": ["cow"]}, "no class 'cow' among the 3"),
+        ({"count": 0}, "count and num_samples must be at least 1, got 0 and None"),
+        ({"num_samples": 0}, "must be at least 1, got 12 and 0"),
+    ],
+)
+def test_what_cannot_be_drawn_is_told_of_before_anything_is_written(dataset, tmp_path, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        draw_pictures(dataset, tmp_path / "pictures", **arguments, progress=False)
+    assert not (tmp_path / "pictures").exists()
+
+
+def test_images_that_have_been_left_out_are_not_on_sheets(folder, images, tmp_path):
+    for place, path in enumerate(sorted(images.rglob("*.png"))):
+        if place % 2:
+            (tmp_path / "some" / path.parent.name).mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, tmp_path / "some" / path.parent.name)
+    dataset = rd.load_dataset(folder, "labels-only", "train", images=tmp_path / "some", unmatched="skip")
+    indices = module._present(dataset, list(dataset.label_maps), 100)
+    assert [dataset.keys[index] for index in indices] == list(dataset.keys)
+    assert len(indices) == 4
+    assert draw_pictures(dataset, tmp_path / "pictures", count=2, progress=False)
+
+
+def test_the_command_writes_what_it_says(folder, images, tmp_path, capsys):
+    command = ["pictures", str(folder), "--config", "labels-only", "--images", str(images)]
+    assert main([*command, "--out", str(tmp_path / "out"), "--key", "photo_0", "photo_1", "--class", "emu"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed == [str(tmp_path / "out" / f"photo_{i}.png") for i in range(2)]
+    assert sorted(map(str, (tmp_path / "out").iterdir())) == printed
+    assert main([*command, "--out", str(tmp_path / "out"), "--count", "2", "--samples", "5"]) == 0
+    assert "several_classes.png" in capsys.readouterr().out
+    assert main([*command, "--out", str(tmp_path / "none"), "--key", "nobody"]) == 1
+    assert "no sample 'nobody'" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
