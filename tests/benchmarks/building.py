@@ -70,7 +70,7 @@ def stage_times() -> Iterator[Counter[str]]:
 
     places = [
         ("read and decode", rd.ImageFolderSource, "read", time.thread_time),
-        ("read and decode", shard, "decode_image", time.thread_time),
+        ("read and decode", shard, "decode_reduced", time.thread_time),
         ("preprocess", rd.TimmAnnotator, "preprocess", time.thread_time),
         ("inference (on the clock)", rd.TimmAnnotator, "__call__", time.perf_counter),
         ("encode", shard, "encode_logits", time.thread_time),
