@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
@@ -104,21 +103,13 @@ def _splits(manifest: Manifest) -> Table:
     return Table(columns, rows)
 
 
-def with_names(analysis: Analysis, names: Mapping[str, str]) -> Analysis:
-    """Return the analysis with names of classes for people."""
-    tables = {}
-    for title, table in analysis.tables.items():
-        is_class = [column in _CLASS_COLUMNS.get(title, ()) for column in table.columns]
-        rows = [
-            tuple(names[value] if is_name else value for value, is_name in zip(row, is_class, strict=True))
-            for row in table.rows
-        ]
-        tables[title] = replace(table, rows=rows)
-    return replace(analysis, tables=tables)
+def statistics(analysis: Analysis, names: Mapping[str, str]) -> dict[str, Any]:
+    """Return what the page says of statistics.
 
-
-def statistics(analysis: Analysis) -> dict[str, Any]:
-    """Return what the page says of statistics."""
+    Args:
+        analysis: of the dataset.
+        names: of its classes, for people.
+    """
     counted = analysis.summary["label maps"]
     return {
         "scope": (
@@ -142,18 +133,21 @@ def statistics(analysis: Analysis) -> dict[str, Any]:
             )
             for topic, numbers in analysis.summary.items()
         ],
-        "tables": [_table(name, table) for name, table in analysis.tables.items() if table.rows],
+        "tables": [_table(name, table, names) for name, table in analysis.tables.items() if table.rows],
     }
 
 
-def _table(name: str, table: Table) -> dict[str, Any]:
+def _table(name: str, table: Table, names: Mapping[str, str]) -> dict[str, Any]:
     is_cut = name in ("confused", "suspects") and len(table.rows) > _MOST_ROWS
-    title = _TITLES[name] + (f" (the first {_MOST_ROWS} of {len(table.rows):,})" if is_cut else "")
+    is_class = [column in _CLASS_COLUMNS.get(name, ()) for column in table.columns]
     return {
-        "title": title,
+        "title": _TITLES[name] + (f" (the first {_MOST_ROWS} of {len(table.rows):,})" if is_cut else ""),
         "columns": [column.replace("_", " ") for column in table.columns],
         "rows": [
-            [_number(column, value) for column, value in zip(table.columns, row, strict=True)]
+            [
+                names[value] if is_name else _number(column, value)
+                for column, value, is_name in zip(table.columns, row, is_class, strict=True)
+            ]
             for row in (table.rows[:_MOST_ROWS] if is_cut else table.rows)
         ],
     }
@@ -172,19 +166,9 @@ def _number(name: str, value: Any) -> str:
 
 def _plots(analysis: Analysis) -> dict[str, Markup]:
     """Return the plots as SVG to put into HTML, with no ground and in the colour of its text."""
-    # Dollar signs would be taken for mathematics.
-    escaped = {
-        name: replace(
-            table,
-            rows=[
-                tuple(each.replace("$", r"\$") if isinstance(each, str) else each for each in row) for row in table.rows
-            ],
-        )
-        for name, table in analysis.tables.items()
-    }
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)  # the text is drawn by the browser
-        figures = plot(replace(analysis, tables=escaped))
+        figures = plot(analysis)
         return {name: _inline_svg(name, to_bytes(figure, "svg")) for name, figure in figures.items()}
 
 

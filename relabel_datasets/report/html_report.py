@@ -24,7 +24,7 @@ from ..data.manifest import DatasetError, write_atomically
 from ..data.names import open_folder
 from ..data.storage import Folder
 from ..data.store import LabelMaps
-from .html_content import about, statistics, with_names
+from .html_content import about, statistics
 from .html_samples import Pictures, sample_contents, sample_index
 from .names import legible_names
 
@@ -91,7 +91,7 @@ def write_report(
     names = legible_names(label_maps.manifest.classes)
     page = _render(
         **about(folder, label_maps),
-        **statistics(with_names(analysis, dict(zip(label_maps.manifest.classes, names, strict=True)))),
+        **statistics(analysis, dict(zip(label_maps.manifest.classes, names, strict=True))),
         note=note,
         index=sample_index(measures, names),
         samples=sample_contents(label_maps, measures.images["key"].tolist(), pictures, progress=progress),

@@ -112,3 +112,15 @@ class Page(HTMLParser):
             self.data[self._inside[1]["id"]] = json.loads(data)
         elif self._inside[0] == "script":
             self.scripts.append(data)
+
+
+def build_many(root: Path, count: int) -> None:
+    """Build a dataset of many small images."""
+
+    class Many(HostileImages):
+        def __init__(self) -> None:
+            self.labels = [i % len(CLASSES) for i in range(count)]
+            self.keys = [f"image_{i:05d}" for i in range(count)]
+
+    annotator = rd.ModuleAnnotator(RandomNet(), (56, 40), classes=CLASSES, name="random")
+    rd.build(Many(), root, annotator, config="many", progress=False)

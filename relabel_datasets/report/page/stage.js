@@ -70,15 +70,14 @@ function makeCropBox(onChange, canvasSize) {
   let box;
   let drag = null;
 
-  function set(wanted, typing = null) {
+  function set(wanted) {
     box = wanted;
+    frame.dataset.box = box.join(" "); // exact, for scripts that look on
     const [x1, y1, x2, y2] = box.map((value) => `${100 * value}%`);
     for (const { style } of [frame, shade]) {
       [style.left, style.top, style.width, style.height] = [x1, y1, `calc(${x2} - ${x1})`, `calc(${y2} - ${y1})`];
     }
-    inputs.forEach((input, i) => {
-      if (input !== typing) input.value = String(Math.round(1000 * box[i]) / 10);
-    });
+    inputs.forEach((input, i) => (input.value = String(Math.round(1000 * box[i]) / 10)));
     onChange(box);
   }
 
@@ -123,21 +122,26 @@ function makeCropBox(onChange, canvasSize) {
     set(event.shiftKey ? resized(box, ["right", "bottom"], ...by) : moved(box, ...by));
     event.preventDefault();
   });
-  for (const input of inputs) {
-    input.addEventListener("input", () => {
-      const typed = inputs.map((each) => each.valueAsNumber / 100);
-      if (isBox(typed)) set(typed, input);
-    });
-    input.addEventListener("change", () => set(box)); // what was no box becomes the last one that was
-  }
+  inputs.forEach((input, i) => input.addEventListener("change", () => set(typed(box, i, input.valueAsNumber / 100))));
   document.getElementById("numbers").addEventListener("submit", (event) => event.preventDefault());
   document.getElementById("whole").addEventListener("click", () => set([0, 0, 1, 1]));
   document.getElementById("random").addEventListener("click", () => set(randomCrop(canvasSize())));
   return set;
 }
 
-function isBox([x1, y1, x2, y2]) {
-  return 0 <= x1 && x1 < x2 && x2 <= 1 && 0 <= y1 && y1 < y2 && y2 <= 1;
+/** Return a box with edge `i` at `value`, and the opposite one out of its way; the same box if that is no number. */
+function typed(box, i, value) {
+  if (Number.isNaN(value)) return box;
+  const result = [...box];
+  const opposite = (i + 2) % 4;
+  if (i < 2) {
+    result[i] = clamp(value, 0, 1 - LEAST_SIDE);
+    result[opposite] = Math.max(result[opposite], result[i] + LEAST_SIDE);
+  } else {
+    result[i] = clamp(value, LEAST_SIDE, 1);
+    result[opposite] = Math.min(result[opposite], result[i] - LEAST_SIDE);
+  }
+  return result;
 }
 
 /** Return the box between two points, of at least the least sides. */
