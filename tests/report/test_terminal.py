@@ -1,0 +1,192 @@
+import io
+import shutil
+import tarfile
+
+import pytest
+import torch
+
+import relabel_datasets as rd
+from relabel_datasets.cli import main
+from relabel_datasets.report.terminal import _heatmap, _side_by_side, describe
+from tests.conftest import ColourNet, picture
+from tests.servers import FaultyServer
+
+SHARD = "train-00001-of-00003.tar"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A dataset of 13 images in 3 shards, with a config that holds the images and one that does not; not to be changed."""
+    root = tmp_path_factory.mktemp("terminal")
+    for i in range(13):
+        path = root / "images" / ("cat", "dog", "n01440764")[i % 3] / f"photo_{i:02d}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture(i, (40, 56) if i % 2 else (48, 32)).save(path, quality=95)
+    annotator = rd.ModuleAnnotator(ColourNet(), (48, 64), classes=("cat", "dog", "n01440764"), name="colours")
+    for config, images in (("colours", True), ("labels-only", False)):
+        source, settings = rd.ImageFolderSource(root / "images"), rd.Settings(images=images)
+        rd.build(source, root / "data", annotator, config=config, settings=settings, shard_size=5, progress=False)
+    return root / "data"
+
+
+def _keys(text):
+    return [line.split(":")[0] for line in text.splitlines() if line.startswith("photo_")]
+
+
+def test_a_heatmap_is_drawn_from_blank_to_full_in_a_frame():
+    assert list(_heatmap(torch.tensor([[0.0, 0.05, 0.1], [0.5, 0.99, 1.0]]))) == [
+        "+------+",
+        "|    ..|",
+        "|++@@@@|",
+        "+------+",
+    ]
+
+
+def test_as_many_heatmaps_stand_side_by_side_as_fit():
+    label_map = rd.LabelMap.from_logits(torch.randn(5, 3, 4))
+    for width, count in ((1, 1), (13, 1), (23, 1), (24, 2), (34, 2), (35, 3), (500, 3)):
+        lines = list(_side_by_side(label_map, ["a name that is too long"] * 5, width))
+        assert len(lines) == 1 + 3 + 2
+        assert lines[1] == "  " + " ".join(["+--------+"] * count)
+        assert all(len(line) <= max(width, 12) for line in lines)
+        assert lines[0] == "  " + " ".join(["a name tha"] * count)
+
+
+def test_a_dataset_is_shown_by_its_configs_and_first_samples(folder):
+    text = describe(folder, num_samples=2)
+    assert text.count("config colours, made with relabel_datasets") == text.count("config labels-only") == 1
+    assert "  classes    3: cat, dog, tench\n  annotator  colours, module, input 48x64\n" in text
+    assert text.count("maps       6x8 locations, heatmaps 10, stored as uint4") == 2
+    size = sum(path.stat().st_size for path in (folder / "colours").glob("*.tar")) / 1e6
+    assert f"  train      13 samples in 3 shards, jpg images, {size:.1f} MB\n" in text
+    assert "13 samples in 3 shards, no images, 0.0 MB" in text
+    label_maps = rd.LabelMaps(folder, "colours")
+    assert _keys(text) == list(label_maps)[:2]
+    for row, key in enumerate(_keys(text)):
+        label_map = label_maps[key]
+        name = ("cat", "dog", "tench")[label_map.label]
+        height, width = label_map.canvas_size
+        image, stored = len(label_maps.image_bytes(row)), label_maps.index.extent(row, "map")[1]
+        assert f"{key}: label {name}, {height}x{width} pixels, image {image:,} bytes, map {stored:,} bytes\n" in text
+        share, best = rd.LabelPooling()(label_map).max(0)
+        assert f"\n  pooled: {share:.1%} {('cat', 'dog', 'tench')[best]}, " in text
+    assert text.count("+----------------+ +----------------+") == 4
+
+
+def test_agreement_and_several_classes_are_those_of_an_analysis(folder):
+    numbers = rd.analyze(folder, "colours", num_crops=1, progress=False).summary["label maps"]
+    agree = numbers["images that agree with their label, share"]
+    several = numbers["images of several confident classes, share"]
+    assert f"{agree:.1%} agree with their label, {several:.1%} show several classes" in describe(folder, "colours")
+
+
+def test_samples_are_of_the_config_and_split_that_are_named(folder):
+    text = describe(folder, "labels-only", "train", num_samples=1)
+    assert "config colours" not in text
+    assert len(_keys(text)) == 1
+    assert ", image " not in text
+    assert describe(folder / "labels-only", num_samples=1) == text
+    assert _keys(describe(folder, num_samples=0)) == []
+    assert len(_keys(describe(folder, num_samples=100))) == 13
+
+
+def test_a_shard_is_shown_by_its_own_samples(folder):
+    shard = folder / "colours" / SHARD
+    text = describe(shard, num_samples=2)
+    assert f"\n{SHARD}: samples 6 to 10 of train, {shard.stat().st_size:,} bytes\n" in text
+    assert _keys(text) == list(rd.LabelMaps(folder, "colours"))[5:7]
+    assert "label tench" in describe(shard, num_samples=99)
+    assert len(_keys(describe(shard, num_samples=99))) == 5
+
+
+def test_a_shard_in_the_working_directory(folder, monkeypatch):
+    monkeypatch.chdir(folder / "colours")
+    assert _keys(describe(SHARD)) == _keys(describe(folder / "colours" / SHARD))
+    assert _keys(describe(f"file://{folder}/colours/{SHARD}")) == _keys(describe(SHARD))
+
+
+def test_a_shard_alone_has_numbers_for_classes(folder, tmp_path):
+    for config, has_image in (("colours", True), ("labels-only", False)):
+        shutil.copy(folder / config / SHARD, tmp_path / SHARD)
+        text = describe(tmp_path / SHARD, num_samples=2)
+        assert text.startswith(f"{tmp_path / SHARD}: a shard alone, without a manifest beside it")
+        assert (", image " in text) == has_image
+        beside = describe(folder / config / SHARD, num_samples=2)
+        for index, name in enumerate(("cat", "dog", "tench")):
+            text = text.replace(f"class {index}", name)
+        assert [line.split() for line in text.splitlines()[1:]] == [
+            line.split() for line in beside[beside.index("\n\nphoto") + 1 :].splitlines()
+        ]  # but for the widths of names
+
+
+def test_datasets_and_shards_are_read_from_urls(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("RELABEL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with FaultyServer(folder) as server:
+        text = describe(server.url, num_samples=2)
+        shard = describe(f"{server.url}/colours/{SHARD}?signature=verysecret", num_samples=2)
+        with pytest.raises(FileNotFoundError, match=r"_info\.json"):
+            describe(f"{server.url}/{SHARD}")
+        fetched = {request.path.partition("?")[0] for request in server.gets(".tar")}
+    assert text.replace(server.url, str(folder)) == describe(folder, num_samples=2)
+    assert shard.replace(server.url, str(folder)) == describe(folder / "colours" / SHARD, num_samples=2)
+    assert "verysecret" not in shard
+    assert fetched == {f"/colours/{name}" for name in ("train-00000-of-00003.tar", SHARD)}  # and not the third
+
+
+def test_a_shard_of_another_build_is_told_of(folder, tmp_path):
+    shutil.copytree(folder / "colours", tmp_path / "colours")
+    (tmp_path / "colours" / SHARD).rename(tmp_path / "colours" / "train-00009-of-00010.tar")
+    with pytest.raises(rd.DatasetError, match=r"train-00009-of-00010\.tar is not in the manifest beside it"):
+        describe(tmp_path / "colours" / "train-00009-of-00010.tar")
+
+
+def _tar(path, members):
+    with tarfile.open(path, "w") as tar:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"not a tar", r"bad\.tar is no uncompressed tar, or damaged"),
+        ({"a.jpg": b"", "a.cls": b"0"}, r"bad\.tar is not a shard of label maps"),
+        ({"a.safetensors": b"", "a.cls": b"zero"}, r"bad\.tar is not a shard of label maps"),
+        ({"a.safetensors": b"nothing", "a.cls": b"0"}, "label map 'a'"),
+    ],
+)
+def test_what_is_no_shard_is_told_of(tmp_path, content, message):
+    path = tmp_path / "bad.tar"
+    path.write_bytes(content) if isinstance(content, bytes) else _tar(path, content)
+    with pytest.raises(ValueError, match=message):
+        describe(path)
+
+
+def test_the_command_prints_it_in_the_terminals_width(folder, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "30")
+    assert main(["inspect", str(folder), "--config", "colours", "--samples", "1"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == describe(folder, "colours", num_samples=1, width=30) + "\n"
+    assert captured.err == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["/nowhere"], "no dataset at /nowhere"),
+        (["/nowhere/x.tar"], "no dataset at /nowhere"),
+        (["{folder}/nowhere.tar"], "nowhere.tar"),
+        (["{folder}", "--config", "blue"], "no config 'blue'"),
+        (["{folder}", "--split", "test"], "no split 'test'"),
+        (["{folder}", "--samples", "-1"], "num_samples must not be negative, got -1"),
+        (["{folder}/colours/train-00001-of-00003.tar", "--split", "train"], "is a shard, of one config and split"),
+    ],
+)
+def test_errors_are_one_message_and_exit_code_1(folder, arguments, message, capsys):
+    assert main(["inspect", *(argument.format(folder=folder) for argument in arguments)]) == 1
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert captured.out == ""
