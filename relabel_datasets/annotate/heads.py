@@ -141,16 +141,24 @@ class DenseClassifier(nn.Module):
         Raises:
             ValueError: the model gives no map of features, or its head does not pool them.
         """
-        features = self._body(images)
-        if not self.streams:
-            self._learn_layout(images, features)
-        tensors = [features] if isinstance(features, Tensor) else list(features)
+        tensors = self._features(images)
         # Where the head is linear both maps are the same, and the local one is cheaper.
         return self._linearised(tensors) if self.mode == "linearised" and not self.linear_head else self._local(tensors)
+
+    def both(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the model's own logits `[B, C]` and local ones `[B, C, H, W]` of the same features; both have gradients."""
+        tensors = self._features(images)
+        return self._head(tensors), self._local(tensors)
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile the part before the head, which is nearly all of the work."""
         self._body = torch.compile(self._body, *args, **kwargs)
+
+    def _features(self, images: Tensor) -> list[Tensor]:
+        features = self._body(images)
+        if not self.streams:
+            self._learn_layout(images, features)
+        return [features] if isinstance(features, Tensor) else list(features)
 
     def _learn_layout(self, images: Tensor, features: Features) -> None:
         self._several = not isinstance(features, Tensor)

@@ -1,0 +1,93 @@
+import pickle
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+from torchvision.transforms import v2
+
+import relabel_datasets as rd
+from relabel_datasets.labels.batch import LabelMapBatch, collate
+
+from .samples import ENCODINGS, random_map
+
+TRANSFORMS = v2.Compose(
+    [v2.RandomResizedCrop(16), v2.RandomHorizontalFlip(), v2.RandomApply([v2.RandomRotation(30)], 0.5)]
+)
+
+
+def viewed_maps(encoding, count=6):
+    """Label maps under crops, flipped and, some of them, rotated."""
+    image = torch.zeros(3, 17, 11, dtype=torch.uint8)
+    return [TRANSFORMS(image, random_map(encoding, key=f"image {i}"))[1] for i in range(count)]
+
+
+@pytest.mark.parametrize("output_size", [1, (3, 2)])
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_a_batch_is_pooled_as_each_of_its_maps(encoding, output_size):
+    maps = viewed_maps(encoding)
+    assert {each.view.is_box for each in maps} == {True, False}
+    pooled = LabelMapBatch.of(maps).pool(output_size, temperature=1.5)
+    single = [rd.LabelPooling(output_size, 1.5)(each) for each in maps]
+    torch.testing.assert_close(pooled, torch.stack(single), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_many_classes(encoding):
+    dense = 4 * torch.randn(2, 21841, 5, 7)
+    maps = [rd.LabelMap.from_logits(each, encoding) for each in dense]
+    pooled = LabelMapBatch.of(maps).pool()
+    assert pooled.shape == (2, 21841)
+    torch.testing.assert_close(pooled, torch.stack([rd.LabelPooling()(each) for each in maps]), rtol=1e-5, atol=1e-7)
+
+
+def test_all_else_is_collated_as_torch_does():
+    maps = viewed_maps("heatmaps", 2)
+    samples = [{"pair": (torch.full((3,), i), each), "name": str(i), "index": i} for i, each in enumerate(maps)]
+    batch = collate(samples)
+    images, label_maps = batch["pair"]
+    assert torch.equal(images, torch.tensor([[0] * 3, [1] * 3]))
+    assert isinstance(label_maps, LabelMapBatch)
+    assert len(label_maps) == 2
+    assert label_maps.labels == (4, 4)
+    assert batch["name"] == ["0", "1"]
+    assert torch.equal(batch["index"], torch.tensor([0, 1]))
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_batches_come_out_of_loaders(dataset_folder, num_workers):
+    transforms = v2.Compose([v2.CenterCrop(32), v2.PILToTensor()])
+    dataset = rd.load_dataset(dataset_folder, "colours", "train", transforms=transforms)
+    pooled = rd.load_dataset(dataset_folder, "colours", "train", transforms=v2.Compose([transforms, rd.LabelPooling()]))
+    stream = rd.RelabelStream(dataset, shuffle=False)
+    for loader in (
+        DataLoader(dataset, 4, num_workers=num_workers, collate_fn=collate),
+        rd.RelabelLoader(stream, 4, num_workers=num_workers, collate_fn=collate),
+    ):
+        labels = torch.cat([label_maps.pool() for _, label_maps in loader])
+        torch.testing.assert_close(labels, torch.stack([pooled[i][1] for i in range(len(pooled))]))
+
+
+def test_it_survives_pickle_and_moves():
+    batch = LabelMapBatch.of(viewed_maps("heatmaps"))
+    again = pickle.loads(pickle.dumps(batch)).to("cpu", non_blocking=True)
+    assert torch.equal(again.pool(), batch.pool())
+    assert again.views == batch.views
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_pooling_on_a_gpu_equals_the_cpu(encoding):
+    batch = LabelMapBatch.of(viewed_maps(encoding))
+    pooled = batch.pin_memory().to("cuda", non_blocking=True).pool()
+    assert pooled.device.type == "cuda"
+    torch.testing.assert_close(pooled.cpu(), batch.pool(), rtol=1e-4, atol=1e-6)
+
+
+def test_maps_of_different_kinds_are_refused():
+    maps = [random_map("heatmaps", key="a"), random_map("topk", key="b")]
+    with pytest.raises(ValueError, match=r"'a' has heatmaps 3x7x5 of 13 classes, and 'b' has topk 3x7x5 of 13 classes"):
+        LabelMapBatch.of(maps)
+    with pytest.raises(ValueError, match="'c' has heatmaps 2x7x5"):
+        collate([random_map(key="a"), random_map(k=2, key="c")])
+    with pytest.raises(ValueError, match="at least one"):
+        LabelMapBatch.of([])
