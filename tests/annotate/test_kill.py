@@ -11,7 +11,7 @@ from tests.conftest import ROOT, picture
 from tests.test_real_data import MODEL
 
 
-def kill_builds(job, timeout=280):
+def kill_builds(job, timeout=1200):
     process = subprocess.run(
         [sys.executable, "-m", "tests.annotate.kill_driver"],
         input=json.dumps(job),
