@@ -20,6 +20,7 @@ from .data.sources import HFSource, ImageFolderSource, WebDatasetSource, open_so
 from .data.store import LabelMaps
 from .data.stream import RelabelLoader, RelabelStream
 from .data.verify import VerifyReport, verify
+from .labels.batch import LabelMapBatch, collate
 from .labels.codec import LabelMapError
 from .labels.label_map import LabelMap, View
 from .labels.pooling import pool_labels
@@ -40,34 +41,55 @@ if TYPE_CHECKING:
     from .annotate.timm_annotator import TimmAnnotator
     from .hub import Published, publish
     from .report.html_report import write_report
+    from .train.classifier import Classifier, load_classifier
+    from .train.compare import Student, compare
+    from .train.evaluate import evaluate
+    from .train.loop import train_student
+    from .train.recipe import PRESETS, Machine, Recipe
     from .train.timm_transforms import timm_transforms
+    from .train.tokens import MixToken, TokenLabelPooling, TokenStudent, token_label_loss
 
 # What a training script need not wait for is imported when first asked for: timm alone takes seconds.
 _LAZY = {
     "Annotator": "annotate.annotator",
     "AnnotatorEntry": "annotate.catalogue",
+    "Classifier": "train.classifier",
     "Ensemble": "annotate.combine",
     "FlipAveraged": "annotate.combine",
     "HFAnnotator": "annotate.hf_annotator",
+    "Machine": "train.recipe",
+    "MixToken": "train.tokens",
     "ModuleAnnotator": "annotate.annotator",
-    "PublishedMaps": "annotate.published",
+    "PRESETS": "train.recipe",
     "Published": "hub",
+    "PublishedMaps": "annotate.published",
     "RayEngine": "annotate.ray_engine",
+    "Recipe": "train.recipe",
     "Settings": "annotate.shard",
+    "Student": "train.compare",
     "TimmAnnotator": "annotate.timm_annotator",
+    "TokenLabelPooling": "train.tokens",
+    "TokenStudent": "train.tokens",
     "analyze": "analysis.analyze",
     "build": "annotate.build",
+    "compare": "train.compare",
     "describe_annotators": "annotate.catalogue",
     "detect_order": "annotate.orientation",
+    "evaluate": "train.evaluate",
     "import_label_maps": "annotate.importers",
+    "load_classifier": "train.classifier",
     "publish": "hub",
     "timm_transforms": "train.timm_transforms",
+    "token_label_loss": "train.tokens",
+    "train_student": "train.loop",
     "write_report": "report.html_report",
 }
 
 __all__ = [
+    "PRESETS",
     "Annotator",
     "AnnotatorEntry",
+    "Classifier",
     "DatasetError",
     "Ensemble",
     "FlipAveraged",
@@ -76,36 +98,49 @@ __all__ = [
     "ImageError",
     "ImageFolderSource",
     "LabelMap",
+    "LabelMapBatch",
     "LabelMapError",
     "LabelMaps",
     "LabelPooling",
+    "Machine",
+    "MixToken",
     "ModuleAnnotator",
     "Published",
     "PublishedMaps",
     "RayEngine",
+    "Recipe",
     "RelabelDataset",
     "RelabelLoader",
     "RelabelSampler",
     "RelabelStream",
     "Settings",
+    "Student",
     "TimmAnnotator",
+    "TokenLabelPooling",
+    "TokenStudent",
     "VerifyReport",
     "View",
     "WebDatasetSource",
     "analyze",
     "build",
+    "collate",
+    "compare",
     "decode_image",
     "decode_sample",
     "describe_annotators",
     "detect_order",
+    "evaluate",
     "import_label_maps",
     "join",
+    "load_classifier",
     "load_dataset",
     "open_folder",
     "open_source",
     "pool_labels",
     "publish",
     "timm_transforms",
+    "token_label_loss",
+    "train_student",
     "verify",
     "write_report",
 ]

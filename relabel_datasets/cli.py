@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING
 
 from .annotator_options import add_annotator_arguments, annotator_from, parse_size
 from .report.analyze_command import add_analyze
-from .train.command import add_compare, add_train
 from .report.inspect_command import add_inspect
 from .report.pictures_command import add_pictures
 from .report.report_command import add_report
+from .train.command import add_compare, add_train
+from .train.evaluate_command import add_evaluate
 
 if TYPE_CHECKING:
     from .annotate.engines import Engine
@@ -35,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"relabel {args.command}: {error}\n")
         return 1
     except KeyboardInterrupt:
-        what_next = "" if args.command in ("import", "verify") else "; the same command goes on from here"
+        what_next = "" if args.command in ("evaluate", "import", "verify") else "; the same command goes on from here"
         sys.stderr.write(f"\nrelabel {args.command}: stopped{what_next}\n")
         return 130  # as shells have it for Ctrl-C
 
@@ -101,6 +102,7 @@ def make_parser() -> argparse.ArgumentParser:
     add_analyze(commands)
     add_train(commands)
     add_compare(commands)
+    add_evaluate(commands)
     add_pictures(commands)
     add_report(commands)
     add_inspect(commands)

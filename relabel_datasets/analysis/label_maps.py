@@ -93,7 +93,7 @@ def measure_maps(
             found = dict(image=start + owner, **_of_crops(encoded, labels, boxes, owner))
             if objects is not None:
                 names = [label_maps.manifest.classes[label] for label in labels.tolist()]
-                theirs = [objects[_name_of(key)].of_class(name) for key, name in zip(keys, names, strict=True)]
+                theirs = [objects[name_of(key)].of_class(name) for key, name in zip(keys, names, strict=True)]
                 found["best_iou"] = overlaps(boxes, [theirs[i] for i in owner]).best
                 places.add(image=start + np.arange(len(batch)), **_of_places(encoded, labels, theirs))
             crops.add(**found)
@@ -125,7 +125,7 @@ class _Columns:
         return {name: np.concatenate(parts) for name, parts in self._parts.items()}
 
 
-def _name_of(key: str) -> str:
+def name_of(key: str) -> str:
     """Return the name of a sample's image without folder and extension: keys may be paths, and have no dots."""
     return key.rpartition("/")[2].replace("%2E", ".").replace("%25", "%")
 
@@ -142,7 +142,7 @@ def _choose(label_maps: LabelMaps, objects: Mapping[str, Objects] | None, num_sa
 def _with_objects(label_maps: LabelMaps, objects: Mapping[str, Objects]) -> list[int]:
     rows: dict[str, int] = {}
     for row, key in enumerate(label_maps):
-        name = _name_of(key)
+        name = name_of(key)
         if name in objects and rows.setdefault(name, row) != row:
             raise ValueError(
                 f"samples {label_maps.index.key(rows[name])!r} and {key!r} are of images of the same name: boxes are found "

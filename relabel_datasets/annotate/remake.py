@@ -46,7 +46,7 @@ def remake_annotator(
     else:
         raise ValueError(
             f"an annotator of kind {kind!r} ({name}) cannot be made from its manifest: make it in Python, and give it to "
-            "train(annotator=...)"
+            "train_student(annotator=...)"
         )
     theirs, ours = description.get("weights_sha256"), annotator.describe()["weights_sha256"]
     if theirs != ours:

@@ -20,15 +20,20 @@ from torch import nn
 from ..data.manifest import write_atomically
 from .recipe import Recipe
 
-BEGINNING: dict[str, Any] = {"step": 0, "loader": None, "losses": [0.0, 0.0]}  # of an epoch
+# Of an epoch: the step, the state of the loader, and sums and numbers of losses: of all, and since the last line of steps.csv.
+BEGINNING: dict[str, Any] = {"step": 0, "loader": None, "losses": [0.0, 0.0], "window": [0.0, 0.0]}
 LAST, BEST = "last.pth.tar", "model_best.pth.tar"  # timm's names
 
 
 class _Saver(CheckpointSaver):
-    """timm's saver; a kill never leaves a run without its last checkpoint, as POSIX renames over what is there."""
+    """timm's saver; a kill never leaves a run without its last or best checkpoint, as POSIX renames over what is there."""
 
     def _replace(self, src: str, dst: str) -> None:
         Path(src).replace(dst)
+
+    def _duplicate(self, src: str, dst: str) -> None:
+        super()._duplicate(src, f"{dst}.tmp")  # type: ignore[no-untyped-call]
+        self._replace(f"{dst}.tmp", dst)
 
 
 class Checkpoints:
@@ -79,26 +84,26 @@ class Checkpoints:
         best: float | None = self._saver.best_metric
         return best
 
-    def save_epoch(self, epoch: int, metric: float | None) -> None:
-        """Keep the state after an epoch, and as the best if its metric is."""
-        self._args.progress = {"epoch": epoch + 1, **BEGINNING}
+    def save_epoch(self, epoch: int, metric: float | None, seconds: float) -> None:
+        """Keep the state after an epoch and so many seconds of training, and as the best if its metric is."""
+        self._args.progress = {"epoch": epoch + 1, **BEGINNING, "seconds": seconds}
         self._saver.save_checkpoint(epoch, metric)  # type: ignore[no-untyped-call]
 
-    def save_step(self, epoch: int, step: int, loader: Mapping[str, Any], losses: list[float]) -> None:
-        """Keep the state within an epoch, after so many of its steps, whose losses have this sum and number."""
-        self._args.progress = {"epoch": epoch, "step": step, "loader": dict(loader), "losses": losses}
+    def save_step(self, epoch: int, step: int, **progress: Any) -> None:
+        """Keep the state within an epoch, after so many of its steps; `progress` is what `BEGINNING` has, and `seconds`."""
+        self._args.progress = {"epoch": epoch, "step": step, **progress}
         self._saver.save_recovery(epoch, step)  # type: ignore[no-untyped-call]
 
     def resume(self, device: torch.device) -> dict[str, Any]:
-        """Go on from the state that has come farthest; return where that is: `epoch`, `step`, the loader's state and the losses' sum.
+        """Go on from the state that has come farthest; return where that is: `epoch`, `seconds`, and what `BEGINNING` has.
 
         Raises:
-            ValueError: it is of another recipe.
+            ValueError: it is of another recipe or of other classes, or damaged.
         """
         found = [(_progress(path), path) for path in (*self._folder.glob("recovery-*.pth.tar"), self._folder / LAST)]
         states = [(progress["epoch"], progress["step"], str(path)) for progress, path in found if progress is not None]
         if not states:
-            return {"epoch": 0, **BEGINNING}
+            return {"epoch": 0, "seconds": 0.0, **BEGINNING}
         path = max(states)[2]
         state = load_checkpoint(path, device)
         theirs, ours = state["args"].recipe, self._args.recipe
@@ -108,6 +113,8 @@ class Checkpoints:
                 + ", ".join(f"{name} is {theirs.get(name)!r} there, {ours[name]!r} here" for name in other)
                 + ". Choose another folder, or give the same recipe"
             )
+        if state["args"].classes != self._args.classes:
+            raise ValueError(f"{self._folder} is a run on other classes than the dataset has: choose another folder")
         unwrap_model(self._model).load_state_dict(state["state_dict"])  # type: ignore[no-untyped-call]
         self._optimizer.load_state_dict(state["optimizer"])
         if self._ema is not None:
@@ -115,8 +122,7 @@ class Checkpoints:
         if self._scaler is not None:
             self._scaler.load_state_dict(state[self._scaler.state_dict_key])  # type: ignore[no-untyped-call]
         self._saver.load_state_dict(state["saver"])  # type: ignore[no-untyped-call]
-        progress: dict[str, Any] = state["args"].progress
-        return progress
+        return {"seconds": 0.0, **BEGINNING, **state["args"].progress}
 
     def drop_steps(self) -> None:
         """Delete the states within epochs that are over."""
@@ -124,8 +130,15 @@ class Checkpoints:
             path.unlink()
 
 
-def load_checkpoint(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> dict[str, Any]:
+def load_checkpoint(
+    path: str | os.PathLike[str], device: torch.device | str = "cpu", *, mmap: bool = False
+) -> dict[str, Any]:
     """Return the state in a checkpoint, of which nothing but tensors and plain values is ever loaded.
+
+    Args:
+        path: of the file.
+        device: where its tensors go.
+        mmap: leave tensors on disk until they are used.
 
     Raises:
         FileNotFoundError: no such file.
@@ -135,9 +148,13 @@ def load_checkpoint(path: str | os.PathLike[str], device: torch.device | str = "
         raise FileNotFoundError(f"no checkpoint {path}: a run writes {BEST} and {LAST} into its folder")
     with torch.serialization.safe_globals([argparse.Namespace]):
         try:
-            state = torch.load(path, map_location=device, weights_only=True)
+            state = torch.load(path, map_location=device, weights_only=True, mmap=mmap)
         except Exception as error:  # of many kinds, from a bad zip file to a pickle that is not allowed
-            raise ValueError(f"{path} is no checkpoint of a training run: {error}") from error
+            reason = " ".join(str(error).split())[:300]
+            raise ValueError(
+                f"{path} is no checkpoint of a training run, or damaged; a run without the file goes on from the one before, "
+                f"or from its beginning. {reason}"
+            ) from error
     if not isinstance(state, dict) or not hasattr(state.get("args"), "recipe"):
         raise ValueError(f"{path} is no checkpoint of `relabel train`: it has no recipe")
     return state
@@ -146,7 +163,7 @@ def load_checkpoint(path: str | os.PathLike[str], device: torch.device | str = "
 def _progress(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
-    progress: dict[str, Any] = load_checkpoint(path)["args"].progress
+    progress: dict[str, Any] = load_checkpoint(path, mmap=True)["args"].progress
     return progress
 
 
@@ -163,8 +180,8 @@ class Curve:
         self._path, self._columns = path, columns
         rows = [",".join(columns)]
         if path.is_file():
-            with path.open(newline="", encoding="utf-8") as file:
-                kept = [row for row in csv.DictReader(file) if (int(row["epoch"]), int(row["step"])) <= start]
+            whole = path.read_text(encoding="utf-8").rpartition("\n")[0]  # a kill may have cut the last line
+            kept = [row for row in csv.DictReader(whole.splitlines()) if (int(row["epoch"]), int(row["step"])) <= start]
             rows += [",".join(row[name] for name in columns) for row in kept]
         write_atomically(path, ("\n".join(rows) + "\n").encode())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from functools import partial
 from pathlib import Path
@@ -86,15 +87,17 @@ def _add_data_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _train(args: argparse.Namespace) -> None:
-    from .loop import train  # timm takes seconds to import
+    from .loop import train_student  # timm takes seconds to import
 
+    logging.getLogger("timm").setLevel(logging.WARNING)  # it lists its checkpoints after each epoch
     recipe = PRESETS[args.preset].changed(**given_options(args, Recipe))
     dataset, validation = _load(args, args.config)
     annotator = _annotator(args, args.config) if recipe.told.distilled else None
     machine = Machine(**given_options(args, Machine))
-    trained = train(dataset, args.out, recipe, validation=validation, annotator=annotator, machine=machine)
-    shares = "".join(f", {name} {value:.4f}" for name, value in trained.metrics.items())
-    sys.stdout.write(f"{args.out}{shares}\n")
+    trained = train_student(dataset, args.out, recipe, validation=validation, annotator=annotator, machine=machine)
+    if os.environ.get("RANK", "0") == "0":  # under torchrun all ranks know
+        shares = "".join(f", {name} {value:.4f}" for name, value in trained.metrics.items())
+        sys.stdout.write(f"{args.out}{shares}\n")
 
 
 def _compare(args: argparse.Namespace) -> None:
@@ -102,6 +105,7 @@ def _compare(args: argparse.Namespace) -> None:
     from ..data.store import LabelMaps
     from .compare import compare, score_label_maps
 
+    logging.getLogger("timm").setLevel(logging.WARNING)  # see _train
     if args.presets and args.out is None:
         raise ValueError("students need a folder for their runs: give --out")
     configs = args.configs or _all_configs(args.dataset)

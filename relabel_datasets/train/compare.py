@@ -19,7 +19,7 @@ from ..data.manifest import write_atomically
 from ..data.store import LabelMaps
 from ..labels.label_map import View
 from ..labels.pooling import pool_label_map
-from .loop import train
+from .loop import train_student
 from .recipe import Machine, Recipe
 
 _MOST = 50_000  # label maps that a score looks at
@@ -117,7 +117,7 @@ def _run(student: Student, folder: Path, seed: int, machine: Machine) -> dict[st
             return found
     dataset, validation = student.load()
     annotator = None if student.annotator is None else student.annotator()
-    trained = train(dataset, folder, recipe, validation=validation, annotator=annotator, machine=machine)
+    trained = train_student(dataset, folder, recipe, validation=validation, annotator=annotator, machine=machine)
     result = {
         "recipe": described,
         "metrics": dict(trained.metrics),

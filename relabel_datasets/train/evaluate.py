@@ -1,34 +1,45 @@
-"""How well a model does on images with known classes."""
+"""How well a classifier does on images with known classes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import PIL.Image
 import torch
-from torch import Tensor, nn
+import torch.distributed as dist
+from torch import Tensor
 
+from ..analysis.boxes import Objects, read_boxes
+from ..analysis.label_maps import name_of
 from ..analysis.metrics import Metrics, real_labels
+from ..annotate.classes import match_classes
+from ..data.images import decode_image
+from ..data.loading import load_dataset
+from ..data.manifest import MANIFEST_NAME
+from ..data.sources import ImageSource, open_source
+from .classifier import Classifier, load_classifier
 from .loaders import WholeImages
 
 
 class LabelledImages(Protocol):
-    """Images with keys and classes, such as a `RelabelDataset`."""
+    """Images with keys and classes, such as a `RelabelDataset`; all sequences are in the order of its rows."""
 
     @property
-    def classes(self) -> Any:
-        """Names, by index."""
+    def classes(self) -> Sequence[str] | None:
+        """Names by index; None where there are only indices."""
         ...
 
     @property
-    def keys(self) -> Any:
-        """Keys, by row."""
+    def keys(self) -> Sequence[str]:
+        """Keys."""
         ...
 
     @property
     def targets(self) -> Any:
-        """Class indices, by row."""
+        """Class indices."""
         ...
 
     def image(self, index: int) -> PIL.Image.Image:
@@ -36,60 +47,148 @@ class LabelledImages(Protocol):
         ...
 
 
-@torch.inference_mode()
-def evaluate(
-    model: nn.Module,
-    images: LabelledImages,
-    *,
-    size: int,
-    crop_pct: float,
-    normalize: Callable[[Tensor], Tensor],
-    interpolation: str = "bicubic",
-    present: Mapping[str, Collection[int]] | None = None,
-    batch_size: int = 64,
-    num_workers: int = 0,
-    rank: int = 0,
-    world_size: int = 1,
-) -> dict[str, float]:
-    """Return the metrics of a model, see `Metrics`: on the same images on any number of ranks, all of which must call it.
+class SourceImages:
+    """The images of a source, see `open_source`."""
+
+    def __init__(self, source: ImageSource) -> None:
+        self.classes, self.keys, self.targets = source.classes, source.keys, source.labels
+        self._source = source
+
+    def image(self, index: int) -> PIL.Image.Image:
+        """Return the RGB image of a row."""
+        return decode_image(self._source.read(index), self._source.name(index))
+
+
+def open_images(path: str | os.PathLike[str], config: str | None = None, split: str = "validation") -> LabelledImages:
+    """Return the images of a folder, tars or a Hugging Face dataset, see `open_source`, or of a dataset with label maps.
 
     Args:
-        model: takes what `normalize` gives.
-        images: to predict.
-        size: pixels of a side that it sees.
-        crop_pct: share of a side that is left of an image.
-        normalize: takes uint8 images `[B, 3, s, s]`.
-        interpolation: of resizing, as timm names it.
-        present: the classes of all objects in an image, by key, where these are known. ReaL labels are looked up where
-            images are of ImageNet's validation set, by their names.
-        batch_size: images a step on a rank.
-        num_workers: processes that read images.
-        rank: of this process.
-        world_size: number of ranks.
+        path: of any of these; what is not there, or a URL, is a dataset with label maps as `load_dataset` takes it.
+        config: of such a dataset; may be left out where there is only one.
+        split: of a dataset.
+
+    Raises:
+        FileNotFoundError: nothing there.
+        DatasetError: (a ValueError) no such split, or files that are damaged.
     """
-    metrics = Metrics(len(images.classes))
-    rows = range(rank, len(images.keys), world_size)
-    real = _real_labels(images)
-    was_training = model.training
-    model.eval()
-    for batch, places in WholeImages(images, size, crop_pct, interpolation, rows).loader(batch_size, num_workers):
-        keys = [images.keys[place] for place in places.tolist()]
+    place = Path(path)
+    is_ours = (place / MANIFEST_NAME).is_file() or any(place.glob(f"*/{MANIFEST_NAME}"))
+    if not is_ours and (place.exists() or os.fspath(path).startswith("hf:") or place.suffix == ".tar"):
+        return SourceImages(open_source(path, split))
+    return load_dataset(path, config, split)
+
+
+@torch.inference_mode()
+def evaluate(
+    model: Classifier | str | os.PathLike[str],
+    images: LabelledImages | str | os.PathLike[str],
+    *,
+    boxes: Mapping[str, Objects] | str | os.PathLike[str] | None = None,
+    among: bool = False,
+    batch_size: int = 64,
+    num_workers: int = 0,
+) -> dict[str, float]:
+    """Return the metrics of a classifier, see `Metrics`; under torch.distributed, all ranks share the images and must call it.
+
+    Classes are matched by name, see `match_classes`. Images of ImageNet's validation set are known by their names, and also
+    compared with their ReaL labels.
+
+    Args:
+        model: a checkpoint of `train_student`, or what `load_classifier` returns.
+        images: to predict, or their path, see `open_images`.
+        boxes: of all objects in the images with their classes, or their path, see `read_boxes`: for the metrics of several
+            true classes. Classes that are not among those that compete are left out.
+        among: whether only the images' own classes compete, and not all that the model knows.
+        batch_size: images a step.
+        num_workers: processes that read images.
+
+    Raises:
+        FileNotFoundError: no such checkpoint, images or boxes.
+        ValueError: the model does not know a class of the images, no image has boxes, or files are bad.
+
+    Example:
+        >>> evaluate("run/model_best.pth.tar", "path/to/validation", boxes="path/to/annotations")
+        {'top1': 0.78, 'top5': 0.94, 'ece': 0.05, 'multi_label': 0.84, 'set_recall': 0.7, 'map': 0.66}
+    """
+    classifier = model if isinstance(model, Classifier) else load_classifier(model)
+    dataset = open_images(images) if isinstance(images, str | os.PathLike) else images
+    place, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    rows, competing = _compete(classifier, dataset.classes, among)
+    labels = torch.arange(len(rows)) if among else torch.tensor(rows)
+    metrics = Metrics(len(rows) if among else classifier.num_classes)
+    present = None if boxes is None else _present(boxes, dataset.keys, competing)
+    real = _real_labels(dataset.keys, competing)
+    whole = WholeImages(
+        dataset,
+        classifier.image_size,
+        classifier.crop_pct,
+        classifier.interpolation,
+        range(place, len(dataset.keys), world_size),
+    )
+    was_training = classifier.model.training
+    classifier.model.eval()
+    for batch, found in whole.loader(batch_size, num_workers):
+        keys = [dataset.keys[row] for row in found.tolist()]
+        logits = classifier(batch)
         metrics.update(
-            model(normalize(batch)).float(),
-            torch.as_tensor([int(images.targets[place]) for place in places.tolist()]),
+            logits[:, rows] if among else logits,
+            labels[_targets(dataset, found, len(rows))],
             present=None if present is None else [present.get(key, ()) for key in keys],
             real=None if real is None else [real.get(key, ()) for key in keys],
         )
-    model.train(was_training)
+    classifier.model.train(was_training)
     return metrics.gather().compute()
 
 
-def _real_labels(images: LabelledImages) -> dict[str, list[int]] | None:
+def _compete(
+    classifier: Classifier, classes: Sequence[str] | None, among: bool
+) -> tuple[list[int], Sequence[str] | None]:
+    """Return the model's index of each class of the images, and the names of all that compete."""
+    if classes is None:  # indices are all there is
+        if among:
+            raise ValueError("the images' classes have no names, so they cannot be found among the model's")
+        return list(range(classifier.num_classes)), classifier.classes
+    rows = match_classes(classifier.classes, classes, None, classifier.num_classes)
+    return rows, classes if among or classifier.classes is None else classifier.classes
+
+
+def _targets(dataset: LabelledImages, rows: Tensor, num_classes: int) -> Tensor:
+    targets = torch.tensor([int(dataset.targets[row]) for row in rows.tolist()])
+    if len(targets) and not 0 <= int(targets.min()) <= int(targets.max()) < num_classes:
+        raise ValueError(
+            f"the images have class indices {int(targets.min())} .. {int(targets.max())}, the model {num_classes} classes"
+        )
+    return targets
+
+
+def _present(
+    boxes: Mapping[str, Objects] | str | os.PathLike[str], keys: Sequence[str], classes: Sequence[str] | None
+) -> dict[str, list[int]]:
+    """Return the indices of the classes of all objects in each image that has any, by key."""
+    objects = read_boxes(boxes) if isinstance(boxes, str | os.PathLike) else boxes
+    by_key = {key: objects[name_of(key)].names for key in keys if name_of(key) in objects}
+    if not by_key:
+        raise ValueError(
+            f"none of the {len(keys)} images, such as {next(iter(keys), None)!r}, has boxes among the {len(objects)} that "
+            f"have, such as {next(iter(objects), None)!r}"
+        )
+    if len({name_of(key) for key in by_key}) < len(by_key):
+        raise ValueError("two images of the same file name have boxes, which are found by it: rename the images")
+    names = sorted({name for found in by_key.values() for name in found})
+    if classes is None or not names:
+        raise ValueError(f"the {'boxes' if classes else 'classes'} have no names, so objects cannot be told apart")
+    index = {name: place for place, name in enumerate(classes)}
+    if not index.keys() & set(names):  # perhaps words where the classes are synsets, or the other way
+        index = dict(zip(names, match_classes(classes, names), strict=True))
+    return {key: sorted({index[name] for name in found if name in index}) for key, found in by_key.items()}
+
+
+def _real_labels(keys: Sequence[str], classes: Sequence[str] | None) -> dict[str, list[int]] | None:
     """Return ReaL labels by key, or None where no image is of ImageNet's validation set."""
-    keys = [key for key in images.keys if "ILSVRC2012_val_" in key]
-    if not keys:
+    ours = [key for key in keys if "ILSVRC2012_val_" in key]
+    if not ours or classes is None:
         return None
     try:
-        return dict(zip(keys, real_labels(keys, images.classes), strict=True))
+        return dict(zip(ours, real_labels(ours, classes), strict=True))
     except ValueError:  # the classes are not ImageNet's
         return None

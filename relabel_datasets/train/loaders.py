@@ -18,6 +18,7 @@ from ..labels.transforms import LabelPooling
 from .recipe import Labels, Recipe
 from .seeds import SeededTransforms
 from .timm_transforms import TimmTransforms, timm_transforms
+from .tokens import TokenLabelPooling
 
 
 class ClassIndex(v2.Transform):
@@ -41,6 +42,7 @@ def train_loader(
     recipe: Recipe,
     *,
     interpolation: str,
+    grid: tuple[int, int] | None,
     rank: int,
     world_size: int,
     num_workers: int,
@@ -59,7 +61,7 @@ def train_loader(
         raise ValueError(f"a batch of {recipe.batch_size} images cannot be dealt to {world_size} ranks")
     if batch_size % 2 and (recipe.mixup or recipe.cutmix):
         raise ValueError(f"images are mixed in pairs, so each rank needs an even number a batch, not {batch_size}")
-    transforms = SeededTransforms(crops(recipe, interpolation), recipe.seed)
+    transforms = SeededTransforms(crops(recipe, interpolation, grid), recipe.seed)
     dataset.transforms = transforms
     stream = RelabelStream(dataset, seed=recipe.seed, window=window, rank=rank, world_size=world_size)
     if len(stream) < batch_size:
@@ -76,11 +78,17 @@ def train_loader(
     return loader, transforms
 
 
-def crops(recipe: Recipe, interpolation: str) -> TimmTransforms:
-    """Return the transforms of training images and their label maps; images stay uint8, and are normalised later."""
+def crops(recipe: Recipe, interpolation: str, grid: tuple[int, int] | None = None) -> TimmTransforms:
+    """Return the transforms of training images and their label maps; images stay uint8, and are normalised later.
+
+    Args:
+        recipe: says what is drawn, and what the student is told.
+        interpolation: of resizing, as timm names it.
+        grid: (h, w) tokens of the student, where these have labels.
+    """
     return timm_transforms(
         recipe.image_size,
-        pooling=target_transform(recipe.told),
+        pooling=target_transform(recipe.told, grid),
         scale=(recipe.min_area, 1.0),
         color_jitter=recipe.color_jitter or None,
         auto_augment=recipe.auto_augment,
@@ -89,8 +97,11 @@ def crops(recipe: Recipe, interpolation: str) -> TimmTransforms:
     )
 
 
-def target_transform(told: Labels) -> v2.Transform:
+def target_transform(told: Labels, grid: tuple[int, int] | None = None) -> v2.Transform:
     """Return what makes the target of a label map."""
+    if told.tokens:
+        assert grid is not None
+        return TokenLabelPooling(grid)
     if told.pooled:
         return LabelPooling(localized=told.localized, multi_label=told.multi_label)
     return ClassIndex()
@@ -102,11 +113,11 @@ def one_thread(worker: int) -> None:
 
 
 class WholeImages(Dataset[Any]):
-    """The middle of each image of a dataset, as uint8 `[3, s, s]`, with its row.
+    """The middle of each image of a dataset, as uint8 `[3, h, w]`, with its row.
 
     Args:
         dataset: with `__len__` and `image(index)`.
-        size: s.
+        size: (height, width) in pixels, or an int for both.
         crop_pct: share of a side that is left.
         interpolation: a name that timm knows.
         rows: which images; default all.
@@ -115,7 +126,7 @@ class WholeImages(Dataset[Any]):
     def __init__(
         self,
         dataset: Any,
-        size: int,
+        size: int | tuple[int, int],
         crop_pct: float,
         interpolation: str = "bicubic",
         rows: range | None = None,
@@ -134,5 +145,5 @@ class WholeImages(Dataset[Any]):
         return torch.from_numpy(np.asarray(self._transform(self.dataset.image(row)))), row
 
     def loader(self, batch_size: int, num_workers: int) -> DataLoader[Any]:
-        """Return batches of images `[B, 3, s, s]` and rows `[B]`."""
+        """Return batches of images `[B, 3, h, w]` and rows `[B]`."""
         return DataLoader(self, batch_size, num_workers=num_workers, worker_init_fn=one_thread)

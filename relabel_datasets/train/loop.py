@@ -1,4 +1,4 @@
-"""`train`: a student from a dataset with label maps, on one device or under torchrun, resumed exactly where it stopped."""
+"""`train_student`: a student from a dataset with label maps, on one device or under torchrun, resumed exactly where it stopped."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import contextlib
 import logging
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 import torch.distributed as dist
 from timm.data.config import resolve_model_data_config
@@ -18,7 +17,7 @@ from timm.optim import create_optimizer_v2  # type: ignore[attr-defined]
 from timm.scheduler.scheduler_factory import create_scheduler_v2
 from timm.utils.clip_grad import dispatch_clip_grad
 from timm.utils.cuda import NativeScaler
-from timm.utils.distributed import init_distributed_device_so, reduce_tensor
+from timm.utils.distributed import distribute_bn, init_distributed_device_so
 from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -27,11 +26,13 @@ from tqdm import tqdm
 from ..annotate.annotator import Annotator
 from ..data.datasets import RelabelDataset
 from .checkpoints import BEGINNING, Checkpoints, Curve
+from .classifier import Classifier, Normalize, make_student
 from .evaluate import evaluate
 from .loaders import train_loader
 from .objective import Objective
 from .recipe import Machine, Recipe
 from .seeds import seed_all
+from .tokens import TokenStudent
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ class Trained:
         metrics: of the last epoch on the validation images, see `Metrics`; of the moving average where there is one.
         best: top-1 accuracy of the best epoch.
         folder: with `model_best.pth.tar`, `last.pth.tar`, `steps.csv` and `epochs.csv`.
-        seconds: of training alone, in this process.
+        seconds: of training alone, also before the run was resumed.
     """
 
     metrics: Mapping[str, float]
@@ -56,7 +57,7 @@ class Trained:
     seconds: float
 
 
-def train(
+def train_student(
     dataset: RelabelDataset,
     out: Path | str,
     recipe: Recipe = Recipe(),
@@ -85,7 +86,7 @@ def train(
 
     Example:
         >>> dataset, validation = (load_dataset("imagenette-relabel", split=s) for s in ("train", "validation"))
-        >>> train(dataset, "run", PRESETS["relabel-cutmix"].changed(model="resnet18", batch_size=256), validation=validation)
+        >>> train_student(dataset, "run", PRESETS["relabel-cutmix"].changed(model="resnet18", batch_size=256), validation=validation)
     """
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
@@ -99,7 +100,8 @@ def _process_group(device: str | None) -> Iterator[tuple[torch.device, int, int]
     """Yield (device, rank, number of ranks): of torchrun's group, which is made here unless it is there."""
     name = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if dist.is_available() and dist.is_initialized():
-        yield torch.device(name), dist.get_rank(), dist.get_world_size()
+        place = torch.device("cuda", torch.cuda.current_device()) if name == "cuda" else torch.device(name)
+        yield place, dist.get_rank(), dist.get_world_size()
         return
     found = init_distributed_device_so(name)
     try:
@@ -124,25 +126,34 @@ class _Run:
         rank: int,
         world_size: int,
     ) -> None:
+        self.board_type = _summary_writer() if machine.tensorboard else None
         self.recipe, self.machine, self.folder, self.validation = recipe, machine, folder, validation
         self.device, self.rank, self.world_size = device, rank, world_size
         self.model = make_student(recipe, len(dataset.classes)).to(device)
         if machine.channels_last:
             self.model = self.model.to(memory_format=torch.channels_last)
+        student: nn.Module = self.model
+        grid = None
+        if recipe.told.tokens:
+            student = TokenStudent(self.model, recipe.model, recipe.image_size)
+            grid = student.grid
         config = resolve_model_data_config(self.model)  # type: ignore[no-untyped-call]
-        self.objective = Objective(
-            recipe, dataset.classes, mean=config["mean"], std=config["std"], device=device, annotator=annotator
-        )
+        normalize = Normalize(config["mean"], config["std"], device, channels_last=machine.channels_last)
+        self.objective = Objective(recipe, dataset.classes, normalize, annotator=annotator)
+        size = recipe.eval_size or recipe.image_size
+        self.classifier = Classifier(
+            self.model, len(dataset.classes), tuple(dataset.classes), (size, size), recipe.crop_pct,
+            config["interpolation"], normalize, recipe.dtype,
+        )  # fmt: skip
         self.ema = None if recipe.ema_decay is None else ModelEmaV3(self.model, recipe.ema_decay, use_warmup=True)
         self.optimizer = create_optimizer_v2(
             self.model, recipe.optimizer, recipe.learning_rate, recipe.weight_decay, recipe.momentum
         )
         self.scaler = NativeScaler(device.type) if recipe.dtype == "float16" else None  # type: ignore[no-untyped-call]
         self.loader, self.transforms = train_loader(
-            dataset, recipe, interpolation=config["interpolation"], rank=rank, world_size=world_size,
+            dataset, recipe, interpolation=config["interpolation"], grid=grid, rank=rank, world_size=world_size,
             num_workers=machine.num_workers, window=machine.window,
         )  # fmt: skip
-        self.interpolation = config["interpolation"]
         self.schedule, _ = create_scheduler_v2(
             self.optimizer, "cosine", recipe.epochs, warmup_epochs=recipe.warmup_epochs, warmup_lr=1e-6,
             step_on_epochs=False, updates_per_epoch=len(self.loader),
@@ -150,7 +161,7 @@ class _Run:
         self.checkpoints = Checkpoints(
             folder, recipe, self.model, self.optimizer, ema=self.ema, scaler=self.scaler, classes=tuple(dataset.classes)
         )
-        self.student = self._wrapped(self.model)
+        self.student = self._wrapped(student)
         self.seconds = 0.0
 
     def _wrapped(self, model: nn.Module) -> nn.Module:
@@ -164,23 +175,24 @@ class _Run:
     def fit(self) -> Trained:
         """Train to the end."""
         start = self.checkpoints.resume(self.device)
+        self.seconds = start["seconds"]
         if self.rank == 0:
             self._open_logs((start["epoch"], start["step"]))
         if start["loader"] is not None:
             self.loader.load_state_dict(start["loader"])
         metrics: dict[str, float] = {}
-        best: float | None = None
         for epoch in range(start["epoch"], self.recipe.epochs):
             loss = self._train_epoch(epoch, start if epoch == start["epoch"] else BEGINNING)
             metrics = self._validate()
             if self.rank == 0:
-                self.checkpoints.save_epoch(epoch, metrics.get("top1"))
+                self.checkpoints.save_epoch(epoch, metrics.get("top1"), self.seconds)
                 self.checkpoints.drop_steps()
                 self._log_epoch(epoch, loss, metrics)
-        best = self.checkpoints.best
+        if self.rank == 0 and self._board is not None:
+            self._board.close()
         if not metrics:  # the run was over before
             metrics = self._validate()
-        return Trained(metrics, best, self.folder, self.seconds)
+        return Trained(metrics, self.checkpoints.best, self.folder, self.seconds)
 
     def _train_epoch(self, epoch: int, start: Mapping[str, Any]) -> float:
         """Train an epoch, from one of its steps on; return the mean loss."""
@@ -189,24 +201,50 @@ class _Run:
         self.transforms.set_epoch(epoch)
         self.objective.mixing = epoch < self.recipe.epochs - self.recipe.mix_off_epochs
         self.student.train()
-        begun, first = time.perf_counter(), step
-        total = torch.tensor(start["losses"], device=self.device, dtype=torch.float64)  # their sum and number
-        window = torch.zeros_like(total)
+        begun, before, first = time.perf_counter(), self.seconds, step
+        # Sums and numbers of losses: of the epoch on all ranks, and since the last line of steps.csv on this one.
+        total, window = (
+            torch.tensor(start[name], device=self.device, dtype=torch.float64) for name in ("losses", "window")
+        )
+        if self.rank > 0:
+            window.zero_()
         with self._bar(epoch, step) as bar:
             for images, targets in self.loader:
                 loss = self._step(epoch, step, images, targets)
                 step += 1
                 window += torch.stack([loss.double(), torch.ones_like(loss, dtype=torch.float64)])
+                self.seconds = before + time.perf_counter() - begun
                 if step % self.machine.log_every == 0:
-                    total += window
-                    self._log_step(epoch, step, window, (step - first) / (time.perf_counter() - begun), bar)
+                    total += self._over_ranks(window, epoch, step)
+                    if self.rank == 0:
+                        self._log_step(epoch, step, window, (step - first) / (self.seconds - before), bar)
                     window.zero_()
-                if self.machine.save_every and step % self.machine.save_every == 0 and self.rank == 0:
-                    self.checkpoints.save_step(epoch, step, self.loader.state_dict(), (total + window).tolist())
+                if self.machine.save_every and step % self.machine.save_every == 0:
+                    self._over_ranks(window, epoch, step)
+                    if self.rank == 0:
+                        self.checkpoints.save_step(
+                            epoch, step, loader=self.loader.state_dict(), losses=total.tolist(),
+                            window=window.tolist(), seconds=self.seconds,
+                        )  # fmt: skip
+                    else:
+                        window.zero_()  # as after resuming: rank 0 has them
                 bar.update()
-        self.seconds += time.perf_counter() - begun
-        total += window
-        return float(total[0] / total[1].clamp_min(1))
+        total += self._over_ranks(window, epoch, step)
+        return float(total[0] / total[1])
+
+    def _over_ranks(self, window: Tensor, epoch: int, step: int) -> Tensor:
+        """Add up the sum and number of losses of all ranks, in place.
+
+        Raises:
+            ValueError: they are not finite.
+        """
+        if self.world_size > 1:
+            dist.all_reduce(window)
+        if not bool(window.isfinite().all()):
+            raise ValueError(
+                f"the loss is {float(window[0])} in epoch {epoch}, by step {step}: lower the learning rate, or clip gradients"
+            )
+        return window
 
     def _step(self, epoch: int, step: int, images: Tensor, targets: Any) -> Tensor:
         """Take one step; return the loss."""
@@ -231,19 +269,14 @@ class _Run:
         if self.validation is None:
             return {}
         model = self.model if self.ema is None else self.ema.module
-        with self.objective.autocast():
-            return evaluate(
-                model,
-                self.validation,
-                size=self.recipe.eval_size or self.recipe.image_size,
-                crop_pct=self.recipe.crop_pct,
-                normalize=self.objective.normalize,
-                interpolation=self.interpolation,
-                batch_size=max(1, self.recipe.batch_size // self.world_size),
-                num_workers=self.machine.num_workers,
-                rank=self.rank,
-                world_size=self.world_size,
-            )
+        if self.world_size > 1:  # each rank has its own statistics; those of rank 0 are kept
+            distribute_bn(model, self.world_size)  # type: ignore[no-untyped-call]
+        return evaluate(
+            replace(self.classifier, model=model),
+            self.validation,
+            batch_size=self.recipe.batch_size // self.world_size,
+            num_workers=self.machine.num_workers,
+        )
 
     def _bar(self, epoch: int, step: int) -> tqdm[Any]:
         return tqdm(
@@ -257,27 +290,17 @@ class _Run:
         self._steps = Curve(self.folder / STEPS, steps, start)
         self._epochs = Curve(self.folder / EPOCHS, epochs, (start[0] - 1, len(self.loader)))
         self._board: Any = None
-        if self.machine.tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._board = SummaryWriter(str(self.folder), purge_step=start[0] * len(self.loader) + start[1])
+        if self.board_type is not None:
+            self._board = self.board_type(str(self.folder), purge_step=start[0] * len(self.loader) + start[1])
 
     def _log_step(self, epoch: int, step: int, window: Tensor, steps_per_second: float, bar: tqdm[Any]) -> None:
-        mean = window[0] / window[1]
-        if self.world_size > 1:
-            mean = reduce_tensor(mean, self.world_size)  # type: ignore[no-untyped-call]
-        loss = float(mean)
-        if not loss < float("inf"):
-            raise ValueError(
-                f"the loss is {loss} in epoch {epoch}, step {step}: lower the learning rate, or clip gradients"
-            )
-        if self.rank == 0:
-            rate = self.optimizer.param_groups[0]["lr"]
-            per_second = steps_per_second * self.recipe.batch_size
-            bar.set_postfix_str(f"loss {loss:.3f}, {per_second:.0f} images/s")
-            values = {"loss": loss, "learning_rate": rate, "images_per_second": per_second}
-            self._steps.add({"epoch": epoch, "step": step, **values})
-            self._show("train", values, epoch * len(self.loader) + step)
+        loss = float(window[0] / window[1])
+        rate = self.optimizer.param_groups[0]["lr"]
+        per_second = steps_per_second * self.recipe.batch_size
+        bar.set_postfix_str(f"loss {loss:.3f}, {per_second:.0f} images/s")
+        values = {"loss": loss, "learning_rate": rate, "images_per_second": per_second}
+        self._steps.add({"epoch": epoch, "step": step, **values})
+        self._show("train", values, epoch * len(self.loader) + step)
 
     def _log_epoch(self, epoch: int, loss: float, metrics: Mapping[str, float]) -> None:
         values = {"loss": loss, **metrics, "seconds": self.seconds}
@@ -293,12 +316,14 @@ class _Run:
             self._board.flush()
 
 
-def make_student(recipe: Recipe, num_classes: int) -> nn.Module:
-    """Return the recipe's model with new weights, which its seed decides."""
-    arguments = dict(recipe.model_args)
-    if recipe.drop_path is not None:
-        arguments["drop_path_rate"] = recipe.drop_path
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed)
-        model: nn.Module = timm.create_model(recipe.model, num_classes=num_classes, **arguments)
-    return model
+def _summary_writer() -> Any:
+    """Return TensorBoard's writer.
+
+    Raises:
+        ImportError: it is not there.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ImportError('TensorBoard is not there: pip install "relabel-datasets[tensorboard]"') from error
+    return SummaryWriter

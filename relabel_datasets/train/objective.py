@@ -17,7 +17,9 @@ from torchvision.transforms.v2 import functional as F
 
 from ..annotate.annotator import Annotator
 from ..annotate.classes import match_classes
+from .classifier import Normalize, autocast
 from .recipe import Recipe
+from .tokens import MixToken, token_label_loss
 
 
 class Objective:
@@ -26,9 +28,7 @@ class Objective:
     Args:
         recipe: says what the student is told.
         classes: names of the C classes.
-        mean: of each channel of RGB in 0..1, by which images are normalised.
-        std: of each channel.
-        device: to compute on.
+        normalize: of images; it also says where to compute.
         annotator: answers to each crop, where the recipe distils.
 
     Attributes:
@@ -42,49 +42,47 @@ class Objective:
         self,
         recipe: Recipe,
         classes: Sequence[str],
+        normalize: Normalize,
         *,
-        mean: Sequence[float],
-        std: Sequence[float],
-        device: torch.device,
         annotator: Annotator | None = None,
     ) -> None:
         self.recipe = recipe
         self.num_classes = len(classes)
         self.mixing = True
-        self._device = device
-        self._mean = torch.tensor(mean, device=device)[:, None, None] * 255
-        self._std = torch.tensor(std, device=device)[:, None, None] * 255
+        self._normalize, self._device = normalize, normalize.device
         self._mixup = Mixup(
             recipe.mixup, recipe.cutmix, label_smoothing=0.0, num_classes=self.num_classes, multi_label=True
         )  # type: ignore[no-untyped-call]
-        self._erase = RandomErasing(recipe.random_erasing, mode="pixel", device=device.type)  # type: ignore[no-untyped-call]
+        self._erase = RandomErasing(recipe.random_erasing, mode="pixel", device=self._device.type)  # type: ignore[no-untyped-call]
         self._cross_entropy = SoftTargetCrossEntropy()  # type: ignore[no-untyped-call]
         self._teacher = Teacher(annotator, classes) if recipe.told.distilled else None
-
-    def normalize(self, images: Tensor) -> Tensor:
-        """Return uint8 images `[B, 3, s, s]` as the student takes them, on its device."""
-        images = images.to(self._device, non_blocking=True)
-        return ((images - self._mean) / self._std).contiguous(memory_format=torch.channels_last)
 
     def loss(self, student: nn.Module, images: Tensor, targets: Any) -> Tensor:
         """Return the mean loss of a batch as the loader gives it."""
         if self._teacher is not None:
             targets = self._teacher(images.to(self._device, non_blocking=True))
-        inputs = self.normalize(images)
+        inputs = self._normalize(images)
+        if self.recipe.told.tokens:
+            return self._token_loss(student, inputs, targets)
         soft = self._soft(targets.to(self._device, non_blocking=True))
         if self.mixing and (self.recipe.mixup or self.recipe.cutmix):
             inputs, soft = self._mixup(inputs, soft)
         if self.recipe.random_erasing:
             inputs = self._erase(inputs)
-        with self.autocast():
+        with autocast(self._device, self.recipe.dtype):
             logits = student(inputs)
         loss: Tensor = self._cross_entropy(logits.float(), soft)
         return loss
 
-    def autocast(self) -> torch.autocast:
-        """Return the context of the forward pass."""
-        dtype = getattr(torch, self.recipe.dtype)
-        return torch.autocast(self._device.type, dtype, enabled=dtype != torch.float32)
+    def _token_loss(self, student: nn.Module, inputs: Tensor, targets: Sequence[Tensor]) -> Tensor:
+        soft, tokens = (target.to(self._device, non_blocking=True) for target in targets)
+        if self.mixing and self.recipe.cutmix:
+            inputs, (soft, tokens) = MixToken(self.recipe.cutmix)(inputs, (soft, tokens))
+        if self.recipe.random_erasing:
+            inputs = self._erase(inputs)
+        with autocast(self._device, self.recipe.dtype):
+            class_logits, token_logits = student(inputs)
+        return token_label_loss(class_logits.float(), token_logits.float(), soft, tokens)
 
     def _soft(self, targets: Tensor) -> Tensor:
         """Return soft labels `[B, C]` of class indices, smoothed; soft ones as they are."""
@@ -118,10 +116,9 @@ class Teacher:
             raise ValueError("an annotator that is to teach crops must have one input_size (height, width)")
         self._size = list(size)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
         """Return soft labels `[B, C]` of uint8 crops `[B, 3, s, s]`."""
         resized = F.resize(images, self._size, interpolation=F.InterpolationMode.BICUBIC, antialias=True)
         logits = self._annotator(resized).mean((2, 3))
-        soft = (logits if self._rows is None else logits[:, self._rows]).softmax(1)
-        return soft.clone()  # out of inference mode, for autograd
+        return (logits if self._rows is None else logits[:, self._rows]).softmax(1)

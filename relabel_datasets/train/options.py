@@ -27,7 +27,7 @@ def add_options(parser: argparse.ArgumentParser, cls: type, title: str, leave_ou
         elif get_origin(kind) is Literal:
             group.add_argument(flag, choices=get_args(kind), **common)
         elif get_origin(kind) is Mapping:
-            group.add_argument(flag, type=json.loads, metavar="JSON", **common)
+            group.add_argument(flag, type=json_object, metavar="JSON", **common)
         else:
             group.add_argument(flag, type=_plain_type(kind), metavar=each.name.rpartition("_")[2].upper(), **common)
 
@@ -35,6 +35,21 @@ def add_options(parser: argparse.ArgumentParser, cls: type, title: str, leave_ou
 def given_options(args: argparse.Namespace, cls: type) -> dict[str, Any]:
     """Return the fields of a dataclass that were given."""
     return {each.name: getattr(args, each.name) for each in fields(cls) if hasattr(args, each.name)}
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """Return the object that a text in JSON is.
+
+    Raises:
+        argparse.ArgumentTypeError: it is none.
+    """
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f'expected JSON such as {{"depth": 12}}, got {text!r}: {error}') from None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f'expected a JSON object such as {{"depth": 12}}, got {text!r}')
+    return value
 
 
 def _plain_type(kind: Any) -> Any:

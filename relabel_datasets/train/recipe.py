@@ -146,7 +146,7 @@ class Recipe:
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """How a run uses the machine: nothing here changes what comes out, but for rounding.
+    """How a run uses the machine: nothing here changes what comes out, but for rounding, and for `window`, which is part of the order.
 
     Attributes:
         device: such as "cuda" or "cpu"; None: a GPU where there is one. Under torchrun each rank takes its own.
@@ -155,7 +155,7 @@ class Machine:
         compile: run the student through torch.compile.
         window: shards that are mixed at a time, see `RelabelStream`; None mixes all.
         save_every: steps between checkpoints within an epoch; 0: at the ends of epochs alone.
-        log_every: steps between lines of `steps.csv`, each the mean loss since the last.
+        log_every: steps between lines of `steps.csv`, each the mean loss since the last; at least 1.
         tensorboard: whether to log for TensorBoard, too.
         progress: whether to show a progress bar on stderr.
     """

@@ -1,0 +1,53 @@
+"""The annotator made again from a manifest: the same logits, or an error."""
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from relabel_datasets.annotate.remake import remake_annotator
+from relabel_datasets.annotate.timm_annotator import TimmAnnotator
+
+MODEL_ARGS = {"num_classes": 3, "pad_type": "same"}
+
+
+@pytest.fixture
+def checkpoints(tmp_path):
+    """Paths of two files of random weights."""
+    paths = []
+    for seed in range(2):
+        torch.manual_seed(seed)
+        paths.append(tmp_path / f"weights-{seed}.safetensors")
+        save_file(timm.create_model("mobilenetv3_small_050", **MODEL_ARGS).state_dict(), paths[-1])
+    return paths
+
+
+@pytest.fixture
+def annotator(checkpoints):
+    return TimmAnnotator(
+        "mobilenetv3_small_050", checkpoint=checkpoints[0], input_size=(64, 96), mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4),
+        interpolation="bilinear", device="cpu", classes=("cat", "dog", "emu"), **MODEL_ARGS,
+    )  # fmt: skip
+
+
+def test_it_gives_the_same_logits(annotator, checkpoints):
+    again = remake_annotator(annotator.describe(), checkpoint=checkpoints[0], device="cpu")
+    assert again.describe() == annotator.describe()
+    images = torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8)
+    assert torch.equal(again(images), annotator(images))
+
+
+def test_another_input_size_is_the_only_thing_that_may_differ(annotator, checkpoints):
+    again = remake_annotator(annotator.describe(), checkpoint=checkpoints[0], input_size=32, device="cpu")
+    assert again.input_size == (32, 32)
+
+
+def test_other_weights_are_refused(annotator, checkpoints):
+    with pytest.raises(ValueError, match="weights of mobilenetv3_small_050 are not those that made the label maps"):
+        remake_annotator(annotator.describe(), checkpoint=checkpoints[1], device="cpu")
+
+
+@pytest.mark.parametrize("kind", ["module", "ensemble", None])
+def test_what_a_manifest_cannot_make_is_an_error_that_says_what_to_do(annotator, kind):
+    with pytest.raises(ValueError, match=r"train_student\(annotator=\.\.\.\)"):
+        remake_annotator({**annotator.describe(), "kind": kind}, device="cpu")

@@ -1,0 +1,58 @@
+"""Scenes with label maps, and a student that is small enough to be trained in a test."""
+
+import pytest
+import torch
+
+import relabel_datasets as rd
+from relabel_datasets.demo.dataset import make_scenes_relabel
+from relabel_datasets.demo.scenes import CLASSES
+from relabel_datasets.train.recipe import Machine, Recipe
+from tests.train.tiny import TINY
+
+CPU = Machine(device="cpu", num_workers=0, log_every=1, save_every=0, progress=False)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """As in the processes that tests start: how sums are split among threads changes their rounding."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory):
+    """The folder of a data set of 48 and 24 pictures, whose annotator has hardly learnt."""
+    root = tmp_path_factory.mktemp("train") / "scenes-relabel"
+    count = 2 * len(CLASSES)
+    make_scenes_relabel(root, num_train=2 * count, num_validation=count, num_clean=64, annotator_epochs=1)
+    return root
+
+
+@pytest.fixture
+def fit(scenes, tmp_path):
+    """A function that trains the tiny student on the scenes, with other values than its recipe's and machine's."""
+
+    def run(out="run", *, machine=CPU, validation=True, annotator=None, **values):
+        sets = [rd.load_dataset(scenes, split=split) for split in ("train", "validation")]
+        return rd.train_student(
+            sets[0],
+            tmp_path / out,
+            TINY.changed(**values),
+            validation=sets[1] if validation else None,
+            annotator=annotator,
+            machine=machine,
+        )
+
+    return run
+
+
+@pytest.fixture
+def cpu() -> Machine:
+    return CPU
+
+
+@pytest.fixture
+def tiny() -> Recipe:
+    return TINY

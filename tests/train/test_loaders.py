@@ -1,0 +1,142 @@
+"""Crops and their targets: what each kind of labels tells, and that only seed, epoch and sample decide them."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+
+import relabel_datasets as rd
+from relabel_datasets.train.loaders import ClassIndex, WholeImages, train_loader
+from relabel_datasets.train.recipe import LABELS
+from relabel_datasets.train.seeds import SeededTransforms, seed_all
+
+
+def batches(scenes, recipe, *, epoch=0, num_workers=0, rank=0, world_size=1):
+    """Return images `[N, 3, s, s]` and targets of an epoch."""
+    dataset = rd.load_dataset(scenes, split="train")
+    loader, transforms = train_loader(
+        dataset, recipe, interpolation="bicubic", rank=rank, world_size=world_size, num_workers=num_workers, window=8
+    )
+    loader.set_epoch(epoch)
+    transforms.set_epoch(epoch)
+    images, targets = zip(*loader, strict=True)
+    assert len(images) == len(loader)
+    return torch.cat(images), torch.cat(targets)
+
+
+@pytest.fixture
+def single(scenes, tiny):
+    """The images of an epoch, and the class index of each."""
+    return batches(scenes, tiny.changed(labels="single"))
+
+
+@pytest.mark.parametrize("labels", ["smoothed", "distilled"])
+def test_labels_that_are_not_pooled_are_indices(scenes, tiny, single, labels):
+    images, targets = batches(scenes, tiny.changed(labels=labels))
+    assert images.dtype == torch.uint8
+    assert images.shape == (48, 3, 32, 32)
+    assert targets.dtype == torch.int64
+    assert targets.bincount(minlength=12).tolist() == [4] * 12
+    assert torch.equal(images, single[0])
+    assert torch.equal(targets, single[1])
+
+
+@pytest.mark.parametrize("labels", [name for name, told in LABELS.items() if told.pooled and not told.tokens])
+def test_pooled_labels_are_those_of_the_same_crops(scenes, tiny, single, labels):
+    told = LABELS[labels]
+    images, targets = batches(scenes, tiny.changed(labels=labels))
+    assert torch.equal(images, single[0])
+    assert targets.shape == (48, 12)
+    torch.testing.assert_close(targets.sum(1), torch.ones(48))
+    _, soft = batches(scenes, tiny.changed(labels="relabel" if told.localized else "global-multi"))
+    if told.multi_label:
+        assert bool((targets.max(1).values < 1).all())
+        assert torch.equal(targets, soft)
+    else:
+        assert torch.equal(targets, torch.nn.functional.one_hot(soft.argmax(1), 12).float())
+
+
+def test_only_global_labels_are_the_same_for_every_crop(scenes, tiny):
+    for labels, same in (("global-multi", True), ("relabel", False)):
+        rows = []
+        for epoch in (0, 1):
+            _, targets = batches(scenes, tiny.changed(labels=labels), epoch=epoch)
+            rows.append(sorted(map(tuple, targets.tolist())))
+        assert (rows[0] == rows[1]) is same
+
+
+def test_only_seed_and_epoch_decide_crops_and_order(scenes, tiny):
+    reference = batches(scenes, tiny, epoch=3)
+    for num_workers in (0, 1, 2):
+        random.seed(num_workers)
+        np.random.seed(num_workers)  # noqa: NPY002
+        torch.manual_seed(num_workers)
+        again = batches(scenes, tiny, epoch=3, num_workers=num_workers)
+        assert all(map(torch.equal, again, reference))
+    assert not torch.equal(batches(scenes, tiny, epoch=2)[0], reference[0])
+    assert not torch.equal(batches(scenes, tiny.changed(seed=1), epoch=3)[0], reference[0])
+
+
+def test_seed_all_decides_all_three_generators():
+    def draw(*place):
+        seed_all(*place)
+        return random.random(), np.random.rand(), torch.rand(1).item()  # noqa: NPY002
+
+    assert draw(0, 1, "key") == draw(0, 1, "key")
+    others = {draw(*place) for place in ((0, 1, "key"), (1, 0, "key"), (0, 1, "yek"), (0, 2, "key"), (0, 1, 2, 3))}
+    assert len({numbers[0] for numbers in others}) == len(others)
+    assert len({numbers[1] for numbers in others}) == len(others)
+    assert len({numbers[2] for numbers in others}) == len(others)
+
+
+def test_a_sample_is_drawn_the_same_whatever_came_before(scenes):
+    dataset = rd.load_dataset(scenes, split="train")
+    seeded = SeededTransforms(lambda image, label_map: (label_map.key, torch.rand(1).item(), random.random()), 5)
+    forwards = [seeded(*dataset[row]) for row in range(4)]
+    assert [seeded(*dataset[row]) for row in (3, 2, 1, 0)] == forwards[::-1]
+    seeded.set_epoch(1)
+    assert not {numbers[1] for numbers in forwards} & {seeded(*dataset[row])[1] for row in range(4)}
+
+
+def test_ranks_see_disjoint_samples_that_are_all(scenes, tiny):
+    whole, labels = batches(scenes, tiny)
+    parts = [batches(scenes, tiny, rank=rank, world_size=2) for rank in (0, 1)]
+    assert [len(images) for images, _ in parts] == [24, 24]
+    ours = {image.numpy().tobytes() for images, _ in parts for image in images}
+    assert ours == {image.numpy().tobytes() for image in whole}
+    assert len(ours) == 48
+    assert sorted(map(tuple, torch.cat([targets for _, targets in parts]).tolist())) == sorted(
+        map(tuple, labels.tolist())
+    )
+
+
+@pytest.mark.parametrize(
+    ("values", "world_size", "message"),
+    [
+        ({"batch_size": 6, "cutmix": 1.0}, 2, "even number a batch, not 3"),
+        ({"batch_size": 6, "mixup": 0.2}, 2, "even number a batch, not 3"),
+        ({"batch_size": 7}, 2, "a batch of 7 images cannot be dealt to 2 ranks"),
+        ({"batch_size": 1}, 2, "a batch of 1 images cannot be dealt to 2 ranks"),
+        ({"batch_size": 64}, 1, "each of 1 ranks has 48 images, fewer than a batch of 64"),
+    ],
+)
+def test_batches_that_cannot_be_are_an_error(scenes, tiny, values, world_size, message):
+    with pytest.raises(ValueError, match=message):
+        batches(scenes, tiny.changed(**values), world_size=world_size)
+
+
+def test_an_image_without_class_cannot_be_learnt_by_its_label():
+    label_map = rd.LabelMap.from_logits(torch.zeros(3, 2, 2), "heatmaps", k=1, canvas_size=(8, 8))
+    with pytest.raises(ValueError, match="has no class index"):
+        ClassIndex()(label_map)
+
+
+def test_whole_images_are_their_middles_with_their_rows(scenes):
+    dataset = rd.load_dataset(scenes, split="validation")
+    whole = WholeImages(dataset, (32, 48), 1.0, "bilinear", range(1, 24, 5))
+    images, rows = map(torch.cat, zip(*whole.loader(3, 0), strict=True))
+    assert images.dtype == torch.uint8
+    assert images.shape == (5, 3, 32, 48)
+    assert rows.tolist() == [1, 6, 11, 16, 21]
+    assert torch.equal(WholeImages(dataset, (32, 48), 1.0, "bilinear")[6][0], images[1])

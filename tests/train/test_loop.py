@@ -1,0 +1,182 @@
+"""Runs of a few steps: what they give, what they write, and how they fail."""
+
+import copy
+import csv
+import dataclasses
+import math
+import sys
+
+import pytest
+import timm
+import torch
+from torch.nn import functional as nnf
+
+import relabel_datasets as rd
+from relabel_datasets.annotate.remake import remake_annotator
+from relabel_datasets.train import loop
+from relabel_datasets.train.checkpoints import load_checkpoint
+from relabel_datasets.train.classifier import make_student
+from relabel_datasets.train.recipe import LABELS
+from tests.train.tiny import MODEL_ARGS
+
+
+def rows_of(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def losses_of(folder):
+    return [float(row["loss"]) for row in rows_of(folder / "steps.csv")]
+
+
+@pytest.fixture(scope="module")
+def teacher(scenes):
+    description = rd.load_dataset(scenes, split="train").label_maps.manifest.annotator
+    return remake_annotator(description, checkpoint=scenes / "annotator.safetensors", input_size=64, device="cpu")
+
+
+@pytest.mark.parametrize("labels", [name for name, told in LABELS.items() if not told.tokens])
+def test_every_kind_of_labels_trains_and_is_logged(fit, labels, teacher):
+    trained = fit(labels=labels, annotator=teacher if labels == "distilled" else None)
+    steps, epochs = (rows_of(trained.folder / name) for name in ("steps.csv", "epochs.csv"))
+    assert [(row["epoch"], row["step"]) for row in steps] == [("0", "1"), ("0", "2"), ("0", "3")]
+    losses = [float(row["loss"]) for row in steps]
+    assert losses[0] == pytest.approx(math.log(12), abs=0.8)
+    assert float(epochs[0]["loss"]) == pytest.approx(sum(losses) / 3, rel=1e-6)
+    assert {"top1", "top5", "ece"} == set(trained.metrics)
+    for name, value in trained.metrics.items():
+        assert float(epochs[0][name]) == pytest.approx(value)
+    assert trained.best == trained.metrics["top1"]
+    assert trained.seconds == pytest.approx(float(epochs[0]["seconds"]), rel=1e-6)
+    assert sorted(path.name for path in trained.folder.iterdir()) == [
+        "checkpoint-0.pth.tar", "epochs.csv", "last.pth.tar", "model_best.pth.tar", "steps.csv"
+    ]  # fmt: skip
+
+
+def test_a_step_is_torchs_own(scenes, fit, tiny, cpu):
+    trained = fit(validation=False, labels="relabel", batch_size=48, learning_rate=0.05)
+    dataset = rd.load_dataset(scenes, split="train")
+    loader, _ = loop.train_loader(
+        dataset,
+        tiny.changed(batch_size=48),
+        interpolation="bicubic",
+        rank=0,
+        world_size=1,
+        num_workers=0,
+        window=cpu.window,
+    )
+    ((images, targets),) = loader
+    model = make_student(tiny, 12).train()
+    before = copy.deepcopy(model.state_dict())
+    mean, std = (torch.tensor(model.default_cfg[name])[:, None, None] for name in ("mean", "std"))
+    loss = nnf.cross_entropy(model((images / 255 - mean) / std), targets)
+    assert losses_of(trained.folder) == [pytest.approx(float(loss.detach()), rel=1e-4)]
+    loss.backward()
+    optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9, nesterov=True, weight_decay=0)
+    optimizer.step()
+    weights = load_checkpoint(trained.folder / "last.pth.tar")["state_dict"]
+    torch.testing.assert_close(weights["fc.bias"], model.fc.bias.detach(), rtol=1e-3, atol=1e-5)  # biases do not decay
+    assert not torch.equal(weights["fc.weight"], before["fc.weight"])
+
+
+def test_the_learning_rate_rises_and_falls_as_half_a_cosine(fit):
+    trained = fit(epochs=4, warmup_epochs=1, learning_rate=0.2, validation=False)
+    rates = [float(row["learning_rate"]) for row in rows_of(trained.folder / "steps.csv")]
+    warm = [1e-6 + step / 3 * (0.2 - 1e-6) for step in range(3)]
+    falling = [0.1 * (1 + math.cos(math.pi * step / 12)) for step in range(3, 12)]
+    assert rates == pytest.approx(warm + falling, rel=1e-6)
+
+
+def test_mixing_stops_before_the_last_epochs(fit, monkeypatch):
+    seen = []
+    plain = loop.Objective.loss
+
+    def loss(self, student, images, targets):
+        seen.append(self.mixing)
+        return plain(self, student, images, targets)
+
+    monkeypatch.setattr(loop.Objective, "loss", loss)
+    fit(epochs=3, cutmix=1.0, mix_off_epochs=2, validation=False)
+    assert seen == [True] * 3 + [False] * 6
+    mixed, plain_losses = losses_of(fit("mixed", cutmix=1.0, validation=False).folder), losses_of(fit("plain").folder)
+    assert mixed != plain_losses
+
+
+def test_the_moving_average_is_one_and_is_what_is_validated(fit, scenes):
+    trained = fit(ema_decay=0.5, epochs=2)
+    state = load_checkpoint(trained.folder / "last.pth.tar")
+    assert state["state_dict"].keys() == state["state_dict_ema"].keys()
+    difference = (state["state_dict"]["fc.weight"] - state["state_dict_ema"]["fc.weight"]).abs().max()
+    assert difference > 0
+    again = rd.evaluate(trained.folder / "last.pth.tar", rd.load_dataset(scenes, split="validation"))
+    assert again == pytest.approx(dict(trained.metrics))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_trains_close_to_full(fit, dtype):
+    half, full = fit("half", dtype=dtype, clip_grad=1.0), fit("full", clip_grad=1.0)
+    assert losses_of(half.folder) == pytest.approx(losses_of(full.folder), abs=0.05)
+    assert losses_of(half.folder) != losses_of(full.folder)
+    assert ("amp_scaler" in load_checkpoint(half.folder / "last.pth.tar")) is (dtype == "float16")
+
+
+def test_timm_loads_the_checkpoints(fit):
+    trained = fit(ema_decay=0.5)
+    model = timm.create_model("resnet10t", num_classes=12, **MODEL_ARGS)
+    timm.models.load_checkpoint(model, str(trained.folder / "model_best.pth.tar"))
+    state = load_checkpoint(trained.folder / "model_best.pth.tar")
+    assert torch.equal(model.fc.weight, state["state_dict_ema"]["fc.weight"])
+    assert len(state["args"].classes) == 12
+
+
+def test_a_run_that_is_over_gives_the_same_again_and_writes_nothing(fit):
+    first = fit(epochs=2)
+    before = {path.name: path.stat().st_mtime_ns for path in first.folder.iterdir() if path.suffix == ".tar"}
+    again = fit(epochs=2)
+    assert again == first
+    assert before == {path.name: path.stat().st_mtime_ns for path in first.folder.iterdir() if path.suffix == ".tar"}
+
+
+def test_a_run_of_another_recipe_is_refused(fit):
+    fit(validation=False)
+    with pytest.raises(
+        ValueError, match=r"run of another recipe: learning_rate is 0.1 there, 0.3 here. Choose another"
+    ):
+        fit(learning_rate=0.3)
+
+
+def test_a_run_on_other_classes_is_refused(fit, tiny, cpu, dataset_folder):
+    folder = fit(validation=False, batch_size=12).folder
+    other = rd.load_dataset(dataset_folder, "colours", "train")
+    with pytest.raises(ValueError, match="other classes"):
+        rd.train_student(other, folder, tiny.changed(batch_size=12), machine=cpu)
+
+
+@pytest.mark.parametrize("log_every", [1, 1000])
+def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_kept(fit, cpu, log_every):
+    with pytest.raises(ValueError, match=r"loss is (nan|inf) in epoch 0, by step \d: lower the learning rate"):
+        fit(learning_rate=1e30, machine=dataclasses.replace(cpu, log_every=log_every))
+
+
+def test_labels_distilled_from_nobody_are_an_error(fit):
+    with pytest.raises(ValueError, match="none was given"):
+        fit(labels="distilled")
+
+
+def test_tensorboard_has_what_the_tables_have(fit, cpu):
+    from tensorboard.backend.event_processing import event_accumulator as accumulator
+
+    trained = fit(machine=dataclasses.replace(cpu, tensorboard=True))
+    events = accumulator.EventAccumulator(str(trained.folder))
+    events.Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == [1, 2, 3]
+    assert [event.value for event in events.Scalars("train/loss")] == pytest.approx(losses_of(trained.folder))
+    assert [event.value for event in events.Scalars("epoch/top1")] == pytest.approx([trained.metrics["top1"]])
+
+
+def test_without_tensorboard_the_error_says_what_to_install(fit, cpu, monkeypatch):
+    for name in [name for name in sys.modules if name.startswith("torch.utils.tensorboard")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    with pytest.raises(ImportError, match=r"pip install .relabel-datasets\[tensorboard\]"):
+        fit(machine=dataclasses.replace(cpu, tensorboard=True))

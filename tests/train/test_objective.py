@@ -1,0 +1,129 @@
+"""What a student is told about a batch, against plain formulas."""
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as nnf
+from torchvision.transforms.v2 import functional as F
+
+import relabel_datasets as rd
+from relabel_datasets.annotate.annotator import ModuleAnnotator
+from relabel_datasets.annotate.remake import remake_annotator
+from relabel_datasets.train.classifier import Normalize
+from relabel_datasets.train.loaders import train_loader
+from relabel_datasets.train.objective import Objective, Teacher
+from tests.conftest import ColourNet
+
+CLASSES = ("cat", "dog", "emu")
+MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
+
+
+class Remember(torch.nn.Module):
+    """A student that keeps what it was shown, and always says the same."""
+
+    def forward(self, inputs):
+        self.inputs = inputs
+        return torch.tensor([[2.0, 0.0, -1.0]]).expand(len(inputs), -1)
+
+
+def objective(recipe, **options):
+    return Objective(recipe, CLASSES, Normalize(MEAN, STD, torch.device("cpu")), **options)
+
+
+def batch(count=4):
+    return torch.randint(0, 256, (count, 3, 8, 8), dtype=torch.uint8)
+
+
+def test_images_are_normalised_by_the_students_own_mean_and_std(tiny):
+    student, images = Remember(), batch()
+    objective(tiny).loss(student, images, torch.full((4, 3), 1 / 3))
+    expected = F.normalize(images / 255, MEAN, STD)
+    torch.testing.assert_close(student.inputs, expected, rtol=1e-5, atol=1e-5)
+    assert student.inputs.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(("labels", "smoothing"), [("single", 0.0), ("smoothed", 0.1)])
+def test_the_loss_of_indices_is_torchs_own(tiny, labels, smoothing):
+    targets = torch.tensor([0, 2, 1, 1])
+    student = Remember()
+    loss = objective(tiny.changed(labels=labels)).loss(student, batch(), targets)
+    expected = nnf.cross_entropy(student(batch()), targets, label_smoothing=smoothing)
+    torch.testing.assert_close(loss, expected)
+
+
+def test_the_loss_of_soft_labels_is_torchs_own(tiny):
+    targets = torch.rand(4, 3).softmax(1)
+    student = Remember()
+    loss = objective(tiny).loss(student, batch(), targets)
+    torch.testing.assert_close(loss, nnf.cross_entropy(student(batch()), targets))
+
+
+def test_cutmix_mixes_labels_by_the_area_that_is_mixed(tiny):
+    images = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
+    images[1] = 255
+    targets = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+    mixer = objective(tiny.changed(cutmix=1.0))
+    student = Remember()
+    shares = set()
+    for seed in range(20):
+        np.random.seed(seed)  # noqa: NPY002  timm draws from it
+        loss = mixer.loss(student, images, targets)
+        white = student.inputs[0, 0] > 0
+        share = float(white.float().mean())
+        shares.add(share)
+        mixed = torch.tensor([[1 - share, share, 0.0], [share, 1 - share, 0.0]])
+        torch.testing.assert_close(loss, nnf.cross_entropy(student(images), mixed))
+    assert len(shares) > 3
+    mixer.mixing = False
+    mixer.loss(student, images, targets)
+    assert student.inputs[0].unique().numel() <= 3  # one value a channel
+
+
+def test_erasing_changes_inputs_and_no_labels(tiny):
+    student, images, targets = Remember(), torch.zeros(64, 3, 8, 8, dtype=torch.uint8), torch.rand(64, 3).softmax(1)
+    loss = objective(tiny.changed(random_erasing=0.5)).loss(student, images, targets)
+    erased = sum(int(each.unique().numel() > 3) for each in student.inputs)
+    assert 15 < erased < 50
+    torch.testing.assert_close(loss, nnf.cross_entropy(student(images), targets))
+
+
+def test_the_teachers_answer_is_the_scenes_annotators_on_the_very_crops(scenes, tiny):
+    dataset = rd.load_dataset(scenes, split="train")
+    description = dataset.label_maps.manifest.annotator
+    annotator = remake_annotator(description, checkpoint=scenes / "annotator.safetensors", device="cpu")
+    loader, _ = train_loader(
+        dataset,
+        tiny.changed(labels="distilled"),
+        interpolation="bicubic",
+        rank=0,
+        world_size=1,
+        num_workers=0,
+        window=8,
+    )
+    images, _ = next(iter(loader))
+    targets = Teacher(annotator, dataset.classes)(images)
+    assert not targets.is_inference()
+    squashed = F.resize(images, [128, 128], interpolation=F.InterpolationMode.BICUBIC, antialias=True)
+    expected = torch.stack([annotator(image[None])[0].mean((1, 2)).softmax(0) for image in squashed])
+    torch.testing.assert_close(targets, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_teachers_classes_are_found_by_name_and_compete_alone():
+    annotator = ModuleAnnotator(ColourNet(), 16, classes=CLASSES, name="colours", device="cpu")
+    images = batch()
+    squashed = F.resize(images, [16, 16], interpolation=F.InterpolationMode.BICUBIC, antialias=True)
+    logits = annotator(squashed).mean((2, 3))
+    torch.testing.assert_close(Teacher(annotator, ("emu", "cat"))(images), logits[:, [2, 0]].softmax(1))
+    with pytest.raises(ValueError, match="fox"):
+        Teacher(annotator, ("cat", "fox"))
+    with pytest.raises(ValueError, match="none was given"):
+        Teacher(None, CLASSES)
+
+
+def test_a_distilled_student_is_told_the_teachers_answer(tiny):
+    annotator = ModuleAnnotator(ColourNet(), 16, classes=CLASSES, name="colours", device="cpu")
+    student, images = Remember(), batch()
+    loss = objective(tiny.changed(labels="distilled"), annotator=annotator).loss(
+        student, images, torch.tensor([0, 1, 2, 0])
+    )
+    torch.testing.assert_close(loss, nnf.cross_entropy(student(images), Teacher(annotator, CLASSES)(images)))

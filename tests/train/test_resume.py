@@ -1,0 +1,109 @@
+"""kill -9 in the middle of an epoch: the same command again gives the curves of a run that was not disturbed."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from relabel_datasets.cli import main
+from tests.conftest import ROOT
+from tests.train.tiny import OPTIONS
+
+# Six steps an epoch. The lines of steps.csv are not where checkpoints are, and each has a mean of two losses.
+RUN = (
+    *OPTIONS, "--epochs", "4", "--batch-size", "8", "--cutmix", "1", "--mix-off-epochs", "1", "--ema-decay", "0.9",
+    "--save-every", "1", "--log-every", "2",
+)  # fmt: skip
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def command(scenes, out, *options, ranks=1):
+    launch = ["-m", "relabel_datasets.train"]
+    if ranks > 1:
+        launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", *launch]
+    return [sys.executable, *launch, str(scenes), "--out", str(out), *RUN, *options]
+
+
+def run_to_end(*args, **options):
+    done = subprocess.run(
+        command(*args, **options), capture_output=True, text=True, cwd=ROOT, env=ENVIRONMENT, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def kill_when(scenes, out, pattern, *options, ranks=1):
+    """Start a run and kill all of its processes when it has written a file of this name."""
+    process = subprocess.Popen(
+        command(scenes, out, *options, ranks=ranks), cwd=ROOT, env=ENVIRONMENT, start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    end = time.monotonic() + 240
+    try:
+        while not list(out.glob(pattern)):
+            assert process.poll() is None, "the run was over before it could be killed"
+            assert time.monotonic() < end
+            time.sleep(0.002)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def curves(folder):
+    """Return steps.csv and epochs.csv but for what is time."""
+    found = []
+    for name in ("steps.csv", "epochs.csv"):
+        with (folder / name).open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        found.append([{k: v for k, v in row.items() if k not in ("seconds", "images_per_second")} for row in rows])
+    return found
+
+
+def assert_same_curves(folder, reference):
+    steps, epochs = curves(folder)
+    whole_steps, whole_epochs = curves(reference)
+    assert len(whole_steps) == 4 * 6 // 2
+    assert len(whole_epochs) == 4
+    assert steps == whole_steps
+    assert epochs == whole_epochs
+
+
+def test_a_killed_run_goes_on_as_if_nothing_had_been(scenes, tmp_path, capsys):
+    kill_when(scenes, tmp_path / "killed", "recovery-1-3.pth.tar", "--num-workers", "1")
+    assert len(curves(tmp_path / "killed")[1]) < 4
+    for out in ("killed", "whole"):
+        assert main(["train", str(scenes), "--out", str(tmp_path / out), *RUN, "--num-workers", "0"]) == 0
+    assert_same_curves(tmp_path / "killed", tmp_path / "whole")
+    killed, whole = capsys.readouterr().out.splitlines()
+    assert killed.removeprefix(str(tmp_path / "killed")) == whole.removeprefix(str(tmp_path / "whole"))
+    assert "top1" in whole
+
+
+@pytest.mark.slow
+def test_kills_at_several_places_of_one_run(scenes, tmp_path):
+    for pattern in (
+        "recovery-0-1.*",
+        "recovery-0-6.*",
+        "checkpoint-0.*",
+        "recovery-1-2.*",
+        "recovery-2-5.*",
+        "recovery-3-1.*",
+    ):
+        kill_when(scenes, tmp_path / "killed", pattern, "--num-workers", "1")
+    run_to_end(scenes, tmp_path / "killed", "--num-workers", "2")
+    run_to_end(scenes, tmp_path / "whole", "--num-workers", "0")
+    assert_same_curves(tmp_path / "killed", tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_two_ranks_that_are_killed_go_on_as_if_nothing_had_been(scenes, tmp_path):
+    for pattern in ("recovery-0-3.*", "recovery-1-4.*", "recovery-3-1.*"):
+        kill_when(scenes, tmp_path / "killed", pattern, "--num-workers", "1", ranks=2)
+    printed = run_to_end(scenes, tmp_path / "killed", "--num-workers", "0", ranks=2)
+    run_to_end(scenes, tmp_path / "whole", "--num-workers", "0", ranks=2)
+    assert_same_curves(tmp_path / "killed", tmp_path / "whole")
+    assert len(printed.splitlines()) == 1  # of rank 0 alone
