@@ -1,0 +1,77 @@
+"""Students side by side: each is trained once, and the table has all seeds."""
+
+import json
+import re
+import statistics
+
+import pytest
+
+import relabel_datasets as rd
+from relabel_datasets.cli import main
+from relabel_datasets.train import compare as module
+from relabel_datasets.train.compare import Comparison, Student, compare, score_label_maps
+from tests.train.tiny import OPTIONS
+
+
+def test_the_command_scores_maps_trains_students_and_uses_results_again(scenes, tmp_path, capsys, monkeypatch):
+    command = [
+        "compare", str(scenes), "--presets", "single-label", "relabel", "distillation", "--seeds", "2", "--out",
+        str(tmp_path / "runs"), *OPTIONS, "--epochs", "1", "--mix-off-epochs", "0", "--batch-size", "24", "--num-workers", "0",
+        "--checkpoint", str(scenes / "annotator.safetensors"), "--annotator-size", "32",
+    ]  # fmt: skip
+    assert main(command) == 0
+    printed = capsys.readouterr().out
+    table = (tmp_path / "runs" / "table.md").read_text()
+    assert printed.endswith(table)
+    rows = [line.split(" | ")[0].removeprefix("| ") for line in table.splitlines()[2:]]
+    assert rows == ["single-label", "relabel, resnet10t", "distillation"]
+    results = json.loads((tmp_path / "runs" / "results.json").read_text())
+    for name in rows:
+        top1 = [100 * run["top1"] for run in results["metrics"][name]]
+        assert len(top1) == 2
+        assert f"| {name} | {statistics.mean(top1):.1f} ± {statistics.stdev(top1):.1f} | " in table
+        assert all(seconds > 0 for seconds in results["seconds_per_epoch"][name])
+    monkeypatch.setattr(module, "train_student", lambda *args, **options: pytest.fail("trained again"))
+    assert main(command) == 0
+    assert capsys.readouterr().out == printed
+    with pytest.raises(pytest.fail.Exception, match="trained again"):  # another recipe is another student
+        main([*command, "--learning-rate", "0.2"])
+
+
+def test_without_presets_label_maps_are_only_scored(scenes, capsys):
+    assert main(["compare", str(scenes), "--split", "validation"]) == 0
+    label_maps = rd.LabelMaps(scenes, split="validation")
+    right = [
+        int(label_map.dense().mean((1, 2)).argmax()) == label_map.label
+        for label_map in map(label_maps.at, range(len(label_maps)))
+    ]
+    scores = score_label_maps(label_maps)
+    assert scores["top1"] == pytest.approx(sum(right) / len(right))
+    assert re.search(
+        rf"\| resnet10t \| {100 * scores['top1']:.1f} \| {scores['ece']:.3f} \|\n$", capsys.readouterr().out
+    )
+
+
+def test_many_label_maps_are_scored_by_those_that_lie_evenly(scenes, monkeypatch):
+    label_maps = rd.LabelMaps(scenes, split="train")
+    monkeypatch.setattr(module, "_MOST", 5)
+    rows = [0, 11, 23, 35, 47]
+    right = [int(label_maps.at(row).dense().mean((1, 2)).argmax()) == label_maps.at(row).label for row in rows]
+    assert score_label_maps(label_maps)["top1"] == pytest.approx(sum(right) / 5)
+
+
+def test_a_table_of_one_seed_has_no_deviation():
+    table = Comparison({"a": [{"top1": 0.5}], "b": [{"top1": 0.75}]}, {"a": [2.0], "b": [3.0]}).to_markdown()
+    assert table.splitlines()[2:] == ["| a | 50.0 | 2.0 | 1.00 |", "| b | 75.0 | 3.0 | 1.50 |"]
+
+
+def test_rows_need_names_of_their_own_and_seeds(tiny, tmp_path):
+    student = Student("a", tiny, lambda: pytest.fail("loaded"))
+    for students, seeds in (([student, student], 1), ([], 1), ([student], 0)):
+        with pytest.raises(ValueError, match="at least one seed, and students of different names"):
+            compare(students, tmp_path, seeds=seeds)
+
+
+def test_students_without_a_folder_are_an_error(scenes, capsys):
+    assert main(["compare", str(scenes), "--presets", "relabel"]) == 1
+    assert "give --out" in capsys.readouterr().err
