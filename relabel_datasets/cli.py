@@ -22,6 +22,8 @@ from .train.evaluate_command import add_evaluate
 if TYPE_CHECKING:
     from .annotate.engines import Engine
 
+_RESUMED = ("build", "compare", "demo", "publish", "train")  # after Ctrl-C
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code: 0, 1 for an error that the user can mend or bad data, 130 after Ctrl-C."""
@@ -36,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"relabel {args.command}: {error}\n")
         return 1
     except KeyboardInterrupt:
-        what_next = "" if args.command in ("evaluate", "import", "verify") else "; the same command goes on from here"
+        what_next = "; the same command goes on from here" if args.command in _RESUMED else ""
         sys.stderr.write(f"\nrelabel {args.command}: stopped{what_next}\n")
         return 130  # as shells have it for Ctrl-C
 

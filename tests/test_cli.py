@@ -114,14 +114,17 @@ def test_verify_of_nothing_is_one_message_and_exit_code_1(dataset_folder, argume
     assert captured.out == ""
 
 
-@pytest.mark.parametrize(("command", "goes_on"), [("build", True), ("demo", True), ("verify", False)])
+@pytest.mark.parametrize(
+    ("command", "goes_on"), [("build", True), ("demo", True), ("verify", False), ("analyze", False)]
+)
 def test_ctrl_c_says_whether_the_command_goes_on_later(command, goes_on, capsys, monkeypatch):
     def stop(args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(f"relabel_datasets.cli._{command}", stop)
-    arguments = {"build": ["images", "out", "--annotator", "any"], "demo": [], "verify": ["path"]}[command]
-    assert main([command, *arguments]) == 130
+    module = "report.analyze_command" if command == "analyze" else "cli"
+    monkeypatch.setattr(f"relabel_datasets.{module}._{command}", stop)
+    arguments = {"build": ["images", "out", "--annotator", "any"], "verify": ["path"]}
+    assert main([command, *arguments.get(command, [])]) == 130
     assert ("goes on from here" in capsys.readouterr().err) is goes_on
 
 
