@@ -114,16 +114,19 @@ def test_sigkill_loses_only_the_shard_in_work(tmp_path, image_folder, annotator)
     script = f"""
 import time, torch, relabel_datasets as rd
 from tests.annotate.test_build import annotator_of, ColourNet
-class Slow(ColourNet):
+class Stops(ColourNet):
+    batches = -1  # the first is the one by which the annotator learns the size of its maps
     def forward(self, images):
-        time.sleep(0.1)
+        self.batches += 1
+        if self.batches == 6:  # in the third shard
+            time.sleep(1000)
         return super().forward(images)
-rd.build(rd.ImageFolderSource({str(image_folder)!r}), {str(tmp_path / "data")!r}, annotator_of(Slow()), shard_size=4,
+rd.build(rd.ImageFolderSource({str(image_folder)!r}), {str(tmp_path / "data")!r}, annotator_of(Stops()), shard_size=4,
          settings=rd.Settings(batch_size=2), progress=False)
 """
     folder = tmp_path / "data" / "colours"
     process = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not (folder / ".build-train" / "train-00001-of-00004.tar.json").exists():
         assert process.poll() is None
         assert time.monotonic() < deadline
