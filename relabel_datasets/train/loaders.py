@@ -42,7 +42,7 @@ def train_loader(
     recipe: Recipe,
     *,
     interpolation: str,
-    grid: tuple[int, int] | None,
+    grid: tuple[int, int] | None = None,
     rank: int,
     world_size: int,
     num_workers: int,
