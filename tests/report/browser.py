@@ -51,7 +51,7 @@ class Report:
     def check_silence(self) -> None:
         """Assert that no script failed, none but ours ran, and nothing was asked of any server."""
         assert self.said == []
-        assert [url for url in self.requests if not url.startswith("data:image/jpeg;base64,")] == [self._path.as_uri()]
+        assert {url for url in self.requests if not url.startswith("data:image/jpeg;base64,")} == {self._path.as_uri()}
         assert self.page.evaluate("'hacked' in window") is False
 
     @property

@@ -243,6 +243,23 @@ def test_filters_let_through_what_they_say(open_report, report_paths):
     check(lambda row: False)
 
 
+TWICE = """
+window.IntersectionObserver = class extends IntersectionObserver {
+  constructor(callback, options) { super((entries) => callback([...entries, ...entries]), options); }
+};
+"""
+
+
+def test_thumbnails_are_drawn_once_also_when_scrolled_in_and_out_and_in(open_report):
+    page = open_report().page
+    page.add_init_script(TWICE)  # browsers then report an element several times at once, when they are busy
+    page.reload()
+    page.wait_for_selector("#gallery img")
+    counts = page.evaluate("[...document.querySelectorAll('.thumbnail')].map((each) => each.children.length)")
+    assert set(counts) <= {0, 1}
+    assert counts[0] == 1
+
+
 def test_a_list_of_many_samples_draws_those_in_view(open_report, tmp_path):
     count = 400
     build_many(tmp_path / "many", count)
@@ -258,7 +275,6 @@ def test_a_list_of_many_samples_draws_those_in_view(open_report, tmp_path):
     assert report.key == last.get_attribute("title") == rd.LabelMaps(tmp_path / "many").index.key(count - 1)
     last.locator("img").wait_for()
     assert page.locator("#gallery img").count() < count / 2
-    assert "1 of 400" not in page.locator("#count").text_content()
 
 
 @pytest.mark.parametrize("config", ["heatmaps", "topk", "maps"])

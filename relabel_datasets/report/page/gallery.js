@@ -17,8 +17,9 @@ function makeGallery(samples, draw, onSelect) {
 
   const inView = new IntersectionObserver(
     (entries) => {
-      for (const { isIntersecting, target } of entries) {
-        if (!isIntersecting) continue;
+      // An element that was scrolled in, out and in again has several entries.
+      const arrived = new Set(entries.filter(({ isIntersecting }) => isIntersecting).map(({ target }) => target));
+      for (const target of arrived) {
         inView.unobserve(target);
         draw(Number(target.dataset.number), target);
         if (target === list.lastElementChild) grow();
