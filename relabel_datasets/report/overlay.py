@@ -213,6 +213,12 @@ def spread(dataset: RelabelDataset, count: int) -> list[int]:
     return places
 
 
+def check_whole(dataset: RelabelDataset) -> None:
+    """Raise ValueError if the samples of a dataset are not whole images."""
+    if dataset.transforms is not None:
+        raise ValueError("figures need whole images: load the dataset without transforms")
+
+
 def figures(
     dataset: RelabelDataset, indices: Sequence[int], heatmaps_of: Sequence[int] | None = None
 ) -> Iterator[tuple[str, Image.Image]]:
@@ -221,8 +227,7 @@ def figures(
     Raises:
         ValueError: the dataset transforms its samples.
     """
-    if dataset.transforms is not None:
-        raise ValueError("figures need whole images: load the dataset without transforms")
+    check_whole(dataset)
     names = legible_names(dataset.classes)
     for index in indices:
         image, label_map = dataset[index]

@@ -15,7 +15,7 @@ from ..data.datasets import RelabelDataset
 from ..data.manifest import write_atomically
 from ..labels.transforms import LabelPooling
 from .names import legible_names
-from .overlay import figures, regions, spread, strongest
+from .overlay import check_whole, figures, regions, spread, strongest
 from .tiles import CLASS_COLORS, OTHER_COLOR, Line, heading, one_below_the_other, side_by_side, tile
 
 _PAIRS_A_ROW = 3
@@ -56,6 +56,7 @@ def draw_pictures(
     """
     if count < 1 or (num_samples is not None and num_samples < 1):
         raise ValueError(f"count and num_samples must be at least 1, got {count} and {num_samples}")
+    check_whole(dataset)
     heatmaps_of = [_find_class(name, dataset.classes) for name in classes] or None
     indices = _find(dataset, keys) if keys else spread(dataset, count)
     folder.mkdir(parents=True, exist_ok=True)

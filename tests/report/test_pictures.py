@@ -180,6 +180,13 @@ def test_what_cannot_be_drawn_is_told_of_before_anything_is_written(dataset, tmp
     assert not (tmp_path / "pictures").exists()
 
 
+def test_datasets_that_transform_their_samples_are_refused(folder, tmp_path):
+    dataset = rd.load_dataset(folder, "colours", "train", transforms=rd.LabelPooling())
+    with pytest.raises(ValueError, match="without transforms"):
+        draw_pictures(dataset, tmp_path / "pictures", progress=False)
+    assert not (tmp_path / "pictures").exists()
+
+
 def test_images_that_have_been_left_out_are_not_on_sheets(folder, images, tmp_path):
     for place, path in enumerate(sorted(images.rglob("*.png"))):
         if place % 2:
