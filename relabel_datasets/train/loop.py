@@ -185,9 +185,11 @@ class _Run:
             loss = self._train_epoch(epoch, start if epoch == start["epoch"] else BEGINNING)
             metrics = self._validate()
             if self.rank == 0:
+                self._log_epoch(
+                    epoch, loss, metrics
+                )  # before: a line that is too much is dropped, one that lacks is lost
                 self.checkpoints.save_epoch(epoch, metrics.get("top1"), self.seconds)
                 self.checkpoints.drop_steps()
-                self._log_epoch(epoch, loss, metrics)
         if self.rank == 0 and self._board is not None:
             self._board.close()
         if not metrics:  # the run was over before

@@ -181,3 +181,16 @@ def test_without_tensorboard_the_error_says_what_to_install(fit, cpu, monkeypatc
     monkeypatch.setitem(sys.modules, "tensorboard", None)
     with pytest.raises(ImportError, match=r"pip install .relabel-datasets\[tensorboard\]"):
         fit(machine=dataclasses.replace(cpu, tensorboard=True))
+
+
+@pytest.mark.parametrize("moment", ["save_epoch", "drop_steps"])
+def test_a_run_that_dies_as_it_ends_an_epoch_loses_no_line(fit, cpu, monkeypatch, moment):
+    machine = dataclasses.replace(cpu, save_every=1)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(loop.Checkpoints, moment, lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+        fit("killed", epochs=2, machine=machine)
+    killed, whole = fit("killed", epochs=2, machine=machine), fit("whole", epochs=2, machine=machine)
+    for name, time in (("steps.csv", "images_per_second"), ("epochs.csv", "seconds")):
+        rows = [[{**row, time: ""} for row in rows_of(run.folder / name)] for run in (killed, whole)]
+        assert rows[0] == rows[1]
+    assert len(rows_of(whole.folder / "epochs.csv")) == 2

@@ -36,15 +36,20 @@ def run_to_end(*args, **options):
     return done.stdout
 
 
-def kill_when(scenes, out, pattern, *options, ranks=1):
-    """Start a run and kill all of its processes when it has written a file of this name."""
+def places(folder):
+    """Return (epoch, step) of the states within epochs."""
+    return [tuple(map(int, path.name.split(".")[0].split("-")[1:])) for path in folder.glob("recovery-*.pth.tar")]
+
+
+def kill_when(scenes, out, place, *options, ranks=1):
+    """Start a run and kill all of its processes when it has written its state at this (epoch, step), or a later one."""
     process = subprocess.Popen(
         command(scenes, out, *options, ranks=ranks), cwd=ROOT, env=ENVIRONMENT, start_new_session=True,
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     end = time.monotonic() + 240
     try:
-        while not list(out.glob(pattern)):
+        while max(places(out), default=(0, 0)) < place:
             assert process.poll() is None, "the run was over before it could be killed"
             assert time.monotonic() < end
             time.sleep(0.002)
@@ -73,7 +78,7 @@ def assert_same_curves(folder, reference):
 
 
 def test_a_killed_run_goes_on_as_if_nothing_had_been(scenes, tmp_path, capsys):
-    kill_when(scenes, tmp_path / "killed", "recovery-1-3.pth.tar", "--num-workers", "1")
+    kill_when(scenes, tmp_path / "killed", (1, 3), "--num-workers", "1")
     assert len(curves(tmp_path / "killed")[1]) < 4
     for out in ("killed", "whole"):
         assert main(["train", str(scenes), "--out", str(tmp_path / out), *RUN, "--num-workers", "0"]) == 0
@@ -85,15 +90,8 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(scenes, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_kills_at_several_places_of_one_run(scenes, tmp_path):
-    for pattern in (
-        "recovery-0-1.*",
-        "recovery-0-6.*",
-        "checkpoint-0.*",
-        "recovery-1-2.*",
-        "recovery-2-5.*",
-        "recovery-3-1.*",
-    ):
-        kill_when(scenes, tmp_path / "killed", pattern, "--num-workers", "1")
+    for place in ((0, 1), (0, 6), (1, 2), (2, 5), (3, 1)):
+        kill_when(scenes, tmp_path / "killed", place, "--num-workers", "1")
     run_to_end(scenes, tmp_path / "killed", "--num-workers", "2")
     run_to_end(scenes, tmp_path / "whole", "--num-workers", "0")
     assert_same_curves(tmp_path / "killed", tmp_path / "whole")
@@ -101,8 +99,8 @@ def test_kills_at_several_places_of_one_run(scenes, tmp_path):
 
 @pytest.mark.slow
 def test_two_ranks_that_are_killed_go_on_as_if_nothing_had_been(scenes, tmp_path):
-    for pattern in ("recovery-0-3.*", "recovery-1-4.*", "recovery-3-1.*"):
-        kill_when(scenes, tmp_path / "killed", pattern, "--num-workers", "1", ranks=2)
+    for place in ((0, 3), (1, 4), (3, 1)):
+        kill_when(scenes, tmp_path / "killed", place, "--num-workers", "1", ranks=2)
     printed = run_to_end(scenes, tmp_path / "killed", "--num-workers", "0", ranks=2)
     run_to_end(scenes, tmp_path / "whole", "--num-workers", "0", ranks=2)
     assert_same_curves(tmp_path / "killed", tmp_path / "whole")
