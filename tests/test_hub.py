@@ -346,7 +346,7 @@ class TestFailing:
         ("GET", "/refs"), ("POST", "/tag/"), ("PUT", ""),
     )  # fmt: skip
 
-    @pytest.mark.parametrize("kind", ["503", slow("429"), slow("drop"), "lost"])
+    @pytest.mark.parametrize("kind", [slow("503"), slow("429"), slow("drop"), "lost"])
     @pytest.mark.parametrize(("method", "path"), PLACES)
     def test_one_failure_is_survived(self, local_hub, folder, method, path, kind):
         if path == "/tag/":  # ends with the commit
@@ -378,7 +378,7 @@ class TestFailing:
         assert_holds(local_hub, folder)
         assert local_hub.uploads == uploads
 
-    @pytest.mark.parametrize("after", [slow(0), slow(1), 4, slow(8), "commit", slow("tag")])
+    @pytest.mark.parametrize("after", [slow(0), slow(1), slow(4), slow(8), "commit", slow("tag")])
     def test_killed_at_any_moment(self, local_hub, folder, after, tmp_path):
         if isinstance(after, int):
             local_hub.fail("stall", "", method="PUT", after=after, times=None)

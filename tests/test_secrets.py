@@ -79,7 +79,7 @@ def assert_kept(hub: LocalHub, home: Path, output: str, token: str = TOKEN) -> N
     assert all(token not in request.path for request in hub.requests)
 
 
-@pytest.mark.parametrize("as_argument", [True, False])
+@pytest.mark.parametrize("as_argument", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_where_all_goes_well(hub, dataset_folder, tmp_path, as_argument):
     finished = run(dataset_folder, tmp_path / "home", as_argument=as_argument)
     assert finished.returncode == 0, finished.stderr
@@ -110,7 +110,7 @@ def test_where_something_fails_for_ever(hub, dataset_folder, tmp_path, kind, met
     assert_kept(hub, tmp_path / "home", finished.stdout + finished.stderr)
 
 
-@pytest.mark.parametrize("as_argument", [True, False])
+@pytest.mark.parametrize("as_argument", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_where_the_token_is_not_valid(hub, dataset_folder, tmp_path, as_argument):
     token = "hf_thatNobodyHas"
     finished = run(dataset_folder, tmp_path / "home", token=token, as_argument=as_argument)

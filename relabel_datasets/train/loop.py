@@ -76,7 +76,7 @@ def train_student(
         dataset: to learn from; it takes the recipe's transforms.
         out: folder of the run.
         recipe: how to train.
-        validation: to validate on after each epoch.
+        validation: to validate on, by default after each epoch.
         annotator: answers to each crop where the recipe distils.
         machine: how the machine is used.
 
@@ -183,7 +183,8 @@ class _Run:
         metrics: dict[str, float] = {}
         for epoch in range(start["epoch"], self.recipe.epochs):
             loss = self._train_epoch(epoch, start if epoch == start["epoch"] else BEGINNING)
-            metrics = self._validate()
+            is_due = epoch + 1 == self.recipe.epochs or (epoch + 1) % self.machine.validate_every == 0
+            metrics = self._validate() if is_due else {}
             if self.rank == 0:
                 self._log_epoch(
                     epoch, loss, metrics

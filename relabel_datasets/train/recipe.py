@@ -155,9 +155,13 @@ class Machine:
         compile: run the student through torch.compile.
         window: shards that are mixed at a time, see `RelabelStream`; None mixes all.
         save_every: steps between checkpoints within an epoch; 0: at the ends of epochs alone.
+        validate_every: epochs between validations; the last epoch is always validated. At least 1.
         log_every: steps between lines of `steps.csv`, each the mean loss since the last; at least 1.
         tensorboard: whether to log for TensorBoard, too.
         progress: whether to show a progress bar on stderr.
+
+    Raises:
+        ValueError: a number of steps or epochs is out of range.
     """
 
     device: str | None = None
@@ -166,9 +170,15 @@ class Machine:
     compile: bool = False
     window: int | None = 8
     save_every: int = 1000
+    validate_every: int = 1
     log_every: int = 50
     tensorboard: bool = False
     progress: bool = True
+
+    def __post_init__(self) -> None:
+        for name, least in (("save_every", 0), ("validate_every", 1), ("log_every", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
 
 
 # ReLabel: Yun et al., 2021, section 4.1. Tokens: Jiang et al., "All Tokens Matter", 2021, section 4.1 (LV-ViT's settings on DeiT-S).

@@ -40,16 +40,21 @@ def timm_model(args: argparse.Namespace, annotator: rd.TimmAnnotator) -> torch.n
 
 
 def bare_images_per_second(
-    model: torch.nn.Module, size: tuple[int, int], batch_size: int, rounds: int, device: torch.device
+    model: torch.nn.Module, annotator: rd.TimmAnnotator, batch_size: int, rounds: int = 5
 ) -> float:
-    """Return the median rate of the model's forward pass on normalised random batches."""
-    images = torch.randn(batch_size, 3, *size, device=device).contiguous(memory_format=torch.channels_last)
+    """Return the median rate of the model's forward pass on normalised random batches, in the annotator's precision."""
+    device = annotator.device
+    images = torch.randn(batch_size, 3, *annotator.input_size, device=device)
+    images = images.contiguous(memory_format=torch.channels_last)
+    dtype, batches = getattr(torch, annotator.dtype), 4 if device.type == "cuda" else 1  # a GPU's queue stays full
     rates = []
-    with torch.inference_mode():
+    with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
         for _ in range(rounds + 1):
             start = time.perf_counter()
-            model(images).cpu()
-            rates.append(batch_size / (time.perf_counter() - start))
+            for _ in range(batches):
+                logits = model(images)
+            logits.cpu()
+            rates.append(batches * batch_size / (time.perf_counter() - start))
     return statistics.median(rates[1:])
 
 
@@ -85,7 +90,7 @@ def stage_times() -> Iterator[Counter[str]]:
 
 
 def deviations(
-    dataset: rd.RelabelDataset, annotator: rd.TimmAnnotator, model: torch.nn.Module
+    dataset: rd.RelabelDataset, annotator: rd.TimmAnnotator, model: torch.nn.Module, count: int
 ) -> tuple[float, float, float]:
     """Return the mean and largest distance of maps' means from the model's own logits, and the mean quantisation step."""
     rows = match_classes(annotator.classes, dataset.classes, num_classes=annotator.num_classes)
@@ -93,8 +98,8 @@ def deviations(
         torch.tensor(values, device=annotator.device)[:, None, None] for values in (annotator.mean, annotator.std)
     )
     distances, steps = [], []
-    for start in range(0, len(dataset), 32):
-        samples = [dataset[i] for i in range(start, min(start + 32, len(dataset)))]
+    for start in range(0, count, 32):
+        samples = [dataset[i] for i in range(start, min(start + 32, count))]
         pixels = torch.stack([annotator.preprocess(image) for image, _ in samples]).to(annotator.device)
         with torch.inference_mode():
             logits = model((pixels / 255 - mean) / std)[:, rows].cpu()
@@ -112,11 +117,12 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--threads", type=int, default=4)
     parser.add_argument("--all-classes", action="store_true")
+    parser.add_argument("--check", type=int, help="images whose maps are compared with the model (default: all)")
     add_annotator_arguments(parser)
     args = parser.parse_args()
     annotator = annotator_from(args)
     model = timm_model(args, annotator)
-    rates = [bare_images_per_second(model, annotator.input_size, args.batch_size, 5, annotator.device)]
+    rates = [bare_images_per_second(model, annotator, args.batch_size)]
     source = rd.ImageFolderSource(args.images)
     with tempfile.TemporaryDirectory() as folder:
         out = args.out or Path(folder)
@@ -126,11 +132,12 @@ def main() -> None:
             manifest = rd.build(source, out, annotator, settings=settings, all_classes=args.all_classes)
         built = len(source.keys) / (time.perf_counter() - start)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        rates.append(bare_images_per_second(model, annotator.input_size, args.batch_size, 5, annotator.device))
+        rates.append(bare_images_per_second(model, annotator, args.batch_size))
         dataset = rd.load_dataset(out, manifest.config, "train")
         split = manifest.splits["train"]
         map_bytes = dataset.label_maps.index.mean_size("map")
-        mean, largest, step = deviations(dataset, annotator, model)
+        count = min(len(dataset), args.check or len(dataset))
+        mean, largest, step = deviations(dataset, annotator, model, count)
     bare = statistics.mean(rates)
     print("| | |\n| --- | --- |")
     print(f"| images, skipped | {split.num_samples}, {len(split.skipped)} |")
@@ -142,7 +149,7 @@ def main() -> None:
     print(f"| shards, images inside | {sum(split.shard_bytes) / split.num_samples:.0f} bytes an image |")
     print(f"| peak memory of the process | {peak:.2f} GiB |")
     print(
-        f"| mean of map - model's own logits | {mean:.4f} on average, {largest:.4f} at most, over all classes and images |"
+        f"| mean of map - model's own logits | {mean:.4f} on average, {largest:.4f} at most, over all classes and {count} images |"
     )
     print(f"| a step of the 4-bit quantisation | {step:.4f} on average |")
     print("\n| stage | s for 1000 images |\n| --- | --- |")

@@ -107,7 +107,10 @@ def test_a_stream_resumes_at_every_sample_twice_in_a_row(folder):
 
 
 @pytest.mark.parametrize("kind", ["stream", "sampler"])
-@pytest.mark.parametrize(("before", "after", "batch_size"), [(0, 0, 1), (0, 0, 4), (2, 2, 4), (2, 3, 4), (3, 0, 4)])
+@pytest.mark.parametrize(
+    ("before", "after", "batch_size"),
+    [(0, 0, 1), (0, 0, 4), (2, 3, 4), *(pytest.param(*case, marks=pytest.mark.slow) for case in [(2, 2, 4), (3, 0, 4)])],
+)
 def test_a_loader_resumes_at_every_batch_with_other_workers(folder, kind, before, after, batch_size):
     def loader(num_workers):
         if kind == "stream":
@@ -154,7 +157,9 @@ def test_a_loader_resumes_on_other_ranks(folder, before, after):
         assert sorted(seen) == list(range(NUM_SAMPLES))
 
 
-@pytest.mark.parametrize(("num_workers", "batch_size"), [(0, 1), (0, 3), (2, 3), (3, 1)])
+@pytest.mark.parametrize(
+    ("num_workers", "batch_size"), [(0, 1), (0, 3), (2, 3), pytest.param(3, 1, marks=pytest.mark.slow)]
+)
 def test_torchdatas_loader_resumes_at_every_batch(folder, num_workers, batch_size):
     def loader(streamed_batch=batch_size):
         stream = stream_of(folder, batch_size=streamed_batch)
@@ -192,7 +197,7 @@ def test_torchdatas_loader_of_another_batch_size_resumes_with_the_same_workers_o
         stream_of(folder).load_state_dict(first.state_dict())
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_torchdatas_loader_resumes_a_sampler(folder, num_workers):
     dataset = rd.load_dataset(folder, split="train", transforms=number_of)
 
@@ -233,6 +238,7 @@ def test_a_resumed_epoch_is_not_taken_for_a_whole_one(folder):
     assert len(numbers(loader)) == NUM_SAMPLES
 
 
+@pytest.mark.slow  # torch waits for its workers
 def test_a_state_that_persistent_workers_cannot_see_is_refused(folder):
     stream = stream_of(folder)
     loader = DataLoader(stream, 2, num_workers=2, persistent_workers=True)

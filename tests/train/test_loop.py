@@ -159,6 +159,23 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_kept(fit, cpu, log
         fit(learning_rate=1e30, machine=dataclasses.replace(cpu, log_every=log_every))
 
 
+def test_epochs_between_validations_are_trained_alone(fit, cpu):
+    machine = dataclasses.replace(cpu, validate_every=2)
+    trained = fit(epochs=5, machine=machine)
+    assert [bool(row["top1"]) for row in rows_of(trained.folder / "epochs.csv")] == [False, True, False, True, True]
+    every = fit("every", epochs=5)
+    assert losses_of(trained.folder) == losses_of(every.folder)
+    assert trained.metrics == every.metrics
+    best = max(float(row["top1"]) for row in rows_of(trained.folder / "epochs.csv") if row["top1"])
+    assert trained.best == pytest.approx(best)
+
+
+@pytest.mark.parametrize("values", [{"save_every": -1}, {"validate_every": 0}, {"log_every": 0}])
+def test_a_machine_of_impossible_numbers_is_refused(values):
+    with pytest.raises(ValueError, match=f"{next(iter(values))} must be at least"):
+        rd.Machine(**values)
+
+
 def test_labels_distilled_from_nobody_are_an_error(fit):
     with pytest.raises(ValueError, match="none was given"):
         fit(labels="distilled")
