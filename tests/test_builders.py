@@ -30,7 +30,9 @@ def checkpoint(tmp_path):
     return tmp_path / "weights.safetensors"
 
 
-@pytest.mark.parametrize(("name", "images_inside"), [("imagenet", False), pytest.param("imagenette", True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("name", "images_inside"), [("imagenet", False), pytest.param("imagenette", True, marks=pytest.mark.slow)]
+)
 def test_a_builder_makes_the_dataset_that_its_name_loads(
     name, images_inside, imagenet, checkpoint, tmp_path, monkeypatch
 ):

@@ -109,7 +109,12 @@ def test_a_stream_resumes_at_every_sample_twice_in_a_row(folder):
 @pytest.mark.parametrize("kind", ["stream", "sampler"])
 @pytest.mark.parametrize(
     ("before", "after", "batch_size"),
-    [(0, 0, 1), (0, 0, 4), (2, 3, 4), *(pytest.param(*case, marks=pytest.mark.slow) for case in [(2, 2, 4), (3, 0, 4)])],
+    [
+        (0, 0, 1),
+        (0, 0, 4),
+        (2, 3, 4),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in [(2, 2, 4), (3, 0, 4)]),
+    ],
 )
 def test_a_loader_resumes_at_every_batch_with_other_workers(folder, kind, before, after, batch_size):
     def loader(num_workers):
