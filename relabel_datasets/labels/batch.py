@@ -1,6 +1,7 @@
 """Label maps of a batch as one value: collated in the loader's workers, pooled at once on the training device.
 
-A soft label of ImageNet-21k takes 87 KB, its label map a few: with so many classes it is the map that should travel.
+A soft label of ImageNet-21k takes 87 KB, its label map 20: with so many classes it is the map that should travel. For
+that the base of all classes stays packed until it is on the device.
 Shapes as in `pooling`: B images, K logits stored at each of H x W locations, C classes.
 """
 
@@ -15,6 +16,7 @@ from torch import Tensor
 from torch.utils.data._utils.collate import collate as torch_collate
 from torch.utils.data._utils.collate import default_collate_fn_map
 
+from .codec import PackedBases
 from .label_map import LabelMap, View
 from .pooling import pool_views
 
@@ -26,7 +28,7 @@ class LabelMapBatch:
     Attributes:
         logits: `[B, K, H, W]` stored logits.
         classes: `[B, K, H, W]` or `[B, K, 1, 1]` their classes.
-        base: `[B, C]` logits of the classes that are not stored, or None for 0.
+        base: `[B, C]` logits of the classes that are not stored, as floats or packed as maps store them; None for 0.
         num_classes: C.
         views: B views.
         labels: original class index of each image, B, or None where it has none.
@@ -34,7 +36,7 @@ class LabelMapBatch:
 
     logits: Tensor
     classes: Tensor
-    base: Tensor | None
+    base: Tensor | PackedBases | None
     num_classes: int
     views: tuple[View, ...]
     labels: tuple[int | None, ...]
@@ -55,11 +57,10 @@ class LabelMapBatch:
                     f"label maps of one batch must be of one kind, but {first.key!r} has {_described(first)}, and "
                     f"{other.key!r} has {_described(other)}: batch the samples of each config by themselves"
                 )
-        base = None if first.base is None else torch.stack([each.base for each in label_maps])  # type: ignore[misc]
         return cls(
             torch.stack([each.logits for each in label_maps]),
             torch.stack([each.classes for each in label_maps]),
-            base,
+            _bases(label_maps),
             first.num_classes,
             tuple(each.view for each in label_maps),
             tuple(each.label for each in label_maps),
@@ -78,13 +79,18 @@ class LabelMapBatch:
 
     def pool(self, output_size: int | Sequence[int] = 1, temperature: float = 1.0) -> Tensor:
         """Return the soft labels `[B, C]`, or `[B, C, h, w]`, that `LabelPooling` gives one by one, see there."""
+        base = self.base
+        if isinstance(base, PackedBases):
+            base = base.dense(self.classes.flatten(1))
         return pool_views(
-            self.logits, self.classes, self.views, num_classes=self.num_classes, base=self.base, output_size=output_size,
+            self.logits, self.classes, self.views, num_classes=self.num_classes, base=base, output_size=output_size,
             temperature=temperature,
         )  # fmt: skip
 
     def _changed(self, change: Callable[[Tensor], Tensor]) -> LabelMapBatch:
-        base = None if self.base is None else change(self.base)
+        base = self.base
+        if base is not None:
+            base = base.changed(change) if isinstance(base, PackedBases) else change(base)
         return replace(self, logits=change(self.logits), classes=change(self.classes), base=base)
 
 
@@ -110,6 +116,14 @@ def collate(samples: list[Any]) -> Any:
 
 def _collate_label_maps(label_maps: Sequence[LabelMap], *, collate_fn_map: Any = None) -> LabelMapBatch:
     return LabelMapBatch.of(label_maps)
+
+
+def _bases(label_maps: Sequence[LabelMap]) -> Tensor | PackedBases | None:
+    packed = [each for each in (label_map.packed_base for label_map in label_maps) if each is not None]
+    if len(packed) == len(label_maps) and len({base.levels.shape for base in packed}) == 1:
+        return PackedBases.of(packed)
+    dense = [each for each in (label_map.base for label_map in label_maps) if each is not None]
+    return torch.stack(dense) if dense else None
 
 
 def _kind(label_map: LabelMap) -> tuple[Any, ...]:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -44,12 +45,70 @@ class LabelMapError(ValueError):
     """Bytes that are not a valid label map."""
 
 
+class PackedBase(NamedTuple):
+    """The base of one map as it is stored: an eighth of what its float32 values take.
+
+    Attributes:
+        levels: uint8 `[C]`, or `[ceil(C/2)]` of 4 bits.
+        low: value of level 0.
+        step: between levels.
+        means: `[K]`, the base of the classes that have a heatmap.
+        num_classes: C.
+    """
+
+    levels: Array
+    low: np.float32
+    step: np.float32
+    means: Array
+    num_classes: int
+
+    def dense(self, classes: Array) -> Array:
+        """Return the base `[C]` in float32; `classes` `[K]` have the heatmaps."""
+        base: Array = (
+            _levels(self.levels, self.num_classes, 8 if len(self.levels) == self.num_classes else 4) * self.step
+        )
+        base += self.low
+        base[classes] = self.means
+        return base
+
+
+class PackedBases(NamedTuple):
+    """The bases of a batch of maps, in the same way, with B in front; all are tensors, on any device."""
+
+    levels: Tensor
+    low: Tensor
+    step: Tensor
+    means: Tensor
+    num_classes: int
+
+    @classmethod
+    def of(cls, bases: Sequence[PackedBase]) -> PackedBases:
+        """Return those of maps that are stored alike."""
+        levels, low, step, means = (
+            torch.from_numpy(np.stack(part)) for part in zip(*(each[:4] for each in bases), strict=True)
+        )
+        return cls(levels, low, step, means, bases[0].num_classes)
+
+    def changed(self, change: Callable[[Tensor], Tensor]) -> PackedBases:
+        """Return the bases elsewhere."""
+        levels, low, step, means = map(change, self[:4])
+        return PackedBases(levels, low, step, means, self.num_classes)
+
+    def dense(self, classes: Tensor) -> Tensor:
+        """Return the bases `[B, C]` in float32; `classes` `[B, K]` have the heatmaps."""
+        levels = self.levels
+        if levels.shape[1] != self.num_classes:
+            levels = torch.cat([levels & 15, levels >> 4], 1)[:, : self.num_classes]
+        base = levels * self.step[:, None] + self.low[:, None]
+        return base.scatter_(1, classes, self.means)
+
+
 class Decoded(NamedTuple):
     """The content of one stored label map; the fields of `LabelMap`."""
 
     logits: Tensor  # [K, H, W] float32
     classes: Tensor  # [K, 1, 1] or [K, H, W] int64
-    base: Tensor | None  # [C] float32
+    base: Tensor | PackedBase | None  # [C] float32
     num_classes: int
     canvas_size: tuple[int, int]
 
@@ -195,40 +254,38 @@ def decode(blob: bytes) -> Decoded:
         raise LabelMapError(f"class index {max(indices)} is not below num_classes={layout.num_classes}")
     if len(set(indices)) != len(indices):
         raise LabelMapError(f"each heatmap must be of another class, got {indices}")
-    values = _float16_values(arrays) if layout.bits == 16 else _dequantized_values(arrays, layout)
-    logits, base = values["logits"], values.get("base")
-    if base is not None:
-        num_locations = logits.shape[1] * logits.shape[2]
-        means = np.add.reduce(logits.reshape(-1, num_locations), 1) / np.float32(num_locations)  # faster than np.mean
-        base[classes] = means
-        classes = classes[:, None, None]
+    base: Tensor | PackedBase | None = None
+    if layout.bits == 16:
+        logits = _finite(arrays["logits"].astype(np.float32), "logits")
+        if "base" in arrays:
+            values = _finite(arrays["base"].astype(np.float32), "base")
+            values[classes] = _means(logits)
+            base = torch.from_numpy(values)
+    else:
+        ranges = _finite(arrays["ranges"].astype(np.float32), "ranges")
+        low = ranges[:, 0]
+        step = (ranges[:, 1] - low) * np.float32(1 / (2**layout.bits - 1))
+        count = layout.num_logits
+        logits = _levels(arrays["logits"], count, layout.bits) * step[:count, None, None]
+        logits += low[:count, None, None]
+        if "base" in arrays:
+            base = PackedBase(arrays["base"], low[-1], step[-1], _means(logits), layout.num_classes)
     return Decoded(
         torch.from_numpy(logits),
-        torch.from_numpy(classes),
-        None if base is None else torch.from_numpy(base),
+        torch.from_numpy(classes if base is None else classes[:, None, None]),
+        base,
         layout.num_classes,
         layout.canvas_size,
     )
 
 
-Values = dict[str, npt.NDArray[np.float32]]  # of logits and, in heatmaps, of the base; all arrays are new
-
-
-def _float16_values(arrays: dict[str, Array]) -> Values:
-    return {name: _finite(arrays[name].astype(np.float32), name) for name in ("logits", "base") if name in arrays}
-
-
-def _dequantized_values(arrays: dict[str, Array], layout: _Layout) -> Values:
-    ranges = _finite(arrays["ranges"].astype(np.float32), "ranges")
-    low = ranges[:, 0]
-    step = (ranges[:, 1] - low) * np.float32(1 / (2**layout.bits - 1))
-    count = layout.num_logits
-    values: Values = {"logits": _levels(arrays["logits"], count, layout.bits) * step[:count, None, None]}
-    values["logits"] += low[:count, None, None]
-    if "base" in arrays:
-        values["base"] = _levels(arrays["base"], layout.num_classes, layout.bits) * step[-1]
-        values["base"] += low[-1]
-    return values
+def _means(logits: Array) -> Array:
+    """Return the mean `[K]` of each heatmap."""
+    num_locations = logits.shape[1] * logits.shape[2]
+    means: Array = np.add.reduce(logits.reshape(-1, num_locations), 1) / np.float32(
+        num_locations
+    )  # faster than np.mean
+    return means
 
 
 def _levels(stored: Array, count: int, bits: int) -> Array:

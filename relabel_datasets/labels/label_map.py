@@ -64,7 +64,7 @@ class View(NamedTuple):
 
 class _Metadata(NamedTuple):
     classes: Tensor
-    base: Tensor | None
+    base: Tensor | codec.PackedBase | None
     num_classes: int
     canvas_size: tuple[int, int]
     view: View
@@ -74,11 +74,19 @@ class _Metadata(NamedTuple):
     def like(self, logits: Tensor) -> _Metadata:
         """Follow `logits` to its device, and the base to its dtype as well."""
         base = self.base
-        if base is not None and (base.device != logits.device or base.dtype != logits.dtype):
+        if isinstance(base, codec.PackedBase) and not (logits.dtype == torch.float32 and logits.device.type == "cpu"):
+            base = self.dense_base()
+        if isinstance(base, Tensor) and (base.device != logits.device or base.dtype != logits.dtype):
             base = base.to(logits.device, logits.dtype if logits.is_floating_point() else None)
         if self.classes.device == logits.device and base is self.base:
             return self
         return self._replace(classes=self.classes.to(logits.device), base=base)
+
+    def dense_base(self) -> Tensor | None:
+        """Return the base `[C]`."""
+        if isinstance(self.base, codec.PackedBase):  # of a map that was just read: it is on the CPU
+            return torch.from_numpy(self.base.dense(self.classes.numpy().reshape(-1)))
+        return self.base
 
 
 class LabelMap(TVTensor):
@@ -186,7 +194,13 @@ class LabelMap(TVTensor):
     @property
     def base(self) -> Tensor | None:
         """`[C]` logits of the classes that are not stored at a location, or None for 0."""
-        return self._metadata.base
+        return self._metadata.dense_base()
+
+    @property
+    def packed_base(self) -> codec.PackedBase | None:
+        """The base as it was stored, or None where it is not of a stored map."""
+        base = self._metadata.base
+        return base if isinstance(base, codec.PackedBase) else None
 
     @property
     def num_classes(self) -> int:
@@ -216,7 +230,7 @@ class LabelMap(TVTensor):
     @property
     def encoding(self) -> str:
         """`"heatmaps"` or `"topk"`: which of the two the map is stored as."""
-        return "heatmaps" if self.base is not None else "topk"
+        return "heatmaps" if self._metadata.base is not None else "topk"
 
     @classmethod
     def from_logits(
@@ -259,7 +273,9 @@ class LabelMap(TVTensor):
     def dense(self) -> Tensor:
         """Return the `[C, H, W]` logits of the whole original image, whatever the view."""
         num_locations = self.shape[1:]
-        base = self.logits.new_zeros(self.num_classes) if self.base is None else self.base
+        base = self.base
+        if base is None:
+            base = self.logits.new_zeros(self.num_classes)
         dense = base[:, None, None].expand(-1, *num_locations).clone()
         return dense.scatter_(0, self.classes.expand(self.shape), self.logits)
 
@@ -276,8 +292,8 @@ class LabelMap(TVTensor):
         Raises:
             ValueError: unknown dtype, uint4 for a topk map, or logits that are not finite or too large for float16.
         """
-        base = None if self.base is None else self.base[None]
-        encoded = Encoded(self.logits[None], self.classes[None], base, self.num_classes)
+        base = self.base
+        encoded = Encoded(self.logits[None], self.classes[None], None if base is None else base[None], self.num_classes)
         return codec.encode(encoded, [self.canvas_size], dtype)[0]
 
     @classmethod

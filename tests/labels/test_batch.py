@@ -40,6 +40,28 @@ def test_many_classes(encoding):
     torch.testing.assert_close(pooled, torch.stack([rd.LabelPooling()(each) for each in maps]), rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("dtype", ["uint4", "uint8", "float16"])
+def test_maps_that_were_stored_are_pooled_as_one_by_one(dtype):
+    stored = [rd.LabelMap.from_safetensors(each.to_safetensors(dtype)) for each in viewed_maps("heatmaps")]
+    image = torch.zeros(3, *stored[0].canvas_size, dtype=torch.uint8)
+    maps = [TRANSFORMS(image, each)[1] for each in stored]
+    expected = torch.stack([rd.LabelPooling()(each) for each in maps])
+    torch.testing.assert_close(LabelMapBatch.of(maps).pool(), expected, rtol=1e-5, atol=1e-6)
+    elsewhere = [each.to(torch.float64) if i % 2 else each for i, each in enumerate(maps)]  # some are packed no more
+    mixed = LabelMapBatch.of([each.to(torch.float32) for each in elsewhere])
+    torch.testing.assert_close(mixed.pool(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_stored_map_of_many_classes_travels_lighter_than_its_label():
+    dense = 4 * torch.randn(2, 21841, 15, 15)
+    maps = [rd.LabelMap.from_safetensors(rd.LabelMap.from_logits(each).to_safetensors()) for each in dense]
+    batch = pickle.loads(pickle.dumps(LabelMapBatch.of(maps)))
+    pooled = batch.pool()
+    torch.testing.assert_close(pooled, torch.stack([rd.LabelPooling()(each) for each in maps]), rtol=1e-5, atol=1e-7)
+    tensors = [batch.logits, batch.classes, *batch.base[:4]]
+    assert sum(each.nbytes for each in tensors) < pooled.nbytes / 4
+
+
 def test_all_else_is_collated_as_torch_does():
     maps = viewed_maps("heatmaps", 2)
     samples = [{"pair": (torch.full((3,), i), each), "name": str(i), "index": i} for i, each in enumerate(maps)]
@@ -77,7 +99,7 @@ def test_it_survives_pickle_and_moves():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_pooling_on_a_gpu_equals_the_cpu(encoding):
-    batch = LabelMapBatch.of(viewed_maps(encoding))
+    batch = LabelMapBatch.of([rd.LabelMap.from_safetensors(each.to_safetensors()) for each in viewed_maps(encoding)])
     pooled = batch.pin_memory().to("cuda", non_blocking=True).pool()
     assert pooled.device.type == "cuda"
     torch.testing.assert_close(pooled.cpu(), batch.pool(), rtol=1e-4, atol=1e-6)
