@@ -129,6 +129,7 @@ class _Encoder:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="encode")
         self._pending: deque[tuple[int, Future[None]]] = deque()
         self._random = np.random.default_rng(0)  # the same crops on every run
+        self._stream: torch.cuda.Stream | None = None
         self.statistics = Statistics()
 
     def __enter__(self) -> _Encoder:
@@ -143,7 +144,11 @@ class _Encoder:
 
     def put(self, loaded: list[_Loaded], dense: Tensor | None, count: int) -> None:
         """Take over a batch, `count` images with those that cannot be read; raise what happened to an earlier one."""
-        self._pending.append((count, self._pool.submit(self._write, loaded, dense)))
+        ready = None
+        if dense is not None and dense.is_cuda:
+            ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            ready.record()
+        self._pending.append((count, self._pool.submit(self._write, loaded, dense, ready)))
         self._wait(_MAX_PENDING)
 
     def _wait(self, most: int) -> None:
@@ -153,9 +158,21 @@ class _Encoder:
             self._on_done(count)
 
     @torch.inference_mode()
-    def _write(self, loaded: list[_Loaded], dense: Tensor | None) -> None:
+    def _write(self, loaded: list[_Loaded], dense: Tensor | None, ready: torch.cuda.Event | None) -> None:
         if dense is None:
             return
+        if ready is None:
+            self._encode(loaded, dense)
+            return
+        # On a stream of its own, or each result would come only after the batches that the annotator has begun meanwhile.
+        if self._stream is None:
+            self._stream = torch.cuda.Stream(dense.device, priority=-1)  # type: ignore[no-untyped-call]
+        with torch.cuda.stream(self._stream):
+            self._stream.wait_event(ready)
+            dense.record_stream(self._stream)
+            self._encode(loaded, dense)
+
+    def _encode(self, loaded: list[_Loaded], dense: Tensor) -> None:
         source, settings = self._source, self._settings
         encoded = encode_logits(dense, settings.encoding, settings.k)
         blobs = codec.encode(encoded, [item.size for item in loaded], settings.dtype)

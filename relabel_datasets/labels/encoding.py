@@ -112,21 +112,22 @@ def quantize_heatmaps(heatmaps: Tensor, low: Tensor, high: Tensor, levels: int) 
     diagonal, x + 2 y = const, do not depend on each other and are done at once.
     """
     height, width = heatmaps.shape[2:]
+    device = heatmaps.device
     step = ((high - low) / (levels - 1)).clamp_min(torch.finfo(heatmaps.dtype).tiny)
     target = (heatmaps - low[..., None, None]) / step[..., None, None]
     num_steps = width + 2 * (height - 1)
-    y = torch.arange(height, device=heatmaps.device)
-    x = torch.arange(num_steps, device=heatmaps.device)[:, None] - 2 * y  # [T, H]
+    y = torch.arange(height, device=device)
+    x = torch.arange(num_steps, device=device)[:, None] - 2 * y  # [T, H]
     inside = (x >= 0) & (x < width)
-    x = x.clamp(0, width - 1)
-    skewed = target[:, :, y, x]  # [B, K, T, H]
-    out = torch.zeros_like(target)
+    skewed = target[:, :, y, x.clamp(0, width - 1)]  # [B, K, T, H]
+    levels_of_steps = []
     last = [torch.zeros_like(skewed[:, :, 0])] * 3  # errors of the last three diagonals, [B, K, H]
     for t in range(num_steps):
         above = [nnf.pad(error[:, :, :-1], (1, 0)) for error in last]  # errors of the row above
         wanted = skewed[:, :, t] + (7 * last[0] + 3 * above[0] + 5 * above[1] + above[2]) / 16
         level = wanted.round().clamp_(0, levels - 1)
         last = [(wanted - level) * inside[t], *last[:2]]
-        rows = y[inside[t]]
-        out[:, :, rows, x[t][inside[t]]] = level[:, :, rows]
-    return out.to(torch.uint8)
+        levels_of_steps.append(level.to(torch.uint8))
+    rows = y[:, None]
+    step_of_location = torch.arange(width, device=device) + 2 * rows  # [H, W]
+    return torch.stack(levels_of_steps, 2)[:, :, step_of_location, rows]

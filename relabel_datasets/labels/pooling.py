@@ -99,13 +99,15 @@ def pool_views(
         ]  # fmt: skip
         return torch.cat(pooled)[torch.cat(parts).argsort()]
     numbers = torch.tensor([(*view[:6], *view.box_xyxy, *view.visible_xyxy) for view in views], dtype=torch.float64)
-    numbers = numbers.reshape(batch, 14).to(logits.device, _compute_dtype(logits))
+    numbers = numbers.reshape(batch, 14).to(_compute_dtype(logits))  # on the CPU: nobody waits for another device then
     grid, size, visible = _grid(output_size), (height, width), numbers[:, 10:]
     weights: Tensor | tuple[Tensor, Tensor]
     if upright.all():
-        weights = _box_weights(numbers[:, 6:10], grid, size, visible)
+        rows, columns = _box_weights(numbers[:, 6:10], grid, size, visible)
+        weights = rows.to(logits.device, non_blocking=True), columns.to(logits.device, non_blocking=True)
     else:
-        weights = _view_weights(numbers[:, :6].reshape(batch, 2, 3), grid, size, visible)
+        affine = numbers[:, :6].reshape(batch, 2, 3)
+        weights = _view_weights(affine, grid, size, visible).to(logits.device, non_blocking=True)
     return _pool(logits, classes, base, num_classes, weights, temperature, output_size)
 
 

@@ -109,7 +109,8 @@ def test_the_moving_average_is_one_and_is_what_is_validated(fit, scenes):
     assert state["state_dict"].keys() == state["state_dict_ema"].keys()
     difference = (state["state_dict"]["fc.weight"] - state["state_dict_ema"]["fc.weight"]).abs().max()
     assert difference > 0
-    again = rd.evaluate(trained.folder / "last.pth.tar", rd.load_dataset(scenes, split="validation"))
+    classifier = rd.load_classifier(trained.folder / "last.pth.tar", device="cpu")
+    again = rd.evaluate(classifier, rd.load_dataset(scenes, split="validation"))
     assert again == pytest.approx(dict(trained.metrics))
 
 
