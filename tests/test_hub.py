@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import shutil
 import signal
@@ -337,17 +338,24 @@ def read_metadata_of(card: str) -> dict[str, object]:
     return yaml.safe_load(card.split("---")[1])
 
 
+PLACES = (
+    ("POST", "/api/repos/create"), ("GET", f"/api/datasets/{REPO}"), ("POST", "/validate-yaml"),
+    ("POST", "/preupload/main"), ("POST", "/objects/batch"), ("POST", "/objects/verify"), ("POST", "/commit/main"),
+    ("GET", "/refs"), ("POST", "/tag/"), ("PUT", ""),
+)  # fmt: skip
+IN_DEFAULT_RUN = (("POST", "/commit/main", "lost"), ("POST", "/commit/main", "503"), ("PUT", "", "drop"))
+
+
 class TestFailing:
     """Every request may fail once, and what was uploaded is not uploaded again."""
 
-    PLACES = (
-        ("POST", "/api/repos/create"), ("GET", f"/api/datasets/{REPO}"), ("POST", "/validate-yaml"),
-        ("POST", "/preupload/main"), ("POST", "/objects/batch"), ("POST", "/objects/verify"), ("POST", "/commit/main"),
-        ("GET", "/refs"), ("POST", "/tag/"), ("PUT", ""),
-    )  # fmt: skip
-
-    @pytest.mark.parametrize("kind", [slow("503"), slow("429"), slow("drop"), "lost"])
-    @pytest.mark.parametrize(("method", "path"), PLACES)
+    @pytest.mark.parametrize(
+        ("method", "path", "kind"),
+        [
+            pytest.param(*place, kind, marks=() if (*place, kind) in IN_DEFAULT_RUN else pytest.mark.slow)
+            for place, kind in itertools.product(PLACES, ["503", "429", "drop", "lost"])
+        ],
+    )
     def test_one_failure_is_survived(self, local_hub, folder, method, path, kind):
         if path == "/tag/":  # ends with the commit
 
@@ -378,7 +386,7 @@ class TestFailing:
         assert_holds(local_hub, folder)
         assert local_hub.uploads == uploads
 
-    @pytest.mark.parametrize("after", [slow(0), slow(1), slow(4), slow(8), "commit", slow("tag")])
+    @pytest.mark.parametrize("after", [slow(0), slow(1), 4, slow(8), slow("commit"), slow("tag")])
     def test_killed_at_any_moment(self, local_hub, folder, after, tmp_path):
         if isinstance(after, int):
             local_hub.fail("stall", "", method="PUT", after=after, times=None)

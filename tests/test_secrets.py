@@ -110,7 +110,8 @@ def test_where_something_fails_for_ever(hub, dataset_folder, tmp_path, kind, met
     assert_kept(hub, tmp_path / "home", finished.stdout + finished.stderr)
 
 
-@pytest.mark.parametrize("as_argument", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("as_argument", [True, False])
 def test_where_the_token_is_not_valid(hub, dataset_folder, tmp_path, as_argument):
     token = "hf_thatNobodyHas"
     finished = run(dataset_folder, tmp_path / "home", token=token, as_argument=as_argument)

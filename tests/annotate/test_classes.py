@@ -35,6 +35,7 @@ def test_equal_names_match_in_any_order():
     assert match_classes(("a", "b", "c"), ("c", "a")) == [2, 0]
 
 
+@pytest.mark.slow  # imports torch in a new process
 def test_exact_names_need_no_timm():
     code = "from relabel_datasets.annotate.classes import match_classes; import sys; match_classes(['a', 'b'], ['b']); "
     subprocess.run([sys.executable, "-c", code + "assert 'timm' not in sys.modules"], check=True)

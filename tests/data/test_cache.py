@@ -498,6 +498,12 @@ def start():
             os._exit(1)
     return reader
 
+def size_of(path):
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:  # whole by now
+        return 0
+
 readers = [start() for _ in range(num_readers)]
 left = 0  # kills that hit a download
 for kill in range(num_kills):
@@ -507,7 +513,7 @@ for kill in range(num_kills):
     victim = random.randrange(num_readers)
     os.kill(readers[victim], signal.SIGKILL)
     os.waitpid(readers[victim], 0)
-    left += any(path.stat().st_size for path in Path(folder, "shards").glob("*.part") if path.exists())
+    left += any(map(size_of, Path(folder, "shards").glob("*.part")))
     readers[victim] = start()
 for reader in readers:
     os.kill(reader, signal.SIGKILL)

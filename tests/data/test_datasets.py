@@ -132,7 +132,7 @@ def with_key(image, label_map):
     return label_map.key, rd.LabelPooling()(image, label_map)[1]
 
 
-@pytest.mark.parametrize("context", ["fork", "spawn"])
+@pytest.mark.parametrize("context", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_dataloader_workers_give_what_the_dataset_gives(dataset_folder, context):
     dataset = rd.RelabelDataset(dataset_folder, "colours", transforms=with_key)
     expected = dict(iter(dataset))

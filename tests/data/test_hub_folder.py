@@ -225,7 +225,7 @@ class TestCache:
         assert list((tmp_path / "here" / "hub").rglob("*.tar"))
         assert not list(hf_cache.rglob("*.tar"))
 
-    @pytest.mark.parametrize("workers", [0, 2])
+    @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
     def test_it_streams_through_a_data_loader(self, hub, workers, expected):
         stream = rd.load_dataset(REPO, "colours", "train", streaming=True)
         loader = DataLoader(

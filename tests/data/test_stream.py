@@ -230,6 +230,7 @@ def test_a_states_number_of_samples_may_be_given(folder):
     assert seen + list(resumed) == whole
 
 
+@pytest.mark.slow  # torch waits ten seconds for workers that raised
 def test_a_resumed_epoch_is_not_taken_for_a_whole_one(folder):
     first = stream_of(folder)
     state = first.state_dict(5)
@@ -243,7 +244,7 @@ def test_a_resumed_epoch_is_not_taken_for_a_whole_one(folder):
     assert len(numbers(loader)) == NUM_SAMPLES
 
 
-@pytest.mark.slow  # torch waits for its workers
+@pytest.mark.slow  # torch waits ten seconds for workers that raised
 def test_a_state_that_persistent_workers_cannot_see_is_refused(folder):
     stream = stream_of(folder)
     loader = DataLoader(stream, 2, num_workers=2, persistent_workers=True)
