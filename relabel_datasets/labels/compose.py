@@ -35,16 +35,17 @@ def run_pipeline(pipeline: Any, image: PIL.Image.Image, label_map: LabelMap) -> 
         return pipeline(image, label_map)
     outputs: Any = image, label_map
     for transform in pipeline.transforms:
-        outputs = _run_transform(transform, outputs)
+        outputs = run_transform(transform, outputs)
     return outputs
 
 
-def _run_transform(transform: Any, inputs: Any) -> Any:
+def run_transform(transform: Any, inputs: Any) -> Any:
+    """Return `transform(*inputs)`, of one transform of a pipeline."""
     forward = getattr(type(transform), "forward", None)
     if (
         forward not in (_ALWAYS, _BY_CHANCE)
         or len(inputs) != 2
-        or not isinstance(inputs[0], (PIL.Image.Image, tv_tensors.Image))
+        or not (isinstance(inputs[0], (PIL.Image.Image, tv_tensors.Image)) or type(inputs[0]) is Tensor)
         or not isinstance(inputs[1], Tensor)
     ):
         return transform(*inputs)
@@ -53,7 +54,7 @@ def _run_transform(transform: Any, inputs: Any) -> Any:
         return inputs
     image, target = inputs
     kinds = transform._transformed_types
-    # Beside an explicit image, v2 passes plain tensors, such as a label that is already pooled, through.
+    # Beside an image, v2 passes plain tensors, such as a label that is already pooled, through; the first is an image.
     takes_image, takes_target = _is_of(image, kinds), isinstance(target, tv_tensors.TVTensor) and _is_of(target, kinds)
     params = transform.make_params([each for each, taken in ((image, takes_image), (target, takes_target)) if taken])
     return (

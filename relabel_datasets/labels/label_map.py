@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torchvision.tv_tensors import TVTensor
@@ -201,6 +202,13 @@ class LabelMap(TVTensor):
         """The base as it was stored, or None where it is not of a stored map."""
         base = self._metadata.base
         return base if isinstance(base, codec.PackedBase) else None
+
+    def base_array(self) -> npt.NDArray[Any] | None:
+        """Return a new array of the base `[C]` of a map on the CPU, or None for 0."""
+        base = self._metadata.base
+        if isinstance(base, codec.PackedBase):
+            return base.dense(self.classes.numpy().reshape(-1))
+        return None if base is None else base.numpy().copy()
 
     @property
     def num_classes(self) -> int:

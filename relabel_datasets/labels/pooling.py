@@ -119,9 +119,12 @@ def pool_label_map(
     The same numbers as `pool_views`; a label of one cell in a box on the CPU takes a short cut through plain Python,
     since at this size calling torch costs more than computing.
     """
-    logits, classes, base = label_map.logits, label_map.classes, label_map.base
+    logits, classes = label_map.logits, label_map.classes
     if output_size == 1 and view.is_box and logits.device.type == "cpu" and logits.dtype == torch.float32:
-        return _pool_one(logits, classes, base, label_map.num_classes, view, temperature)
+        return _pool_one(
+            logits.numpy(), classes.numpy(), label_map.base_array(), label_map.num_classes, view, temperature
+        )
+    base = label_map.base
     return pool_views(
         logits[None],
         classes[None],
@@ -310,16 +313,29 @@ def _product(rows: Tensor, columns: Tensor) -> Tensor:
 
 
 def _pool_one(
-    logits: Tensor, classes: Tensor, base: Tensor | None, num_classes: int, view: View, temperature: float
+    values: npt.NDArray[Any],
+    index: npt.NDArray[Any],
+    base: npt.NDArray[Any] | None,
+    num_classes: int,
+    view: View,
+    temperature: float,
 ) -> Tensor:
-    """Return `[C]`, as `pool_labels` does for one box and one cell, in NumPy: its calls cost a fraction of torch's."""
-    height, width = logits.shape[1:]
+    """Return `[C]`, as `pool_labels` does for one box and one cell, in NumPy: its calls cost a fraction of torch's.
+
+    Args:
+        values: logits `[K, H, W]`.
+        index: their classes.
+        base: `[C]`; it is written to.
+        num_classes: C.
+        view: upright.
+        temperature: see `pool_labels`.
+    """
+    height, width = values.shape[1:]
     x1, y1, x2, y2 = view.box_xyxy
     left, top, right, bottom = view.visible_xyxy
     rows, columns = _line_weights(y1, y2, top, bottom, height), _line_weights(x1, x2, left, right, width)
-    pooled = np.zeros(num_classes, np.float32) if base is None else base.numpy().copy()
+    pooled = np.zeros(num_classes, np.float32) if base is None else base
     if rows is not None and columns is not None:
-        values, index = logits.numpy(), classes.numpy()
         if index.shape[1:] == (1, 1):
             pooled[index[:, 0, 0]] = (values @ columns) @ rows
         else:

@@ -57,9 +57,12 @@ def vertical_flip_label_map(label_map: LabelMap) -> LabelMap:
 
 @_kernel_of(F.crop)
 def crop_label_map(label_map: LabelMap, top: int, left: int, height: int, width: int) -> LabelMap:
+    return _follow(label_map, _crop_view(label_map, top, left, height, width), (height, width))
+
+
+def _crop_view(label_map: LabelMap, top: int, left: int, height: int, width: int) -> View:
     canvas_height, canvas_width = label_map.canvas_size
-    inner = View(width / canvas_width, 0.0, left / canvas_width, 0.0, height / canvas_height, top / canvas_height)
-    return _follow(label_map, inner, (height, width))
+    return View(width / canvas_width, 0.0, left / canvas_width, 0.0, height / canvas_height, top / canvas_height)
 
 
 @_kernel_of(F.resize)
@@ -78,7 +81,9 @@ def resize_label_map(
 def resized_crop_label_map(
     label_map: LabelMap, top: int, left: int, height: int, width: int, size: Size, **_pixels: object
 ) -> LabelMap:
-    return resize_label_map(crop_label_map(label_map, top, left, height, width), size)
+    if not isinstance(size, Sequence) or len(size) != 2:
+        return resize_label_map(crop_label_map(label_map, top, left, height, width), size)
+    return _follow(label_map, _crop_view(label_map, top, left, height, width), (size[0], size[1]))
 
 
 @_kernel_of(F.pad)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,8 +21,9 @@ from timm.data.random_erasing import RandomErasing
 from timm.data.transforms_factory import create_transform
 from torchvision.transforms.v2 import functional as F
 
+from ..labels.compose import run_transform
 from ..labels.label_map import LabelMap, View
-from ..labels.transforms import LabelPooling
+from ..labels.transforms import LabelPooling, resized_crop_label_map
 
 # Of timm.data.auto_augment.NAME_TO_OP: a name that is in neither is refused.
 MOVING_OPS = frozenset(["Rotate", "ShearX", "ShearY", "TranslateX", "TranslateXRel", "TranslateY", "TranslateYRel"])
@@ -134,7 +136,7 @@ class TimmTransforms:
             )
         for step in self.steps:
             image, label_map = step(image, label_map)
-        return (image, label_map) if self.pooling is None else self.pooling(image, label_map)
+        return (image, label_map) if self.pooling is None else run_transform(self.pooling, (image, label_map))
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._pipeline!r}, pooling={self.pooling!r})"
@@ -154,7 +156,8 @@ def _following(step: Any) -> Step:
         raise ValueError(
             f"timm's {kind.__name__} cannot be followed by a LabelMap: leave out the argument that asks for it"
         )
-    return functools.partial(_GEOMETRIC_STEPS[kind], step)
+    drawing = (timm_tf.RandomCropOrPad, timm_tf.RandomResizedCropAndInterpolation, timm_tf.ResizeKeepRatio)
+    return functools.partial(_GEOMETRIC_STEPS[kind], _Telling(step) if kind in drawing else step)
 
 
 def _pixels_only(step: Any, image: Any, label_map: LabelMap) -> tuple[Any, LabelMap]:
@@ -167,33 +170,40 @@ def _flip(step: Any, image: Any, label_map: LabelMap) -> tuple[Any, LabelMap]:
     return flipped, label_map if flipped is image else flip(label_map)  # no other image: not flipped
 
 
-def _call_and_tell(step: Any, image: Any) -> tuple[Any, Any]:
-    """Return the transformed image, and what the transform drew; one that many threads share stays as it is."""
-    told: list[Any] = []
+class _Telling:
+    """A transform of timm's that tells what it drew; threads may share it."""
 
-    def get_params(*args: Any) -> Any:
-        told.append(type(step).get_params(*args))
-        return told[0]
+    def __init__(self, step: Any) -> None:
+        self.size: Any = getattr(step, "size", None)
+        self._original, self._drawn = step, threading.local()
+        self._step = copy.copy(step)
+        self._step.get_params = self._get_params
 
-    telling = copy.copy(step)
-    telling.get_params = get_params
-    image = telling(image)
-    (params,) = told
-    return image, params
+    def __reduce__(self) -> tuple[type[_Telling], tuple[Any]]:
+        return _Telling, (self._original,)
+
+    def _get_params(self, *args: Any) -> Any:
+        self._drawn.params = type(self._original).get_params(*args)
+        return self._drawn.params
+
+    def __call__(self, image: Any) -> tuple[Any, Any]:
+        """Return the transformed image, and what was drawn for it."""
+        image = self._step(image)
+        return image, self._drawn.params
 
 
-def _resized_crop(step: Any, image: Any, label_map: LabelMap) -> tuple[Any, LabelMap]:
-    image, (top, left, height, width) = _call_and_tell(step, image)
-    return image, F.resized_crop(label_map, top, left, height, width, step.size)
+def _resized_crop(step: _Telling, image: Any, label_map: LabelMap) -> tuple[Any, LabelMap]:
+    image, (top, left, height, width) = step(image)
+    return image, resized_crop_label_map(label_map, top, left, height, width, step.size)
 
 
-def _resize_keep_ratio(step: Any, image: Any, label_map: LabelMap) -> tuple[Any, LabelMap]:
-    image, size = _call_and_tell(step, image)
+def _resize_keep_ratio(step: _Telling, image: Any, label_map: LabelMap) -> tuple[Any, LabelMap]:
+    image, size = step(image)
     return image, F.resize(label_map, size)
 
 
-def _crop_or_pad(step: Any, image: Any, label_map: LabelMap) -> tuple[Any, LabelMap]:
-    image, (top, left) = _call_and_tell(step, image)  # negative where it pads
+def _crop_or_pad(step: _Telling, image: Any, label_map: LabelMap) -> tuple[Any, LabelMap]:
+    image, (top, left) = step(image)  # negative where it pads
     return image, F.crop(label_map, top, left, *step.size)
 
 
