@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,8 @@ from torchvision.transforms import v2
 
 from ..data.datasets import RelabelDataset
 from ..data.stream import RelabelLoader, RelabelStream
-from ..labels.label_map import LabelMap
+from ..labels.batch import LabelMapBatch
+from ..labels.label_map import LabelMap, View
 from ..labels.transforms import LabelPooling
 from .recipe import Labels, Recipe
 from .seeds import SeededTransforms
@@ -35,6 +37,28 @@ class ClassIndex(v2.Transform):
         if inpt.label is None:
             raise ValueError(f"the label map of {inpt.key!r} has no class index")
         return torch.tensor(inpt.label)
+
+
+class PoolTogether:
+    """A `collate_fn` that pools the label maps of a batch at once, which costs a fraction of pooling one by one.
+
+    Args:
+        pooling: how; labels are those that it gives one by one, to rounding.
+    """
+
+    def __init__(self, pooling: LabelPooling) -> None:
+        self._pooling = pooling
+
+    def __call__(self, samples: list[tuple[Tensor, LabelMap]]) -> tuple[Tensor, Tensor]:
+        """Return images `[B, 3, s, s]` and soft labels `[B, C]`."""
+        images, label_maps = zip(*samples, strict=True)
+        batch, pooling = LabelMapBatch.of(label_maps), self._pooling
+        if not pooling.localized:
+            batch = replace(batch, views=(View(),) * len(batch))
+        soft = batch.pool(pooling.output_size, pooling.temperature)
+        if not pooling.multi_label:
+            soft = torch.zeros_like(soft).scatter_(1, soft.argmax(1, keepdim=True), 1.0)
+        return torch.stack(images), soft
 
 
 def train_loader(
@@ -61,7 +85,9 @@ def train_loader(
         raise ValueError(f"a batch of {recipe.batch_size} images cannot be dealt to {world_size} ranks")
     if batch_size % 2 and (recipe.mixup or recipe.cutmix):
         raise ValueError(f"images are mixed in pairs, so each rank needs an even number a batch, not {batch_size}")
-    transforms = SeededTransforms(crops(recipe, interpolation, grid), recipe.seed)
+    target = target_transform(recipe.told, grid)
+    together = type(target) is LabelPooling
+    transforms = SeededTransforms(crops(recipe, interpolation, None if together else target), recipe.seed)
     dataset.transforms = transforms
     stream = RelabelStream(dataset, seed=recipe.seed, window=window, rank=rank, world_size=world_size)
     if len(stream) < batch_size:
@@ -74,21 +100,22 @@ def train_loader(
         persistent_workers=num_workers > 0,
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=one_thread,
+        collate_fn=PoolTogether(target) if together else None,
     )
     return loader, transforms
 
 
-def crops(recipe: Recipe, interpolation: str, grid: tuple[int, int] | None = None) -> TimmTransforms:
+def crops(recipe: Recipe, interpolation: str, target: v2.Transform | None) -> TimmTransforms:
     """Return the transforms of training images and their label maps; images stay uint8, and are normalised later.
 
     Args:
-        recipe: says what is drawn, and what the student is told.
+        recipe: says what is drawn.
         interpolation: of resizing, as timm names it.
-        grid: (h, w) tokens of the student, where these have labels.
+        target: what makes the target of a label map; None leaves the map.
     """
     return timm_transforms(
         recipe.image_size,
-        pooling=target_transform(recipe.told, grid),
+        pooling=target,
         scale=(recipe.min_area, 1.0),
         color_jitter=recipe.color_jitter or None,
         auto_augment=recipe.auto_augment,
