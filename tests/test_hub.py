@@ -386,7 +386,7 @@ class TestFailing:
         assert_holds(local_hub, folder)
         assert local_hub.uploads == uploads
 
-    @pytest.mark.parametrize("after", [slow(0), slow(1), 4, slow(8), slow("commit"), slow("tag")])
+    @pytest.mark.parametrize("after", [slow(each) for each in (0, 1, 4, 8, "commit", "tag")])
     def test_killed_at_any_moment(self, local_hub, folder, after, tmp_path):
         if isinstance(after, int):
             local_hub.fail("stall", "", method="PUT", after=after, times=None)

@@ -106,7 +106,7 @@ def test_a_stream_resumes_at_every_sample_twice_in_a_row(folder):
         assert list(third) == whole  # and then a whole epoch
 
 
-@pytest.mark.parametrize("kind", ["stream", "sampler"])
+@pytest.mark.parametrize("kind", ["stream", pytest.param("sampler", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("before", "after", "batch_size"),
     [

@@ -100,7 +100,7 @@ class TwoMaps(Dataset):
         return self.label_maps[index]
 
 
-@pytest.mark.parametrize("context", ["fork", "spawn"])
+@pytest.mark.parametrize("context", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_maps_cross_from_dataloader_workers_whole(context):
     dataset = TwoMaps()
     loader = DataLoader(dataset, batch_size=None, num_workers=1, multiprocessing_context=context)
