@@ -19,6 +19,7 @@ from torch.utils.data._utils.collate import default_collate_fn_map
 from .codec import PackedBases
 from .label_map import LabelMap, View
 from .pooling import pool_views
+from .transforms import LabelPooling
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,42 @@ def collate(samples: list[Any]) -> Any:
         ...     soft_labels = label_maps.to("cuda", non_blocking=True).pool()
     """
     return torch_collate(samples, collate_fn_map={LabelMap: _collate_label_maps, **default_collate_fn_map})
+
+
+class PoolingCollate:
+    """A `collate_fn` that pools the label maps of a batch at once, in the loader's worker: a fraction of the time of one by one.
+
+    Args:
+        pooling: how; the labels are those that it gives one by one, to rounding.
+
+    Raises:
+        ValueError: in use, label maps of different kinds, or an image that is not of the size that its map has followed.
+
+    Example:
+        >>> dataset.transforms = v2.Compose([v2.RandomResizedCrop(224), v2.RandomHorizontalFlip(), v2.PILToTensor()])
+        >>> loader = DataLoader(dataset, 256, num_workers=8, collate_fn=PoolingCollate())
+        >>> for images, soft_labels in loader:
+        ...     loss = cross_entropy(model(images), soft_labels)
+    """
+
+    def __init__(self, pooling: LabelPooling = LabelPooling()) -> None:
+        self._pooling = pooling
+
+    def __call__(self, samples: list[Any]) -> Any:
+        """Return a batch of samples such as (image tensor, `LabelMap`), in any nesting, soft labels in place of the maps."""
+        for sample in samples:
+            if isinstance(sample, tuple | list):
+                self._pooling.check_inputs(list(sample))
+        return torch_collate(samples, collate_fn_map={LabelMap: self._pool, **default_collate_fn_map})
+
+    def _pool(self, label_maps: Sequence[LabelMap], *, collate_fn_map: Any = None) -> Tensor:
+        batch, pooling = LabelMapBatch.of(label_maps), self._pooling
+        if not pooling.localized:
+            batch = replace(batch, views=(View(),) * len(batch))
+        soft = batch.pool(pooling.output_size, pooling.temperature)
+        if pooling.multi_label:
+            return soft
+        return torch.zeros_like(soft).scatter_(1, soft.argmax(1, keepdim=True), 1.0)
 
 
 def _collate_label_maps(label_maps: Sequence[LabelMap], *, collate_fn_map: Any = None) -> LabelMapBatch:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,8 +13,8 @@ from torchvision.transforms import v2
 
 from ..data.datasets import RelabelDataset
 from ..data.stream import RelabelLoader, RelabelStream
-from ..labels.batch import LabelMapBatch
-from ..labels.label_map import LabelMap, View
+from ..labels.batch import PoolingCollate
+from ..labels.label_map import LabelMap
 from ..labels.transforms import LabelPooling
 from .recipe import Labels, Recipe
 from .seeds import SeededTransforms
@@ -37,28 +36,6 @@ class ClassIndex(v2.Transform):
         if inpt.label is None:
             raise ValueError(f"the label map of {inpt.key!r} has no class index")
         return torch.tensor(inpt.label)
-
-
-class PoolTogether:
-    """A `collate_fn` that pools the label maps of a batch at once, which costs a fraction of pooling one by one.
-
-    Args:
-        pooling: how; labels are those that it gives one by one, to rounding.
-    """
-
-    def __init__(self, pooling: LabelPooling) -> None:
-        self._pooling = pooling
-
-    def __call__(self, samples: list[tuple[Tensor, LabelMap]]) -> tuple[Tensor, Tensor]:
-        """Return images `[B, 3, s, s]` and soft labels `[B, C]`."""
-        images, label_maps = zip(*samples, strict=True)
-        batch, pooling = LabelMapBatch.of(label_maps), self._pooling
-        if not pooling.localized:
-            batch = replace(batch, views=(View(),) * len(batch))
-        soft = batch.pool(pooling.output_size, pooling.temperature)
-        if not pooling.multi_label:
-            soft = torch.zeros_like(soft).scatter_(1, soft.argmax(1, keepdim=True), 1.0)
-        return torch.stack(images), soft
 
 
 def train_loader(
@@ -100,7 +77,7 @@ def train_loader(
         persistent_workers=num_workers > 0,
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=one_thread,
-        collate_fn=PoolTogether(target) if together else None,
+        collate_fn=PoolingCollate(target) if together else None,
     )
     return loader, transforms
 

@@ -104,11 +104,30 @@ def seconds_per_sample(datasets: dict[str, Dataset], block: int, rounds: int) ->
     return times
 
 
+class ThatPoolsTogether(Dataset[object]):
+    """A dataset whose loader pools the label maps of each batch together."""
+
+    def __init__(self, dataset: rd.RelabelDataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> object:
+        return self.dataset[index]
+
+
 def epochs(datasets: dict[str, Dataset], workers: int, rounds: int) -> dict[str, list[float]]:
     """Return the time per sample of each epoch of a DataLoader; the datasets take turns."""
     times: dict[str, list[float]] = {name: [] for name in datasets}
     loaders = {
-        name: DataLoader(dataset, 64, num_workers=workers, persistent_workers=True)
+        name: DataLoader(
+            dataset,
+            64,
+            num_workers=workers,
+            persistent_workers=True,
+            collate_fn=rd.PoolingCollate() if isinstance(dataset, ThatPoolsTogether) else None,
+        )
         for name, dataset in datasets.items()
     }
     for turn in range(rounds + 1):
@@ -156,6 +175,8 @@ def main() -> None:
                     "with label maps and LabelPooling": with_maps,
                 }
                 if args.workers:
+                    unpooled = rd.load_dataset(root / "data", encoding, "train", transforms=augmentation())
+                    datasets["with label maps and PoolingCollate"] = ThatPoolsTogether(unpooled)
                     times = epochs(datasets, args.workers, max(3, args.rounds // 4))
                 else:
                     times = seconds_per_sample(datasets, 32, args.rounds)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import relabel_datasets as rd
-from relabel_datasets.train.loaders import ClassIndex, PoolTogether, WholeImages, crops, train_loader
+from relabel_datasets.train.loaders import ClassIndex, WholeImages, train_loader
 from relabel_datasets.train.recipe import LABELS
 from relabel_datasets.train.seeds import SeededTransforms, seed_all
 
@@ -55,17 +55,6 @@ def test_pooled_labels_are_those_of_the_same_crops(scenes, tiny, single, labels)
         assert torch.equal(targets, soft)
     else:
         assert torch.equal(targets, torch.nn.functional.one_hot(soft.argmax(1), 12).float())
-
-
-@pytest.mark.parametrize("localized", [True, False])
-@pytest.mark.parametrize("multi_label", [True, False])
-def test_maps_that_are_pooled_together_give_the_label_of_each(scenes, tiny, localized, multi_label):
-    pooling = rd.LabelPooling(temperature=2.0, localized=localized, multi_label=multi_label)
-    dataset = rd.load_dataset(scenes, split="train", transforms=crops(tiny, "bicubic", None))
-    samples = [dataset[row] for row in range(7)]
-    images, soft = PoolTogether(pooling)(samples)
-    assert torch.equal(images, torch.stack([image for image, _ in samples]))
-    torch.testing.assert_close(soft, torch.stack([pooling(*sample)[1] for sample in samples]), rtol=1e-5, atol=1e-7)
 
 
 def test_only_global_labels_are_the_same_for_every_crop(scenes, tiny):
