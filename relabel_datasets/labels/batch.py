@@ -137,7 +137,7 @@ class PoolingCollate:
     def __call__(self, samples: list[Any]) -> Any:
         """Return a batch of samples such as (image tensor, `LabelMap`), in any nesting, soft labels in place of the maps."""
         for sample in samples:
-            if isinstance(sample, tuple | list):
+            if isinstance(sample, tuple | list) and any(isinstance(part, LabelMap) for part in sample):
                 self._pooling.check_inputs(list(sample))
         return torch_collate(samples, collate_fn_map={LabelMap: self._pool, **default_collate_fn_map})
 

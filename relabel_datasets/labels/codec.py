@@ -64,9 +64,8 @@ class PackedBase(NamedTuple):
 
     def dense(self, classes: Array) -> Array:
         """Return the base `[C]` in float32; `classes` `[K]` have the heatmaps."""
-        base: Array = (
-            _levels(self.levels, self.num_classes, 8 if len(self.levels) == self.num_classes else 4) * self.step
-        )
+        bits = 8 if len(self.levels) == self.num_classes else 4
+        base: Array = _levels(self.levels, self.num_classes, bits) * self.step
         base += self.low
         base[classes] = self.means
         return base
@@ -282,10 +281,9 @@ def decode(blob: bytes) -> Decoded:
 def _means(logits: Array) -> Array:
     """Return the mean `[K]` of each heatmap."""
     num_locations = logits.shape[1] * logits.shape[2]
-    means: Array = np.add.reduce(logits.reshape(-1, num_locations), 1) / np.float32(
-        num_locations
-    )  # faster than np.mean
-    return means
+    sums: Array = np.add.reduce(logits.reshape(-1, num_locations), 1)  # faster than np.mean
+    sums /= np.float32(num_locations)
+    return sums
 
 
 def _levels(stored: Array, count: int, bits: int) -> Array:

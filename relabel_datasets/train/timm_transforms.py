@@ -189,7 +189,7 @@ class _Telling:
     def __call__(self, image: Any) -> tuple[Any, Any]:
         """Return the transformed image, and what was drawn for it."""
         image = self._step(image)
-        return image, self._drawn.params
+        return image, vars(self._drawn).pop("params")
 
 
 def _resized_crop(step: _Telling, image: Any, label_map: LabelMap) -> tuple[Any, LabelMap]:

@@ -81,9 +81,9 @@ def test_all_else_is_collated_as_torch_does():
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_maps_that_are_pooled_together_get_the_labels_of_each(encoding, multi_label, localized, output_size):
     pooling = rd.LabelPooling(output_size, 2.0, localized=localized, multi_label=multi_label)
-    samples = [{"nested": (torch.zeros(3, *each.canvas_size), each)} for each in viewed_maps(encoding)]
-    _, soft = rd.PoolingCollate(pooling)(samples)["nested"]
-    expected = torch.stack([pooling(sample["nested"][1]) for sample in samples])
+    samples = [(i, {"map": each}) for i, each in enumerate(viewed_maps(encoding))]
+    soft = rd.PoolingCollate(pooling)(samples)[1]["map"]
+    expected = torch.stack([pooling(sample["map"]) for _, sample in samples])
     torch.testing.assert_close(soft, expected, rtol=1e-5, atol=1e-6)
 
 
