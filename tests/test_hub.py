@@ -208,6 +208,7 @@ class TestPublishing:
             publish(folder)
         assert local_hub.repos[REPO].head.oid == head
 
+    @pytest.mark.slow
     def test_tags_name_revisions_for_ever(self, local_hub, folder):
         assert publish(folder, config="colours", tag="first").tag == "first"
         assert publish(folder, config="colours").tag == "first"  # nothing new
@@ -374,6 +375,7 @@ class TestFailing:
         if kind != "lost":
             assert len(local_hub.uploads) == len(set(local_hub.uploads))
 
+    @pytest.mark.slow
     def test_a_hub_that_stays_down_changes_nothing_and_the_next_try_goes_on(self, local_hub, folder):
         local_hub.fail("503", "/commit/main", method="POST", times=None)
         with pytest.raises(DatasetError, match=r"org/photos: HfHubHTTPError: .*503"):

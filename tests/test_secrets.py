@@ -79,7 +79,8 @@ def assert_kept(hub: LocalHub, home: Path, output: str, token: str = TOKEN) -> N
     assert all(token not in request.path for request in hub.requests)
 
 
-@pytest.mark.parametrize("as_argument", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("as_argument", [True, False])
 def test_where_all_goes_well(hub, dataset_folder, tmp_path, as_argument):
     finished = run(dataset_folder, tmp_path / "home", as_argument=as_argument)
     assert finished.returncode == 0, finished.stderr

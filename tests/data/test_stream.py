@@ -146,7 +146,7 @@ def test_a_loader_resumes_at_every_batch_with_other_workers(folder, kind, before
         assert sorted(numbers(third)) == sorted(whole)
 
 
-@pytest.mark.parametrize(("before", "after"), [(0, 2), (2, 0), (2, 3)])
+@pytest.mark.parametrize(("before", "after"), [(0, 2), (2, 0), pytest.param(2, 3, marks=pytest.mark.slow)])
 def test_a_loader_resumes_on_other_ranks(folder, before, after):
     for first_size, second_size in ((1, 3), (3, 2)):
         seen, states = [], []
@@ -163,7 +163,8 @@ def test_a_loader_resumes_on_other_ranks(folder, before, after):
 
 
 @pytest.mark.parametrize(
-    ("num_workers", "batch_size"), [(0, 1), (0, 3), (2, 3), pytest.param(3, 1, marks=pytest.mark.slow)]
+    ("num_workers", "batch_size"),
+    [(0, 1), (0, 3), *(pytest.param(*case, marks=pytest.mark.slow) for case in [(2, 3), (3, 1)])],
 )
 def test_torchdatas_loader_resumes_at_every_batch(folder, num_workers, batch_size):
     def loader(streamed_batch=batch_size):
