@@ -12,6 +12,8 @@ import pytest
 from tests.conftest import ROOT
 from tests.hub import LocalHub
 
+pytestmark = pytest.mark.slow  # each imports all in a new process, whose client waits between its attempts
+
 REPO, TOKEN = "org/photos", "hf_mVerySecretTokenOfAUser"
 PROGRAM = """
 import logging, sys
@@ -79,7 +81,6 @@ def assert_kept(hub: LocalHub, home: Path, output: str, token: str = TOKEN) -> N
     assert all(token not in request.path for request in hub.requests)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("as_argument", [True, False])
 def test_where_all_goes_well(hub, dataset_folder, tmp_path, as_argument):
     finished = run(dataset_folder, tmp_path / "home", as_argument=as_argument)
@@ -91,7 +92,6 @@ def test_where_all_goes_well(hub, dataset_folder, tmp_path, as_argument):
     assert_kept(hub, tmp_path / "home", finished.stdout + finished.stderr)
 
 
-@pytest.mark.slow  # the client waits between its attempts
 @pytest.mark.parametrize(
     ("kind", "method", "path"),
     [
@@ -111,7 +111,6 @@ def test_where_something_fails_for_ever(hub, dataset_folder, tmp_path, kind, met
     assert_kept(hub, tmp_path / "home", finished.stdout + finished.stderr)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("as_argument", [True, False])
 def test_where_the_token_is_not_valid(hub, dataset_folder, tmp_path, as_argument):
     token = "hf_thatNobodyHas"
