@@ -17,6 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..data.store import LabelMaps
+from ..labels.batch import LabelMapBatch
 from ..labels.crops import random_resized_crops
 from ..labels.encoding import Encoded
 from ..labels.pooling import pool_labels
@@ -159,9 +160,8 @@ def _with_objects(label_maps: LabelMaps, objects: Mapping[str, Objects]) -> list
 def _stack(label_maps: LabelMaps, rows: list[int]) -> tuple[Encoded, list[str], Tensor, list[tuple[int, int]]]:
     """Return maps as one batch, with their keys, labels `[B]`, and sizes (height, width)."""
     maps = [label_maps.at(row) for row in rows]
-    bases = [each.base for each in maps if each.base is not None]
-    logits, classes = torch.stack([each.logits for each in maps]), torch.stack([each.classes for each in maps])
-    encoded = Encoded(logits.as_subclass(Tensor), classes, torch.stack(bases) if bases else None, maps[0].num_classes)
+    batch = LabelMapBatch.of(maps)
+    encoded = Encoded(batch.logits, batch.classes, batch.dense_base(), batch.num_classes)
     labels = torch.tensor(label_maps.index.labels[rows].astype(np.int64))
     return encoded, [label_maps.index.key(row) for row in rows], labels, [each.canvas_size for each in maps]
 

@@ -80,13 +80,15 @@ class LabelMapBatch:
 
     def pool(self, output_size: int | Sequence[int] = 1, temperature: float = 1.0) -> Tensor:
         """Return the soft labels `[B, C]`, or `[B, C, h, w]`, that `LabelPooling` gives one by one, see there."""
-        base = self.base
-        if isinstance(base, PackedBases):
-            base = base.dense(self.classes.flatten(1))
         return pool_views(
-            self.logits, self.classes, self.views, num_classes=self.num_classes, base=base, output_size=output_size,
-            temperature=temperature,
+            self.logits, self.classes, self.views, num_classes=self.num_classes, base=self.dense_base(),
+            output_size=output_size, temperature=temperature,
         )  # fmt: skip
+
+    def dense_base(self) -> Tensor | None:
+        """Return the base as floats, `[B, C]`, or None for 0."""
+        base = self.base
+        return base.dense(self.classes.flatten(1)) if isinstance(base, PackedBases) else base
 
     def _changed(self, change: Callable[[Tensor], Tensor]) -> LabelMapBatch:
         base = self.base
@@ -145,10 +147,7 @@ class PoolingCollate:
         batch, pooling = LabelMapBatch.of(label_maps), self._pooling
         if not pooling.localized:
             batch = replace(batch, views=(View(),) * len(batch))
-        soft = batch.pool(pooling.output_size, pooling.temperature)
-        if pooling.multi_label:
-            return soft
-        return torch.zeros_like(soft).scatter_(1, soft.argmax(1, keepdim=True), 1.0)
+        return pooling.told(batch.pool(pooling.output_size, pooling.temperature), 1)
 
 
 def _collate_label_maps(label_maps: Sequence[LabelMap], *, collate_fn_map: Any = None) -> LabelMapBatch:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .batch import LabelMapBatch
 from .crops import random_resized_crops
 from .encoding import Encoded
 from .label_map import LabelMap
@@ -101,14 +102,8 @@ def crop_fidelity(
     num_classes = dense.shape[1]
     every = torch.arange(num_classes, device=dense.device)[None, :, None, None].expand(len(dense), -1, -1, -1)
     true = pool_labels(dense.float(), every, boxes, num_classes=num_classes).cpu()
-    maps = [LabelMap.from_safetensors(blob) for blob in blobs]
-    stored = pool_labels(
-        torch.stack([each.logits for each in maps]),
-        torch.stack([each.classes for each in maps]),
-        boxes,
-        num_classes=num_classes,
-        base=None if maps[0].base is None else torch.stack([each.base for each in maps]),  # type: ignore[misc]
-    )
+    maps = LabelMapBatch.of([LabelMap.from_safetensors(blob) for blob in blobs])
+    stored = pool_labels(maps.logits, maps.classes, boxes, num_classes=num_classes, base=maps.dense_base())
     least = torch.finfo(true.dtype).tiny
     kl = (true * (true.clamp_min(least).log() - stored.clamp_min(least).log())).sum(1)
     same = true.argmax(1) == stored.argmax(1)

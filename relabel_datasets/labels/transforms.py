@@ -282,10 +282,13 @@ class LabelPooling(v2.Transform):
 
     def transform(self, inpt: LabelMap, params: dict[str, Any]) -> Tensor:
         view = inpt.view if self.localized else View()
-        soft = pool_label_map(inpt, view, self.output_size, self.temperature)
+        return self.told(pool_label_map(inpt, view, self.output_size, self.temperature), 0)
+
+    def told(self, soft: Tensor, class_dim: int) -> Tensor:
+        """Return what is told of soft labels, whose classes are in a dimension: all, or the best as a one-hot label."""
         if self.multi_label:
             return soft
-        return torch.zeros_like(soft).scatter_(0, soft.argmax(0, keepdim=True), 1.0)
+        return torch.zeros_like(soft).scatter_(class_dim, soft.argmax(class_dim, keepdim=True), 1.0)
 
 
 def _image_size(flat_inputs: list[Any]) -> tuple[int, int] | None:

@@ -39,9 +39,7 @@ def timm_model(args: argparse.Namespace, annotator: rd.TimmAnnotator) -> torch.n
     return model.to(annotator.device, memory_format=torch.channels_last).eval()
 
 
-def bare_images_per_second(
-    model: torch.nn.Module, annotator: rd.TimmAnnotator, batch_size: int, rounds: int = 5
-) -> float:
+def bare_images_per_second(model: torch.nn.Module, annotator: rd.TimmAnnotator, batch_size: int) -> float:
     """Return the median rate of the model's forward pass on normalised random batches, in the annotator's precision."""
     device = annotator.device
     images = torch.randn(batch_size, 3, *annotator.input_size, device=device)
@@ -49,7 +47,7 @@ def bare_images_per_second(
     dtype, batches = getattr(torch, annotator.dtype), 4 if device.type == "cuda" else 1  # a GPU's queue stays full
     rates = []
     with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-        for _ in range(rounds + 1):
+        for _ in range(6):  # the first is to warm up
             start = time.perf_counter()
             for _ in range(batches):
                 logits = model(images)

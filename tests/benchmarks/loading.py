@@ -32,6 +32,8 @@ from relabel_datasets.data.sources import ImageFolderSource
 
 CASES = {"500x375 JPEG, about 110 KB": ((375, 500), 110_000), "224x224 JPEG, about 10 KB": ((224, 224), 10_000)}
 
+POOLED_TOGETHER = "with label maps and PoolingCollate"  # the row whose loader pools
+
 
 class RandomLogits(torch.nn.Module):
     """A 1000-class network with stride 32 that costs little: what the logits are does not matter here."""
@@ -104,19 +106,6 @@ def seconds_per_sample(datasets: dict[str, Dataset], block: int, rounds: int) ->
     return times
 
 
-class ThatPoolsTogether(Dataset[object]):
-    """A dataset whose loader pools the label maps of each batch together."""
-
-    def __init__(self, dataset: rd.RelabelDataset) -> None:
-        self.dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> object:
-        return self.dataset[index]
-
-
 def epochs(datasets: dict[str, Dataset], workers: int, rounds: int) -> dict[str, list[float]]:
     """Return the time per sample of each epoch of a DataLoader; the datasets take turns."""
     times: dict[str, list[float]] = {name: [] for name in datasets}
@@ -126,7 +115,7 @@ def epochs(datasets: dict[str, Dataset], workers: int, rounds: int) -> dict[str,
             64,
             num_workers=workers,
             persistent_workers=True,
-            collate_fn=rd.PoolingCollate() if isinstance(dataset, ThatPoolsTogether) else None,
+            collate_fn=rd.PoolingCollate() if name == POOLED_TOGETHER else None,
         )
         for name, dataset in datasets.items()
     }
@@ -175,8 +164,9 @@ def main() -> None:
                     "with label maps and LabelPooling": with_maps,
                 }
                 if args.workers:
-                    unpooled = rd.load_dataset(root / "data", encoding, "train", transforms=augmentation())
-                    datasets["with label maps and PoolingCollate"] = ThatPoolsTogether(unpooled)
+                    datasets[POOLED_TOGETHER] = rd.load_dataset(
+                        root / "data", encoding, "train", transforms=augmentation()
+                    )
                     times = epochs(datasets, args.workers, max(3, args.rounds // 4))
                 else:
                     times = seconds_per_sample(datasets, 32, args.rounds)

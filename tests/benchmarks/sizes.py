@@ -1,12 +1,14 @@
 """What other numbers of classes, map sizes and images take: `python tests/benchmarks/sizes.py`.
 
-Random logits with a few strong classes at each location. Bytes on disk are of label-only shards, tar overhead included; the
+Random logits with a few strong classes at each location. Bytes on disk are of label-only shards, tar overhead included; those of
+a batch are what `collate` sends from a loader's worker, beside a soft label's four bytes a class; the
 index is what opens with the dataset, memory-mapped. Times are of one thread: to encode a map, to read it from its bytes, and
 to pool one crop's label from it.
 """
 
 from __future__ import annotations
 
+import pickle
 import time
 from collections.abc import Callable
 
@@ -48,8 +50,10 @@ def main() -> None:
     keys = [f"n{i % 1000:08d}_{i}" for i in range(20_000)]
     index = len(make_index([Row(key, 0, i, 1) for i, key in enumerate(keys)], images=False)) / len(keys)
     totals = " | ".join(f"GB for {count / 1e6:.2f} million" for count in NUM_IMAGES)
-    print(f"| map | encoding | bytes a map | bytes on disk | {totals} | encode, ms | read, ms | pool, ms |")
-    print("| --- " * (7 + len(NUM_IMAGES)) + "|")
+    print(
+        f"| map | encoding | bytes a map | bytes in a batch | bytes on disk | {totals} | encode, ms | read, ms | pool, ms |"
+    )
+    print("| --- " * (8 + len(NUM_IMAGES)) + "|")
     for num_classes, side in CASES:
         logits = random_logits(num_classes, side)
         for encoding, dtype in VARIANTS:
@@ -68,9 +72,10 @@ def main() -> None:
                 milliseconds(lambda: rd.LabelMap.from_safetensors(blobs[0]), 200),  # noqa: B023
                 milliseconds(lambda: pooling(label_map), 200),  # noqa: B023
             )
+            batch = len(pickle.dumps(rd.LabelMapBatch.of([label_map] * 64))) / 64
             mean = sum(map(len, blobs)) / len(blobs)
             print(
-                f"| {side}x{side}x{num_classes} | {encoding} {k}, {dtype} | {mean:.0f} | {disk:.0f} | {total} | "
+                f"| {side}x{side}x{num_classes} | {encoding} {k}, {dtype} | {mean:.0f} | {batch:.0f} | {disk:.0f} | {total} | "
                 f"{' | '.join(f'{value:.3g}' for value in times)} |"
             )
     print(f"\nThe index takes {index:.0f} bytes an image: {NUM_IMAGES[1] * index / 1e9:.2f} GB for 10 million.")
