@@ -20,7 +20,7 @@ from .data.sources import HFSource, ImageFolderSource, WebDatasetSource, open_so
 from .data.store import LabelMaps
 from .data.stream import RelabelLoader, RelabelStream
 from .data.verify import VerifyReport, verify
-from .labels.batch import LabelMapBatch, PoolingCollate, collate
+from .labels.batch import LabelMapBatch, collate
 from .labels.codec import LabelMapError
 from .labels.label_map import LabelMap, View
 from .labels.pooling import pool_labels
@@ -105,7 +105,6 @@ __all__ = [
     "Machine",
     "MixToken",
     "ModuleAnnotator",
-    "PoolingCollate",
     "Published",
     "PublishedMaps",
     "RayEngine",

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import PIL.Image
 from torchvision.datasets import VisionDataset
 
-from ..labels.compose import run_pipeline
+from ..labels.compose import run_batch, run_pipeline
 from ..labels.label_map import LabelMap
 from .images import decode_image
 from .index import Index
@@ -116,10 +116,26 @@ class RelabelDataset(VisionDataset):
 
     def __getitem__(self, index: int) -> Any:
         row = self._row(index)
-        image, label_map = self._image(row), self.label_maps.at(row)
+        pair = self._pair(row, self.label_maps.at(row))
+        return pair if self.transforms is None else run_pipeline(self.transforms, *pair)
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Any]:
+        """Return the samples of several indices: a DataLoader asks for its batches so.
+
+        It is faster than one by one: label maps are decoded, and pooled by a `LabelPooling` of `transforms`, together.
+        """
+        if type(self).__getitem__ is not RelabelDataset.__getitem__:  # a subclass says what a sample is
+            return [self[index] for index in indices]
+        rows = [self._row(index) for index in indices]
+        label_maps = self.label_maps.at_rows(rows)
+        pairs = (self._pair(row, label_map) for row, label_map in zip(rows, label_maps, strict=True))
+        return list(pairs) if self.transforms is None else run_batch(self.transforms, pairs)
+
+    def _pair(self, row: int, label_map: LabelMap) -> tuple[PIL.Image.Image, LabelMap]:
+        image = self._image(row)
         if label_map.canvas_size != (image.height, image.width):  # the same picture, perhaps in another resolution
             label_map = LabelMap.wrap(label_map.logits, like=label_map, canvas_size=(image.height, image.width))
-        return (image, label_map) if self.transforms is None else run_pipeline(self.transforms, image, label_map)
+        return image, label_map
 
     def _row(self, index: int) -> int:
         index = range(len(self.keys))[index]  # negative ones count from the end, others raise IndexError

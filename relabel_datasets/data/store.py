@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 
-from ..labels.label_map import LabelMap
+import numpy as np
+
+from ..labels.label_map import LabelMap, read_label_maps
 from .index import Index
 from .manifest import MANIFEST_NAME, DatasetError, Manifest, Split
 from .names import open_folder
@@ -64,9 +66,15 @@ class LabelMaps(Mapping[str, LabelMap]):
 
     def at(self, row: int) -> LabelMap:
         """Return the label map of a row, in the order of the shards."""
-        return LabelMap.from_safetensors(
-            self.map_bytes(row), key=self.index.key(row), label=int(self.index.labels[row])
-        )
+        return self.at_rows([row])[0]
+
+    def at_rows(self, rows: Sequence[int]) -> list[LabelMap]:
+        """Return the label maps of some rows: faster than one by one, and in one piece of memory."""
+        keys, blobs = [], []
+        for row in rows:
+            keys.append(self.index.key(row))
+            blobs.append(self.map_bytes(row))
+        return read_label_maps(blobs, keys, self.index.labels[np.asarray(rows, np.int64)].tolist())
 
     def map_bytes(self, row: int) -> bytes:
         """Return the bytes of a row's label map as they are stored."""

@@ -19,6 +19,7 @@ from .shards import ShardReader
 logger = logging.getLogger(__name__)
 
 _AHEAD = 4  # shards on their way before they are needed
+_TOGETHER = 64  # samples whose label maps are read at once
 _FETCHERS = 2  # at a time, in each process
 _EPOCH, _LOADS, _BEGUN, _RESUMED = range(4)  # places in the memory that is shared with workers
 
@@ -105,11 +106,13 @@ class RelabelStream(IterableDataset[Any]):
         with _Prefetch(
             self.dataset.label_maps.shards, np.searchsorted(ends, rows, "right"), worker, num_workers
         ) as shards:
-            for place in np.flatnonzero(places)[self._yielded :].tolist():
-                shards.advance(place)
-                sample = self.dataset[int(rows[place])]
-                self._yielded += 1
-                yield sample
+            mine, together = np.flatnonzero(places), min(self.batch_size, _TOGETHER)
+            for start in range(self._yielded, len(mine), together):
+                some = mine[start : start + together]
+                shards.advance(int(some[0]))
+                for sample in self.dataset.__getitems__(rows[some].tolist()):
+                    self._yielded += 1
+                    yield sample
         self._exhausted = True
 
     def _begin(self, worker: int | None) -> None:

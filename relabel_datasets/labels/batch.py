@@ -19,7 +19,6 @@ from torch.utils.data._utils.collate import default_collate_fn_map
 from .codec import PackedBases
 from .label_map import LabelMap, View
 from .pooling import pool_views
-from .transforms import LabelPooling
 
 
 @dataclass(frozen=True)
@@ -51,9 +50,9 @@ class LabelMapBatch:
         """
         if not label_maps:
             raise ValueError("a batch needs at least one label map")
-        first = label_maps[0]
+        first, kind = label_maps[0], kind_of(label_maps[0])
         for other in label_maps[1:]:
-            if _kind(other) != _kind(first):
+            if kind_of(other) != kind:
                 raise ValueError(
                     f"label maps of one batch must be of one kind, but {first.key!r} has {_described(first)}, and "
                     f"{other.key!r} has {_described(other)}: batch the samples of each config by themselves"
@@ -117,39 +116,6 @@ def collate(samples: list[Any]) -> Any:
     return torch_collate(samples, collate_fn_map={LabelMap: _collate_label_maps, **default_collate_fn_map})
 
 
-class PoolingCollate:
-    """A `collate_fn` that pools the label maps of a batch at once, in the loader's worker: a fraction of the time of one by one.
-
-    Args:
-        pooling: how; the labels are those that it gives one by one, to rounding.
-
-    Raises:
-        ValueError: in use, label maps of different kinds, or an image that is not of the size that its map has followed.
-
-    Example:
-        >>> dataset.transforms = v2.Compose([v2.RandomResizedCrop(224), v2.RandomHorizontalFlip(), v2.PILToTensor()])
-        >>> loader = DataLoader(dataset, 256, num_workers=8, collate_fn=PoolingCollate())
-        >>> for images, soft_labels in loader:
-        ...     loss = cross_entropy(model(images), soft_labels)
-    """
-
-    def __init__(self, pooling: LabelPooling = LabelPooling()) -> None:
-        self._pooling = pooling
-
-    def __call__(self, samples: list[Any]) -> Any:
-        """Return a batch of samples such as (image tensor, `LabelMap`), in any nesting, soft labels in place of the maps."""
-        for sample in samples:
-            if isinstance(sample, tuple | list) and any(isinstance(part, LabelMap) for part in sample):
-                self._pooling.check_inputs(list(sample))
-        return torch_collate(samples, collate_fn_map={LabelMap: self._pool, **default_collate_fn_map})
-
-    def _pool(self, label_maps: Sequence[LabelMap], *, collate_fn_map: Any = None) -> Tensor:
-        batch, pooling = LabelMapBatch.of(label_maps), self._pooling
-        if not pooling.localized:
-            batch = replace(batch, views=(View(),) * len(batch))
-        return pooling.told(batch.pool(pooling.output_size, pooling.temperature), 1)
-
-
 def _collate_label_maps(label_maps: Sequence[LabelMap], *, collate_fn_map: Any = None) -> LabelMapBatch:
     return LabelMapBatch.of(label_maps)
 
@@ -162,7 +128,8 @@ def _bases(label_maps: Sequence[LabelMap]) -> Tensor | PackedBases | None:
     return torch.stack(dense) if dense else None
 
 
-def _kind(label_map: LabelMap) -> tuple[Any, ...]:
+def kind_of(label_map: LabelMap) -> tuple[Any, ...]:
+    """Return what is the same of all label maps of a batch."""
     return label_map.logits.shape, label_map.classes.shape, label_map.encoding, label_map.num_classes
 
 

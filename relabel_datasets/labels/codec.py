@@ -65,7 +65,7 @@ class PackedBase(NamedTuple):
     def dense(self, classes: Array) -> Array:
         """Return the base `[C]` in float32; `classes` `[K]` have the heatmaps."""
         bits = 8 if len(self.levels) == self.num_classes else 4
-        base: Array = _levels(self.levels, self.num_classes, bits) * self.step
+        base: Array = _levels(self.levels[None], self.num_classes, bits)[0] * self.step
         base += self.low
         base[classes] = self.means
         return base
@@ -84,7 +84,7 @@ class PackedBases(NamedTuple):
     def of(cls, bases: Sequence[PackedBase]) -> PackedBases:
         """Return those of maps that are stored alike."""
         levels, low, step, means = (
-            torch.from_numpy(np.stack(part)) for part in zip(*(each[:4] for each in bases), strict=True)
+            torch.from_numpy(np.array(part)) for part in zip(*(each[:4] for each in bases), strict=True)
         )
         return cls(levels, low, step, means, bases[0].num_classes)
 
@@ -234,66 +234,90 @@ def _pack(levels: Tensor, dtype: str) -> Array:
     return packed
 
 
-def decode(blob: bytes) -> Decoded:
-    """Return the content of safetensors bytes.
+def decode(blobs: Sequence[bytes]) -> list[Decoded]:
+    """Return the contents of safetensors bytes; those of maps that are stored alike lie in one piece of memory.
 
     Raises:
-        LabelMapError: the bytes are not a valid label map, and why.
+        LabelMapError: the bytes of one are not a valid label map, and why.
     """
-    length = int.from_bytes(blob[:8], "little")
-    if len(blob) < 8 or length > min(_MAX_HEADER, len(blob) - 8):
-        raise LabelMapError(f"{len(blob)} bytes are not a whole safetensors file: truncated, or not a label map")
-    layout = _parse_header(blob[8 : 8 + length])
-    if len(blob) != layout.end:
-        raise LabelMapError(f"the header describes {layout.end} bytes, but there are {len(blob)}: truncated or damaged")
-    arrays = {name: np.ndarray(shape, dtype, blob, offset) for name, shape, dtype, offset in layout.tensors}
+    alike: dict[int, list[int]] = {}
+    layouts, canvas_sizes = [], []
+    for place, blob in enumerate(blobs):
+        length = int.from_bytes(blob[:8], "little")
+        if len(blob) < 8 or length > min(_MAX_HEADER, len(blob) - 8):
+            raise LabelMapError(f"{len(blob)} bytes are not a whole safetensors file: truncated, or not a label map")
+        layout, canvas_size = _parse_header(blob[8 : 8 + length])
+        if len(blob) != layout.end:
+            raise LabelMapError(
+                f"the header describes {layout.end} bytes, but there are {len(blob)}: truncated or damaged"
+            )
+        layouts.append(layout)
+        canvas_sizes.append(canvas_size)
+        alike.setdefault(id(layout), []).append(place)
+    contents: dict[int, Decoded] = {}
+    for places in alike.values():
+        some = blobs if len(places) == len(blobs) else [blobs[place] for place in places]
+        sizes = [canvas_sizes[place] for place in places]
+        contents.update(zip(places, _decode_alike(some, layouts[places[0]], sizes), strict=True))
+    return [contents[place] for place in range(len(blobs))]
+
+
+def _decode_alike(blobs: Sequence[bytes], layout: _Layout, canvas_sizes: list[tuple[int, int]]) -> list[Decoded]:
+    data, batch = b"".join(blobs), len(blobs)  # of one, join makes no copy
+    arrays = {
+        name: np.ndarray((batch, *shape), dtype, data, offset, (layout.end, *strides))
+        for name, shape, dtype, offset, strides in layout.tensors
+    }
+    num_classes, has_base = layout.num_classes, "base" in arrays
     classes = arrays["classes"].astype(np.int64)
-    indices = classes.ravel().tolist() if "base" in arrays else [int(classes.max())]
-    if max(indices) >= layout.num_classes:
-        raise LabelMapError(f"class index {max(indices)} is not below num_classes={layout.num_classes}")
-    if len(set(indices)) != len(indices):
-        raise LabelMapError(f"each heatmap must be of another class, got {indices}")
-    base: Tensor | PackedBase | None = None
+    for indices in classes.tolist() if has_base else [[int(classes.max())]]:
+        if max(indices) >= num_classes:
+            raise LabelMapError(f"class index {max(indices)} is not below num_classes={num_classes}")
+        if len(set(indices)) != len(indices):
+            raise LabelMapError(f"each heatmap must be of another class, got {indices}")
+    bases: Sequence[Tensor | PackedBase | None] = [None] * batch
     if layout.bits == 16:
         logits = _finite(arrays["logits"].astype(np.float32), "logits")
-        if "base" in arrays:
+        if has_base:
             values = _finite(arrays["base"].astype(np.float32), "base")
-            values[classes] = _means(logits)
-            base = torch.from_numpy(values)
+            values[np.arange(batch)[:, None], classes] = _means(logits)
+            bases = [torch.from_numpy(row) for row in values]
     else:
         ranges = _finite(arrays["ranges"].astype(np.float32), "ranges")
-        low = ranges[:, 0]
-        step = (ranges[:, 1] - low) * np.float32(1 / (2**layout.bits - 1))
+        low = ranges[:, :, 0]
+        step = (ranges[:, :, 1] - low) * np.float32(1 / (2**layout.bits - 1))
         count = layout.num_logits
-        logits = _levels(arrays["logits"], count, layout.bits) * step[:count, None, None]
-        logits += low[:count, None, None]
-        if "base" in arrays:
-            base = PackedBase(arrays["base"], low[-1], step[-1], _means(logits), layout.num_classes)
-    return Decoded(
-        torch.from_numpy(logits),
-        torch.from_numpy(classes if base is None else classes[:, None, None]),
-        base,
-        layout.num_classes,
-        layout.canvas_size,
-    )
+        logits = _levels(arrays["logits"], count, layout.bits) * step[:, :count, None, None]
+        logits += low[:, :count, None, None]
+        if has_base:
+            rows = zip(arrays["base"], low[:, -1], step[:, -1], _means(logits), strict=True)
+            bases = [PackedBase(*row, num_classes) for row in rows]
+    if has_base:
+        classes = classes[:, :, None, None]
+    # A tensor of each row by itself, and not rows of one tensor: pickle would take all of its memory along with each.
+    return [
+        Decoded(torch.from_numpy(values), torch.from_numpy(indices), base, num_classes, size)
+        for values, indices, base, size in zip(logits, classes, bases, canvas_sizes, strict=True)
+    ]
 
 
 def _means(logits: Array) -> Array:
-    """Return the mean `[K]` of each heatmap."""
-    num_locations = logits.shape[1] * logits.shape[2]
-    sums: Array = np.add.reduce(logits.reshape(-1, num_locations), 1)  # faster than np.mean
+    """Return the mean `[B, K]` of each heatmap."""
+    num_locations = logits.shape[2] * logits.shape[3]
+    sums: Array = np.add.reduce(logits.reshape(*logits.shape[:2], num_locations), 2)  # faster than np.mean
     sums /= np.float32(num_locations)
     return sums
 
 
 def _levels(stored: Array, count: int, bits: int) -> Array:
+    """Return levels `[B, N, ...]`, N `count`, as they were before `_pack`."""
     if bits == 8:
         return stored
-    half = len(stored)
-    levels = np.empty((2 * half, *stored.shape[1:]), np.uint8)
-    np.bitwise_and(stored, 15, out=levels[:half])
-    np.right_shift(stored, 4, out=levels[half:])
-    return levels[:count]
+    batch, half, *rest = stored.shape
+    levels = np.empty((batch, 2 * half, *rest), np.uint8)
+    np.bitwise_and(stored, 15, out=levels[:, :half])
+    np.right_shift(stored, 4, out=levels[:, half:])
+    return levels[:, :count]
 
 
 def _finite(values: npt.NDArray[np.float32], name: str) -> npt.NDArray[np.float32]:
@@ -303,16 +327,22 @@ def _finite(values: npt.NDArray[np.float32], name: str) -> npt.NDArray[np.float3
 
 
 class _Layout(NamedTuple):
-    tensors: tuple[tuple[str, tuple[int, ...], np.dtype[Any], int], ...]  # name, shape, dtype, offset in the blob
+    """How a label map lies in its bytes; equal ones are one object."""
+
+    # name, shape, dtype, offset in the blob, bytes from one to the next along each dimension
+    tensors: tuple[tuple[str, tuple[int, ...], np.dtype[Any], int, tuple[int, ...]], ...]
     end: int  # length of the blob
     num_logits: int
     num_classes: int
-    canvas_size: tuple[int, int]
     bits: int
 
 
+_the_one = lru_cache(maxsize=1024)(lambda layout: layout)
+
+
 @lru_cache(maxsize=8192)  # headers differ only by canvas size, of which a dataset has some thousands at most
-def _parse_header(header: bytes) -> _Layout:
+def _parse_header(header: bytes) -> tuple[_Layout, tuple[int, int]]:
+    """Return the layout, and the canvas size."""
     try:
         entries = json.loads(header)
         metadata = json.loads(entries.pop("__metadata__")["relabel"])
@@ -336,11 +366,12 @@ def _parse_header(header: bytes) -> _Layout:
         numpy_dtype = _NUMPY_DTYPES[dtype]
         if begin != end or stop - begin != math.prod(shape) * numpy_dtype.itemsize:
             raise LabelMapError(f"{name}: bytes {begin} to {stop} do not fit its shape {shape} or follow on {end}")
-        placed[name] = (tuple(shape), numpy_dtype, start + begin)
+        strides = tuple(numpy_dtype.itemsize * math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+        placed[name] = (tuple(shape), numpy_dtype, start + begin, strides)
         end = stop
-    num_logits, bits = _check_shapes({name: (shape, dtype) for name, (shape, dtype, _) in placed.items()}, num_classes)
+    num_logits, bits = _check_shapes({name: (shape, dtype) for name, (shape, dtype, *_) in placed.items()}, num_classes)
     tensors_in_order = tuple((name, *place) for name, place in placed.items())
-    return _Layout(tensors_in_order, start + end, num_logits, num_classes, (canvas[0], canvas[1]), bits)
+    return _the_one(_Layout(tensors_in_order, start + end, num_logits, num_classes, bits)), (canvas[0], canvas[1])
 
 
 def _are_counts(values: object, least: int) -> bool:

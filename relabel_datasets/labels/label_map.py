@@ -317,10 +317,28 @@ class LabelMap(TVTensor):
             LabelMapError: (a ValueError) the bytes are not a valid label map; the message says what is wrong.
         """
         try:
-            logits, classes, base, num_classes, canvas_size = codec.decode(blob)
+            ((logits, classes, base, num_classes, canvas_size),) = codec.decode([blob])
         except codec.LabelMapError as error:
             raise codec.LabelMapError(f"label map {key!r}: {error}") if key is not None else error from None
         return cls._wrap(logits, _Metadata(classes, base, num_classes, canvas_size, View(), key, label))
+
+
+def read_label_maps(blobs: Sequence[bytes], keys: Sequence[str], labels: Sequence[int]) -> list[LabelMap]:
+    """Return `LabelMap.from_safetensors` of each, in a fraction of the time; those of one call lie in one piece of memory.
+
+    Raises:
+        LabelMapError: (a ValueError) bytes that are not a valid label map; the message names the key.
+    """
+    try:
+        contents = codec.decode(blobs)
+    except codec.LabelMapError:
+        for blob, key in zip(blobs, keys, strict=True):
+            LabelMap.from_safetensors(blob, key=key)  # tells which
+        raise
+    return [
+        LabelMap._wrap(logits, _Metadata(classes, base, num_classes, canvas_size, View(), key, label))
+        for (logits, classes, base, num_classes, canvas_size), key, label in zip(contents, keys, labels, strict=True)
+    ]
 
 
 def _rebuild(logits: Tensor, metadata: _Metadata) -> LabelMap:

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +25,22 @@ from torch import Tensor
 from .label_map import LabelMap, View
 
 _SLACK = 1e-4  # locations; a box that sticks out, or a side that is longer, by less than this was rounded
+
+
+class _BoxWeights(NamedTuple):
+    """The weights of locations in output cells, that sum to 1, or to 0 in cells outside of what is visible."""
+
+    rows: Tensor  # [B, h, H]
+    columns: Tensor  # [B, w, W]
+    any_outside: bool  # whether there is a cell outside
+
+    def to(self, device: torch.device) -> _BoxWeights:
+        rows, columns = (part.to(device, non_blocking=True) for part in self[:2])
+        return _BoxWeights(rows, columns, self.any_outside)
+
+    def product(self) -> Tensor:
+        """Return the weight of each location in each cell, `[B, h * w, H * W]`."""
+        return (self.rows[:, :, None, :, None] * self.columns[:, None, :, None, :]).flatten(3).flatten(1, 2)
 
 
 def pool_labels(
@@ -62,8 +79,8 @@ def pool_labels(
     batch, _, height, width = _check(logits, classes, num_classes, base, temperature)
     if boxes_xyxy.shape != (batch, 4):
         raise ValueError(f"boxes_xyxy must have shape {(batch, 4)}, one box an image, got {tuple(boxes_xyxy.shape)}")
-    boxes = boxes_xyxy.to(logits.device, _compute_dtype(logits))
-    weights = _box_weights(boxes, _grid(output_size), (height, width))
+    boxes = boxes_xyxy.to(_compute_dtype(logits)).cpu()
+    weights = _box_weights(boxes, _grid(output_size), (height, width)).to(logits.device)
     return _pool(logits, classes, base, num_classes, weights, temperature, output_size)
 
 
@@ -87,9 +104,9 @@ def pool_views(
     batch, _, height, width = _check(logits, classes, num_classes, base, temperature)
     if len(views) != batch:
         raise ValueError(f"expected {batch} views, one an image, got {len(views)}")
-    upright = torch.tensor([view.is_box for view in views], dtype=torch.bool)
-    if upright.any() and not upright.all():
-        parts = [group.nonzero()[:, 0] for group in (upright, ~upright)]
+    upright = [view.is_box for view in views]
+    if any(upright) and not all(upright):
+        parts = [torch.tensor([i for i in range(batch) if upright[i] is group]) for group in (True, False)]
         pooled = [
             pool_views(
                 logits[part], classes[part], [views[i] for i in part], num_classes=num_classes,
@@ -98,15 +115,17 @@ def pool_views(
             for part in parts
         ]  # fmt: skip
         return torch.cat(pooled)[torch.cat(parts).argsort()]
-    numbers = torch.tensor([(*view[:6], *view.box_xyxy, *view.visible_xyxy) for view in views], dtype=torch.float64)
-    numbers = numbers.reshape(batch, 14).to(_compute_dtype(logits))  # on the CPU: nobody waits for another device then
-    grid, size, visible = _grid(output_size), (height, width), numbers[:, 10:]
-    weights: Tensor | tuple[Tensor, Tensor]
-    if upright.all():
-        rows, columns = _box_weights(numbers[:, 6:10], grid, size, visible)
-        weights = rows.to(logits.device, non_blocking=True), columns.to(logits.device, non_blocking=True)
+    # On the CPU, so that nobody waits for another device; NumPy reads many numbers of Python in half of torch's time.
+    numbers, dtype = np.array([(*view[:6], *view.visible_xyxy) for view in views], np.float64), _compute_dtype(logits)
+    affine, visible = torch.from_numpy(numbers.reshape(batch, 10)).tensor_split([6], 1)
+    grid, size, visible = _grid(output_size), (height, width), visible.to(dtype)
+    weights: Tensor | _BoxWeights
+    if all(upright):
+        corner = affine[:, [2, 5]]
+        boxes = torch.cat([corner, corner + affine[:, [0, 4]]], 1).to(dtype)
+        weights = _box_weights(boxes, grid, size, visible).to(logits.device)
     else:
-        affine = numbers[:, :6].reshape(batch, 2, 3)
+        affine = affine.to(dtype).reshape(batch, 2, 3)
         weights = _view_weights(affine, grid, size, visible).to(logits.device, non_blocking=True)
     return _pool(logits, classes, base, num_classes, weights, temperature, output_size)
 
@@ -167,19 +186,22 @@ def _compute_dtype(logits: Tensor) -> torch.dtype:
 
 def _box_weights(
     boxes_xyxy: Tensor, grid: tuple[int, int], size: tuple[int, int], visible_xyxy: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Return `[B, h, H]` and `[B, w, W]`: the weight of each row, and of each column, of locations in each output cell.
+) -> _BoxWeights:
+    """Return the weights in cells of boxes on the CPU, of which what is visible, by default the image, counts.
 
-    The weights of a cell sum to 1, or to 0 for a cell outside of what is visible, by default the image. Computed on the
-    CPU in NumPy, whose calls cost less than torch's at this size; both axes, y first, at once: `[2, B, n]`, n cells.
+    Computed in NumPy, whose calls cost less than torch's at this size; both axes, x first, at once: `[2, B, n]`, n
+    cells.
     """
-    boxes = boxes_xyxy.cpu().numpy()
-    lengths = np.array(size, boxes.dtype)[:, None, None]
+    boxes = boxes_xyxy.numpy()
+    lengths, location = _axes(size, boxes.dtype)
     start, end = _ends(boxes, lengths)
-    low, high = (-0.5, lengths - 0.5) if visible_xyxy is None else _ends(visible_xyxy.cpu().numpy(), lengths)
-    extent = (end - start) / np.array(grid, boxes.dtype)[:, None, None]
-    first = start + extent * np.arange(max(grid), dtype=boxes.dtype)
-    near, far, extent = np.minimum(first, first + extent), np.maximum(first, first + extent), np.abs(extent)
+    low, high = (-0.5, lengths - 0.5) if visible_xyxy is None else _ends(visible_xyxy.numpy(), lengths)
+    extent = end - start
+    if grid != (1, 1):
+        extent /= np.array(grid[::-1], boxes.dtype)[:, None, None]
+        start = start + extent * np.arange(max(grid), dtype=boxes.dtype)
+        end = start + extent
+    near, far, extent = np.minimum(start, end), np.maximum(start, end), np.abs(extent)
     leaves = (near < low - _SLACK) | (far > high + _SLACK)
     outside = None
     if leaves.any():
@@ -193,29 +215,35 @@ def _box_weights(
     # `[L, 2, B, n]`, so that each step runs over contiguous memory.
     num_points = np.maximum(np.ceil(extent), 1)
     step = np.maximum(extent / num_points, boxes.dtype.type(1e-9))
-    location = np.arange(max(size) + 1, dtype=boxes.dtype)[:, None, None, None]
-    above = (far - step / 2) - np.minimum(location, lengths - 1)  # how far the last point is
-    count = np.floor(above / step)  # of points above each location, but one
-    count += 1
+    above = far - location  # how far the end is
+    count = above / step
+    np.rint(count, out=count)  # of points above each location: the last lies half a step before the end
     np.minimum(np.maximum(count, 0, out=count), num_points, out=count)
-    above -= (count - 1) * (step / 2)
+    above -= count * (step / 2)
     above *= count
     beyond = above[:-1] - above[1:]
+    beyond /= num_points
     weights = np.empty_like(beyond)
-    weights[0] = num_points - beyond[0]
+    np.subtract(1, beyond[0], out=weights[0])
     np.subtract(beyond[:-1], beyond[1:], out=weights[1:])
-    weights /= num_points
     if outside is not None:
         weights[:, outside] = 0
-    rows, columns = torch.from_numpy(np.ascontiguousarray(np.moveaxis(weights, 0, -1))).to(boxes_xyxy.device)
-    return rows[:, : grid[0], : size[0]], columns[:, : grid[1], : size[1]]
+    columns, rows = torch.from_numpy(np.ascontiguousarray(np.moveaxis(weights, 0, -1)))
+    return _BoxWeights(rows[:, : grid[0], : size[0]], columns[:, : grid[1], : size[1]], outside is not None)
+
+
+@lru_cache(maxsize=16)
+def _axes(size: tuple[int, int], dtype: np.dtype[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """Return the lengths of both axes, `[2, 1, 1]`, x first, and the locations on them, `[L + 1, 2, 1, 1]`."""
+    lengths = np.array(size[::-1], dtype)[:, None, None]
+    return lengths, np.minimum(np.arange(max(size) + 1, dtype=dtype)[:, None, None, None], lengths - 1)
 
 
 def _ends(boxes_xyxy: npt.NDArray[Any], lengths: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Return where boxes `[B, 4]` start and end, in locations, `[2, 2, B, 1]`: start or end, then y or x."""
-    ends = np.ascontiguousarray(boxes_xyxy.reshape(-1, 2, 2).transpose(1, 2, 0)[:, ::-1, :, None])  # for fast loops
-    in_locations: npt.NDArray[Any] = ends * lengths - boxes_xyxy.dtype.type(0.5)
-    return in_locations
+    """Return where boxes `[B, 4]` start and end, in locations, `[2, 2, B, 1]`: start or end, then x or y."""
+    ends: npt.NDArray[Any] = np.ascontiguousarray(boxes_xyxy.T).reshape(2, 2, -1, 1) * lengths
+    ends -= boxes_xyxy.dtype.type(0.5)
+    return ends
 
 
 def _hat(position: Tensor, length: int) -> Tensor:
@@ -225,7 +253,7 @@ def _hat(position: Tensor, length: int) -> Tensor:
 
 
 def _view_weights(affine: Tensor, grid: tuple[int, int], size: tuple[int, int], visible_xyxy: Tensor) -> Tensor:
-    """Return `[B, h, w, H, W]`: the weight of each location in each output cell of affine views `[B, 2, 3]`."""
+    """Return `[B, h * w, H * W]`: the weight of each location in each output cell of affine views `[B, 2, 3]`."""
     height, width = size
     x1, y1, x2, y2 = visible_xyxy[:, :, None, None, None, None].unbind(1)
     affine = affine * affine.new_tensor([width, height])[:, None]  # now to locations
@@ -239,7 +267,8 @@ def _view_weights(affine: Tensor, grid: tuple[int, int], size: tuple[int, int], 
     counted = inside & counted_u[:, None, None, None, :] & counted_v[:, None, None, :, None]
     x, y, counted = (t.flatten(3) for t in (x, y, counted.to(x.dtype)))
     share = counted / counted.sum(-1, keepdim=True).clamp_min(1)
-    return torch.einsum("bijpy,bijpx->bijyx", _hat(y, height) * share[..., None], _hat(x, width))
+    weights = torch.einsum("bijpy,bijpx->bijyx", _hat(y, height) * share[..., None], _hat(x, width))
+    return weights.flatten(3).flatten(1, 2)
 
 
 def _points(extent: Tensor, num_cells: int) -> tuple[Tensor, Tensor]:
@@ -255,61 +284,71 @@ def _pool(
     classes: Tensor,
     base: Tensor | None,
     num_classes: int,
-    weights: Tensor | tuple[Tensor, Tensor],
+    weights: Tensor | _BoxWeights,
     temperature: float,
     output_size: int | Sequence[int],
 ) -> Tensor:
-    """Return the soft labels under weights `[B, h, w, H, W]`, or their factors `[B, h, H]` and `[B, w, W]`."""
+    """Return the soft labels of n = h * w cells under weights `[B, n, H * W]`, or those of boxes."""
     dtype = _compute_dtype(logits)
     logits, classes = logits.to(dtype), classes.long()
     base = None if base is None else base.to(dtype)
-    grid = weights.shape[1:3] if isinstance(weights, Tensor) else (weights[0].shape[1], weights[1].shape[1])
-    shape = (len(logits), *grid, num_classes)
-    pooled = logits.new_zeros(shape) if base is None else base[:, None, None].expand(shape).clone()
+    height, width = _grid(output_size)
+    # Without a dimension for the cell where there is one alone: each that a kernel has to go over costs time.
+    shape = (len(logits), *([height * width] if height * width > 1 else []), num_classes)
+    pooled = logits.new_zeros(shape) if base is None else _each_cell(base, shape).expand(shape).clone()
     put = _add_locations if classes.shape == logits.shape else _set_heatmaps
     put(pooled, logits, classes, base, weights)
     if temperature != 1:
         pooled /= temperature
-    soft = pooled.softmax(-1)
-    return soft[:, 0, 0] if output_size == 1 else soft.movedim(-1, 1)
+    # In place where the kernel is known to allow it: memory that is new to the process costs more than the arithmetic.
+    in_place = pooled.device.type == "cpu" and not pooled.requires_grad
+    soft = torch.softmax(pooled, -1, out=pooled) if in_place else pooled.softmax(-1)
+    return soft if output_size == 1 else soft.reshape(len(logits), height, width, num_classes).movedim(-1, 1)
+
+
+def _each_cell(values: Tensor, shape: Sequence[int]) -> Tensor:
+    """Return values of a batch, `[B, ...]`, as they go with pooled logits `[B, C]` or `[B, n, C]`."""
+    return values if len(shape) == 2 else values[:, None]
 
 
 def _set_heatmaps(
-    pooled: Tensor, logits: Tensor, classes: Tensor, base: Tensor | None, weights: Tensor | tuple[Tensor, Tensor]
+    pooled: Tensor, logits: Tensor, classes: Tensor, base: Tensor | None, weights: Tensor | _BoxWeights
 ) -> None:
-    """Set the classes `[B, P, 1, 1]` of `pooled`, `[B, h, w, C]`, to the means of their heatmaps, in the cells inside."""
-    if not isinstance(weights, Tensor) and weights[0].shape[1] * weights[1].shape[1] == 1:
-        weights = _product(*weights)
+    """Set the classes `[B, P, 1, 1]` of `pooled`, `[B, C]` or `[B, n, C]`, to their heatmaps' means, in cells inside."""
+    any_outside = isinstance(weights, Tensor) or weights.any_outside
+    if not isinstance(weights, Tensor) and pooled.ndim == 2:
+        weights = weights.product()
     if isinstance(weights, Tensor):
-        means = weights.flatten(3).flatten(1, 2) @ logits.flatten(2).mT
-        means = means.reshape(*pooled.shape[:3], logits.shape[1])
-        total = weights.sum((-2, -1))
+        means = weights @ logits.flatten(2).mT
+        total = weights.sum(-1) if any_outside else None
     else:
-        rows, columns = weights
+        rows, columns, _ = weights
         # Each product is one bmm over all heatmaps: broadcasting over them would make it many small ones.
         means_of_rows = (logits.flatten(1, 2) @ columns.mT).reshape(*logits.shape[:3], columns.shape[1])
-        means = torch.einsum("biy,bpyj->bijp", rows, means_of_rows)
-        total = rows.sum(-1)[:, :, None] * columns.sum(-1)[:, None]
-    index = classes[:, None, None, :, 0, 0].expand_as(means)
-    pooled.scatter_(-1, index, torch.where(total[..., None] > 0.5, means, pooled.gather(-1, index)))
+        means = torch.einsum("biy,bpyj->bijp", rows, means_of_rows).flatten(1, 2)
+        total = (rows.sum(-1)[:, :, None] * columns.sum(-1)[:, None]).flatten(1) if any_outside else None
+    if pooled.ndim == 2:
+        means = means[:, 0]
+    index = _each_cell(classes.flatten(1), pooled.shape).expand_as(means)
+    if total is not None:
+        is_inside = total.reshape(*pooled.shape[:-1], 1) > 0.5
+        means = torch.where(is_inside, means, pooled.gather(-1, index))
+    pooled.scatter_(-1, index, means)
 
 
 def _add_locations(
-    pooled: Tensor, logits: Tensor, classes: Tensor, base: Tensor | None, weights: Tensor | tuple[Tensor, Tensor]
+    pooled: Tensor, logits: Tensor, classes: Tensor, base: Tensor | None, weights: Tensor | _BoxWeights
 ) -> None:
-    """Add to `pooled`, `[B, h, w, C]`, how far each logit rises above the base of its class, `[B, K, H, W]`."""
+    """Add to `pooled`, `[B, C]` or `[B, n, C]`, how far each logit rises above the base of its class, `[B, K, H, W]`."""
     if not isinstance(weights, Tensor):
-        weights = _product(*weights)
+        weights = weights.product()
+    if pooled.ndim == 2:
+        weights = weights[:, 0]
     index = classes.flatten(1)
     above_base = logits if base is None else logits - base.gather(1, index).reshape(logits.shape)
     # Locations in one dimension, which multiplies in half the time of two.
-    change = (above_base.flatten(2)[:, None, None] * weights.flatten(3)[:, :, :, None]).flatten(3)
-    pooled.scatter_add_(-1, index[:, None, None].expand_as(change), change)
-
-
-def _product(rows: Tensor, columns: Tensor) -> Tensor:
-    """Return the weights `[B, h, w, H, W]` of factors `[B, h, H]` and `[B, w, W]`."""
-    return rows[:, :, None, :, None] * columns[:, None, :, None, :]
+    change = (_each_cell(above_base.flatten(2), pooled.shape) * weights[..., None, :]).flatten(-2)
+    pooled.scatter_add_(-1, _each_cell(index, pooled.shape).expand_as(change), change)
 
 
 def _pool_one(

@@ -13,7 +13,6 @@ from torchvision.transforms import v2
 
 from ..data.datasets import RelabelDataset
 from ..data.stream import RelabelLoader, RelabelStream
-from ..labels.batch import PoolingCollate
 from ..labels.label_map import LabelMap
 from ..labels.transforms import LabelPooling
 from .recipe import Labels, Recipe
@@ -63,8 +62,7 @@ def train_loader(
     if batch_size % 2 and (recipe.mixup or recipe.cutmix):
         raise ValueError(f"images are mixed in pairs, so each rank needs an even number a batch, not {batch_size}")
     target = target_transform(recipe.told, grid)
-    together = type(target) is LabelPooling
-    transforms = SeededTransforms(crops(recipe, interpolation, None if together else target), recipe.seed)
+    transforms = SeededTransforms(crops(recipe, interpolation, target), recipe.seed)
     dataset.transforms = transforms
     stream = RelabelStream(dataset, seed=recipe.seed, window=window, rank=rank, world_size=world_size)
     if len(stream) < batch_size:
@@ -77,7 +75,6 @@ def train_loader(
         persistent_workers=num_workers > 0,
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=one_thread,
-        collate_fn=PoolingCollate(target) if together else None,
     )
     return loader, transforms
 

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..labels.compose import run_pipeline
+from ..labels.compose import run_pipeline, run_until_pooling
 from ..labels.label_map import LabelMap
+from ..labels.transforms import LabelPooling
 
 
 def seed_all(*place: object) -> None:
@@ -47,5 +48,13 @@ class SeededTransforms:
         self._epoch[0] = epoch
 
     def __call__(self, image: Any, label_map: LabelMap) -> Any:
-        seed_all(self._seed, int(self._epoch), label_map.key)
+        self._seed_by(label_map)
         return run_pipeline(self._transforms, image, label_map)
+
+    def run_until_pooling(self, image: Any, label_map: LabelMap) -> tuple[Any, LabelPooling | None]:
+        """See `compose.run_until_pooling`."""
+        self._seed_by(label_map)
+        return run_until_pooling(self._transforms, image, label_map)
+
+    def _seed_by(self, label_map: LabelMap) -> None:
+        seed_all(self._seed, int(self._epoch), label_map.key)

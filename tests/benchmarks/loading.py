@@ -2,9 +2,10 @@
 
     python tests/benchmarks/loading.py
 
-Three ways of reading the same JPEG files with the same augmentation, in turns, sample blocks interleaved:
-torchvision's ImageFolder with class indices, our shards with class indices, our shards with label maps and LabelPooling.
-The ratio is the throughput with label maps over that without. `--workers 2` measures a DataLoader instead of one process.
+Three ways of reading the same JPEG files with the same augmentation through a DataLoader, its epochs in turns: torchvision's
+ImageFolder with class indices, our shards with class indices, our shards with label maps and LabelPooling. The ratio is the
+throughput with label maps over that without, the median over the rounds. `--workers 0` does all in one process, where
+nothing waits for anything else.
 """
 
 from __future__ import annotations
@@ -31,8 +32,6 @@ from relabel_datasets.annotate.shard import Settings
 from relabel_datasets.data.sources import ImageFolderSource
 
 CASES = {"500x375 JPEG, about 110 KB": ((375, 500), 110_000), "224x224 JPEG, about 10 KB": ((224, 224), 10_000)}
-
-POOLED_TOGETHER = "with label maps and PoolingCollate"  # the row whose loader pools
 
 
 class RandomLogits(torch.nn.Module):
@@ -92,39 +91,20 @@ def augmentation(*last: v2.Transform) -> v2.Compose:
     )
 
 
-def seconds_per_sample(datasets: dict[str, Dataset], block: int, rounds: int) -> dict[str, list[float]]:
-    """Return the time of each block of samples; the datasets take turns and see the same samples and random crops."""
-    times: dict[str, list[float]] = {name: [] for name in datasets}
-    for turn in range(rounds + 1):
-        for name, dataset in datasets.items():
-            torch.manual_seed(turn)
-            start = time.perf_counter()
-            for i in range(block):
-                dataset[(turn * block + i) % len(dataset)]
-            if turn:  # the first is to warm up
-                times[name].append((time.perf_counter() - start) / block)
-    return times
-
-
 def epochs(datasets: dict[str, Dataset], workers: int, rounds: int) -> dict[str, list[float]]:
-    """Return the time per sample of each epoch of a DataLoader; the datasets take turns."""
+    """Return the time per sample of each epoch; the datasets take turns, with the same random crops."""
     times: dict[str, list[float]] = {name: [] for name in datasets}
     loaders = {
-        name: DataLoader(
-            dataset,
-            64,
-            num_workers=workers,
-            persistent_workers=True,
-            collate_fn=rd.PoolingCollate() if name == POOLED_TOGETHER else None,
-        )
+        name: DataLoader(dataset, 64, num_workers=workers, persistent_workers=workers > 0)
         for name, dataset in datasets.items()
     }
     for turn in range(rounds + 1):
         for name, loader in loaders.items():
+            torch.manual_seed(turn)
             start = time.perf_counter()
             for _ in loader:
                 pass
-            if turn:
+            if turn:  # the first is to warm up
                 times[name].append((time.perf_counter() - start) / len(datasets[name]))
     return times
 
@@ -133,8 +113,8 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=256)
-    parser.add_argument("--rounds", type=int, default=24)
-    parser.add_argument("--workers", type=int, default=0)
+    parser.add_argument("--rounds", type=int, default=16)
+    parser.add_argument("--workers", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(1)
     print("| images | encoding | reader | ms a sample | throughput over the same shards without label maps |")
@@ -163,13 +143,7 @@ def main() -> None:
                     "without label maps": WithoutLabelMaps(with_maps, augmentation()),
                     "with label maps and LabelPooling": with_maps,
                 }
-                if args.workers:
-                    datasets[POOLED_TOGETHER] = rd.load_dataset(
-                        root / "data", encoding, "train", transforms=augmentation()
-                    )
-                    times = epochs(datasets, args.workers, max(3, args.rounds // 4))
-                else:
-                    times = seconds_per_sample(datasets, 32, args.rounds)
+                times = epochs(datasets, args.workers, args.rounds)
                 reference = times["without label maps"]
                 for name, values in times.items():
                     ratio = statistics.median(a / b for a, b in zip(reference, values, strict=True))

@@ -143,6 +143,36 @@ def test_dataloader_workers_give_what_the_dataset_gives(dataset_folder, context)
         torch.testing.assert_close(loaded[key], label, rtol=0, atol=0)
 
 
+class Named(rd.RelabelDataset):
+    """Somebody's own samples."""
+
+    def __getitem__(self, index):
+        return {"image": super().__getitem__(index)[0], "name": self.keys[index]}
+
+
+def test_a_batch_is_the_samples_of_its_indices(dataset_folder, image_folder):
+    (image_folder / "dog" / "photo_04.jpg").unlink()
+    joined = rd.RelabelDataset(dataset_folder, "labels-only", images=image_folder, unmatched="skip", transforms=TRAIN)
+    indices = [3, -1, 0, 3]
+    torch.manual_seed(0)
+    singly = [joined[index] for index in indices]
+    torch.manual_seed(0)
+    together = joined.__getitems__(indices)
+    for (image, label), (expected_image, expected_label) in zip(together, singly, strict=True):
+        assert torch.equal(image, expected_image)
+        torch.testing.assert_close(label, expected_label, rtol=1e-5, atol=1e-6)
+    joined.transforms = None
+    assert [label_map.key for _, label_map in joined.__getitems__(indices)] == [joined.keys[i] for i in indices]
+    assert joined.__getitems__([]) == []
+    with pytest.raises(IndexError):
+        joined.__getitems__([0, len(joined)])
+
+
+def test_a_subclass_says_what_a_sample_is(dataset_folder):
+    dataset = Named(dataset_folder, "colours", transforms=TRAIN)
+    assert next(iter(DataLoader(dataset, 4)))["name"] == list(dataset.keys[:4])
+
+
 def test_ranks_of_a_distributed_sampler_share_the_samples(dataset_folder):
     dataset = rd.RelabelDataset(dataset_folder, "colours", transforms=with_key)
     keys = []

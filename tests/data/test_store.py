@@ -113,3 +113,27 @@ def test_a_damaged_label_map_is_named_by_its_key(dataset_folder):
         file.write(b"\xff" * 8)
     with pytest.raises(rd.LabelMapError, match=label_maps.index.key(0)):
         label_maps.at(0)
+
+
+def test_one_damaged_label_map_of_many_is_named_by_its_key(dataset_folder):
+    label_maps = rd.LabelMaps(dataset_folder, "labels-only")
+    row = 4
+    offset, size = label_maps.index.extent(row, "map")
+    path = dataset_folder / "labels-only" / label_maps.split.filenames[0]
+    data = bytearray(path.read_bytes())
+    data[offset + 8 : offset + size] = bytes(size - 8)
+    path.write_bytes(data)
+    with pytest.raises(rd.LabelMapError, match=f"'{label_maps.index.key(row)}'"):
+        label_maps.at_rows(range(7))
+
+
+def test_many_maps_are_those_of_each_row_and_are_pickled_alone(label_maps):
+    rows = [5, 0, 12, 5]
+    for row, label_map in zip(rows, label_maps.at_rows(rows), strict=True):
+        expected = label_maps.at(row)
+        assert torch.equal(label_map, expected)
+        assert torch.equal(label_map.dense(), expected.dense())
+        assert repr(label_map) == repr(expected)
+        assert len(pickle.dumps(label_map)) == len(pickle.dumps(expected))
+        assert torch.equal(pickle.loads(pickle.dumps(label_map)).dense(), expected.dense())
+    assert label_maps.at_rows([]) == []

@@ -34,8 +34,10 @@ def random_map(
     return rd.LabelMap.from_logits(random_dense(), encoding, k=k, canvas_size=canvas_size, key=key, label=4)
 
 
-def stored_map(encoding: str = "heatmaps", dtype: str | None = None) -> bytes:
-    return random_map(encoding).to_safetensors(dtype)
+def stored_map(
+    encoding: str = "heatmaps", dtype: str | None = None, canvas_size: tuple[int, int] = CANVAS_SIZE
+) -> bytes:
+    return random_map(encoding, canvas_size=canvas_size).to_safetensors(dtype)
 
 
 def random_classes(num_kept: int, num_classes: int, *grid: int) -> Tensor:

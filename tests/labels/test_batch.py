@@ -75,27 +75,6 @@ def test_all_else_is_collated_as_torch_does():
     assert torch.equal(batch["index"], torch.tensor([0, 1]))
 
 
-@pytest.mark.parametrize("output_size", [1, (2, 3)])
-@pytest.mark.parametrize("localized", [True, False])
-@pytest.mark.parametrize("multi_label", [True, False])
-@pytest.mark.parametrize("encoding", ENCODINGS)
-def test_maps_that_are_pooled_together_get_the_labels_of_each(encoding, multi_label, localized, output_size):
-    pooling = rd.LabelPooling(output_size, 2.0, localized=localized, multi_label=multi_label)
-    samples = [(i, {"map": each}) for i, each in enumerate(viewed_maps(encoding))]
-    soft = rd.PoolingCollate(pooling)(samples)[1]["map"]
-    expected = torch.stack([pooling(sample["map"]) for _, sample in samples])
-    torch.testing.assert_close(soft, expected, rtol=1e-5, atol=1e-6)
-
-
-def test_a_map_that_did_not_follow_its_image_is_not_pooled_together():
-    samples = [(torch.zeros(3, *each.canvas_size), each) for each in viewed_maps("heatmaps")]
-    images, labels = rd.PoolingCollate()(samples)
-    assert len(images) == len(labels) == 6
-    samples[3] = samples[3][0][:, :-1], samples[3][1]
-    with pytest.raises(ValueError, match="but its label map followed it to"):
-        rd.PoolingCollate()(samples)
-
-
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_batches_come_out_of_loaders(dataset_folder, num_workers):
     transforms = v2.Compose([v2.CenterCrop(32), v2.PILToTensor()])
@@ -109,8 +88,11 @@ def test_batches_come_out_of_loaders(dataset_folder, num_workers):
         labels = torch.cat([label_maps.pool() for _, label_maps in loader])
         expected = torch.stack([pooled[i][1] for i in range(len(pooled))])
         torch.testing.assert_close(labels, expected)
-    together = DataLoader(dataset, 4, num_workers=num_workers, collate_fn=rd.PoolingCollate())
-    torch.testing.assert_close(torch.cat([labels for _, labels in together]), expected)
+    for loader in (
+        DataLoader(pooled, 4, num_workers=num_workers),
+        rd.RelabelLoader(rd.RelabelStream(pooled, shuffle=False), 4, num_workers=num_workers),
+    ):
+        torch.testing.assert_close(torch.cat([labels for _, labels in loader]), expected)
 
 
 def test_it_survives_pickle_and_moves():

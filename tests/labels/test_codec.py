@@ -12,6 +12,7 @@ import torch
 import relabel_datasets as rd
 from relabel_datasets.labels import codec
 from relabel_datasets.labels.encoding import Encoded
+from relabel_datasets.labels.label_map import read_label_maps
 
 from .samples import ENCODINGS, HEIGHT, STORED_FORMS, WIDTH, assert_same_map, random_classes, random_dense, stored_map
 
@@ -106,6 +107,17 @@ def test_golden_bytes_and_back(label_map, dtype, head, data):
         assert torch.equal(back.base[[1, 3]], label_map.base[[1, 3]])
         # of a class with a heatmap it is the heatmap's mean, whatever was given
         torch.testing.assert_close(back.base[[2, 0]], label_map.logits.mean((1, 2)))
+
+
+def test_maps_read_at_once_are_those_read_by_themselves():
+    torch.manual_seed(0)
+    blobs = [stored_map(*form, canvas_size=size) for size in [(9, 99), (1234, 5)] for form in STORED_FORMS * 2]
+    blobs = [blobs[i] for i in torch.randperm(len(blobs)).tolist()]
+    keys, labels = [f"image {i}" for i in range(len(blobs))], [*range(len(blobs))]
+    for blob, key, label, found in zip(blobs, keys, labels, read_label_maps(blobs, keys, labels), strict=True):
+        expected = rd.LabelMap.from_safetensors(blob, key=key, label=label)
+        assert_same_map(found, expected)
+        assert torch.equal(found.dense(), expected.dense())
 
 
 def hashes() -> str:

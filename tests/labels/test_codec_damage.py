@@ -135,7 +135,7 @@ DAMAGED = {
 @pytest.mark.parametrize(("blob", "message"), DAMAGED.values(), ids=DAMAGED)
 def test_damage_is_refused_by_its_name(blob, message):
     with pytest.raises(rd.LabelMapError, match=message):
-        codec.decode(blob)
+        codec.decode([blob])
 
 
 @pytest.mark.parametrize(("encoding", "dtype"), STORED_FORMS)
@@ -143,7 +143,7 @@ def test_a_map_cut_anywhere_is_refused(encoding, dtype):
     blob = stored_map(encoding, dtype)
     for length in range(len(blob)):
         with pytest.raises(rd.LabelMapError):
-            codec.decode(blob[:length])
+            codec.decode([blob[:length]])
 
 
 @pytest.mark.parametrize(("encoding", "dtype"), STORED_FORMS)

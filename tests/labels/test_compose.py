@@ -4,7 +4,8 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 import relabel_datasets as rd
-from relabel_datasets.labels.compose import run_pipeline
+from relabel_datasets.labels.batch import LabelMapBatch
+from relabel_datasets.labels.compose import run_batch, run_pipeline
 from tests.conftest import picture
 
 
@@ -27,6 +28,11 @@ PIPELINES = {
         rd.LabelPooling(output_size=(2, 3)), v2.PILToTensor(),
     ]),
     "tensor first": v2.Compose([v2.ToImage(), v2.RandomZoomOut(), v2.RandomResize(10, 20), rd.LabelPooling(), v2.ToPureTensor()]),
+    "label looked at": v2.Compose([
+        v2.RandomHorizontalFlip(), rd.LabelPooling(), v2.RandomApply([v2.Grayscale(3)], 0.9), v2.Lambda(torch.exp, torch.Tensor),
+    ]),
+    "all of the image": v2.Compose([v2.RandomCrop(20), rd.LabelPooling(localized=False), v2.ToImage()]),
+    "one label": v2.Compose([v2.RandomCrop(20), rd.LabelPooling((2, 3), 2.0, multi_label=False), v2.ToImage()]),
     "five crops": v2.Compose([v2.FiveCrop(16), v2.Lambda(lambda pair: pair)]),
     "own": v2.Compose([Twice(), v2.RandomHorizontalFlip()]),
     "not a Compose": v2.RandomResizedCrop(16),
@@ -67,10 +73,80 @@ def test_results_and_random_numbers_are_those_of_the_pipeline(name, kind):
                 assert (one.view, one.canvas_size, one.key) == (other.view, other.canvas_size, other.key)
 
 
-def test_errors_are_those_of_the_pipeline():
+def run_batch_of_one(pipeline, image, label_map):
+    return run_batch(pipeline, [(image, label_map)])[0]
+
+
+@pytest.mark.parametrize("run", [run_pipeline, run_batch_of_one])
+def test_errors_are_those_of_the_pipeline(run):
     pipeline = v2.Compose([v2.RandomHorizontalFlip(), rd.LabelPooling(), rd.LabelPooling()])
     label_map = rd.LabelMap.from_logits(torch.randn(5, 4, 6), canvas_size=(40, 56))
     with pytest.raises(TypeError, match="no LabelMap"):
-        run_pipeline(pipeline, picture(0, (40, 56)), label_map)
+        run(pipeline, picture(0, (40, 56)), label_map)
     with pytest.raises(ValueError, match="followed it"):
-        run_pipeline(pipeline, picture(0, (30, 56)), label_map)
+        run(pipeline, picture(0, (30, 56)), label_map)
+
+
+@pytest.mark.parametrize("encoding", ["heatmaps", "topk"])
+@pytest.mark.parametrize("name", PIPELINES)
+def test_a_batch_gives_what_its_samples_give(name, encoding):
+    pairs = [
+        (picture(i, (40, 56)), rd.LabelMap.from_logits(3 * torch.randn(9, 4, 6), encoding, k=5, canvas_size=(40, 56)))
+        for i in range(7)
+    ]
+    torch.manual_seed(0)
+    expected = [run_pipeline(PIPELINES[name], *pair) for pair in pairs]
+    state = torch.get_rng_state()
+    torch.manual_seed(0)
+    found = run_batch(PIPELINES[name], pairs)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert len(found) == len(expected)
+    for one, other in zip(flat(found), flat(expected), strict=True):
+        assert type(one) is type(other)
+        if isinstance(one, torch.Tensor):
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+        else:
+            assert one.tobytes() == other.tobytes()
+
+
+class LabelPoolingOfOne(rd.LabelPooling):
+    """Somebody's own pooling, which says nothing of batches."""
+
+    def transform(self, inpt, params):
+        return super().transform(inpt, params) ** 2
+
+
+class Watching(v2.Transform):
+    """Somebody's own transform that looks at the labels of its samples."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def check_inputs(self, flat_inputs):
+        self.seen.append(flat_inputs[1])
+
+    def transform(self, inpt, params):
+        return inpt
+
+
+def test_maps_are_pooled_together_where_nobody_minds(monkeypatch):
+    sizes = []
+    pool = LabelMapBatch.pool
+    monkeypatch.setattr(LabelMapBatch, "pool", lambda batch, *args: sizes.append(len(batch)) or pool(batch, *args))
+
+    def maps(kinds):
+        return [rd.LabelMap.from_logits(torch.randn(9, 4, 6), kind, canvas_size=(40, 56)) for kind in kinds]
+
+    def labels(*transforms, kinds=("topk",) * 3):
+        pairs = [(picture(i, (40, 56)), each) for i, each in enumerate(maps(kinds))]
+        return [sample[1] for sample in run_batch(v2.Compose([v2.RandomCrop(20), *transforms]), pairs)]
+
+    pooling, watching = rd.LabelPooling(), Watching()
+    labels(pooling, v2.ToImage(), v2.ToDtype(torch.float32), v2.Normalize([0.0], [1.0]), v2.RandomErasing())
+    assert sizes == [3]
+    labels(pooling, kinds=["topk", "heatmaps"])
+    labels(LabelPoolingOfOne())
+    found = labels(pooling, watching)
+    assert sizes == [3]
+    assert all(torch.equal(one, other) for one, other in zip(watching.seen, found, strict=True))

@@ -99,6 +99,15 @@ def test_a_sample_is_drawn_the_same_whatever_came_before(scenes):
     assert not {numbers[1] for numbers in forwards} & {seeded(*dataset[row])[1] for row in range(4)}
 
 
+def test_a_batch_draws_what_its_samples_draw(scenes):
+    dataset = rd.load_dataset(scenes, split="train", transforms=SeededTransforms(rd.timm_transforms(32), 5))
+    for (image, label), (expected_image, expected_label) in zip(
+        dataset.__getitems__([3, 0, 2]), [dataset[3], dataset[0], dataset[2]], strict=True
+    ):
+        assert torch.equal(image, expected_image)
+        torch.testing.assert_close(label, expected_label, rtol=1e-5, atol=1e-6)
+
+
 def test_ranks_see_disjoint_samples_that_are_all(scenes, tiny):
     whole, labels = batches(scenes, tiny)
     parts = [batches(scenes, tiny, rank=rank, world_size=2) for rank in (0, 1)]

@@ -17,6 +17,7 @@ from timm.data import create_transform
 from torch import Tensor
 
 import relabel_datasets as rd
+from relabel_datasets.labels.compose import run_batch
 from relabel_datasets.train.timm_transforms import MOVING_OPS, PIXEL_OPS, timm_transforms
 from tests.conftest import picture
 from tests.labels.ramps import ramp
@@ -259,6 +260,22 @@ def test_pooling_is_whatever_it_is_told_to_be():
         got = timm_transforms(CROP, pooling=pooling)(image, original)
         assert torch.equal(got[0], shown)
         assert torch.equal(got[1], pooling(shown, followed)[1])
+
+
+@pytest.mark.parametrize("pooling", [rd.LabelPooling(temperature=2.0), rd.TokenLabelPooling((3, 4)), None])
+def test_a_batch_gives_what_its_samples_give(pooling):
+    transforms = timm_transforms(CROP, pooling=pooling, auto_augment="rand-m9-mstd0.5-inc1")
+    pairs = [(picture(i, SIZE), label_map()) for i in range(5)]
+    seed_all(4)
+    together = run_batch(transforms, pairs)
+    seed_all(4)
+    singly = [transforms(*pair) for pair in pairs]
+    for (image, label), (expected_image, expected_label) in zip(together, singly, strict=True):
+        assert torch.equal(image, expected_image)
+        assert type(label) is type(expected_label)
+        torch.testing.assert_close(label, expected_label, rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="its label map belongs to one of"):
+        run_batch(transforms, [(picture(0, (40, 56)), label_map((56, 40)))])
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda transforms: pickle.loads(pickle.dumps(transforms))])
