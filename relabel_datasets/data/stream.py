@@ -19,8 +19,8 @@ from .shards import ShardReader
 logger = logging.getLogger(__name__)
 
 _AHEAD = 4  # shards on their way before they are needed
-_TOGETHER = 64  # samples whose label maps are read at once
 _FETCHERS = 2  # at a time, in each process
+_TOGETHER = 64  # samples whose label maps are read and pooled at once, at most
 _EPOCH, _LOADS, _BEGUN, _RESUMED = range(4)  # places in the memory that is shared with workers
 
 

@@ -50,18 +50,23 @@ class LabelMapBatch:
         """
         if not label_maps:
             raise ValueError("a batch needs at least one label map")
-        first, kind = label_maps[0], kind_of(label_maps[0])
-        for other in label_maps[1:]:
-            if kind_of(other) != kind:
-                raise ValueError(
-                    f"label maps of one batch must be of one kind, but {first.key!r} has {_described(first)}, and "
-                    f"{other.key!r} has {_described(other)}: batch the samples of each config by themselves"
-                )
+        kinds = [kind_of(each) for each in label_maps]
+        if kinds.count(kinds[0]) < len(kinds):
+            first, other = label_maps[0], next(each for each in label_maps if kind_of(each) != kinds[0])
+            raise ValueError(
+                f"label maps of one batch must be of one kind, but {first.key!r} has {_described(first)}, and "
+                f"{other.key!r} has {_described(other)}: batch the samples of each config by themselves"
+            )
+        return cls.of_one_kind(label_maps)
+
+    @classmethod
+    def of_one_kind(cls, label_maps: Sequence[LabelMap]) -> LabelMapBatch:
+        """Return the batch of maps that are known to have the same `kind_of`."""
         return cls(
             torch.stack([each.logits for each in label_maps]),
             torch.stack([each.classes for each in label_maps]),
             _bases(label_maps),
-            first.num_classes,
+            label_maps[0].num_classes,
             tuple(each.view for each in label_maps),
             tuple(each.label for each in label_maps),
         )

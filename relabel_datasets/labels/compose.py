@@ -54,13 +54,13 @@ def run_batch(pipeline: Any, pairs: Iterable[tuple[PIL.Image.Image, LabelMap]]) 
         pairs: of images and label maps; each is asked for when the one before it has been transformed.
     """
     outputs: list[Any] = []
-    waiting: dict[LabelPooling, list[int]] = {}  # of which samples it is to pool the label maps
+    waiting: dict[tuple[Any, ...], list[int]] = {}  # samples whose label maps can be pooled together
     for image, label_map in pairs:
         output, pooling = run_until_pooling(pipeline, image, label_map)
         if pooling is not None:
-            waiting.setdefault(pooling, []).append(len(outputs))
+            waiting.setdefault((pooling, *kind_of(output[1])), []).append(len(outputs))
         outputs.append(output)
-    for pooling, places in waiting.items():
+    for (pooling, *_), places in waiting.items():
         labels = _pool_together([outputs[place][1] for place in places], pooling)
         for place, label in zip(places, labels, strict=True):
             outputs[place] = outputs[place][0], label
@@ -90,9 +90,9 @@ def run_until_pooling(pipeline: Any, image: PIL.Image.Image, label_map: LabelMap
 
 
 def _pool_together(label_maps: list[LabelMap], pooling: LabelPooling) -> Iterable[Tensor]:
-    if len(label_maps) == 1 or len({kind_of(each) for each in label_maps}) > 1:
-        return [_pool_one(each, pooling) for each in label_maps]
-    batch = LabelMapBatch.of(label_maps)
+    if len(label_maps) == 1:  # faster by itself
+        return [_pool_one(label_maps[0], pooling)]
+    batch = LabelMapBatch.of_one_kind(label_maps)
     if not pooling.localized:
         batch = replace(batch, views=(View(),) * len(batch))
     return pooling.told(batch.pool(pooling.output_size, pooling.temperature), 1)

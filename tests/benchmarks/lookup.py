@@ -31,6 +31,7 @@ from relabel_datasets.data.index import Row, make_index
 from relabel_datasets.data.joins import join_images
 from relabel_datasets.data.manifest import Manifest, Split, sha256_of
 from relabel_datasets.data.shards import shard_names
+from relabel_datasets.labels.statistics import Statistics
 
 NUM_SAMPLES, NUM_CLASSES, NUM_SHARDS = 1_281_167, 1000, 64
 NUM_LOOKUPS, NUM_READS = 100_000, 5_000
@@ -81,7 +82,7 @@ def write_dataset(folder: Path, keys: Sequence[str]) -> float:
         shard_lengths=lengths,
         shard_bytes=[length * SAMPLE_BYTES + 1024 for length in lengths],
         shard_sha256=["0" * 64] * NUM_SHARDS,
-        shard_statistics=[],
+        shard_statistics=[list(Statistics())] * NUM_SHARDS,
         index="train.index.safetensors",
         index_bytes=len(index),
         index_sha256=sha256_of(folder / "train.index.safetensors"),

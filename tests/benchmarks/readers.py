@@ -86,6 +86,7 @@ def make_dataset(
         shard_lengths=[len(info.rows) for info in infos],
         shard_bytes=[info.num_bytes for info in infos],
         shard_sha256=[info.sha256 for info in infos],
+        shard_statistics=[list(info.statistics) for info in infos],
         index_bytes=index.stat().st_size,
         index_sha256=sha256_of(index),
         key_rule=None,

@@ -145,8 +145,10 @@ def test_maps_are_pooled_together_where_nobody_minds(monkeypatch):
     pooling, watching = rd.LabelPooling(), Watching()
     labels(pooling, v2.ToImage(), v2.ToDtype(torch.float32), v2.Normalize([0.0], [1.0]), v2.RandomErasing())
     assert sizes == [3]
-    labels(pooling, kinds=["topk", "heatmaps"])
     labels(LabelPoolingOfOne())
     found = labels(pooling, watching)
     assert sizes == [3]
+    labels(pooling, kinds=["topk", "heatmaps", "topk", "heatmaps", "topk"])
+    labels(pooling, kinds=["topk", "heatmaps"])
+    assert sizes == [3, 3, 2]
     assert all(torch.equal(one, other) for one, other in zip(watching.seen, found, strict=True))
