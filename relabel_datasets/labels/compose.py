@@ -6,7 +6,7 @@ image and a label map that costs more than pooling the label. Here the two go st
 pipeline itself; what is not a plain transform of a pair is called as it is.
 
 Of a batch, the label maps are pooled together when all images are done. One by one, between images that empty the
-processor's caches, pooling takes ten times as long.
+processor's caches, each takes some eight times as long.
 """
 
 from __future__ import annotations
