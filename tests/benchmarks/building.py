@@ -4,8 +4,10 @@
 
 IMAGES is any ImageFolder. The build's images/s stand beside those of the bare model, timm's own forward pass, on batches of
 the same size in the same run. What each stage takes is the CPU time of its threads, which overlap; of inference, the time on
-the clock, since torch's own threads share in it, and on a GPU only until its work is queued. Then every label map is read back and its mean over locations is compared with the model's own
-logits of that image, all classes, beside the step of its quantisation.
+the clock, since torch's own threads share in it, and on a GPU only until its work is queued. A build of millions of images does
+not notice its start and end, a short one does: so the rate between the first and the last tenth of the images is given as well.
+Then every label map is read back and its mean over locations is compared with the model's own logits of that image, all classes,
+beside the step of its quantisation.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 import timm
@@ -56,10 +58,28 @@ def bare_images_per_second(model: torch.nn.Module, annotator: rd.TimmAnnotator, 
     return statistics.median(rates[1:])
 
 
+class Measured(NamedTuple):
+    """What a build took."""
+
+    seconds: Counter[str]  # of each stage
+    written: list[float]  # when each image was written, on the clock
+
+    def images_per_second_between_ends(self) -> float:
+        """Return the rate between the first and the last tenth of the images."""
+        first, last = len(self.written) // 10, len(self.written) * 9 // 10
+        return (last - first) / (self.written[last] - self.written[first])
+
+
 @contextmanager
-def stage_times() -> Iterator[Counter[str]]:
-    """Count the seconds that the stages of a build take meanwhile."""
+def measuring() -> Iterator[Measured]:
+    """Measure a build meanwhile."""
     seconds: Counter[str] = Counter()
+    written: list[float] = []
+    add = shard.ShardWriter.add
+
+    def add_and_note(*arguments: Any) -> None:
+        add(*arguments)
+        written.append(time.perf_counter())
 
     def timed(stage: str, function: Callable[..., Any], clock: Callable[[], float]) -> Callable[..., Any]:
         def wrapper(*arguments: Any, **more: Any) -> Any:
@@ -78,13 +98,14 @@ def stage_times() -> Iterator[Counter[str]]:
         ("inference (on the clock)", rd.TimmAnnotator, "__call__", time.perf_counter),
         ("encode", shard, "encode_logits", time.thread_time),
         ("encode", shard.codec, "encode", time.thread_time),
-        ("write", shard.ShardWriter, "add", time.thread_time),
+        ("write", shard.ShardWriter, "add", time.thread_time),  # of `add_and_note`
         ("write", shard.ShardWriter, "close", time.thread_time),
     ]
     with ExitStack() as stack:
+        stack.enter_context(mock.patch.object(shard.ShardWriter, "add", add_and_note))
         for stage, owner, name, clock in places:
             stack.enter_context(mock.patch.object(owner, name, timed(stage, getattr(owner, name), clock)))
-        yield seconds
+        yield Measured(seconds, written)
 
 
 def deviations(
@@ -126,7 +147,7 @@ def main() -> None:
         out = args.out or Path(folder)
         settings = rd.Settings(batch_size=args.batch_size, num_threads=args.threads)
         start = time.perf_counter()
-        with stage_times() as seconds:
+        with measuring() as measured:
             manifest = rd.build(source, out, annotator, settings=settings, all_classes=args.all_classes)
         built = len(source.keys) / (time.perf_counter() - start)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
@@ -143,6 +164,8 @@ def main() -> None:
     print(f"| build | {built:.1f} images/s |")
     print(f"| bare model, before and after | {rates[0]:.1f} and {rates[1]:.1f} images/s |")
     print(f"| build / bare model | {built / bare:.2f} |")
+    between = measured.images_per_second_between_ends()
+    print(f"| between its first and last tenth | {between:.1f} images/s, {between / bare:.2f} of the bare model's |")
     print(f"| label map | {map_bytes:.0f} bytes an image |")
     print(f"| shards, images inside | {sum(split.shard_bytes) / split.num_samples:.0f} bytes an image |")
     print(f"| peak memory of the process | {peak:.2f} GiB |")
@@ -151,7 +174,7 @@ def main() -> None:
     )
     print(f"| a step of the 4-bit quantisation | {step:.4f} on average |")
     print("\n| stage | s for 1000 images |\n| --- | --- |")
-    for stage, spent in seconds.items():
+    for stage, spent in measured.seconds.items():
         print(f"| {stage} | {spent / len(source.keys) * 1000:.2f} |")
 
 
