@@ -159,7 +159,7 @@ def _with_objects(label_maps: LabelMaps, objects: Mapping[str, Objects]) -> list
 
 def _stack(label_maps: LabelMaps, rows: list[int]) -> tuple[Encoded, list[str], Tensor, list[tuple[int, int]]]:
     """Return maps as one batch, with their keys, labels `[B]`, and sizes (height, width)."""
-    maps = [label_maps.at(row) for row in rows]
+    maps = label_maps.at_rows(rows)
     batch = LabelMapBatch.of(maps)
     encoded = Encoded(batch.logits, batch.classes, batch.dense_base(), batch.num_classes)
     labels = torch.tensor(label_maps.index.labels[rows].astype(np.int64))

@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.utils.data._utils.collate import collate as torch_collate
 from torch.utils.data._utils.collate import default_collate_fn_map
 
-from .codec import PackedBases
 from .label_map import LabelMap, View
+from .packed_base import PackedBases
 from .pooling import pool_views
 
 

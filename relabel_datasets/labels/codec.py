@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -28,6 +28,7 @@ from safetensors.numpy import save
 from torch import Tensor
 
 from .encoding import Encoded, quantize_heatmaps
+from .packed_base import Array, PackedBase, unpack_levels
 
 VERSION = 1
 STORED_DTYPES = ("uint4", "uint8", "float16")
@@ -38,68 +39,9 @@ _NUMPY_DTYPES: dict[str, np.dtype[Any]] = {**_CLASS_DTYPES, "F16": np.dtype(np.f
 _MAX_CLASSES = 1 << 32
 _MAX_HEADER = 1 << 16  # bytes; a label map's header has some 350
 
-Array = npt.NDArray[Any]
-
 
 class LabelMapError(ValueError):
     """Bytes that are not a valid label map."""
-
-
-class PackedBase(NamedTuple):
-    """The base of one map as it is stored: an eighth of what its float32 values take.
-
-    Attributes:
-        levels: uint8 `[C]`, or `[ceil(C/2)]` of 4 bits.
-        low: value of level 0.
-        step: between levels.
-        means: `[K]`, the base of the classes that have a heatmap.
-        num_classes: C.
-    """
-
-    levels: Array
-    low: np.float32
-    step: np.float32
-    means: Array
-    num_classes: int
-
-    def dense(self, classes: Array) -> Array:
-        """Return the base `[C]` in float32; `classes` `[K]` have the heatmaps."""
-        bits = 8 if len(self.levels) == self.num_classes else 4
-        base: Array = _levels(self.levels[None], self.num_classes, bits)[0] * self.step
-        base += self.low
-        base[classes] = self.means
-        return base
-
-
-class PackedBases(NamedTuple):
-    """The bases of a batch of maps, in the same way, with B in front; all are tensors, on any device."""
-
-    levels: Tensor
-    low: Tensor
-    step: Tensor
-    means: Tensor
-    num_classes: int
-
-    @classmethod
-    def of(cls, bases: Sequence[PackedBase]) -> PackedBases:
-        """Return those of maps that are stored alike."""
-        levels, low, step, means = (
-            torch.from_numpy(np.array(part)) for part in zip(*(each[:4] for each in bases), strict=True)
-        )
-        return cls(levels, low, step, means, bases[0].num_classes)
-
-    def changed(self, change: Callable[[Tensor], Tensor]) -> PackedBases:
-        """Return the bases elsewhere."""
-        levels, low, step, means = map(change, self[:4])
-        return PackedBases(levels, low, step, means, self.num_classes)
-
-    def dense(self, classes: Tensor) -> Tensor:
-        """Return the bases `[B, C]` in float32; `classes` `[B, K]` have the heatmaps."""
-        levels = self.levels
-        if levels.shape[1] != self.num_classes:
-            levels = torch.cat([levels & 15, levels >> 4], 1)[:, : self.num_classes]
-        base = levels * self.step[:, None] + self.low[:, None]
-        return base.scatter_(1, classes, self.means)
 
 
 class Decoded(NamedTuple):
@@ -287,7 +229,7 @@ def _decode_alike(blobs: Sequence[bytes], layout: _Layout, canvas_sizes: list[tu
         low = ranges[:, :, 0]
         step = (ranges[:, :, 1] - low) * np.float32(1 / (2**layout.bits - 1))
         count = layout.num_logits
-        logits = _levels(arrays["logits"], count, layout.bits) * step[:, :count, None, None]
+        logits = unpack_levels(arrays["logits"], count, layout.bits) * step[:, :count, None, None]
         logits += low[:, :count, None, None]
         if has_base:
             rows = zip(arrays["base"], low[:, -1], step[:, -1], _means(logits), strict=True)
@@ -307,17 +249,6 @@ def _means(logits: Array) -> Array:
     sums: Array = np.add.reduce(logits.reshape(*logits.shape[:2], num_locations), 2)  # faster than np.mean
     sums /= np.float32(num_locations)
     return sums
-
-
-def _levels(stored: Array, count: int, bits: int) -> Array:
-    """Return levels `[B, N, ...]`, N `count`, as they were before `_pack`."""
-    if bits == 8:
-        return stored
-    batch, half, *rest = stored.shape
-    levels = np.empty((batch, 2 * half, *rest), np.uint8)
-    np.bitwise_and(stored, 15, out=levels[:, :half])
-    np.right_shift(stored, 4, out=levels[:, half:])
-    return levels[:, :count]
 
 
 def _finite(values: npt.NDArray[np.float32], name: str) -> npt.NDArray[np.float32]:

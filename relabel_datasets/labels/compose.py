@@ -6,7 +6,7 @@ image and a label map that costs more than pooling the label. Here the two go st
 pipeline itself; what is not a plain transform of a pair is called as it is.
 
 Of a batch, the label maps are pooled together when all images are done. One by one, between images that empty the
-processor's caches, each takes some eight times as long.
+processor's caches, each takes several times as long.
 """
 
 from __future__ import annotations
@@ -38,12 +38,7 @@ def run_pipeline(pipeline: Any, image: PIL.Image.Image, label_map: LabelMap) -> 
         image: of the sample.
         label_map: of the image.
     """
-    if type(pipeline) is not v2.Compose:
-        return pipeline(image, label_map)
-    outputs: Any = image, label_map
-    for transform in pipeline.transforms:
-        outputs = run_transform(transform, outputs)
-    return outputs
+    return run_batch(pipeline, [(image, label_map)])[0]
 
 
 def run_batch(pipeline: Any, pairs: Iterable[tuple[PIL.Image.Image, LabelMap]]) -> list[Any]:
@@ -72,12 +67,17 @@ def run_until_pooling(pipeline: Any, image: PIL.Image.Image, label_map: LabelMap
 
     A pipeline with a method of this name says for itself what can wait.
     """
-    if type(pipeline) is not v2.Compose:
-        method = getattr(pipeline, "run_until_pooling", None)
-        return (pipeline(image, label_map), None) if method is None else method(image, label_map)
+    if type(pipeline) is v2.Compose:
+        return run_steps(pipeline.transforms, image, label_map)
+    method = getattr(pipeline, "run_until_pooling", None)
+    return (pipeline(image, label_map), None) if method is None else method(image, label_map)
+
+
+def run_steps(transforms: Iterable[Any], image: Any, label_map: LabelMap) -> tuple[Any, LabelPooling | None]:
+    """Return what transforms give, one after the other, see `run_until_pooling`."""
     outputs: Any = image, label_map
     waiting: tuple[LabelMap, LabelPooling] | None = None
-    for transform in pipeline.transforms:
+    for transform in transforms:
         if waiting is not None and not (_is_plain(transform, outputs) and _ignores_labels(transform)):
             outputs, waiting = (outputs[0], _pool_one(*waiting)), None
         if type(transform) is LabelPooling and _is_plain(transform, outputs) and isinstance(outputs[1], LabelMap):

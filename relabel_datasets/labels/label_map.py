@@ -15,6 +15,7 @@ from torchvision.tv_tensors import TVTensor
 
 from . import codec
 from .encoding import Encoded, encode_logits
+from .packed_base import PackedBase
 
 Box = tuple[float, float, float, float]
 
@@ -65,7 +66,7 @@ class View(NamedTuple):
 
 class _Metadata(NamedTuple):
     classes: Tensor
-    base: Tensor | codec.PackedBase | None
+    base: Tensor | PackedBase | None
     num_classes: int
     canvas_size: tuple[int, int]
     view: View
@@ -75,7 +76,7 @@ class _Metadata(NamedTuple):
     def like(self, logits: Tensor) -> _Metadata:
         """Follow `logits` to its device, and the base to its dtype as well."""
         base = self.base
-        if isinstance(base, codec.PackedBase) and not (logits.dtype == torch.float32 and logits.device.type == "cpu"):
+        if isinstance(base, PackedBase) and not (logits.dtype == torch.float32 and logits.device.type == "cpu"):
             base = self.dense_base()
         if isinstance(base, Tensor) and (base.device != logits.device or base.dtype != logits.dtype):
             base = base.to(logits.device, logits.dtype if logits.is_floating_point() else None)
@@ -85,7 +86,7 @@ class _Metadata(NamedTuple):
 
     def dense_base(self) -> Tensor | None:
         """Return the base `[C]`."""
-        if isinstance(self.base, codec.PackedBase):  # of a map that was just read: it is on the CPU
+        if isinstance(self.base, PackedBase):  # of a map that was just read: it is on the CPU
             return torch.from_numpy(self.base.dense(self.classes.numpy().reshape(-1)))
         return self.base
 
@@ -198,15 +199,15 @@ class LabelMap(TVTensor):
         return self._metadata.dense_base()
 
     @property
-    def packed_base(self) -> codec.PackedBase | None:
+    def packed_base(self) -> PackedBase | None:
         """The base as it was stored, or None where it is not of a stored map."""
         base = self._metadata.base
-        return base if isinstance(base, codec.PackedBase) else None
+        return base if isinstance(base, PackedBase) else None
 
     def base_array(self) -> npt.NDArray[Any] | None:
         """Return a new array of the base `[C]` of a map on the CPU, or None for 0."""
         base = self._metadata.base
-        if isinstance(base, codec.PackedBase):
+        if isinstance(base, PackedBase):
             return base.dense(self.classes.numpy().reshape(-1))
         return None if base is None else base.numpy().copy()
 
@@ -317,10 +318,10 @@ class LabelMap(TVTensor):
             LabelMapError: (a ValueError) the bytes are not a valid label map; the message says what is wrong.
         """
         try:
-            ((logits, classes, base, num_classes, canvas_size),) = codec.decode([blob])
+            (content,) = codec.decode([blob])
         except codec.LabelMapError as error:
             raise codec.LabelMapError(f"label map {key!r}: {error}") if key is not None else error from None
-        return cls._wrap(logits, _Metadata(classes, base, num_classes, canvas_size, View(), key, label))
+        return _whole(content, key, label)
 
 
 def read_label_maps(blobs: Sequence[bytes], keys: Sequence[str], labels: Sequence[int]) -> list[LabelMap]:
@@ -335,10 +336,13 @@ def read_label_maps(blobs: Sequence[bytes], keys: Sequence[str], labels: Sequenc
         for blob, key in zip(blobs, keys, strict=True):
             LabelMap.from_safetensors(blob, key=key)  # tells which
         raise
-    return [
-        LabelMap._wrap(logits, _Metadata(classes, base, num_classes, canvas_size, View(), key, label))
-        for (logits, classes, base, num_classes, canvas_size), key, label in zip(contents, keys, labels, strict=True)
-    ]
+    return [_whole(*each) for each in zip(contents, keys, labels, strict=True)]
+
+
+def _whole(content: codec.Decoded, key: str | None, label: int | None) -> LabelMap:
+    """Return the map of a whole image."""
+    logits, classes, base, num_classes, canvas_size = content
+    return LabelMap._wrap(logits, _Metadata(classes, base, num_classes, canvas_size, View(), key, label))
 
 
 def _rebuild(logits: Tensor, metadata: _Metadata) -> LabelMap:

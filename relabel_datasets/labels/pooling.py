@@ -1,21 +1,16 @@
 """LabelPooling in numbers: the mean of sparse logits over a part of the image, then softmax.
 
-Shapes: B images, C classes, K stored logits, H x W locations, h x w output cells. Coordinates: boxes and views are in
-units of the whole image; inside this module, positions are in locations, 0 being the centre of the first.
+Shapes: B images, C classes, K stored logits, H x W locations, h x w output cells. Boxes and views are in units of the
+whole image.
 
-With RoIAlign the mean over a box is a weighted mean over locations, and the weights are the product of those of its
-rows and columns. So the stored logits alone are pooled, and no `[B, C, H, W]` tensor is ever made.
-
-Reference: He et al., "Mask R-CNN", 2017, section 3 (RoIAlign); the sampling is that of torchvision.ops.roi_align with
-aligned=True and its default sampling ratio.
+The mean over a part is a weighted mean over locations, see `weights`. So the stored logits alone are pooled, and no
+`[B, C, H, W]` tensor is ever made.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,24 +18,7 @@ import torch
 from torch import Tensor
 
 from .label_map import LabelMap, View
-
-_SLACK = 1e-4  # locations; a box that sticks out, or a side that is longer, by less than this was rounded
-
-
-class _BoxWeights(NamedTuple):
-    """The weights of locations in output cells, that sum to 1, or to 0 in cells outside of what is visible."""
-
-    rows: Tensor  # [B, h, H]
-    columns: Tensor  # [B, w, W]
-    any_outside: bool  # whether there is a cell outside
-
-    def to(self, device: torch.device) -> _BoxWeights:
-        rows, columns = (part.to(device, non_blocking=True) for part in self[:2])
-        return _BoxWeights(rows, columns, self.any_outside)
-
-    def product(self) -> Tensor:
-        """Return the weight of each location in each cell, `[B, h * w, H * W]`."""
-        return (self.rows[:, :, None, :, None] * self.columns[:, None, :, None, :]).flatten(3).flatten(1, 2)
+from .weights import BoxWeights, box_weights, line_weights, view_weights
 
 
 def pool_labels(
@@ -80,7 +58,7 @@ def pool_labels(
     if boxes_xyxy.shape != (batch, 4):
         raise ValueError(f"boxes_xyxy must have shape {(batch, 4)}, one box an image, got {tuple(boxes_xyxy.shape)}")
     boxes = boxes_xyxy.to(_compute_dtype(logits)).cpu()
-    weights = _box_weights(boxes, _grid(output_size), (height, width)).to(logits.device)
+    weights = box_weights(boxes, _grid(output_size), (height, width)).to(logits.device)
     return _pool(logits, classes, base, num_classes, weights, temperature, output_size)
 
 
@@ -119,14 +97,14 @@ def pool_views(
     numbers, dtype = np.array([(*view[:6], *view.visible_xyxy) for view in views], np.float64), _compute_dtype(logits)
     affine, visible = torch.from_numpy(numbers.reshape(batch, 10)).tensor_split([6], 1)
     grid, size, visible = _grid(output_size), (height, width), visible.to(dtype)
-    weights: Tensor | _BoxWeights
+    weights: Tensor | BoxWeights
     if all(upright):
         corner = affine[:, [2, 5]]
         boxes = torch.cat([corner, corner + affine[:, [0, 4]]], 1).to(dtype)
-        weights = _box_weights(boxes, grid, size, visible).to(logits.device)
+        weights = box_weights(boxes, grid, size, visible).to(logits.device)
     else:
         affine = affine.to(dtype).reshape(batch, 2, 3)
-        weights = _view_weights(affine, grid, size, visible).to(logits.device, non_blocking=True)
+        weights = view_weights(affine, grid, size, visible).to(logits.device, non_blocking=True)
     return _pool(logits, classes, base, num_classes, weights, temperature, output_size)
 
 
@@ -184,107 +162,12 @@ def _compute_dtype(logits: Tensor) -> torch.dtype:
     return torch.float64 if logits.dtype == torch.float64 else torch.float32
 
 
-def _box_weights(
-    boxes_xyxy: Tensor, grid: tuple[int, int], size: tuple[int, int], visible_xyxy: Tensor | None = None
-) -> _BoxWeights:
-    """Return the weights in cells of boxes on the CPU, of which what is visible, by default the image, counts.
-
-    Computed in NumPy, whose calls cost less than torch's at this size; both axes, x first, at once: `[2, B, n]`, n
-    cells.
-    """
-    boxes = boxes_xyxy.numpy()
-    lengths, location = _axes(size, boxes.dtype)
-    start, end = _ends(boxes, lengths)
-    low, high = (-0.5, lengths - 0.5) if visible_xyxy is None else _ends(visible_xyxy.numpy(), lengths)
-    extent = end - start
-    if grid != (1, 1):
-        extent /= np.array(grid[::-1], boxes.dtype)[:, None, None]
-        start = start + extent * np.arange(max(grid), dtype=boxes.dtype)
-        end = start + extent
-    near, far, extent = np.minimum(start, end), np.maximum(start, end), np.abs(extent)
-    leaves = (near < low - _SLACK) | (far > high + _SLACK)
-    outside = None
-    if leaves.any():
-        near, far = np.where(leaves, np.maximum(near, low), near), np.where(leaves, np.minimum(far, high), far)
-        extent = np.where(leaves, np.maximum(far - near, 0), extent)
-        outside = leaves & (far <= near)
-
-    # RoIAlign takes equally spaced points, one a location, and gives each to its two neighbours by bilinear weights. Of
-    # a point, the part of min(max(point - location, 0), 1) lies beyond a location; the sum of these over all points
-    # has a closed form, and its differences from one location to the next are the weights. Locations come first,
-    # `[L, 2, B, n]`, so that each step runs over contiguous memory.
-    num_points = np.maximum(np.ceil(extent), 1)
-    step = np.maximum(extent / num_points, boxes.dtype.type(1e-9))
-    above = far - location  # how far the end is
-    count = above / step
-    np.rint(count, out=count)  # of points above each location: the last lies half a step before the end
-    np.minimum(np.maximum(count, 0, out=count), num_points, out=count)
-    above -= count * (step / 2)
-    above *= count
-    beyond = above[:-1] - above[1:]
-    beyond /= num_points
-    weights = np.empty_like(beyond)
-    np.subtract(1, beyond[0], out=weights[0])
-    np.subtract(beyond[:-1], beyond[1:], out=weights[1:])
-    if outside is not None:
-        weights[:, outside] = 0
-    columns, rows = torch.from_numpy(np.ascontiguousarray(np.moveaxis(weights, 0, -1)))
-    return _BoxWeights(rows[:, : grid[0], : size[0]], columns[:, : grid[1], : size[1]], outside is not None)
-
-
-@lru_cache(maxsize=16)
-def _axes(size: tuple[int, int], dtype: np.dtype[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-    """Return the lengths of both axes, `[2, 1, 1]`, x first, and the locations on them, `[L + 1, 2, 1, 1]`."""
-    lengths = np.array(size[::-1], dtype)[:, None, None]
-    return lengths, np.minimum(np.arange(max(size) + 1, dtype=dtype)[:, None, None, None], lengths - 1)
-
-
-def _ends(boxes_xyxy: npt.NDArray[Any], lengths: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Return where boxes `[B, 4]` start and end, in locations, `[2, 2, B, 1]`: start or end, then x or y."""
-    ends: npt.NDArray[Any] = np.ascontiguousarray(boxes_xyxy.T).reshape(2, 2, -1, 1) * lengths
-    ends -= boxes_xyxy.dtype.type(0.5)
-    return ends
-
-
-def _hat(position: Tensor, length: int) -> Tensor:
-    """Return `[..., L]`: the weights of L locations in bilinear interpolation at each position of `[...]`."""
-    location = torch.arange(length, device=position.device, dtype=position.dtype)
-    return (1 - (position.clamp(0, length - 1)[..., None] - location).abs()).clamp_min(0)
-
-
-def _view_weights(affine: Tensor, grid: tuple[int, int], size: tuple[int, int], visible_xyxy: Tensor) -> Tensor:
-    """Return `[B, h * w, H * W]`: the weight of each location in each output cell of affine views `[B, 2, 3]`."""
-    height, width = size
-    x1, y1, x2, y2 = visible_xyxy[:, :, None, None, None, None].unbind(1)
-    affine = affine * affine.new_tensor([width, height])[:, None]  # now to locations
-    u, counted_u = _points(affine[:, :, 0].norm(dim=1), grid[1])
-    v, counted_v = _points(affine[:, :, 1].norm(dim=1), grid[0])
-    u, v = u[:, None, :, None, :], v[:, :, None, :, None]  # to [B, h, w, points along v, points along u]
-    (xx, xy, x0), (yx, yy, y0) = affine[..., None, None, None, None].permute(1, 2, 0, 3, 4, 5, 6)
-    x, y = xx * u + xy * v + x0, yx * u + yy * v + y0
-    inside = (x >= x1 * width) & (x <= x2 * width) & (y >= y1 * height) & (y <= y2 * height)
-    x, y = x - 0.5, y - 0.5
-    counted = inside & counted_u[:, None, None, None, :] & counted_v[:, None, None, :, None]
-    x, y, counted = (t.flatten(3) for t in (x, y, counted.to(x.dtype)))
-    share = counted / counted.sum(-1, keepdim=True).clamp_min(1)
-    weights = torch.einsum("bijpy,bijpx->bijyx", _hat(y, height) * share[..., None], _hat(x, width))
-    return weights.flatten(3).flatten(1, 2)
-
-
-def _points(extent: Tensor, num_cells: int) -> tuple[Tensor, Tensor]:
-    """Return where RoIAlign samples along a side of `[B]` locations, `[B, n, S]` in 0..1, and which count, `[B, S]`."""
-    num_points = (extent / num_cells - _SLACK).ceil().clamp_min(1)[:, None]  # a rotated side of 3 may be rounded up
-    point = torch.arange(int(num_points.max()), device=extent.device, dtype=extent.dtype)
-    cell = torch.arange(num_cells, device=extent.device, dtype=extent.dtype)[:, None]
-    return (cell + ((point + 0.5) / num_points)[:, None]) / num_cells, point < num_points
-
-
 def _pool(
     logits: Tensor,
     classes: Tensor,
     base: Tensor | None,
     num_classes: int,
-    weights: Tensor | _BoxWeights,
+    weights: Tensor | BoxWeights,
     temperature: float,
     output_size: int | Sequence[int],
 ) -> Tensor:
@@ -312,7 +195,7 @@ def _each_cell(values: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 def _set_heatmaps(
-    pooled: Tensor, logits: Tensor, classes: Tensor, base: Tensor | None, weights: Tensor | _BoxWeights
+    pooled: Tensor, logits: Tensor, classes: Tensor, base: Tensor | None, weights: Tensor | BoxWeights
 ) -> None:
     """Set the classes `[B, P, 1, 1]` of `pooled`, `[B, C]` or `[B, n, C]`, to their heatmaps' means, in cells inside."""
     any_outside = isinstance(weights, Tensor) or weights.any_outside
@@ -337,7 +220,7 @@ def _set_heatmaps(
 
 
 def _add_locations(
-    pooled: Tensor, logits: Tensor, classes: Tensor, base: Tensor | None, weights: Tensor | _BoxWeights
+    pooled: Tensor, logits: Tensor, classes: Tensor, base: Tensor | None, weights: Tensor | BoxWeights
 ) -> None:
     """Add to `pooled`, `[B, C]` or `[B, n, C]`, how far each logit rises above the base of its class, `[B, K, H, W]`."""
     if not isinstance(weights, Tensor):
@@ -372,7 +255,7 @@ def _pool_one(
     height, width = values.shape[1:]
     x1, y1, x2, y2 = view.box_xyxy
     left, top, right, bottom = view.visible_xyxy
-    rows, columns = _line_weights(y1, y2, top, bottom, height), _line_weights(x1, x2, left, right, width)
+    rows, columns = line_weights(y1, y2, top, bottom, height), line_weights(x1, x2, left, right, width)
     pooled = np.zeros(num_classes, np.float32) if base is None else base
     if rows is not None and columns is not None:
         if index.shape[1:] == (1, 1):
@@ -384,37 +267,3 @@ def _pool_one(
             pooled += np.bincount(index.ravel(), change, num_classes).astype(np.float32)
     soft = torch.from_numpy(pooled)
     return (soft if temperature == 1 else soft / temperature).softmax(0)
-
-
-def _line_weights(start: float, end: float, low: float, high: float, length: int) -> npt.NDArray[np.float32] | None:
-    """Return the `[L]` weights of `_box_weights` for one cell from `start` to `end`, None where it is outside.
-
-    What is visible reaches from `low` to `high`; all are in 0..1. The ends are rounded as `_box_weights` rounds them,
-    since the number of points jumps at whole extents.
-    """
-    scale, half = np.float32(length), np.float32(0.5)
-    first = np.float32(start) * scale - half
-    extent = float(np.float32(end) * scale - half - first)
-    position, least, most = float(first), float(np.float32(low) * scale - half), float(np.float32(high) * scale - half)
-    near, far = min(position, position + extent), max(position, position + extent)
-    if near < least - _SLACK or far > most + _SLACK:
-        position, far = max(near, least), min(far, most)
-        extent = far - position
-        if extent <= 0:
-            return None
-    num_points = max(1, math.ceil(abs(extent)))
-    step, last_location = extent / num_points, length - 1
-    position += step / 2
-    weights = [0.0] * length
-    for _ in range(num_points):
-        if position <= 0:
-            weights[0] += 1
-        elif position >= last_location:
-            weights[-1] += 1
-        else:
-            location = int(position)
-            fraction = position - location
-            weights[location] += 1 - fraction
-            weights[location + 1] += fraction
-        position += step
-    return np.array(weights, np.float32) / np.float32(num_points)

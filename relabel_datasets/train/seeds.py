@@ -48,13 +48,9 @@ class SeededTransforms:
         self._epoch[0] = epoch
 
     def __call__(self, image: Any, label_map: LabelMap) -> Any:
-        self._seed_by(label_map)
-        return run_pipeline(self._transforms, image, label_map)
+        return run_pipeline(self, image, label_map)
 
     def run_until_pooling(self, image: Any, label_map: LabelMap) -> tuple[Any, LabelPooling | None]:
         """See `compose.run_until_pooling`."""
-        self._seed_by(label_map)
-        return run_until_pooling(self._transforms, image, label_map)
-
-    def _seed_by(self, label_map: LabelMap) -> None:
         seed_all(self._seed, int(self._epoch), label_map.key)
+        return run_until_pooling(self._transforms, image, label_map)

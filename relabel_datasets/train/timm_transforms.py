@@ -21,7 +21,7 @@ from timm.data.random_erasing import RandomErasing
 from timm.data.transforms_factory import create_transform
 from torchvision.transforms.v2 import functional as F
 
-from ..labels.compose import run_transform
+from ..labels.compose import run_pipeline, run_steps
 from ..labels.label_map import LabelMap, View
 from ..labels.transforms import LabelPooling, resized_crop_label_map
 
@@ -123,18 +123,10 @@ class TimmTransforms:
             TypeError: not a PIL image and a LabelMap.
             ValueError: the label map belongs to an image of another size.
         """
-        image, label_map = self._follow(image, label_map)
-        return (image, label_map) if self.pooling is None else run_transform(self.pooling, (image, label_map))
+        return run_pipeline(self, image, label_map)
 
     def run_until_pooling(self, image: PIL.Image.Image, label_map: LabelMap) -> tuple[Any, LabelPooling | None]:
         """See `compose.run_until_pooling`."""
-        if type(self.pooling) is not LabelPooling:
-            return self(image, label_map), None
-        pair = self._follow(image, label_map)
-        self.pooling.check_inputs(list(pair))
-        return pair, self.pooling
-
-    def _follow(self, image: PIL.Image.Image, label_map: LabelMap) -> tuple[Any, LabelMap]:
         if not isinstance(image, PIL.Image.Image) or not isinstance(label_map, LabelMap):
             raise TypeError(
                 "timm's transforms need a PIL image and its LabelMap, got "
@@ -148,7 +140,7 @@ class TimmTransforms:
             )
         for step in self.steps:
             image, label_map = step(image, label_map)
-        return image, label_map
+        return run_steps([] if self.pooling is None else [self.pooling], image, label_map)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._pipeline!r}, pooling={self.pooling!r})"
