@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, cast
 from tqdm.auto import tqdm
 
 from ..data.card import read_template
+from ..data.images import check_refuses_truncated
 from ..data.index import make_index
 from ..data.manifest import MANIFEST_NAME, DatasetError, Manifest, Split
 from ..data.shards import make_split
@@ -77,9 +78,11 @@ def build(
     Raises:
         DatasetError: (a ValueError) the folder holds, in part or whole, something else of this name; another process builds
             it; or no image of a shard can be read.
-        ValueError: settings or classes that do not fit the annotator.
+        ValueError: settings or classes that do not fit the annotator, or `PIL.ImageFile.LOAD_TRUNCATED_IMAGES` is set:
+            equal images must give equal label maps on every machine.
         OSError: `root` cannot be written to, or is full.
     """
+    check_refuses_truncated("building label maps")
     settings = _resolved(settings)
     if shard_size < 1:
         raise ValueError(f"shard_size must be at least 1, got {shard_size}")

@@ -9,14 +9,11 @@ from typing import NamedTuple
 
 import PIL.Image
 
-from ..data.images import ImageError, decode_image
+from ..data.images import ImageError, decode_image, read_size
 from ..data.manifest import DatasetError
 from ..data.sources import ImageFolderSource
 from ..data.store import SPLIT_ALIASES
 from .published import PublishedMaps
-
-_ORIENTATION = 0x0112  # EXIF tag
-_QUARTER_TURNED = (5, 6, 7, 8)  # its values that swap height and width
 
 
 class Skipped(NamedTuple):
@@ -70,15 +67,7 @@ class FoundImages(NamedTuple):
         image = self._image(index)
         name = self.source.name(image)
         data = self.source.read(image) if whole else None
-        try:
-            with PIL.Image.open(name if data is None else io.BytesIO(data)) as opened:
-                if opened.format == "TIFF":
-                    opened.load()  # which turns it
-                width, height = opened.size
-                turned = opened.getexif().get(_ORIENTATION) in _QUARTER_TURNED
-        except Exception as error:  # decoders of damaged files raise nearly anything
-            raise ImageError(f"{name}: cannot be read as an image: {error or type(error).__name__}") from error
-        return ((width, height) if turned else (height, width)), data
+        return read_size(Path(name) if data is None else io.BytesIO(data), name), data
 
     def _image(self, index: int) -> int:
         image = self.indices[index]

@@ -16,7 +16,7 @@ import PIL.Image
 import torch
 from torch import Tensor
 
-from ..data.images import ImageError, decode_reduced
+from ..data.images import ImageError, check_refuses_truncated, decode_reduced
 from ..data.manifest import DatasetError
 from ..data.shards import ShardInfo, ShardWriter
 from ..data.sources import ImageSource
@@ -96,7 +96,9 @@ def annotate_shard(
 
     Raises:
         DatasetError: none of the images can be read: they are not where they were, or are not images.
+        ValueError: `PIL.ImageFile.LOAD_TRUNCATED_IMAGES` is set.
     """
+    check_refuses_truncated("building label maps")  # here, since a worker process may have imported what sets it
     annotated = Annotated(ShardInfo([], 0, ""))
     with ShardWriter(path, source.extension if settings.images else None) as writer:
         with _Encoder(writer, source, settings, on_progress) as encoder:

@@ -7,18 +7,31 @@ from __future__ import annotations
 
 import io
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
+import PIL.ExifTags
 import PIL.Image
-import PIL.ImageOps
+import PIL.ImageFile
+import PIL.JpegImagePlugin
 
 IMAGE_EXTENSIONS = (".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 KEY_RULES = ("stem", "path")
-_ORIENTATION = 0x0112  # EXIF tag
+_ORIENTATIONS = {number: number for number in range(1, 9)}  # a dict, since EXIF also holds 6 as 6.0 and as 6/1
+_QUARTER_TURNED = (5, 6, 7, 8)  # orientations that swap height and width
+_TRANSPOSES = {  # from the stored image to the upright one
+    2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
+    3: PIL.Image.Transpose.ROTATE_180,
+    4: PIL.Image.Transpose.FLIP_TOP_BOTTOM,
+    5: PIL.Image.Transpose.TRANSPOSE,
+    6: PIL.Image.Transpose.ROTATE_270,
+    7: PIL.Image.Transpose.TRANSVERSE,
+    8: PIL.Image.Transpose.ROTATE_90,
+}
 
 
 class ImageError(ValueError):
@@ -26,17 +39,22 @@ class ImageError(ValueError):
 
 
 def decode_image(data: bytes, name: str = "image") -> PIL.Image.Image:
-    """Return the RGB image in `data`, upright, whatever its file is called.
+    """Return the upright RGB image in `data`.
 
-    The format is told by the bytes. EXIF rotation is applied; grey, palette, CMYK and 16-bit images become 8-bit RGB
-    (16 bits by their upper 8), alpha is dropped, and of an animation the first frame is taken.
+    The format is detected from the bytes; the file name does not matter. The EXIF orientation is applied, see
+    `orientation_of`. Grey, palette, CMYK and 16-bit images become 8-bit RGB (the upper 8 of 16 bits). Alpha is dropped, and
+    only the first frame of an animation is decoded.
+
+    A JPEG with more than `2 * PIL.Image.MAX_IMAGE_PIXELS` pixels, which Pillow refuses to open, is decoded at 1/2, 1/4 or 1/8
+    of its size, the largest that has at most `MAX_IMAGE_PIXELS` pixels.
 
     Args:
-        data: the bytes of an image file.
-        name: what the error calls it.
+        data: Content of an image file.
+        name: Name of the image in error messages.
 
     Raises:
-        ImageError: the bytes are no image, are damaged or truncated, or have pixels without a known range (float).
+        ImageError: The bytes are not an image, are damaged or truncated, have too many pixels, or have pixels without a
+            known range (float).
     """
     return decode_reduced(data, None, name)[0]
 
@@ -44,40 +62,148 @@ def decode_image(data: bytes, name: str = "image") -> PIL.Image.Image:
 def decode_reduced(
     data: bytes, target: tuple[int, int] | None, name: str = "image"
 ) -> tuple[PIL.Image.Image, tuple[int, int]]:
-    """Return the image as `decode_image` does, but maybe smaller, and its true (height, width).
+    """Return the image as `decode_image` does, possibly smaller, and its full (height, width).
 
-    A large JPEG that will be resized is decoded at 1/2, 1/4 or 1/8 of its size, in a fraction of the time, as long as that
-    leaves twice the pixels of the target in each direction: so the result of resizing is nearly the same.
+    A large JPEG that will be resized is decoded at 1/2, 1/4 or 1/8 of its size, which is several times faster. The decoded
+    image keeps at least twice the target's pixels in each direction, so the resized image is nearly the same.
 
     Args:
-        data: the bytes of an image file.
-        target: (height, width) that the image will be resized to; None decodes at full size.
-        name: what the error calls it.
+        data: Content of an image file.
+        target: (height, width) that the image will be resized to. None decodes at full size.
+        name: Name of the image in error messages.
 
     Raises:
-        ImageError: as `decode_image`.
+        ImageError: As `decode_image`.
     """
     try:
-        opened = PIL.Image.open(io.BytesIO(data))
-        stored_size = opened.size
-        if target is not None and opened.format == "JPEG":
-            height, width = target if opened.getexif().get(_ORIENTATION, 1) < 5 else target[::-1]  # else on its side
-            opened.draft(None, (2 * width, 2 * height))
-        is_reduced = opened.size != stored_size
+        opened = _open(io.BytesIO(data))
+        width, height = opened.size
+        if opened.format == "JPEG":
+            _reduce(opened, target)
+        is_reduced = opened.size != (width, height)
         image = to_rgb(opened)
-        orientation = opened.getexif().get(_ORIENTATION, 1)  # not before: a TIFF is turned as it is loaded
-    except ImageError as error:
-        raise ImageError(f"{name}: {error}") from None
+        orientation = orientation_of(opened)  # after loading: Pillow turns a TIFF while it loads it
+        image = _turn(image, orientation)
     except Exception as error:  # decoders of damaged files raise nearly anything
-        if isinstance(error, PIL.UnidentifiedImageError):
-            raise ImageError(f"{name}: cannot be read as an image: its format is unknown") from None
-        raise ImageError(f"{name}: cannot be read as an image: {error or type(error).__name__}") from error
-    if orientation != 1:
-        image.getexif()[_ORIENTATION] = orientation  # conversions may have dropped it
-        PIL.ImageOps.exif_transpose(image, in_place=True)
+        raise _image_error(name, error) from error
     if is_reduced:
-        return image, stored_size[::-1] if orientation < 5 else stored_size
+        return image, (width, height) if orientation in _QUARTER_TURNED else (height, width)
     return image, (image.height, image.width)
+
+
+def read_size(file: Path | BinaryIO, name: str) -> tuple[int, int]:
+    """Return the (height, width) of an image, upright, from its header.
+
+    Args:
+        file: Path or content of an image file.
+        name: Name of the image in error messages.
+
+    Raises:
+        ImageError: The header is damaged, or the bytes are not an image.
+    """
+    try:
+        with _open(file) as opened:
+            if opened.format == "TIFF":
+                opened.load()  # which turns it
+            width, height = opened.size
+            is_turned = orientation_of(opened) in _QUARTER_TURNED
+    except Exception as error:  # decoders of damaged files raise nearly anything
+        raise _image_error(name, error) from error
+    return (width, height) if is_turned else (height, width)
+
+
+def orientation_of(image: PIL.Image.Image) -> int:
+    """Return the orientation of an opened image by its EXIF, 1 to 8.
+
+    Everything else counts as 1: other numbers, text, lists, and EXIF that cannot be read. Where EXIF has no orientation,
+    that of XMP counts, as in Pillow.
+    """
+    try:
+        return _ORIENTATIONS.get(image.getexif().get(PIL.ExifTags.Base.Orientation, 1), 1)
+    except Exception:  # noqa: BLE001  the parser of damaged EXIF raises nearly anything
+        return 1
+
+
+def upright(image: PIL.Image.Image) -> PIL.Image.Image:
+    """Return an opened image as upright 8-bit RGB, see `decode_image`.
+
+    Raises:
+        ImageError: Its pixels have no known range.
+    """
+    rgb = to_rgb(image)
+    return _turn(rgb, orientation_of(image))
+
+
+def _turn(image: PIL.Image.Image, orientation: int) -> PIL.Image.Image:
+    if orientation == 1:
+        return image
+    turned = image.transpose(_TRANSPOSES[orientation])
+    for name in ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"):
+        turned.info.pop(name, None)  # or the next reader turns it again
+    return turned
+
+
+def _open(file: Path | BinaryIO) -> PIL.Image.Image:
+    """Open an image. A JPEG may have more pixels than Pillow opens: `_reduce` decides whether it can be decoded."""
+    try:
+        return PIL.Image.open(file)
+    except PIL.Image.DecompressionBombError:
+        try:
+            if not isinstance(file, Path):
+                file.seek(0)
+            return PIL.JpegImagePlugin.JpegImageFile(file)
+        except SyntaxError:  # another format
+            pass
+        raise
+
+
+def _reduce(opened: PIL.Image.Image, target: tuple[int, int] | None) -> None:
+    """Set the size at which a JPEG is decoded: at least twice the target's, and small enough for Pillow's limit.
+
+    Raises:
+        DecompressionBombError: It is too large at any size that it can be decoded at.
+    """
+    width, height = size = opened.size
+    if target is not None:
+        turned = orientation_of(opened) in _QUARTER_TURNED
+        size = (2 * target[0], 2 * target[1]) if turned else (2 * target[1], 2 * target[0])
+    limit = PIL.Image.MAX_IMAGE_PIXELS
+    if limit is None or width * height <= 2 * limit:
+        opened.draft(None, size)
+        return
+    scale = next((scale for scale in (2, 4, 8) if -(-width // scale) * -(-height // scale) <= limit), 8)
+    opened.draft(None, (min(size[0], max(1, width // scale)), min(size[1], max(1, height // scale))))
+    if opened.width * opened.height > limit or _keeps_all_coefficients(opened):
+        raise PIL.Image.DecompressionBombError(f"{width * height} pixels")
+
+
+def _keeps_all_coefficients(opened: PIL.Image.Image) -> bool:
+    """Return whether libjpeg holds the whole JPEG in memory at any scale, since it comes in several scans."""
+    assert isinstance(opened, PIL.JpegImagePlugin.JpegImageFile)
+    assert opened.fp is not None
+    end, layers = opened.fp.tell(), opened.layers  # after the header of the first scan
+    whole_scan = b"\xff\xda" + (6 + 2 * layers).to_bytes(2, "big") + bytes([layers])  # start of one with all components
+    opened.fp.seek(end - 8 - 2 * layers)
+    header = opened.fp.read(5)
+    opened.fp.seek(end)
+    return "progressive" in opened.info or header != whole_scan
+
+
+def _image_error(name: str, error: Exception) -> ImageError:
+    if isinstance(error, ImageError):
+        reason = str(error)
+    elif isinstance(error, PIL.UnidentifiedImageError):
+        reason = "cannot be read as an image: its format is unknown"
+    elif isinstance(error, PIL.Image.DecompressionBombError):
+        limit = 2 * (PIL.Image.MAX_IMAGE_PIXELS or 0)
+        pixels = re.search(r"\d+", str(error))
+        reason = (
+            f"has {pixels[0] if pixels else 'too many'} pixels, more than the limit of {limit}, and cannot be decoded at a "
+            "reduced size: resize the file or, if you trust it, raise PIL.Image.MAX_IMAGE_PIXELS"
+        )
+    else:
+        reason = f"cannot be read as an image: {error or type(error).__name__}"
+    return ImageError(f"{name}: {reason}")
 
 
 def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
@@ -97,6 +223,19 @@ def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
     if image.mode in ("P", "PA"):
         image = image.convert("RGBA")  # Pillow warns of palettes with transparency that go straight to RGB
     return image.convert("RGB")
+
+
+def check_refuses_truncated(work: str) -> None:
+    """Raise ValueError if this process has set Pillow to decode truncated images, whose lower part is then grey.
+
+    Args:
+        work: What is about to be done, for the message.
+    """
+    if PIL.ImageFile.LOAD_TRUNCATED_IMAGES:
+        raise ValueError(
+            f"PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set, so truncated images would count as whole: set it to False before "
+            f"{work}; truncated images are then reported by name"
+        )
 
 
 class ImageFile(NamedTuple):

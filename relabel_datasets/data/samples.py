@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import PIL.Image
-import PIL.ImageOps
 
 from ..labels.label_map import LabelMap
-from .images import IMAGE_EXTENSIONS, decode_image, to_rgb
+from .images import IMAGE_EXTENSIONS, decode_image, upright
 from .manifest import DatasetError
 
 _IMAGE_FIELDS = tuple(extension.lstrip(".") for extension in IMAGE_EXTENSIONS)
@@ -99,4 +98,4 @@ def _image(stored: Any, name: str) -> PIL.Image.Image:
         return decode_image(stored, name)
     if not isinstance(stored, PIL.Image.Image):
         raise TypeError(f"{name} must be bytes or a PIL image, got {type(stored).__name__}: leave images undecoded")
-    return to_rgb(PIL.ImageOps.exif_transpose(stored))
+    return upright(stored)

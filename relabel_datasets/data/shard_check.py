@@ -22,7 +22,7 @@ from torch.utils.data import Dataset
 
 from ..labels.codec import LabelMapError
 from ..labels.label_map import LabelMap
-from .images import ImageError, decode_image
+from .images import ImageError, decode_reduced
 from .index import Index
 from .manifest import DatasetError, Manifest, Split
 from .names import open_folder
@@ -245,12 +245,13 @@ class ShardCheck:
 
     def _check_image(self, key: str, data: bytes, size: tuple[int, int] | None) -> None:
         try:
-            image = decode_image(data)
+            _, image_size = decode_reduced(data, None)
         except ImageError as error:
             self._say(key, str(error))
             return
-        if size is not None and size != (image.height, image.width):
-            self._say(key, f"the image is {image.height}x{image.width}, its label map is of one of {size[0]}x{size[1]}")
+        if size is not None and size != image_size:
+            height, width = image_size
+            self._say(key, f"the image is {height}x{width}, its label map is of one of {size[0]}x{size[1]}")
 
     def _compare_with_index(self, index: Index, samples: dict[str, _Sample]) -> None:
         first = sum(self._split.split.shard_lengths[: self._number])

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from .hub_folder import HubRepo
+from .images import check_refuses_truncated
 from .index import Index
 from .manifest import MANIFEST_NAME, DatasetError, Split
 from .names import find, hub_url
@@ -124,12 +125,14 @@ def verify(
     Raises:
         FileNotFoundError: no dataset there.
         DatasetError: (a ValueError) no such config, or the server cannot be reached.
+        ValueError: `PIL.ImageFile.LOAD_TRUNCATED_IMAGES` is set.
 
     Example:
         >>> report = verify("path/to/dataset")
         >>> report.ok, [(problem.shard, problem.key) for problem in report.problems]
         (True, [])
     """
+    check_refuses_truncated("verifying a dataset")
     began = time.monotonic()
     problems: list[Problem] = []
     found = find(path, revision=revision, token=token)
