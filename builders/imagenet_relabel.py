@@ -18,7 +18,7 @@ from pathlib import Path
 
 from relabel_datasets import ImageFolderSource, Settings, build
 from relabel_datasets.cli import add_annotator_arguments, annotator_from
-from relabel_datasets.data.storage import default_cache
+from relabel_datasets.storage.folders import default_cache
 
 
 def main() -> None:

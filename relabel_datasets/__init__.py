@@ -9,22 +9,21 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from .data.datasets import RelabelDataset
-from .data.images import ImageError, decode_image
 from .data.joins import join
 from .data.loading import load_dataset
-from .data.manifest import DatasetError
-from .data.names import open_folder
 from .data.samples import decode_sample
 from .data.sampling import RelabelSampler
 from .data.sources import HFSource, ImageFolderSource, WebDatasetSource, open_source
 from .data.store import LabelMaps
 from .data.stream import RelabelLoader, RelabelStream
-from .data.verify import VerifyReport, verify
+from .errors import DatasetError, ImageError, LabelMapError
 from .labels.batch import LabelMapBatch, collate
-from .labels.codec import LabelMapError
 from .labels.label_map import LabelMap, View
 from .labels.pooling import pool_labels
 from .labels.transforms import LabelPooling
+from .shards.images import decode_image
+from .shards.verify import VerifyReport, verify
+from .storage.resolve import open_folder
 
 if TYPE_CHECKING:
     from .analysis.analyze import analyze

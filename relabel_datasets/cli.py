@@ -247,7 +247,7 @@ def _import(args: argparse.Namespace) -> None:
 
 
 def _verify(args: argparse.Namespace) -> int:
-    from .data.verify import verify
+    from .shards.verify import verify
 
     if args.json not in (None, "-"):
         Path(args.json).touch()  # if it cannot be written, better now than after hours

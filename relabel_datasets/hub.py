@@ -20,13 +20,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from .data.card import EXAMPLES_NAME, find_restricted_images, is_from_template, write_card
 from .data.datasets import RelabelDataset
-from .data.hub_folder import PAUSES_S, HubRepo, UnavailableError, with_hub_errors
-from .data.manifest import MANIFEST_NAME, DatasetError, Manifest, sha256_of
-from .data.storage import CARD_NAME, LocalFolder
-from .data.verify import verify
+from .errors import DatasetError, UnavailableError
 from .report.overlay import contact_sheet
+from .shards.card import EXAMPLES_NAME, find_restricted_images, is_from_template, write_card
+from .shards.manifest import Manifest
+from .shards.verify import verify
+from .storage.folders import CARD_NAME, MANIFEST_NAME, LocalFolder
+from .storage.hub import PAUSES_S, HubRepo, with_hub_errors
+from .storage.local import sha256_of
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
@@ -83,7 +85,7 @@ def publish(
         config: the one to publish. Default: all in the folder.
         public: whether a repository that is made can be seen by everybody. One that exists stays as it is.
         tag: name of the revision. Default: `v1`, `v2`, ...; a commit that has a tag already keeps it.
-        card: template of the card, see `data.card.write_card`. Default: that of the folder's card, if it is from a template.
+        card: template of the card, see `shards.card.write_card`. Default: that of the folder's card, if it is from a template.
             Text that somebody wrote is kept: that of the folder's card, else that of the repository's.
         restricted_images: the name of images that may not be redistributed, as the card has it (`restricted_images:`), to
             publish shards that hold them all the same.

@@ -150,7 +150,7 @@ def test_the_templates_are_in_the_wheel(tmp_path):
     subprocess.run(build, check=True)
     with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
         wheel.extractall(tmp_path / "installed")
-    code = "from relabel_datasets.data import card; print(card.__file__); [card.read_template(n) for n in {!r}]"
+    code = "from relabel_datasets.shards import card; print(card.__file__); [card.read_template(n) for n in {!r}]"
     finished = subprocess.run(
         [sys.executable, "-c", code.format([*TEMPLATES, "shared"])],
         cwd=tmp_path / "installed", capture_output=True, text=True, check=True,

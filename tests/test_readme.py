@@ -6,7 +6,7 @@ import datasets
 import pytest
 
 import relabel_datasets as rd
-from relabel_datasets.data.card import write_card
+from relabel_datasets.shards.card import write_card
 from tests.conftest import ROOT
 from tests.servers import FaultyServer
 

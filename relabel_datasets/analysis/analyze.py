@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from ..data.manifest import Split
-from ..data.names import open_folder
-from ..data.storage import Folder
 from ..data.store import LabelMaps
 from ..labels.crops import random_resized_crops
 from ..labels.statistics import CONFIDENT, Statistics, add_up
+from ..shards.manifest import Manifest, Split
+from ..storage.folders import Folder
+from ..storage.resolve import open_folder
 from .boxes import Objects, read_boxes
 from .label_maps import IOU_LEVELS, SHARE, MapMeasures, measure_maps, suspects
 from .overlap import Overlaps, overlaps, share_above
@@ -184,7 +184,7 @@ def _fidelity_of(split: Split) -> dict[str, Any]:
 def _fidelity(folder: Folder, label_maps: LabelMaps) -> Table:
     """Return the same of all configs beside the one of the maps, so that encodings can be compared."""
     configs = folder.configs()
-    manifests = [label_maps.manifest] if configs is None else [folder.child(name).manifest() for name in configs]
+    manifests = [label_maps.manifest] if configs is None else [Manifest.read(folder.child(name)) for name in configs]
     rows = []
     for manifest in manifests:
         encoding = manifest.encoding

@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from ..data.images import IMAGE_EXTENSIONS
-from ..data.manifest import DatasetError
+from ..errors import DatasetError
+from ..shards.images import IMAGE_EXTENSIONS
 
 T = TypeVar("T", int, float)
 

@@ -14,19 +14,20 @@ from typing import Any, NamedTuple, cast
 
 from tqdm.auto import tqdm
 
-from ..data.card import read_template
-from ..data.images import check_refuses_truncated
-from ..data.index import make_index
-from ..data.manifest import MANIFEST_NAME, DatasetError, Manifest, Split
-from ..data.shards import make_split
 from ..data.sources import ImageSource, source_sha256
-from ..data.storage import CARD_NAME
+from ..errors import DatasetError
 from ..labels.codec import resolve_dtype
 from ..labels.encoding import resolve_k
+from ..shards.card import read_template, write_output_card
+from ..shards.images import check_refuses_truncated
+from ..shards.index import make_index
+from ..shards.manifest import Manifest, Split
+from ..shards.tars import make_split
+from ..storage.folders import CARD_NAME, MANIFEST_NAME
+from ..storage.output import LocalOutput, explaining_errors, open_output
 from .annotator import Annotator, ClassSubset
 from .classes import match_classes
 from .engines import Description, Engine, MakeAnnotator, Workers, find_engine
-from .output import LocalOutput, explaining_errors, open_output
 from .shard import Annotated, Settings, Skipped
 from .work import Plan, Work, refuse_other_plan
 
@@ -146,7 +147,7 @@ def _build(work: Work, workers: Workers, card: str | os.PathLike[str] | None, pr
         work.output.clean([work.file(MANIFEST_NAME), CARD_NAME])
         if annotated is not None:
             manifest = _finish(work, _existing(work), annotated)
-        work.output.write_card(card)  # also where an earlier run was stopped between manifest and card
+        write_output_card(work.output, card)  # also where an earlier run was stopped between manifest and card
     work.end()
     assert manifest is not None
     return manifest

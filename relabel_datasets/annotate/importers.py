@@ -23,17 +23,17 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..data.card import read_template, write_card
-from ..data.images import ImageError
-from ..data.index import make_index
-from ..data.manifest import DatasetError, Manifest, write_atomically
-from ..data.shards import ShardInfo, ShardWriter, make_split, shard_names
 from ..data.sources import source_sha256
+from ..errors import DatasetError, ImageError, LabelMapError
 from ..labels import codec
-from ..labels.codec import LabelMapError
 from ..labels.encoding import Encoded
 from ..labels.statistics import Statistics, add_up, image_statistics
-from .output import explaining_errors
+from ..shards.card import read_template, write_card
+from ..shards.index import make_index
+from ..shards.manifest import Manifest
+from ..shards.tars import ShardInfo, ShardWriter, make_split, shard_names
+from ..storage.local import write_atomically
+from ..storage.output import explaining_errors
 from .pairing import FoundImages, Skipped, find_images
 from .published import FORMATS, PublishedMaps
 

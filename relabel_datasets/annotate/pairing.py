@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 import PIL.Image
 
-from ..data.images import ImageError, decode_image, read_size
-from ..data.manifest import DatasetError
 from ..data.sources import ImageFolderSource
-from ..data.store import SPLIT_ALIASES
+from ..errors import DatasetError, ImageError
+from ..shards.configs import SPLIT_ALIASES
+from ..shards.images import decode_image, read_size
 from .published import PublishedMaps
 
 

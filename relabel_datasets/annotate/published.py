@@ -29,10 +29,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.images import key_of
-from ..data.manifest import DatasetError
-from ..data.packed import PackedStrings
-from ..labels.codec import LabelMapError
+from ..errors import DatasetError, LabelMapError
+from ..shards.images import key_of
+from ..shards.packed import PackedStrings
 from .classes import _is_synset
 
 MAX_BYTES = 1 << 20  # of one file, also when unpacked; published ones have 7 to 14 KB

@@ -46,10 +46,10 @@ from dataclasses import dataclass, field
 from pickle import PicklingError
 from typing import Any, NamedTuple
 
-from ..data.manifest import DatasetError
+from ..errors import DatasetError
+from ..storage.output import RemoteOutput
 from .annotator import Annotator
 from .engines import Description, MakeAnnotator, OnProgress, OnSkipped
-from .output import RemoteOutput
 from .shard import Annotated
 from .work import Work
 

@@ -16,13 +16,13 @@ import PIL.Image
 import torch
 from torch import Tensor
 
-from ..data.images import ImageError, check_refuses_truncated, decode_reduced
-from ..data.manifest import DatasetError
-from ..data.shards import ShardInfo, ShardWriter
 from ..data.sources import ImageSource
+from ..errors import DatasetError, ImageError
 from ..labels import codec
 from ..labels.encoding import encode_logits
 from ..labels.statistics import Statistics, add_up, crop_fidelity, image_statistics
+from ..shards.images import check_refuses_truncated, decode_reduced
+from ..shards.tars import ShardInfo, ShardWriter
 from .annotator import Annotator
 
 _FIDELITY_CROPS = 256  # random crops a shard whose labels are compared with dense ones; more would cost time

@@ -14,13 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from ..data.index import Row
-from ..data.manifest import DatasetError, Split
-from ..data.shards import ShardInfo, index_name, read_rows, shard_names
 from ..data.sources import ImageSource
+from ..errors import DatasetError
 from ..labels.statistics import Statistics
+from ..shards.index import Row
+from ..shards.manifest import Split
+from ..shards.tars import ShardInfo, index_name, read_rows, shard_names
+from ..storage.output import LocalOutput, Output, explaining_errors
 from .annotator import Annotator, ClassSubset
-from .output import LocalOutput, Output, explaining_errors
 from .shard import Annotated, Settings, Skipped, annotate_shard
 
 Plan = dict[str, Any]

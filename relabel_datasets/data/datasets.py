@@ -12,15 +12,15 @@ import numpy.typing as npt
 import PIL.Image
 from torchvision.datasets import VisionDataset
 
+from ..errors import DatasetError
 from ..labels.compose import run_batch, run_pipeline
 from ..labels.label_map import LabelMap
-from .images import decode_image
-from .index import Index
+from ..shards.images import decode_image
+from ..shards.index import Index
+from ..shards.packed import IndexedStrings
+from ..storage.folders import Folder
+from ..storage.resolve import open_folder
 from .joins import Images, Joined, OnUnmatched, Rows, Unmatched, check_unmatched, join_images
-from .manifest import DatasetError
-from .names import open_folder
-from .packed import IndexedStrings
-from .storage import Folder
 from .store import LabelMaps
 
 

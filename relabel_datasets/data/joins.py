@@ -16,11 +16,13 @@ from typing import Any, Literal, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from .images import key_of
-from .index import Index
-from .manifest import DatasetError, Split
+from ..errors import DatasetError
+from ..shards.configs import SPLIT_ALIASES
+from ..shards.images import key_of
+from ..shards.index import Index
+from ..shards.manifest import Split
 from .sources import HFSource, open_source, pick_split
-from .store import SPLIT_ALIASES, LabelMaps
+from .store import LabelMaps
 
 logger = logging.getLogger(__name__)
 

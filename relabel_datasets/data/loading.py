@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal, overload
 
+from ..shards.configs import open_config
+from ..storage.folders import Folder
+from ..storage.resolve import Path_, open_folder
 from .datasets import RelabelDataset
 from .joins import Images, OnUnmatched
-from .names import Path_, open_folder
-from .storage import Folder
-from .store import open_config
 from .stream import RelabelStream
 
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import PIL.Image
 
+from ..errors import DatasetError
 from ..labels.label_map import LabelMap
-from .images import IMAGE_EXTENSIONS, decode_image, upright
-from .manifest import DatasetError
+from ..shards.images import IMAGE_EXTENSIONS, decode_image, upright
 
 _IMAGE_FIELDS = tuple(extension.lstrip(".") for extension in IMAGE_EXTENSIONS)
 

@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 import numpy as np
 
-from .images import common_extension, key_of, sample_keys, scan_image_folder
-from .manifest import DatasetError
-from .packed import PackedStrings
-from .store import SPLIT_ALIASES
+from ..errors import DatasetError
+from ..shards.configs import SPLIT_ALIASES
+from ..shards.images import common_extension, key_of, sample_keys, scan_image_folder
+from ..shards.packed import PackedStrings
 from .tar_scan import scan_tar
 
 if TYPE_CHECKING:

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 
 import numpy as np
 
 from ..labels.label_map import LabelMap, read_label_maps
-from .index import Index
-from .manifest import MANIFEST_NAME, DatasetError, Manifest, Split
-from .names import open_folder
-from .shards import ShardReader
-from .storage import Folder
-
-SPLIT_ALIASES = {"val": ("validation",), "validation": ("val",)}
+from ..shards.configs import find_split, open_config
+from ..shards.index import Index
+from ..shards.tars import ShardReader
+from ..storage.folders import Folder
+from ..storage.resolve import open_folder
 
 
 class LabelMaps(Mapping[str, LabelMap]):
@@ -84,42 +81,3 @@ class LabelMaps(Mapping[str, LabelMap]):
         """Return the bytes of a row's image file, for shards that hold images."""
         name = f"{self.index.key(row)}.{self.split.image_extension}"
         return self.shards.read(row, self.index.extent(row, "image"), name)
-
-
-def open_config(root: Folder, name: str | None) -> tuple[Folder, Manifest]:
-    """Return the folder of a config and its manifest.
-
-    Raises:
-        FileNotFoundError: there is no dataset at `root`.
-        DatasetError: no such config, or several and none is named; or a remote dataset cannot be reached.
-    """
-    if name is not None:
-        with suppress(FileNotFoundError):
-            return root.child(name), root.child(name).manifest()
-    configs = root.configs()
-    if configs is None:
-        manifest = root.manifest()
-        if name not in (None, manifest.config):
-            raise DatasetError(f"{root} is config {manifest.config!r}, not {name!r}")
-        return root, manifest
-    if not configs:
-        raise FileNotFoundError(f"no dataset at {root}: expected {root}/<config>/{MANIFEST_NAME}")
-    if name is None and len(configs) > 1:
-        raise DatasetError(f"{root} has several configs, name one of {configs}")
-    if name is not None and name in configs:
-        raise DatasetError(f"{root}/{name}/{MANIFEST_NAME} is missing, yet the card names this config: publish it anew")
-    if name is not None:
-        raise DatasetError(f"{root} has no config {name!r}, only {configs}")
-    return root.child(configs[0]), root.child(configs[0]).manifest()
-
-
-def find_split(manifest: Manifest, name: str) -> Split:
-    """Return the entry of a split; "val" and "validation" are the same.
-
-    Raises:
-        DatasetError: there is none of this name.
-    """
-    for candidate in (name, *SPLIT_ALIASES.get(name, ())):
-        if candidate in manifest.splits:
-            return manifest.splits[candidate]
-    raise DatasetError(f"config {manifest.config!r} has no split {name!r}, only {sorted(manifest.splits)}")

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from ..shards.tars import ShardReader
 from .datasets import RelabelDataset
 from .sampling import WINDOW, RelabelSampler, Remainder, Rows
-from .shards import ShardReader
 
 logger = logging.getLogger(__name__)
 

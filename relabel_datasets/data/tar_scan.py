@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from .images import IMAGE_EXTENSIONS
-from .manifest import DatasetError
+from ..errors import DatasetError
+from ..shards.images import IMAGE_EXTENSIONS
 
 _MEMBER = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")  # a key ends at the first dot of the last part, as in webdataset
 _BLOCK = 512

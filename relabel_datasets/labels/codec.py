@@ -27,6 +27,7 @@ import torch
 from safetensors.numpy import save
 from torch import Tensor
 
+from ..errors import LabelMapError
 from .encoding import Encoded, quantize_heatmaps
 from .packed_base import Array, PackedBase, unpack_levels
 
@@ -38,10 +39,6 @@ _CLASS_DTYPES: dict[str, np.dtype[Any]] = {name: np.dtype(f"uint{name[1:]}") for
 _NUMPY_DTYPES: dict[str, np.dtype[Any]] = {**_CLASS_DTYPES, "F16": np.dtype(np.float16)}
 _MAX_CLASSES = 1 << 32
 _MAX_HEADER = 1 << 16  # bytes; a label map's header has some 350
-
-
-class LabelMapError(ValueError):
-    """Bytes that are not a valid label map."""
 
 
 class Decoded(NamedTuple):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torchvision.tv_tensors import TVTensor
 
+from ..errors import LabelMapError
 from . import codec
 from .encoding import Encoded, encode_logits
 from .packed_base import PackedBase
@@ -319,8 +320,8 @@ class LabelMap(TVTensor):
         """
         try:
             (content,) = codec.decode([blob])
-        except codec.LabelMapError as error:
-            raise codec.LabelMapError(f"label map {key!r}: {error}") if key is not None else error from None
+        except LabelMapError as error:
+            raise LabelMapError(f"label map {key!r}: {error}") if key is not None else error from None
         return _whole(content, key, label)
 
 
@@ -332,7 +333,7 @@ def read_label_maps(blobs: Sequence[bytes], keys: Sequence[str], labels: Sequenc
     """
     try:
         contents = codec.decode(blobs)
-    except codec.LabelMapError:
+    except LabelMapError:
         for blob, key in zip(blobs, keys, strict=True):
             LabelMap.from_safetensors(blob, key=key)  # tells which
         raise

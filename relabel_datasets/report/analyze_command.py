@@ -28,7 +28,7 @@ def add_analyze(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 def _analyze(args: argparse.Namespace) -> None:
     from ..analysis.analyze import analyze
-    from ..data.manifest import write_atomically
+    from ..storage.local import write_atomically
     from .plots import save_plots
 
     if args.out is not None:

@@ -12,10 +12,10 @@ from xml.etree import ElementTree
 from markupsafe import Markup
 
 from ..analysis.analyze import Analysis, Table
-from ..data.manifest import Manifest
-from ..data.storage import Folder
 from ..data.store import LabelMaps
 from ..labels.statistics import CONFIDENT
+from ..shards.manifest import Manifest
+from ..storage.folders import Folder
 from .plots import plot, to_bytes
 
 _MOST_ROWS = 50  # of tables that go on and on

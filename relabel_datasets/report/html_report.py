@@ -17,13 +17,14 @@ from markupsafe import Markup
 
 from ..analysis.analyze import analyze
 from ..analysis.label_maps import measure_maps
-from ..data.card import find_restricted_images
 from ..data.datasets import RelabelDataset
 from ..data.joins import Images
-from ..data.manifest import DatasetError, write_atomically
-from ..data.names import open_folder
-from ..data.storage import Folder
 from ..data.store import LabelMaps
+from ..errors import DatasetError
+from ..shards.card import find_restricted_images
+from ..storage.folders import Folder
+from ..storage.local import write_atomically
+from ..storage.resolve import open_folder
 from .html_content import about, statistics
 from .html_samples import Pictures, sample_contents, sample_index
 from .names import legible_names

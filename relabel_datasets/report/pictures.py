@@ -12,8 +12,8 @@ from PIL import Image
 
 from ..analysis.label_maps import measure_maps, suspects
 from ..data.datasets import RelabelDataset
-from ..data.manifest import write_atomically
 from ..labels.transforms import LabelPooling
+from ..storage.local import write_atomically
 from .names import legible_names
 from .overlay import check_whole, figures, regions, spread, strongest
 from .tiles import CLASS_COLORS, OTHER_COLOR, Line, heading, one_below_the_other, side_by_side, tile

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..analysis.analyze import Analysis, Table
-from ..data.manifest import write_atomically
+from ..storage.local import write_atomically
 from .names import legible_names
 
 if TYPE_CHECKING:

@@ -12,14 +12,16 @@ from typing import NamedTuple
 
 import torch
 
-from ..data.manifest import DatasetError, Manifest, Split
-from ..data.names import open_folder
-from ..data.shards import read_rows
-from ..data.storage import Folder, is_url, without_file_scheme
-from ..data.store import LabelMaps, find_split, open_config
+from ..data.store import LabelMaps
+from ..errors import DatasetError
 from ..labels.label_map import LabelMap
 from ..labels.statistics import Statistics, add_up
 from ..labels.transforms import LabelPooling
+from ..shards.configs import find_split, open_config
+from ..shards.manifest import Manifest, Split
+from ..shards.tars import read_rows
+from ..storage.folders import Folder, is_url, without_file_scheme
+from ..storage.resolve import open_folder
 from .names import legible_names
 from .overlay import strongest
 
@@ -82,7 +84,7 @@ def _describe_shard(path: str, num_samples: int, width: int) -> Iterator[str]:
     parent, _, file = plain.rpartition("/")
     folder = open_folder((parent or ("/" if plain.startswith("/") else ".")) + mark + query)
     try:
-        manifest = folder.manifest()
+        manifest = Manifest.read(folder)
     except FileNotFoundError:
         if is_url(path):
             raise

@@ -17,7 +17,7 @@ from timm.utils.model import unwrap_model
 from timm.utils.model_ema import ModelEmaV3
 from torch import nn
 
-from ..data.manifest import write_atomically
+from ..storage.local import write_atomically
 from .recipe import Recipe
 
 # Of an epoch: the step, the state of the loader, and sums and numbers of losses: of all, and since the last line of steps.csv.

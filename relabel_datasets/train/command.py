@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..shards.manifest import Manifest
 from .options import add_options, given_options
 from .recipe import PRESETS, Machine, Recipe
 
@@ -101,8 +102,8 @@ def _train(args: argparse.Namespace) -> None:
 
 
 def _compare(args: argparse.Namespace) -> None:
-    from ..data.manifest import write_atomically
     from ..data.store import LabelMaps
+    from ..storage.local import write_atomically
     from .compare import compare, score_label_maps
 
     logging.getLogger("timm").setLevel(logging.WARNING)  # see _train
@@ -150,8 +151,8 @@ def _load_split(args: argparse.Namespace, config: str | None, split: str, images
 
 def _annotator(args: argparse.Namespace, config: str | None) -> Annotator:
     from ..annotate.remake import remake_annotator
-    from ..data.names import open_folder
-    from ..data.store import open_config
+    from ..shards.configs import open_config
+    from ..storage.resolve import open_folder
 
     description = open_config(open_folder(args.dataset), config)[1].annotator
     device = getattr(args, "device", None)
@@ -159,8 +160,8 @@ def _annotator(args: argparse.Namespace, config: str | None) -> Annotator:
 
 
 def _all_configs(path: str) -> list[str]:
-    from ..data.names import open_folder
+    from ..storage.resolve import open_folder
 
     folder = open_folder(path)
     configs = folder.configs()
-    return [folder.manifest().config] if configs is None else configs
+    return [Manifest.read(folder).config] if configs is None else configs

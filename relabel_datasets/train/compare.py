@@ -15,10 +15,10 @@ import torch
 from ..analysis.metrics import Metrics
 from ..annotate.annotator import Annotator
 from ..data.datasets import RelabelDataset
-from ..data.manifest import write_atomically
 from ..data.store import LabelMaps
 from ..labels.label_map import View
 from ..labels.pooling import pool_label_map
+from ..storage.local import write_atomically
 from .loop import train_student
 from .recipe import Machine, Recipe
 

@@ -16,10 +16,10 @@ from ..analysis.boxes import Objects, read_boxes
 from ..analysis.label_maps import name_of
 from ..analysis.metrics import Metrics, real_labels
 from ..annotate.classes import match_classes
-from ..data.images import decode_image
 from ..data.loading import load_dataset
-from ..data.manifest import MANIFEST_NAME
 from ..data.sources import ImageSource, open_source
+from ..shards.images import decode_image
+from ..storage.folders import MANIFEST_NAME
 from .classifier import Classifier, load_classifier
 from .loaders import WholeImages
 

@@ -44,7 +44,7 @@ def add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-    from ..data.manifest import write_atomically
+    from ..storage.local import write_atomically
     from .classifier import load_classifier  # timm takes seconds to import
     from .evaluate import evaluate, open_images
 

@@ -14,7 +14,7 @@ import torch
 
 import relabel_datasets as rd
 from relabel_datasets.annotate.annotator import ModuleAnnotator
-from relabel_datasets.data.manifest import Manifest
+from relabel_datasets.shards.manifest import Manifest
 from tests.conftest import ROOT, ColourNet, picture
 
 
@@ -151,7 +151,7 @@ def test_a_card_that_a_killed_build_did_not_write_is_written_by_the_next(
 
     source = rd.ImageFolderSource(image_folder)
     with monkeypatch.context() as patch:
-        patch.setattr("relabel_datasets.annotate.output.write_card", killed)
+        patch.setattr("relabel_datasets.annotate.build.write_output_card", killed)
         with pytest.raises(Interrupted):
             rd.build(source, tmp_path / "data", annotator, progress=False)
     rd.build(source, tmp_path / "data", annotator, progress=False)

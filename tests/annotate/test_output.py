@@ -10,8 +10,8 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 import relabel_datasets as rd
-from relabel_datasets.annotate.output import LocalOutput, open_output
 from relabel_datasets.cli import main
+from relabel_datasets.storage.output import LocalOutput, open_output
 from tests.annotate.test_build import Interrupted, StopsAfter, annotator_of, files_of
 from tests.servers import s3_server
 
@@ -105,8 +105,8 @@ def test_a_build_to_a_url_goes_on_where_it_stopped(source, annotator, whole, url
 
 
 def test_an_upload_that_fails_or_arrives_cut_is_tried_again(source, annotator, whole, monkeypatch):
-    monkeypatch.setattr("relabel_datasets.annotate.output._PAUSES_S", (0, 0))
-    monkeypatch.setattr("relabel_datasets.annotate.output.RemoteOutput._try.__defaults__", ((0, 0),))
+    monkeypatch.setattr("relabel_datasets.storage.output._PAUSES_S", (0, 0))
+    monkeypatch.setattr("relabel_datasets.storage.output.RemoteOutput._try.__defaults__", ((0, 0),))
     put, faults = MemoryFileSystem.put_file, ["dropped", "cut", None, "cut"]
 
     def fail(self, local, remote, *arguments, **more):

@@ -21,9 +21,9 @@ from torchvision.transforms import v2
 
 import relabel_datasets as rd
 from relabel_datasets.cli import add_annotator_arguments, annotator_from
-from relabel_datasets.data.shards import ShardWriter
 from relabel_datasets.labels import codec
 from relabel_datasets.labels.encoding import encode_logits
+from relabel_datasets.shards.tars import ShardWriter
 
 VARIANTS = [
     ("topk", 5, "float16"),  # the published scheme

@@ -27,11 +27,12 @@ import numpy as np
 import torch
 
 import relabel_datasets as rd
-from relabel_datasets.data.index import Row, make_index
 from relabel_datasets.data.joins import join_images
-from relabel_datasets.data.manifest import Manifest, Split, sha256_of
-from relabel_datasets.data.shards import shard_names
 from relabel_datasets.labels.statistics import Statistics
+from relabel_datasets.shards.index import Row, make_index
+from relabel_datasets.shards.manifest import Manifest, Split
+from relabel_datasets.shards.tars import shard_names
+from relabel_datasets.storage.local import sha256_of
 
 NUM_SAMPLES, NUM_CLASSES, NUM_SHARDS = 1_281_167, 1000, 64
 NUM_LOOKUPS, NUM_READS = 100_000, 5_000

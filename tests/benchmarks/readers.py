@@ -42,10 +42,10 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 import relabel_datasets as rd
 from relabel_datasets.annotate.annotator import ModuleAnnotator
-from relabel_datasets.data.card import write_card
-from relabel_datasets.data.index import make_index
-from relabel_datasets.data.manifest import sha256_of
-from relabel_datasets.data.shards import ShardWriter, shard_names
+from relabel_datasets.shards.card import write_card
+from relabel_datasets.shards.index import make_index
+from relabel_datasets.shards.tars import ShardWriter, shard_names
+from relabel_datasets.storage.local import sha256_of
 
 BATCH, BUFFER = 64, 1000
 Read = Callable[[bytes, bytes], tuple[Any, ...]]  # what is done with an image file and the bytes of its label map

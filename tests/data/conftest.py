@@ -15,7 +15,7 @@ from typing import NamedTuple
 import pytest
 
 import relabel_datasets as rd
-from relabel_datasets.data import remote as remote_module
+from relabel_datasets.storage import remote as remote_module
 from tests.conftest import ROOT, ColourNet, picture
 from tests.servers import FaultyServer, s3_server
 
@@ -182,7 +182,7 @@ def run_apart(code: str, *arguments: object) -> dict[str, object]:
     """Return what a program prints as JSON; it may fork, which this process with its servers' threads may not.
 
     Args:
-        code: of the program. `cache`, `names`, `remote` and `storage` are imported, without the package's `__init__`, which takes
+        code: Program to run. `cache`, `folders`, `remote` and `resolve` are imported, without the package's `__init__`, which takes
             seconds to import torch.
         arguments: for its `sys.argv[1:]`, as JSON.
     """
@@ -192,7 +192,7 @@ signal.alarm({_APART_S})  # also when nobody is left who would wait
 package = types.ModuleType("relabel_datasets")
 package.__path__ = [{str(ROOT / "relabel_datasets")!r}]
 sys.modules["relabel_datasets"] = package
-from relabel_datasets.data import cache, names, remote, storage
+from relabel_datasets.storage import cache, folders, remote, resolve
 arguments = [json.loads(argument) for argument in sys.argv[1:]]
 """
     process = subprocess.Popen(

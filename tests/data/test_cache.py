@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 import relabel_datasets as rd
-from relabel_datasets.data import cache as cache_module
-from relabel_datasets.data.cache import ShardCache
-from relabel_datasets.data.names import open_folder
+from relabel_datasets.storage import cache as cache_module
+from relabel_datasets.storage.cache import ShardCache
+from relabel_datasets.storage.resolve import open_folder
 from tests.data.conftest import SHARDS, check_cache, contents, run_apart
 from tests.sabotage import at_once, files_first, nth, sabotaged
 
@@ -249,7 +249,7 @@ def delete_oldest(self):
     return True
 cache.ShardCache._delete_oldest = delete_oldest
 resource.setrlimit(resource.RLIMIT_FSIZE, (5001, -1))
-remote_folder = names.open_folder(url, cache_dir=folder).child("colours")
+remote_folder = resolve.open_folder(url, cache_dir=folder).child("colours")
 for name, num_bytes, sha256 in files:
     with remote_folder.open(name, num_bytes, sha256) as file:
         assert hashlib.sha256(file.read()).hexdigest() == sha256
@@ -397,7 +397,7 @@ for number in range(num_processes):
         try:
             import hashlib
             random.Random(number).shuffle(files)
-            folder = names.open_folder(url, cache_dir=folder).child("colours")
+            folder = resolve.open_folder(url, cache_dir=folder).child("colours")
             for name, num_bytes, sha256 in files:
                 with folder.open(name, num_bytes, sha256) as file:
                     assert hashlib.sha256(file.read()).hexdigest() == sha256
@@ -431,7 +431,7 @@ import hashlib
 folder, = arguments
 data = b"data" * 100
 sha256 = hashlib.sha256(data).hexdigest()
-shards = cache.ShardCache(storage.Path(folder), None)
+shards = cache.ShardCache(folders.Path(folder), None)
 begun, forked = threading.Event(), threading.Event()
 def download(file):
     file.write(data[:10])
@@ -475,7 +475,7 @@ remote.FIRST_PAUSE_S, remote.LONGEST_PAUSE_S, remote.RANGE_BYTES = 0.01, 0.05, 4
 driver, served, damage = os.getpid(), Path(folder, "served"), Path(folder, "damage")
 
 def read_for_ever():
-    remote_folder = names.open_folder(url, cache_dir=folder, cache_limit=limit).child("colours")
+    remote_folder = resolve.open_folder(url, cache_dir=folder, cache_limit=limit).child("colours")
     while os.getppid() == driver:
         name, num_bytes, sha256 = random.choice(files)
         with remote_folder.open(name, num_bytes, sha256) as file:

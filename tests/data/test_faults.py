@@ -9,7 +9,7 @@ import fsspec
 import pytest
 
 import relabel_datasets as rd
-from relabel_datasets.data import remote as remote_module
+from relabel_datasets.storage import remote as remote_module
 from tests.data.conftest import INDEX, MANIFEST, SHARDS, check_cache, contents
 from tests.servers import FAULTS
 

@@ -11,9 +11,8 @@ from huggingface_hub import hf_hub_download, snapshot_download
 from torch.utils.data import DataLoader
 
 import relabel_datasets as rd
-from relabel_datasets.data import hub_folder as hub_folder_module
-from relabel_datasets.data.manifest import DatasetError
-from relabel_datasets.data.remote import RefusedError
+from relabel_datasets.errors import DatasetError, RefusedError
+from relabel_datasets.storage import hub as hub_folder_module
 from tests.data.conftest import INDEX, SHARDS, contents
 
 REPO, TOKEN = "org/photos", "hf_of_a_user"

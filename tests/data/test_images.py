@@ -4,8 +4,8 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from relabel_datasets.data.images import (
-    ImageError,
+from relabel_datasets.errors import ImageError
+from relabel_datasets.shards.images import (
     common_extension,
     decode_image,
     decode_reduced,

@@ -3,10 +3,11 @@ import pickle
 import numpy as np
 import pytest
 
-from relabel_datasets.data import index as index_module
-from relabel_datasets.data.index import Index, Row, make_index
-from relabel_datasets.data.manifest import DatasetError, Split
-from relabel_datasets.data.storage import LocalFolder
+from relabel_datasets.errors import DatasetError
+from relabel_datasets.shards import index as index_module
+from relabel_datasets.shards.index import Index, Row, make_index
+from relabel_datasets.shards.manifest import Split
+from relabel_datasets.storage.folders import LocalFolder
 
 ROWS = [Row(f"n{i:04d}_{i * 7}", i % 5, 1000 * i + 512, 100 + i, 2000 * i, 50 + i) for i in range(200)]
 

@@ -14,8 +14,8 @@ import webdataset
 from torch.utils.data import DataLoader
 
 import relabel_datasets as rd
-from relabel_datasets.data import index as index_module
-from relabel_datasets.data.manifest import Split
+from relabel_datasets.shards import index as index_module
+from relabel_datasets.shards.manifest import Split
 from tests.conftest import ColourNet, picture
 
 # webdataset leaves its tars to the garbage collector

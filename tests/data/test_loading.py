@@ -1,7 +1,7 @@
 import pytest
 
 import relabel_datasets as rd
-from relabel_datasets.data import names
+from relabel_datasets.storage import resolve as names
 
 
 def test_a_folder_gives_one_split_or_a_dict_of_all(dataset_folder):

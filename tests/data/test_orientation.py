@@ -12,7 +12,7 @@ import webdataset
 
 import relabel_datasets as rd
 from relabel_datasets.annotate.pairing import read_size
-from relabel_datasets.data.images import decode_image, decode_reduced, orientation_of
+from relabel_datasets.shards.images import decode_image, decode_reduced, orientation_of
 from tests.conftest import ColourNet, picture
 
 pytestmark = [

@@ -13,9 +13,10 @@ import fsspec
 import pytest
 
 import relabel_datasets as rd
-from relabel_datasets.data import remote as remote_module
-from relabel_datasets.data.names import open_folder
-from relabel_datasets.data.remote import RemoteFiles
+from relabel_datasets.shards.manifest import Manifest
+from relabel_datasets.storage import remote as remote_module
+from relabel_datasets.storage.remote import RemoteFiles
+from relabel_datasets.storage.resolve import open_folder
 from tests.data.conftest import INDEX, MANIFEST, SHARDS, check_cache, contents, run_apart
 from tests.servers import FaultyServer
 
@@ -169,7 +170,7 @@ def test_pauses_double_up_to_a_limit_and_are_not_all_equal(remote, pauses, monke
     monkeypatch.setattr(remote_module, "LONGEST_PAUSE_S", 8.0)
     remote.server.fail("503", MANIFEST, times=None)
     with pytest.raises(rd.DatasetError, match=r"_info\.json cannot be read, 10 times in a row"):
-        open_folder(f"{remote.url}/colours", storage_options=remote.options).manifest()
+        Manifest.read(open_folder(f"{remote.url}/colours", storage_options=remote.options))
     middle = [1, 2, 4, 8, 8, 8, 8, 8, 8]
     assert all(0.5 * usual <= pause <= 1.5 * usual for pause, usual in zip(pauses, middle, strict=True))
     assert len(set(pauses)) == len(pauses)
@@ -179,14 +180,14 @@ def test_pauses_double_up_to_a_limit_and_are_not_all_equal(remote, pauses, monke
 def test_s3_leaves_trying_again_to_us(s3, pauses, fault, says):
     s3.server.fail(fault, MANIFEST, times=None)
     with pytest.raises(rd.DatasetError, match=rf"10 times in a row.*{says}"):
-        open_folder(f"{s3.url}/colours", storage_options=s3.options).manifest()
+        Manifest.read(open_folder(f"{s3.url}/colours", storage_options=s3.options))
     assert len(s3.server.gets(MANIFEST)) == 10
 
 
 def test_retries_of_botocore_are_the_users_if_they_say_so(s3, pauses):
     options = {**s3.options, "config_kwargs": {"retries": {"max_attempts": 1}, "user_agent": "me"}}
     s3.server.fail("503", MANIFEST)
-    open_folder(f"{s3.url}/colours", storage_options=options).manifest()
+    Manifest.read(open_folder(f"{s3.url}/colours", storage_options=options))
     assert pauses == []
     assert options["config_kwargs"] == {"retries": {"max_attempts": 1}, "user_agent": "me"}
 
@@ -212,7 +213,7 @@ def test_no_credentials_at_all_is_told_at_once(s3, pauses, monkeypatch):
         "client_kwargs": {"region_name": "us-west-1"},
     }  # else fsspec gives the one with credentials
     with pytest.raises(rd.DatasetError, match="credentials"):
-        open_folder(f"{s3.url}/colours", storage_options=options).manifest()
+        Manifest.read(open_folder(f"{s3.url}/colours", storage_options=options))
     assert pauses == []
 
 
@@ -227,7 +228,7 @@ def test_no_credentials_at_all_is_told_at_once(s3, pauses, monkeypatch):
 )
 def test_what_cannot_be_asked_is_told_at_once(url, options, says, pauses):
     with pytest.raises(rd.DatasetError, match=says):
-        open_folder(url, storage_options=options).manifest()
+        Manifest.read(open_folder(url, storage_options=options))
     assert pauses == []
 
 
@@ -236,7 +237,7 @@ def test_nobody_there_is_tried_again_and_told(pauses):
     with FaultyServer() as server:
         url = server.url
     with pytest.raises(rd.DatasetError, match=rf"{url}/_info\.json cannot be read, 10 times in a row: .*onnect"):
-        open_folder(url).manifest()
+        Manifest.read(open_folder(url))
     assert len(pauses) == 9
 
 
@@ -266,8 +267,8 @@ def test_threads_may_share_a_folder(remote, files, served_folder):
 
 def test_a_folder_goes_to_another_process_without_its_connections(remote):
     folder = open_folder(f"{remote.url}/colours", storage_options=remote.options)
-    manifest = folder.manifest()
-    assert pickle.loads(pickle.dumps(folder)).manifest() == manifest
+    manifest = Manifest.read(folder)
+    assert Manifest.read(pickle.loads(pickle.dumps(folder))) == manifest
 
 
 def test_forked_children_leave_the_connections_of_their_parent_alone(http, files):

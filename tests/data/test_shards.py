@@ -3,9 +3,10 @@ import tarfile
 
 import pytest
 
-from relabel_datasets.data.manifest import DatasetError, Split
-from relabel_datasets.data.shards import ShardReader, ShardWriter, shard_names
-from relabel_datasets.data.storage import LocalFolder
+from relabel_datasets.errors import DatasetError
+from relabel_datasets.shards.manifest import Split
+from relabel_datasets.shards.tars import ShardReader, ShardWriter, shard_names
+from relabel_datasets.storage.folders import LocalFolder
 
 SAMPLES = [("a/one", 0, b"\xff\xd8 image", b"map one"), ("two", 12, b"x" * 512, b"m" * 1500), ("d" * 150, 3, b"", b"q")]
 

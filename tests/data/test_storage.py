@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 import relabel_datasets as rd
-from relabel_datasets.data.names import open_folder
-from relabel_datasets.data.storage import LocalFolder, RemoteFolder, default_cache, is_url
+from relabel_datasets.shards.manifest import Manifest
+from relabel_datasets.storage.folders import LocalFolder, RemoteFolder, default_cache, is_url
+from relabel_datasets.storage.resolve import open_folder
 from tests.data.conftest import MANIFEST, SHARDS, contents
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -90,7 +91,7 @@ def test_the_card_names_the_configs_and_a_manifest_means_that_the_folder_is_one(
     folder = open_folder(remote.url, storage_options=remote.options)
     assert folder.configs() == ["colours", "labels-only"]
     assert folder.child("colours").configs() is None
-    assert folder.child("colours").manifest() == folder.child("colours").manifest()
+    assert Manifest.read(folder.child("colours")) == Manifest.read(folder.child("colours"))
 
 
 def test_the_url_of_a_config_is_a_dataset_of_one(tmp_path, remote, expected):
@@ -122,10 +123,10 @@ def test_a_config_that_may_not_be_read_is_no_missing_dataset(remote, card):
 
 @pytest.mark.parametrize(("fault", "says"), [("short", "is damaged"), ("503", "503")])
 def test_a_manifest_that_is_there_but_cannot_be_read_is_told_of_itself(remote, monkeypatch, fault, says):
-    monkeypatch.setattr("relabel_datasets.data.remote.MAX_ATTEMPTS", 2)
+    monkeypatch.setattr("relabel_datasets.storage.remote.MAX_ATTEMPTS", 2)
     remote.server.fail(fault, MANIFEST, times=None)
     with pytest.raises(rd.DatasetError, match=rf"{remote.url}/colours/_info\.json.*{says}"):
-        open_folder(f"{remote.url}/colours", storage_options=remote.options).configs()
+        Manifest.read(open_folder(f"{remote.url}/colours", storage_options=remote.options))
     assert remote.server.gets("README.md") == []
 
 

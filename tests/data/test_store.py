@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import relabel_datasets as rd
-from relabel_datasets.data.manifest import MANIFEST_NAME, _checksum
+from relabel_datasets.shards.manifest import _checksum
+from relabel_datasets.storage.folders import MANIFEST_NAME
 
 
 @pytest.fixture

@@ -14,11 +14,12 @@ import torch
 from safetensors.numpy import load, save
 
 import relabel_datasets as rd
-from relabel_datasets.data import remote
-from relabel_datasets.data.index import Index, make_index
-from relabel_datasets.data.manifest import Manifest, _checksum, sha256_of
-from relabel_datasets.data.shards import ShardWriter
-from relabel_datasets.data.storage import LocalFolder
+from relabel_datasets.shards.index import Index, make_index
+from relabel_datasets.shards.manifest import Manifest, _checksum
+from relabel_datasets.shards.tars import ShardWriter
+from relabel_datasets.storage import remote
+from relabel_datasets.storage.folders import LocalFolder
+from relabel_datasets.storage.local import sha256_of
 from tests.conftest import picture
 from tests.servers import FaultyServer
 

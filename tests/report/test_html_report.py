@@ -21,8 +21,8 @@ from PIL import Image
 
 import relabel_datasets as rd
 from relabel_datasets.cli import main
-from relabel_datasets.data.card import write_card
 from relabel_datasets.report import html_report
+from relabel_datasets.shards.card import write_card
 from tests.conftest import ROOT, picture
 from tests.labels.samples import STORED_FORMS, random_dense
 from tests.report.pages import CLASSES, HostileImages, Page

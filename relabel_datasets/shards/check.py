@@ -20,13 +20,13 @@ from typing import Any, BinaryIO, NamedTuple
 
 from torch.utils.data import Dataset
 
-from ..labels.codec import LabelMapError
+from ..errors import DatasetError, ImageError, LabelMapError
 from ..labels.label_map import LabelMap
-from .images import ImageError, decode_reduced
+from ..storage.folders import Folder
+from ..storage.resolve import open_folder
+from .images import decode_reduced
 from .index import Index
-from .manifest import DatasetError, Manifest, Split
-from .names import open_folder
-from .storage import Folder
+from .manifest import Manifest, Split
 
 _BLOCK = 512
 _COLUMNS = {"safetensors": "map"}  # of the index; images have any extension

@@ -8,18 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import platform
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..errors import DatasetError
+from ..storage.folders import MANIFEST_NAME, Folder, LocalFolder
+from ..storage.local import write_atomically
+
 VERSION = 1
-MANIFEST_NAME = "_info.json"
-
-
-class DatasetError(ValueError):
-    """A dataset on disk that is not what it should be."""
 
 
 @dataclass(frozen=True)
@@ -55,21 +52,24 @@ class Manifest:
     version: int = VERSION
 
     @classmethod
+    def read(cls, folder: Folder) -> Manifest:
+        """Return the manifest in a config's folder, local or remote.
+
+        Raises:
+            FileNotFoundError: There is none.
+            DatasetError: It is damaged, of another version, or cannot be reached.
+        """
+        return folder.read(MANIFEST_NAME, lambda data: cls.parse(data, f"{folder}/{MANIFEST_NAME}"))
+
+    @classmethod
     def load(cls, folder: Path) -> Manifest:
         """Return the manifest in a config's folder.
 
         Raises:
-            FileNotFoundError: there is none.
-            DatasetError: it is damaged, or of another version.
+            FileNotFoundError: There is none.
+            DatasetError: It is damaged, or of another version.
         """
-        path = folder / MANIFEST_NAME
-        try:
-            data = path.read_bytes()
-        except FileNotFoundError:
-            raise FileNotFoundError(
-                f"{folder} has no {MANIFEST_NAME}: it is not a config, or it is not finished"
-            ) from None
-        return cls.parse(data, str(path))
+        return cls.read(LocalFolder(folder))
 
     @classmethod
     def parse(cls, data: bytes, path: str) -> Manifest:
@@ -122,43 +122,3 @@ class Manifest:
 def _checksum(content: dict[str, Any]) -> str:
     """Return a hash of a manifest's content: all other files are verified by the manifest, it by itself."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def aside_of(path: Path) -> Path:
-    """Return where this process writes a file before it renames it, beside its place: no other process of any node."""
-    return path.with_name(f".{path.name}.{platform.node()}-{os.getpid()}.tmp")
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file aside and rename it, so that it is there whole or not at all, also after a power cut."""
-    aside = aside_of(path)
-    try:
-        with aside.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
-def open_for_lock(path: Path) -> int:
-    """Return the descriptor of a file, open for reading and writing, made if need be with its folder.
-
-    Raises:
-        OSError: it cannot be made.
-    """
-    for attempts_left in reversed(range(100)):
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        except FileNotFoundError:  # another process has just removed the folder
-            if not attempts_left:
-                raise
-    raise AssertionError
-
-
-def sha256_of(path: Path) -> str:
-    """Return the sha256 of a file in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -21,19 +21,15 @@ from typing import Any, BinaryIO, TypeVar, cast
 
 from tqdm import tqdm
 
-from .manifest import MANIFEST_NAME, DatasetError, Manifest, sha256_of, write_atomically
-from .remote import RefusedError
-from .storage import CARD_NAME, card_configs, default_cache
+from ..errors import DatasetError, RefusedError, UnavailableError
+from .folders import CARD_NAME, MANIFEST_NAME, card_configs, default_cache
+from .local import sha256_of, write_atomically
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 PAUSES_S = (1, 4)  # between attempts; huggingface_hub makes several requests in each, for up to half a minute
 _WHOLE_ATTEMPTS = 3  # downloads of a file whose content is wrong
-
-
-class UnavailableError(DatasetError):
-    """The Hub cannot be reached now, or somebody else changed the repository meanwhile: the same request may yet succeed."""
 
 
 @dataclass(frozen=True)
@@ -152,17 +148,13 @@ class HubFolder:
 
     def configs(self) -> list[str] | None:
         if self._below:
-            self.manifest()
+            self.read(MANIFEST_NAME, bytes)
             return None
         where = f"{self}/{CARD_NAME}"
-        return self._parse(CARD_NAME, lambda data: card_configs(data, where))
+        return self.read(CARD_NAME, lambda data: card_configs(data, where))
 
     def card(self) -> str | None:
         return self._repo.fetch(CARD_NAME).read_text(encoding="utf-8")
-
-    def manifest(self) -> Manifest:
-        where = f"{self}/{MANIFEST_NAME}"
-        return self._parse(MANIFEST_NAME, lambda data: Manifest.parse(data, where))
 
     def open(self, name: str, num_bytes: int, sha256: str) -> BinaryIO:
         return self._repo.verified(self._below + name, num_bytes, sha256).open("rb")
@@ -173,8 +165,7 @@ class HubFolder:
     def check_room(self, num_bytes: int, what: str) -> None:
         pass
 
-    def _parse(self, name: str, parse: Callable[[bytes], T]) -> T:
-        """Return what is in a file that no manifest names, downloaded once more if it is damaged."""
+    def read(self, name: str, parse: Callable[[bytes], T]) -> T:
         try:
             return parse(self._repo.fetch(self._below + name).read_bytes())
         except DatasetError as error:

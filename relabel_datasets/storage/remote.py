@@ -19,7 +19,7 @@ from urllib.parse import quote, unquote, unquote_plus
 import fsspec
 from fsspec.asyn import AsyncFileSystem, sync
 
-from .manifest import DatasetError
+from ..errors import DatasetError, RefusedError
 
 logger = logging.getLogger(__name__)
 
@@ -35,10 +35,6 @@ _NO_CREDENTIALS = {"NoCredentialsError", "PartialCredentialsError"}  # botocore'
 # Never freed: a forked child that frees a file system of its parent takes the parent's connections out of its epoll, which
 # they share, and the parent then waits for an answer in vain. (fsspec holds its own references only until a fork.)
 _file_systems: list[Any] = []
-
-
-class RefusedError(DatasetError):
-    """A server that does not let us read, for want of credentials; S3 may say so of what does not exist."""
 
 
 class _WrongLengthError(Exception):

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol, TypeVar
 from urllib.parse import unquote, urlsplit
 
 import yaml
 
+from ..errors import DatasetError, RefusedError
 from .cache import ShardCache
-from .manifest import MANIFEST_NAME, DatasetError, Manifest
-from .remote import RefusedError, RemoteFiles
+from .remote import RemoteFiles
 
+T = TypeVar("T")
+
+MANIFEST_NAME = "_info.json"  # a folder that holds it is a config
 CARD_NAME = "README.md"
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
@@ -46,12 +50,16 @@ class Folder(Protocol):
         """
         ...
 
-    def manifest(self) -> Manifest:
-        """Return the manifest of this config.
+    def read(self, name: str, parse: Callable[[bytes], T]) -> T:
+        """Return what `parse` makes of a small file that no manifest describes; a damaged remote file is read again.
+
+        Args:
+            name: Name of the file.
+            parse: Function that raises DatasetError if the content is damaged.
 
         Raises:
-            FileNotFoundError: there is none.
-            DatasetError: (a ValueError) it is damaged, or cannot be reached.
+            FileNotFoundError: There is no such file.
+            DatasetError: (a ValueError) The file is damaged or cannot be reached.
         """
         ...
 
@@ -99,8 +107,15 @@ class LocalFolder:
         path = root / CARD_NAME
         return path.read_text(encoding="utf-8") if path.is_file() else None
 
-    def manifest(self) -> Manifest:
-        return Manifest.load(self._path)
+    def read(self, name: str, parse: Callable[[bytes], T]) -> T:
+        path = self._path / name
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            raise FileNotFoundError(
+                f"{self._path} has no {name}: it is not a config, or its build is unfinished"
+            ) from None
+        return parse(data)
 
     def open(self, name: str, num_bytes: int, sha256: str) -> BinaryIO:
         path = self._path / name
@@ -140,7 +155,7 @@ class RemoteFolder:
 
     def configs(self) -> list[str] | None:
         try:
-            self.manifest()
+            self.read(MANIFEST_NAME, bytes)
         except (FileNotFoundError, RefusedError) as error:  # S3 may answer 403 for what does not exist
             no_manifest = error
         else:
@@ -148,8 +163,7 @@ class RemoteFolder:
         # Not by a listing, which plain HTTP lacks: the card names all configs.
         where = f"{self}/{CARD_NAME}"
         try:
-            card = self._files.read_small(self._below + CARD_NAME, lambda data: card_configs(data, where))
-            return card_configs(card, where)
+            return self.read(CARD_NAME, lambda data: card_configs(data, where))
         except FileNotFoundError:
             if isinstance(no_manifest, RefusedError):
                 raise no_manifest from None
@@ -163,10 +177,8 @@ class RemoteFolder:
         except (FileNotFoundError, RefusedError):  # S3 may answer 403 for what does not exist
             return None
 
-    def manifest(self) -> Manifest:
-        where = f"{self}/{MANIFEST_NAME}"
-        data = self._files.read_small(self._below + MANIFEST_NAME, lambda data: Manifest.parse(data, where))
-        return Manifest.parse(data, where)
+    def read(self, name: str, parse: Callable[[bytes], T]) -> T:
+        return parse(self._files.read_small(self._below + name, parse))
 
     def open(self, name: str, num_bytes: int, sha256: str) -> BinaryIO:
         return self._cache.open(

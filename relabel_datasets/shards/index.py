@@ -18,8 +18,9 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import save
 
-from .manifest import DatasetError, Split
-from .storage import Folder
+from ..errors import DatasetError
+from ..storage.folders import Folder
+from .manifest import Split
 
 Column = npt.NDArray[Any]
 _DTYPES = {"I32": np.int32, "U32": np.uint32, "U64": np.uint64, "U8": np.uint8}

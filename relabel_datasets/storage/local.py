@@ -1,8 +1,9 @@
-"""Locks of the kernel's between processes: whoever is killed, however, holds none."""
+"""Local files: atomic writes, hashes, and locks between processes, which the kernel releases if the holder is killed."""
 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import logging
 import os
@@ -11,9 +12,49 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
-from ..data.manifest import DatasetError, open_for_lock
+from ..errors import DatasetError
 
 logger = logging.getLogger(__name__)
+
+
+def aside_of(path: Path) -> Path:
+    """Return where this process writes a file before it renames it, beside its place: no other process of any node."""
+    return path.with_name(f".{path.name}.{platform.node()}-{os.getpid()}.tmp")
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file aside and rename it, so that it is there whole or not at all, also after a power cut."""
+    aside = aside_of(path)
+    try:
+        with aside.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def open_for_lock(path: Path) -> int:
+    """Return the descriptor of a file, open for reading and writing, made if need be with its folder.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    for attempts_left in reversed(range(100)):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except FileNotFoundError:  # another process has just removed the folder
+            if not attempts_left:
+                raise
+    raise AssertionError
+
+
+def sha256_of(path: Path) -> str:
+    """Return the sha256 of a file in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class FileLock:

@@ -9,14 +9,18 @@ from __future__ import annotations
 import logging
 import os
 import re
+import tempfile
 from collections.abc import Iterable
-from pathlib import Path
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..labels.statistics import CONFIDENT, Statistics, add_up
+from ..storage.folders import CARD_NAME, MANIFEST_NAME, LocalFolder
+from ..storage.local import write_atomically
+from ..storage.output import LocalOutput, Output
 from .index import Index
-from .manifest import MANIFEST_NAME, Manifest, Split, write_atomically
-from .storage import CARD_NAME, LocalFolder
+from .manifest import Manifest, Split
 
 logger = logging.getLogger(__name__)
 
@@ -82,6 +86,30 @@ def write_card(root: Path, template: str | os.PathLike[str] | None = None, *, re
             ),
         )
     write_atomically(path, str(card).encode())
+
+
+def write_output_card(output: Output, template: str | os.PathLike[str] | None = None) -> None:
+    """Write the card of the dataset that a build has written, see `write_card`.
+
+    Args:
+        output: Folder of the dataset. The card of a remote one is written from copies of its manifests and indexes.
+        template: Template of the card, see `write_card`.
+    """
+    if isinstance(output, LocalOutput):
+        return write_card(Path(str(output)), template)
+    with tempfile.TemporaryDirectory(prefix="relabel-card-") as folder:
+        copy = Path(folder)
+        with suppress(FileNotFoundError):
+            (copy / CARD_NAME).write_bytes(output.read(CARD_NAME))
+        for name in output.find(MANIFEST_NAME):
+            content, config = output.read(name), PurePosixPath(name).parent.name
+            (copy / config).mkdir()
+            (copy / name).write_bytes(content)
+            for split in Manifest.parse(content, f"{output}/{name}").splits.values():
+                (copy / config / split.index).write_bytes(output.read(f"{config}/{split.index}"))
+        write_card(copy, template)
+        output.write(CARD_NAME, (copy / CARD_NAME).read_bytes())
+    return None
 
 
 def _template_of(card: Path, template: str | os.PathLike[str] | None) -> tuple[str | os.PathLike[str], bool]:

@@ -15,14 +15,16 @@ from typing import Any
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from .hub_folder import HubRepo
+from ..errors import DatasetError
+from ..shards.manifest import Manifest
+from ..storage.folders import CARD_NAME, MANIFEST_NAME, Folder, card_configs, default_cache, is_url
+from ..storage.hub import HubRepo
+from ..storage.resolve import find, hub_url
+from .check import Found, Shards, Source, SplitToCheck, compare_sha256
+from .configs import open_config
 from .images import check_refuses_truncated
 from .index import Index
-from .manifest import MANIFEST_NAME, DatasetError, Split
-from .names import find, hub_url
-from .shard_check import Found, Shards, Source, SplitToCheck, compare_sha256
-from .storage import CARD_NAME, Folder, card_configs, default_cache, is_url
-from .store import open_config
+from .manifest import Split
 
 _SHOWN = 20  # problems in the summary
 
@@ -178,13 +180,19 @@ def _check_card(root: Folder, configs: list[str | None], *, every: bool) -> Iter
         named = card_configs(card.read_bytes(), str(card))
     except (OSError, DatasetError) as error:
         yield Problem(
-            None, None, None, None, f"{CARD_NAME} cannot be read, {error}: write it with data.card.write_card"
+            None,
+            None,
+            None,
+            None,
+            f"{CARD_NAME} cannot be read, {error}: write it with relabel_datasets.shards.card.write_card",
         )
         return
     for config in configs:
         if config not in named:
             problem = f"{CARD_NAME} does not name it, so that `datasets` and remote readers do not find it"
-            yield Problem(config, None, None, None, f"{problem}: write it anew with data.card.write_card")
+            yield Problem(
+                config, None, None, None, f"{problem}: write it anew with relabel_datasets.shards.card.write_card"
+            )
     for config in named if every else ():
         if config not in configs:
             yield Problem(config, None, None, None, f"{CARD_NAME} names it, but it has no {MANIFEST_NAME}")
@@ -197,7 +205,7 @@ def _open_splits(
     folder = root if config is None else root.child(config)
     name = config or str(root).rpartition("/")[2]
     try:
-        manifest = folder.manifest()
+        manifest = Manifest.read(folder)
     except (OSError, DatasetError) as error:
         problems.append(Problem(name, None, None, None, str(error)))
         return

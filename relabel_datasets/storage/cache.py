@@ -17,7 +17,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from .manifest import DatasetError, open_for_lock
+from ..errors import DatasetError
+from .local import open_for_lock
 
 _PART = ".part"
 _FILE = re.compile(r"[0-9a-f]{64}(\.part)?")  # nothing else in the folder is ours to count or delete

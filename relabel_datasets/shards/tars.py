@@ -20,10 +20,12 @@ from typing import Any, NamedTuple
 
 from tqdm.auto import tqdm
 
+from ..errors import DatasetError
 from ..labels.statistics import Statistics
+from ..storage.folders import Folder
+from ..storage.local import aside_of
 from .index import Row
-from .manifest import DatasetError, Split, aside_of
-from .storage import Folder
+from .manifest import Split
 
 _BLOCK = 512
 _SYNC_BYTES = 32 << 20

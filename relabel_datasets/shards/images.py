@@ -19,6 +19,8 @@ import PIL.Image
 import PIL.ImageFile
 import PIL.JpegImagePlugin
 
+from ..errors import ImageError
+
 IMAGE_EXTENSIONS = (".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 KEY_RULES = ("stem", "path")
 _ORIENTATIONS = {number: number for number in range(1, 9)}  # a dict, since EXIF also holds 6 as 6.0 and as 6/1
@@ -32,10 +34,6 @@ _TRANSPOSES = {  # from the stored image to the upright one
     7: PIL.Image.Transpose.TRANSVERSE,
     8: PIL.Image.Transpose.ROTATE_90,
 }
-
-
-class ImageError(ValueError):
-    """Bytes that cannot be read as an image."""
 
 
 def decode_image(data: bytes, name: str = "image") -> PIL.Image.Image:

@@ -9,9 +9,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from .hub_folder import HubFolder, HubRepo
-from .manifest import DatasetError
-from .storage import Folder, LocalFolder, default_cache, find_limit, is_url, remote_folder, without_file_scheme
+from ..errors import DatasetError
+from .folders import Folder, LocalFolder, default_cache, find_limit, is_url, remote_folder, without_file_scheme
+from .hub import HubFolder, HubRepo
 
 logger = logging.getLogger(__name__)
 

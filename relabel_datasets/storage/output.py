@@ -19,11 +19,9 @@ from urllib.parse import urlsplit
 
 import fsspec
 
-from ..data.card import write_card
-from ..data.manifest import MANIFEST_NAME, Manifest, aside_of, sha256_of, write_atomically
-from ..data.remote import RemoteFiles
-from ..data.storage import CARD_NAME, is_url, without_file_scheme
-from .lock import FileLock
+from .folders import is_url, without_file_scheme
+from .local import FileLock, aside_of, sha256_of, write_atomically
+from .remote import RemoteFiles
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -77,8 +75,8 @@ class Output(Protocol):
         """Remove a folder with all that is in it, if it is there."""
         ...
 
-    def write_card(self, template: str | os.PathLike[str] | None) -> None:
-        """Write the dataset's card, see `data.card.write_card`."""
+    def find(self, name: str) -> list[str]:
+        """Return the paths, below this folder, of the files of a name in its subfolders."""
         ...
 
 
@@ -153,8 +151,8 @@ class LocalOutput:
     def remove(self, name: str) -> None:
         shutil.rmtree(self._root / name, ignore_errors=True)
 
-    def write_card(self, template: str | os.PathLike[str] | None) -> None:
-        write_card(self._root, template)
+    def find(self, name: str) -> list[str]:
+        return sorted(str(path.relative_to(self._root)) for path in self._root.glob(f"*/{name}"))
 
 
 class RemoteOutput:
@@ -227,26 +225,10 @@ class RemoteOutput:
         with suppress(FileNotFoundError):
             self._try(name, lambda files, path: (files.invalidate_cache(), files.rm(path, recursive=True)))
 
-    def write_card(self, template: str | os.PathLike[str] | None) -> None:
-        """Write it here from copies of all manifests and indexes, and upload it."""
-        with tempfile.TemporaryDirectory(prefix="relabel-card-") as folder:
-            copy = Path(folder)
-            with suppress(FileNotFoundError):
-                (copy / CARD_NAME).write_bytes(self.read(CARD_NAME))
-            for name in self._manifests():
-                content = self.read(name)
-                config = PurePosixPath(name).parent.name
-                (copy / config).mkdir()
-                (copy / name).write_bytes(content)
-                for split in Manifest.parse(content, f"{self}/{name}").splits.values():
-                    (copy / config / split.index).write_bytes(self.read(f"{config}/{split.index}"))
-            write_card(copy, template)
-            self.write(CARD_NAME, (copy / CARD_NAME).read_bytes())
-
-    def _manifests(self) -> list[str]:
+    def find(self, name: str) -> list[str]:
         def find(files: Any, path: str) -> list[str]:
             files.invalidate_cache()
-            return ["/".join(PurePosixPath(each).parts[-2:]) for each in files.glob(f"{path}*/{MANIFEST_NAME}")]
+            return sorted("/".join(PurePosixPath(found).parts[-2:]) for found in files.glob(f"{path}*/{name}"))
 
         return self._try("", find)
 

@@ -1,0 +1,1 @@
+"""Bytes from and to anywhere: local files, remote files, the cache, the Hub, and the output of a build."""

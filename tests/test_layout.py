@@ -1,0 +1,53 @@
+"""Imports between subpackages point down one list, so that a lower layer can be read and used without the ones above it."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+# From the lowest to the highest.
+LAYERS = [
+    "errors",
+    "labels",
+    "storage",
+    "shards",
+    "data",
+    "annotate",
+    "analysis",
+    "train",
+    "report",
+    "hub",
+    "demo",
+    "cli",
+]
+PACKAGE = ROOT / "relabel_datasets"
+COMMANDS = {
+    "annotator_options",
+    "cli",
+    "command",
+    "evaluate_command",
+    "options",
+}  # of the command line, wherever they are
+
+
+def _imports(path: Path) -> set[str]:
+    """Return the subpackages, or top-level modules, that a module imports at its top or inside functions."""
+    package = path.relative_to(PACKAGE).parts[:-1]
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = package[: len(package) - node.level + 1]
+            names = [node.module] if node.module else [alias.name for alias in node.names]
+            found |= {(*base, *name.split("."))[0] for name in names}
+    return found
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.glob("*/**/*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_down_the_layers(path):
+    layer = path.relative_to(PACKAGE).parts[0]
+    if path.stem in COMMANDS or path.stem.endswith("_command"):
+        layer = "cli"
+    below = LAYERS[: LAYERS.index(layer) + 1]
+    assert _imports(path) - COMMANDS <= set(below)
