@@ -15,6 +15,7 @@ from torchvision.tv_tensors import TVTensor
 
 from ..errors import LabelMapError
 from . import codec
+from .auto_augment import support_auto_augment
 from .encoding import Encoded, encode_logits
 from .packed_base import PackedBase
 
@@ -117,6 +118,7 @@ class LabelMap(TVTensor):
     """
 
     _metadata: _Metadata
+    _is_first = True
 
     def __new__(
         cls,
@@ -152,6 +154,9 @@ class LabelMap(TVTensor):
 
     @classmethod
     def _wrap(cls, logits: Tensor, metadata: _Metadata) -> LabelMap:
+        if LabelMap._is_first:  # not at import, which must not change torchvision
+            support_auto_augment(LabelMap)
+            LabelMap._is_first = False
         label_map = logits.as_subclass(cls)
         label_map._metadata = metadata
         return label_map

@@ -18,7 +18,6 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from .auto_augment import follow_auto_augment
 from .label_map import LabelMap, View
 from .pooling import pool_label_map
 
@@ -218,8 +217,6 @@ def _refuse(functional: Callable[..., Any], because: str) -> None:
 _refuse(F.perspective, "its view would not be an affine part of the image")
 _refuse(F.elastic, "its view would not be an affine part of the image")
 _refuse(F.uniform_temporal_subsample, "it is the map of one image, not of a video")
-
-follow_auto_augment()
 
 
 class LabelPooling(v2.Transform):

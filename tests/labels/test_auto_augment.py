@@ -1,5 +1,7 @@
 import copy
 import pickle
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -8,7 +10,8 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 import relabel_datasets as rd
-from relabel_datasets.labels.auto_augment import COLOR_OPERATIONS, follow_auto_augment
+from relabel_datasets.labels.auto_augment import _METHODS, COLOR_OPERATIONS, _wrap_forward, support_auto_augment
+from tests.conftest import ROOT
 
 from .ramps import FILL, KINDS, assert_follows, ramp_images, ramp_map
 from .samples import CANVAS_SIZE
@@ -128,20 +131,84 @@ def test_threads_that_share_a_transform_do_not_mix_up_their_maps():
 
 def test_augmix_refuses_a_map_and_works_without():
     image = torch.randint(256, (3, *CANVAS_SIZE), dtype=torch.uint8)
-    with pytest.raises(TypeError, match="AugMix mixes several views of an image, which no LabelMap can follow"):
+    with pytest.raises(TypeError, match="a LabelMap cannot follow AugMix"):
         v2.AugMix()(image, ramp_map())
     assert v2.AugMix()(image, "a")[0].shape == image.shape
 
 
-def test_following_twice_changes_nothing_and_transforms_are_copied_and_pickled_as_before():
-    base = v2.RandAugment.__base__
-    methods = dict(vars(base))
-    follow_auto_augment()
-    assert dict(vars(base)) == methods
+def test_supporting_twice_changes_nothing_and_transforms_are_copied_and_pickled_as_before():
+    ramp_map()
+    forwards = [policy.forward for policy in POLICIES]
+    support_auto_augment(rd.LabelMap)
+    assert [policy.forward for policy in POLICIES] == forwards
     for copied in (pickle.loads(pickle.dumps(v2.RandAugment())), copy.deepcopy(v2.RandAugment())):
         assert type(copied(torch.zeros(3, *CANVAS_SIZE, dtype=torch.uint8), ramp_map())[1]) is rd.LabelMap
 
 
-def test_another_torchvision_is_refused_at_import():
-    with pytest.raises(ImportError, match="no _flatten_and_extract_image_or_video"):
-        follow_auto_augment(v2.Transform)
+def test_a_transform_is_the_same_object_of_the_same_type_after_a_sample():
+    transform = v2.RandAugment()
+    attributes = dict(vars(transform))
+    transform(torch.zeros(3, *CANVAS_SIZE, dtype=torch.uint8), ramp_map())
+    assert type(transform) is v2.RandAugment
+    assert vars(transform) == attributes
+
+
+def test_a_subclass_with_its_own_forward_is_followed():
+    class Twice(v2.RandAugment):
+        def forward(self, *inputs):
+            return super().forward(*super().forward(*inputs))
+
+    transform = Twice(num_ops=1)
+    operation = {"TranslateX": (lambda num_bins, height, width: torch.full((num_bins,), 3.0), False)}
+    transform._AUGMENTATION_SPACE = operation
+    _, label_map = transform(torch.zeros(3, *CANVAS_SIZE, dtype=torch.uint8), ramp_map())
+    once = v2.RandAugment(num_ops=1)
+    once._AUGMENTATION_SPACE = operation
+    _, expected = once(torch.zeros(3, *CANVAS_SIZE, dtype=torch.uint8), ramp_map())
+    assert label_map.view.x0 == pytest.approx(2 * expected.view.x0)
+
+
+IMPORT_ONLY = """
+from torchvision.transforms import v2
+methods = [dict(vars(cls)) for cls in (v2.RandAugment, v2.AutoAugment, v2.TrivialAugmentWide, v2.AugMix)]
+base = dict(vars(v2.RandAugment.__base__))
+import relabel_datasets as rd
+for name in rd.__all__:
+    getattr(rd, name)
+assert methods == [dict(vars(cls)) for cls in (v2.RandAugment, v2.AutoAugment, v2.TrivialAugmentWide, v2.AugMix)]
+assert base == dict(vars(v2.RandAugment.__base__))
+print("unchanged")
+"""
+
+
+def test_importing_the_package_changes_nothing_in_torchvision():
+    run = subprocess.run([sys.executable, "-c", IMPORT_ONLY], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert run.stdout == "unchanged\n", run.stderr
+
+
+@pytest.mark.parametrize("method", _METHODS)
+def test_an_unknown_implementation_raises_for_a_label_map_alone(monkeypatch, method):
+    ramp_map()
+    image = torch.zeros(3, *CANVAS_SIZE, dtype=torch.uint8)
+
+    class Other(v2.Transform):
+        """An implementation in which one of the known methods has another name."""
+
+        def forward(self, *inputs):
+            return inputs
+
+    for name in set(_METHODS) - {method}:
+        setattr(Other, name, lambda self, *args: args)
+    support = vars(v2.RandAugment)["forward"]
+    monkeypatch.setattr(Other, "forward", lambda self, *inputs: support(self, *inputs))
+    with pytest.raises(TypeError, match="a LabelMap cannot follow Other of this torchvision version"):
+        Other()(image, ramp_map())
+
+
+def test_an_implementation_that_bypasses_the_known_methods_raises(monkeypatch):
+    bypassing = _wrap_forward(lambda self, *inputs: inputs, rd.LabelMap)
+    monkeypatch.setattr(v2.RandAugment, "forward", bypassing)
+    image = torch.zeros(3, *CANVAS_SIZE, dtype=torch.uint8)
+    assert v2.RandAugment()(image, "a")[1] == "a"
+    with pytest.raises(TypeError, match="a LabelMap cannot follow RandAugment of this torchvision version"):
+        v2.RandAugment()(image, ramp_map())
