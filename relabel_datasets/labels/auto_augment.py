@@ -66,7 +66,8 @@ def _wrap_forward(forward: Forward, label_map_type: type) -> Forward:
             return forward(transform, *inputs)
         if isinstance(transform, v2.AugMix):
             raise TypeError("a LabelMap cannot follow AugMix, which blends several views of an image: remove AugMix")
-        follower = _follower_type(type(transform)).__new__(_follower_type(type(transform)))
+        follower_type = _follower_type(transform.__class__)
+        follower = follower_type.__new__(follower_type)
         follower.__dict__.update(transform.__dict__)
         follower.label_map_type, follower.label_maps, follower.steps = label_map_type, {}, set()
         outputs = forward(follower, *inputs)
@@ -113,7 +114,7 @@ class _Follower:
 
 
 @functools.cache
-def _follower_type(transform_type: type) -> Any:
+def _follower_type(transform_type: Any) -> Any:
     """Return the subclass of a transform's class whose instances move label maps as well.
 
     Raises:

@@ -1,12 +1,11 @@
-"""Run a v2 pipeline on images and their label maps without the overhead of v2's general samples.
+"""Run a v2 pipeline on pairs of image and label map without the overhead of nested samples.
 
-`v2.Transform.forward` flattens any nested sample, finds out what of it to transform, and builds it again: for a pair of an
-image and a label map that costs more than pooling the label. Here the two go straight through each transform's own
-`make_params` and `transform`, which draw and compute all there is. Results and random numbers are those of the
-pipeline itself; what is not a plain transform of a pair is called as it is.
+`v2.Transform.forward` flattens a nested sample, selects the items to transform, and rebuilds the sample. For a pair of image
+and label map this costs more than pooling the label. Here both items go directly through `make_params` and `transform` of
+each transform, with the same results and the same random numbers. Anything else in the pipeline is called normally.
 
-Of a batch, the label maps are pooled together when all images are done. One by one, between images that empty the
-processor's caches, each takes several times as long.
+The label maps of a batch are pooled together after all images. Between two images the processor's caches are cold, and
+pooling a single map takes several times as long.
 """
 
 from __future__ import annotations
@@ -21,39 +20,44 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from .batch import LabelMapBatch, kind_of
+from .batch import LabelMapBatch, batch_key
 from .label_map import LabelMap, View
 from .transforms import LabelPooling
 
-_ALWAYS = v2.Transform.forward
-_BY_CHANCE = v2.RandomHorizontalFlip.forward  # the one of all transforms that have a probability
-_NO_LABEL = torch.empty(0)  # goes through transforms in place of a label, which they pass through as it is
+_PLAIN_FORWARD = v2.Transform.forward
+_RANDOM_APPLY_FORWARD = v2.RandomHorizontalFlip.forward  # shared by all random-apply transforms
+_NO_LABEL = torch.empty(0)  # placeholder that transforms pass through unchanged, like any label
 
 
 def run_pipeline(pipeline: Any, image: PIL.Image.Image, label_map: LabelMap) -> Any:
     """Return `pipeline(image, label_map)`.
 
     Args:
-        pipeline: a `v2.Compose`, or anything else that takes the two.
-        image: of the sample.
-        label_map: of the image.
+        pipeline: A `v2.Compose`, or any other callable of the two.
+        image: Image of the sample.
+        label_map: Label map of the image.
     """
     return run_batch(pipeline, [(image, label_map)])[0]
 
 
 def run_batch(pipeline: Any, pairs: Iterable[tuple[PIL.Image.Image, LabelMap]]) -> list[Any]:
-    """Return `[run_pipeline(pipeline, image, label_map), ...]`, labels to rounding: they are pooled together where possible.
+    """Run a pipeline on several pairs and pool their label maps together if possible.
+
+    Labels equal those of `run_pipeline` up to rounding.
 
     Args:
-        pipeline: see `run_pipeline`.
-        pairs: of images and label maps; each is asked for when the one before it has been transformed.
+        pipeline: Pipeline, see `run_pipeline`.
+        pairs: Pairs of image and label map. Each is fetched after the previous one has been transformed.
+
+    Returns:
+        The output of the pipeline for each pair.
     """
     outputs: list[Any] = []
-    waiting: dict[tuple[Any, ...], list[int]] = {}  # samples whose label maps can be pooled together
+    waiting: dict[tuple[Any, ...], list[int]] = {}  # samples whose label maps can be pooled together, by key
     for image, label_map in pairs:
         output, pooling = run_until_pooling(pipeline, image, label_map)
         if pooling is not None:
-            waiting.setdefault((pooling, *kind_of(output[1])), []).append(len(outputs))
+            waiting.setdefault((pooling, *batch_key(output[1])), []).append(len(outputs))
         outputs.append(output)
     for (pooling, *_), places in waiting.items():
         labels = _pool_together([outputs[place][1] for place in places], pooling)
@@ -63,9 +67,12 @@ def run_batch(pipeline: Any, pairs: Iterable[tuple[PIL.Image.Image, LabelMap]]) 
 
 
 def run_until_pooling(pipeline: Any, image: PIL.Image.Image, label_map: LabelMap) -> tuple[Any, LabelPooling | None]:
-    """Return what the pipeline gives, and what must yet be done to the label map in it: None where there is no such thing.
+    """Run a pipeline, but leave a final pooling of the label map to the caller.
 
-    A pipeline with a method of this name says for itself what can wait.
+    A pipeline with a method of this name decides for itself what can be left.
+
+    Returns:
+        The output, and the pooling that is still pending for its label map, or None.
     """
     if type(pipeline) is v2.Compose:
         return run_steps(pipeline.transforms, image, label_map)
@@ -74,7 +81,7 @@ def run_until_pooling(pipeline: Any, image: PIL.Image.Image, label_map: LabelMap
 
 
 def run_steps(transforms: Iterable[Any], image: Any, label_map: LabelMap) -> tuple[Any, LabelPooling | None]:
-    """Return what transforms give, one after the other, see `run_until_pooling`."""
+    """Apply transforms in order, see `run_until_pooling`."""
     outputs: Any = image, label_map
     waiting: tuple[LabelMap, LabelPooling] | None = None
     for transform in transforms:
@@ -90,12 +97,12 @@ def run_steps(transforms: Iterable[Any], image: Any, label_map: LabelMap) -> tup
 
 
 def _pool_together(label_maps: list[LabelMap], pooling: LabelPooling) -> Iterable[Tensor]:
-    if len(label_maps) == 1:  # faster by itself
+    if len(label_maps) == 1:  # faster without a batch
         return [_pool_one(label_maps[0], pooling)]
-    batch = LabelMapBatch.of_one_kind(label_maps)
+    batch = LabelMapBatch.stack(label_maps)
     if not pooling.localized:
         batch = replace(batch, views=(View(),) * len(batch))
-    return pooling.told(batch.pool(pooling.output_size, pooling.temperature), 1)
+    return pooling.to_target(batch.pool(pooling.output_size, pooling.temperature), 1)
 
 
 def _pool_one(label_map: LabelMap, pooling: LabelPooling) -> Tensor:
@@ -104,27 +111,27 @@ def _pool_one(label_map: LabelMap, pooling: LabelPooling) -> Tensor:
 
 
 def run_transform(transform: Any, inputs: Any) -> Any:
-    """Return `transform(*inputs)`, of one transform of a pipeline."""
+    """Return `transform(*inputs)` for one transform of a pipeline."""
     if not _is_plain(transform, inputs):
         return transform(*inputs)
     transform.check_inputs(list(inputs))
-    if type(transform).forward is _BY_CHANCE and torch.rand(1) >= transform.p:
+    if type(transform).forward is _RANDOM_APPLY_FORWARD and torch.rand(1) >= transform.p:
         return inputs
     image, target = inputs
     kinds = transform._transformed_types
-    # Beside an image, v2 passes plain tensors, such as a label that is already pooled, through; the first is an image.
-    takes_image, takes_target = _is_of(image, kinds), isinstance(target, tv_tensors.TVTensor) and _is_of(target, kinds)
-    params = transform.make_params([each for each, taken in ((image, takes_image), (target, takes_target)) if taken])
+    # v2 treats the first plain tensor as an image only if there is no other image, so a pooled label passes through.
+    uses_image, uses_target = _is_of(image, kinds), isinstance(target, tv_tensors.TVTensor) and _is_of(target, kinds)
+    params = transform.make_params([inpt for inpt, used in ((image, uses_image), (target, uses_target)) if used])
     return (
-        transform.transform(image, params) if takes_image else image,
-        transform.transform(target, params) if takes_target else target,
+        transform.transform(image, params) if uses_image else image,
+        transform.transform(target, params) if uses_target else target,
     )
 
 
 def _is_plain(transform: Any, inputs: Any) -> bool:
-    """Return whether it does to an image and a target what v2 does to each by itself."""
+    """Return whether the transform treats image and target independently, as v2 transforms do."""
     return (
-        getattr(type(transform), "forward", None) in (_ALWAYS, _BY_CHANCE)
+        getattr(type(transform), "forward", None) in (_PLAIN_FORWARD, _RANDOM_APPLY_FORWARD)
         and len(inputs) == 2
         and (isinstance(inputs[0], (PIL.Image.Image, tv_tensors.Image)) or type(inputs[0]) is Tensor)
         and isinstance(inputs[1], Tensor)
@@ -132,7 +139,7 @@ def _is_plain(transform: Any, inputs: Any) -> bool:
 
 
 def _ignores_labels(transform: Any) -> bool:
-    """Return whether a plain transform checks no labels: torchvision's own do not, those that they leave to others may."""
+    """Return whether a plain transform never looks at labels. Only those whose `check_inputs` is torchvision's are known not to."""
     return bool(type(transform).check_inputs.__module__.startswith("torchvision."))
 
 

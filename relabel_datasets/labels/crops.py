@@ -1,4 +1,4 @@
-"""Random crops as boxes, many at a time."""
+"""Boxes of random crops, vectorized over images."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-_TRIES = 10  # of RandomResizedCrop, before it takes the middle of the image
+_TRIES = 10  # attempts of RandomResizedCrop before it falls back to a center crop
 
 
 def random_resized_crops(
@@ -16,19 +16,21 @@ def random_resized_crops(
     scale: tuple[float, float] = (0.08, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> npt.NDArray[np.float64]:
-    """Return the boxes of one `RandomResizedCrop` of each of N images: the same distribution, in whole pixels.
+    """Draw one `RandomResizedCrop` box for each of N images.
+
+    The boxes have torchvision's distribution and lie on whole pixels.
 
     Args:
-        sizes: `[N, 2]` (height, width) of the images in pixels.
-        generator: of random numbers.
-        scale: least and greatest share of the image's area.
-        ratio: least and greatest width by height.
+        sizes: Image sizes `[N, 2]` (height, width) in pixels.
+        generator: Source of the random numbers.
+        scale: Smallest and largest share of the image area.
+        ratio: Smallest and largest aspect ratio (width / height).
 
     Returns:
-        `[N, 4]` boxes xyxy, in units of the whole image, 0..1.
+        Boxes `[N, 4]` xyxy in units of the whole image, 0 to 1.
 
-    Reference: torchvision.transforms.v2.RandomResizedCrop; the crops are those of Szegedy et al., "Going deeper with
-    convolutions", 2015, section 6.
+    Reference: torchvision.transforms.v2.RandomResizedCrop, after Szegedy et al., "Going deeper with convolutions",
+    2015, section 6.
     """
     height, width = np.asarray(sizes, float).reshape(-1, 2).T
     shape = len(height), _TRIES
@@ -37,7 +39,7 @@ def random_resized_crops(
     widths, heights = np.rint(np.sqrt(area * aspect)), np.rint(np.sqrt(area / aspect))
     fits = (widths > 0) & (widths <= width[:, None]) & (heights > 0) & (heights <= height[:, None])
     first = fits.argmax(1)[:, None]  # 0 where none fits
-    crop_width, crop_height = (np.take_along_axis(each, first, 1)[:, 0] for each in (widths, heights))
+    crop_width, crop_height = (np.take_along_axis(sides, first, 1)[:, 0] for sides in (widths, heights))
     left, top = (
         np.floor(generator.random(len(height)) * (side - crop + 1))
         for side, crop in ((width, crop_width), (height, crop_height))

@@ -1,7 +1,7 @@
-"""Dense logits -> the few logits that are worth storing.
+"""Encode dense logits as the few logits that are worth storing.
 
-Shapes: B images, C classes, K logits kept at each location, H x W locations. All of it runs on the device of the
-logits, for a whole batch at once.
+Shapes: B images, C classes, K logits kept at each location, H x W locations. Everything runs in batches on the device of
+the logits.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor
 
-ENCODINGS = {"heatmaps": 10, "topk": 5}  # encoding -> how many classes are kept by default
+ENCODINGS = {"heatmaps": 10, "topk": 5}  # encoding -> default number of classes to keep
 
 
 class Encoded(NamedTuple):
-    """What is stored of a batch of dense logits; the fields of `LabelMap` with a batch dimension in front."""
+    """The stored part of a batch of dense logits: the fields of `LabelMap` with a batch dimension."""
 
     logits: Tensor  # [B, K, H, W]
     classes: Tensor  # [B, K, 1, 1] (heatmaps) or [B, K, H, W] (topk), int64
@@ -25,17 +25,20 @@ class Encoded(NamedTuple):
 
 
 def encode_logits(dense: Tensor, encoding: str = "heatmaps", k: int | None = None) -> Encoded:
-    """Return the sparse form of dense logits.
+    """Encode dense logits.
 
     Args:
-        dense: `[B, C, H, W]` class logits at every location.
-        encoding: `"heatmaps"` or `"topk"`.
-        k: classes kept per image (heatmaps) or per location (topk), at most C. Default: 10 and 5.
+        dense: Class logits at every location, `[B, C, H, W]`.
+        encoding: Name of the encoding, `"heatmaps"` or `"topk"`.
+        k: Number of classes to keep per image (heatmaps, default 10) or per location (topk, default 5), at most C.
+
+    Returns:
+        The encoded logits, in float32.
 
     Raises:
-        ValueError: unknown encoding, `k` below 1, or logits that are not finite `[B, C, H, W]`.
+        ValueError: The encoding is unknown, `k` is below 1, or the logits are not finite `[B, C, H, W]`.
 
-    Reference: `topk` with k=5 is what Yun et al., "Re-labeling ImageNet", 2021, section 3 stores.
+    Reference: Yun et al., "Re-labeling ImageNet", 2021, section 3, store `topk` with k=5.
     """
     num_kept = resolve_k(encoding, k)
     if dense.ndim != 4 or 0 in dense.shape[1:]:
@@ -51,10 +54,10 @@ def encode_logits(dense: Tensor, encoding: str = "heatmaps", k: int | None = Non
 
 
 def resolve_k(encoding: str, k: int | None) -> int:
-    """Return how many classes are kept, the encoding's default for None.
+    """Return the number of classes to keep: `k`, or the default of the encoding if `k` is None.
 
     Raises:
-        ValueError: unknown encoding, or `k` below 1.
+        ValueError: The encoding is unknown or `k` is below 1.
     """
     if encoding not in ENCODINGS:
         raise ValueError(f"encoding must be one of {sorted(ENCODINGS)}, got {encoding!r}")
@@ -69,9 +72,9 @@ def _encode_heatmaps(dense: Tensor, num_kept: int) -> Encoded:
     base = dense.mean((2, 3))
     heatmaps = dense.gather(1, classes[:, :, None, None].expand(-1, -1, *dense.shape[2:]))
 
-    # The classes that are not kept rise and fall together from place to place. Softmax does not see a constant that is
-    # taken from all classes of a location, so their common part is taken from the heatmaps and the base fits better. It
-    # has zero mean, so that the map's mean stays what it was.
+    # The logits of the dropped classes vary together from location to location. Softmax ignores a constant subtracted from
+    # all classes of a location, so their common part is subtracted from the heatmaps and the base fits better. The common
+    # part has zero mean over locations, which keeps the mean of the map.
     rest = weight.scatter(1, classes, 0.0)
     rest = rest / rest.sum(1, keepdim=True).clamp_min(torch.finfo(rest.dtype).tiny)
     common = torch.einsum("bc,bchw->bhw", rest, dense) - (rest * base).sum(1)[:, None, None]
@@ -79,37 +82,43 @@ def _encode_heatmaps(dense: Tensor, num_kept: int) -> Encoded:
 
 
 def crop_probabilities(dense: Tensor) -> Tensor:
-    """Return `[B, C]`: each class's mean probability over crops of many sizes, by which heatmaps are chosen.
+    """Compute the mean probability of each class over crops of many sizes, which selects the heatmaps to keep.
 
-    The pooled label of a crop is what training sees, so a class matters as much as it appears in those labels. Ranking
-    by the softmax of single locations instead prefers classes that peak at one of them and vanish in every crop.
+    Training sees the pooled labels of crops, so a class matters as much as it appears in them. Ranking by the softmax of
+    single locations would prefer classes that peak at one location and vanish in every crop.
 
     Args:
-        dense: `[B, C, H, W]` class logits.
+        dense: Class logits `[B, C, H, W]`.
+
+    Returns:
+        Mean probabilities `[B, C]`.
     """
     height, width = dense.shape[2:]
     total = torch.zeros_like(dense[:, :, 0, 0])
-    for share in (0.2, 0.33, 0.53, 0.73):  # of the image's sides: 4 % to 53 % of its area
+    for share in (0.2, 0.33, 0.53, 0.73):  # shares of the image sides: 4 % to 53 % of the area
         kernel = max(1, round(height * share)), max(1, round(width * share))
-        stride = max(1, height // 7), max(1, width // 7)  # some 7 x 7 crops at most
+        stride = max(1, height // 7), max(1, width // 7)  # about 7 x 7 crops at most
         total += nnf.avg_pool2d(dense, kernel, stride).softmax(1).mean((2, 3))
     return total / 4
 
 
 def quantize_heatmaps(heatmaps: Tensor, low: Tensor, high: Tensor, levels: int) -> Tensor:
-    """Return `[B, K, H, W]` uint8 levels 0 .. `levels` - 1, linear from `low` to `high`, dithered.
+    """Quantize heatmaps linearly, with error diffusion.
 
-    The rounding error of a location is passed on to its neighbours to the right and below, so that it cancels in the
-    mean over any crop: 4 bits then pool nearly as 8 do (tests/benchmarks/fidelity.py).
+    The rounding error of a location is passed to its neighbors on the right and below, so that errors cancel in the mean
+    over any crop. Pooled labels of 4 bits are then nearly as exact as those of 8 bits (tests/benchmarks/fidelity.py).
 
     Args:
-        heatmaps: `[B, K, H, W]`.
-        low: `[B, K]` the value of level 0.
-        high: `[B, K]` the value of the top level.
-        levels: 16 or 256.
+        heatmaps: Heatmaps `[B, K, H, W]`.
+        low: Value of level 0 for each heatmap, `[B, K]`.
+        high: Value of the highest level for each heatmap, `[B, K]`.
+        levels: Number of levels, 16 or 256.
 
-    Reference: Floyd and Steinberg, "An adaptive algorithm for spatial greyscale", 1976. Locations on one skewed
-    diagonal, x + 2 y = const, do not depend on each other and are done at once.
+    Returns:
+        Levels 0 to `levels` - 1, `[B, K, H, W]` uint8.
+
+    Reference: Floyd and Steinberg, "An adaptive algorithm for spatial greyscale", 1976. Locations on one skewed diagonal
+    (x + 2 y = const) do not depend on each other and are computed together.
     """
     height, width = heatmaps.shape[2:]
     device = heatmaps.device

@@ -1,4 +1,4 @@
-"""LabelMap: the class logits of one image at every location, as a torchvision tv_tensor.
+"""LabelMap: class logits of one image at every location, as a torchvision tv_tensor.
 
 Shapes: C classes of the dataset, K logits stored at each location (P whole heatmaps), H x W locations.
 """
@@ -23,13 +23,13 @@ Box = tuple[float, float, float, float]
 
 
 class View(NamedTuple):
-    """Which part of the original image the current image shows: an affine map between the two.
+    """The part of the original image that the current image shows, as an affine map.
 
-    A point (u, v) of the current image lies at `(xx * u + xy * v + x0, yx * u + yy * v + y0)` of the original. Both
-    are in units of their whole image: x and u to the right, y and v down, (0, 0) the upper left corner.
+    The point (u, v) of the current image lies at `(xx * u + xy * v + x0, yx * u + yy * v + y0)` of the original image. Both
+    points are in units of their whole image. x and u point to the right, y and v down, and (0, 0) is the top left corner.
 
-    `visible_xyxy` is the box of the original that the current image has pixels of. What an image shows beyond it was
-    filled, as by a translation after a crop.
+    `visible_xyxy` is the box of the original image that the current image has pixels of. Pixels outside it were filled, for
+    example by a translation after a crop.
     """
 
     xx: float = 1.0
@@ -41,9 +41,9 @@ class View(NamedTuple):
     visible_xyxy: Box = (0.0, 0.0, 1.0, 1.0)
 
     def compose(self, inner: View) -> View:
-        """Return the view of an image that shows the part `inner` of the image that this view belongs to.
+        """Return the view of an image that shows the part `inner` of the current image.
 
-        The original stays visible within the box around this view, which is exact where this view is upright.
+        The visible box is limited to the bounding box of this view, which is exact for an upright view.
         """
         a, b, c, d, e, f, (x1, y1, x2, y2) = self
         p, q, r, s, t, u, _ = inner
@@ -57,12 +57,12 @@ class View(NamedTuple):
 
     @property
     def is_box(self) -> bool:
-        """Whether the view is an upright box, mirrored or not: neither rotated nor sheared."""
+        """Whether the view is an upright box: neither rotated nor sheared, but possibly mirrored."""
         return abs(self.xy) + abs(self.yx) < 1e-9
 
     @property
     def box_xyxy(self) -> Box:
-        """The box of an upright view; x1 > x2 or y1 > y2 where it is mirrored."""
+        """Box (x1, y1, x2, y2) of an upright view, with x1 > x2 or y1 > y2 if it is mirrored."""
         return (self.x0, self.y0, self.x0 + self.xx, self.y0 + self.yy)
 
 
@@ -76,7 +76,7 @@ class _Metadata(NamedTuple):
     label: int | None
 
     def like(self, logits: Tensor) -> _Metadata:
-        """Follow `logits` to its device, and the base to its dtype as well."""
+        """Return the metadata on the device of `logits`, with the base in its dtype."""
         base = self.base
         if isinstance(base, PackedBase) and not (logits.dtype == torch.float32 and logits.device.type == "cpu"):
             base = self.dense_base()
@@ -88,33 +88,33 @@ class _Metadata(NamedTuple):
 
     def dense_base(self) -> Tensor | None:
         """Return the base `[C]`."""
-        if isinstance(self.base, PackedBase):  # of a map that was just read: it is on the CPU
+        if isinstance(self.base, PackedBase):  # only maps that were just read from disk, on the CPU
             return torch.from_numpy(self.base.dense(self.classes.numpy().reshape(-1)))
         return self.base
 
 
 class LabelMap(TVTensor):
-    """`[K, H, W]` class logits of an image, sparse over classes, that follow the image through v2 transforms.
+    """Class logits `[K, H, W]` of an image, sparse over classes, that follow the image through v2 transforms.
 
-    At a location, the classes in `classes` have the logits stored there and every other class has its `base`:
+    At each location, the classes in `classes` have the stored logits and every other class has its `base`:
 
         dense[c, y, x] = logits[k, y, x] where classes[k, y, x] == c, else base[c]
 
-    Geometric v2 transforms change only `view` and `canvas_size`; `LabelPooling` then pools the part in view. Logits
-    are defined up to a constant of each location, as softmax is.
+    Geometric v2 transforms change only `view` and `canvas_size`. `LabelPooling` then pools the part in view. Like softmax
+    inputs, the logits of a location are defined up to a constant.
 
     Args:
-        logits: `[K, H, W]`, floating point.
-        classes: class indices of the logits, integer: `[K, H, W]`, or `[K, 1, 1]` for whole heatmaps.
-        num_classes: C, the number of the dataset's classes.
-        base: `[C]` logits of the classes that are not stored; None means 0, as the published label maps have it.
-        canvas_size: (height, width) in pixels of the image that the map belongs to, as it is now. Default: (H, W).
-        view: which part of the original image that image shows. Default: all of it.
-        key: the sample's key in its dataset, if it has one.
-        label: the sample's original class index, if it has one.
+        logits: Floating-point logits `[K, H, W]`.
+        classes: Integer class indices of the logits: `[K, H, W]`, or `[K, 1, 1]` for whole heatmaps.
+        num_classes: Number C of classes in the dataset.
+        base: Logits `[C]` of the classes that are not stored. None means 0, as in the published label maps.
+        canvas_size: Size (height, width) in pixels of the current image. Default: (H, W).
+        view: Part of the original image that the current image shows. Default: the whole image.
+        key: Key of the sample in its dataset, if it has one.
+        label: Original class index of the sample, if it has one.
 
     Raises:
-        ValueError: shapes or dtypes do not fit together, or a class index is not below `num_classes`.
+        ValueError: Shapes or dtypes do not match, or a class index is not below `num_classes`.
     """
 
     _metadata: _Metadata
@@ -163,15 +163,15 @@ class LabelMap(TVTensor):
 
     @classmethod
     def wrap(cls, tensor: Tensor, like: TVTensor, **kwargs: Any) -> LabelMap:
-        """Return `tensor` as a LabelMap with the metadata of `like`; keywords override single fields."""
+        """Return `tensor` as a LabelMap with the metadata of `like`. Keywords override single fields."""
         assert isinstance(like, LabelMap)
         metadata = like._metadata._replace(**kwargs) if kwargs else like._metadata
         return cls._wrap(tensor, metadata.like(tensor))
 
     @classmethod
     def _wrap_output(cls, output: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> Any:
-        # Called for the operations that keep the type (clone, to, detach, requires_grad_): without it, they would
-        # return a LabelMap that has lost its metadata. They all have the map itself as their first argument.
+        # Without this, operations that keep the type (clone, to, detach, requires_grad_) would return a LabelMap without
+        # metadata. All of them have the map itself as an argument.
         like = next((arg for arg in args if isinstance(arg, LabelMap)), None)
         if like is None or not isinstance(output, Tensor):
             return super()._wrap_output(output, args, kwargs)
@@ -190,28 +190,28 @@ class LabelMap(TVTensor):
 
     @property
     def logits(self) -> Tensor:
-        """`[K, H, W]` stored logits, as a plain tensor that shares the map's memory."""
+        """Stored logits `[K, H, W]`, as a plain tensor that shares memory with the map."""
         logits: Tensor = self.as_subclass(Tensor)
         return logits
 
     @property
     def classes(self) -> Tensor:
-        """`[K, H, W]` or `[K, 1, 1]` int64 class indices of the logits."""
+        """Class indices of the logits, int64 `[K, H, W]` or `[K, 1, 1]`."""
         return self._metadata.classes
 
     @property
     def base(self) -> Tensor | None:
-        """`[C]` logits of the classes that are not stored at a location, or None for 0."""
+        """Logits `[C]` of the classes that are not stored at a location, or None for 0."""
         return self._metadata.dense_base()
 
     @property
     def packed_base(self) -> PackedBase | None:
-        """The base as it was stored, or None where it is not of a stored map."""
+        """The base in its stored form, or None if the map was not read from disk."""
         base = self._metadata.base
         return base if isinstance(base, PackedBase) else None
 
     def base_array(self) -> npt.NDArray[Any] | None:
-        """Return a new array of the base `[C]` of a map on the CPU, or None for 0."""
+        """Return the base `[C]` as a new array, or None for 0. The map must be on the CPU."""
         base = self._metadata.base
         if isinstance(base, PackedBase):
             return base.dense(self.classes.numpy().reshape(-1))
@@ -219,32 +219,32 @@ class LabelMap(TVTensor):
 
     @property
     def num_classes(self) -> int:
-        """C, the number of classes."""
+        """Number of classes C."""
         return self._metadata.num_classes
 
     @property
     def canvas_size(self) -> tuple[int, int]:
-        """(height, width) in pixels of the image that the map belongs to, as it is now."""
+        """Size (height, width) of the current image in pixels."""
         return self._metadata.canvas_size
 
     @property
     def view(self) -> View:
-        """Which part of the original image the current image shows."""
+        """Part of the original image that the current image shows."""
         return self._metadata.view
 
     @property
     def key(self) -> str | None:
-        """The sample's key in its dataset, or None."""
+        """Key of the sample in its dataset, or None."""
         return self._metadata.key
 
     @property
     def label(self) -> int | None:
-        """The sample's original class index, or None."""
+        """Original class index of the sample, or None."""
         return self._metadata.label
 
     @property
     def encoding(self) -> str:
-        """`"heatmaps"` or `"topk"`: which of the two the map is stored as."""
+        """Name of the encoding, `"heatmaps"` or `"topk"`."""
         return "heatmaps" if self._metadata.base is not None else "topk"
 
     @classmethod
@@ -258,19 +258,22 @@ class LabelMap(TVTensor):
         key: str | None = None,
         label: int | None = None,
     ) -> LabelMap:
-        """Return the label map of dense logits.
+        """Encode dense logits as a label map.
 
         Args:
-            dense: `[C, H, W]` class logits at every location.
-            encoding: `"heatmaps"` keeps whole heatmaps of the `k` classes that matter in the image and the mean logit
-                of all others; `"topk"` keeps the `k` best classes at each location and takes the others as 0.
-            k: how many; default 10 heatmaps, top 5. At most C are kept.
-            canvas_size: (height, width) of the image in pixels; default (H, W).
-            key: the sample's key.
-            label: the sample's original class index.
+            dense: Class logits at every location, `[C, H, W]`.
+            encoding: `"heatmaps"` keeps whole heatmaps of the `k` classes that matter most in the image and the mean logit
+                of every other class. `"topk"` keeps the `k` best classes at each location and sets all others to 0.
+            k: Number of classes to keep, at most C. Default: 10 for heatmaps, 5 for topk.
+            canvas_size: Size (height, width) of the image in pixels. Default: (H, W).
+            key: Key of the sample.
+            label: Original class index of the sample.
+
+        Returns:
+            The label map.
 
         Raises:
-            ValueError: `dense` is not a finite `[C, H, W]`, or the encoding or `k` is unknown.
+            ValueError: `dense` is not a finite `[C, H, W]`, the encoding is unknown, or `k` is below 1.
         """
         if dense.ndim != 3:
             raise ValueError(f"dense logits must be [C, H, W], got {tuple(dense.shape)}")
@@ -286,7 +289,7 @@ class LabelMap(TVTensor):
         )
 
     def dense(self) -> Tensor:
-        """Return the `[C, H, W]` logits of the whole original image, whatever the view."""
+        """Return the logits `[C, H, W]` of the whole original image, regardless of the view."""
         num_locations = self.shape[1:]
         base = self.base
         if base is None:
@@ -295,17 +298,21 @@ class LabelMap(TVTensor):
         return dense.scatter_(0, self.classes.expand(self.shape), self.logits)
 
     def to_safetensors(self, dtype: str | None = None) -> bytes:
-        """Return the map as safetensors bytes, the same on every run; `labels/codec.py` defines the format.
+        """Serialize the map as safetensors bytes, in the format of `labels/codec.py`.
 
-        The view, key and label are not stored: a stored map is of a whole image, and its place in a dataset tells the
-        rest.
+        Equal maps give equal bytes. View, key and label are not stored: a stored map covers the whole image, and the
+        dataset holds the key and the label.
 
         Args:
-            dtype: how logits are stored: `"uint4"` or `"uint8"`, quantised over the range of each heatmap, or
+            dtype: Storage dtype of the logits: `"uint4"` or `"uint8"`, quantized over the range of each heatmap, or
                 `"float16"`. Default: `"uint4"` for heatmaps, `"float16"` for topk.
 
+        Returns:
+            The bytes of a safetensors file.
+
         Raises:
-            ValueError: unknown dtype, uint4 for a topk map, or logits that are not finite or too large for float16.
+            ValueError: The dtype is unknown, uint4 is requested for a topk map, or logits are not finite or too large for
+                float16.
         """
         base = self.base
         encoded = Encoded(self.logits[None], self.classes[None], None if base is None else base[None], self.num_classes)
@@ -313,15 +320,18 @@ class LabelMap(TVTensor):
 
     @classmethod
     def from_safetensors(cls, blob: bytes, *, key: str | None = None, label: int | None = None) -> LabelMap:
-        """Return the map stored in safetensors bytes, in float32.
+        """Read a label map from safetensors bytes, in float32.
 
         Args:
-            blob: what `to_safetensors` returned.
-            key: the sample's key, also named in errors.
-            label: the sample's original class index.
+            blob: Bytes returned by `to_safetensors`.
+            key: Key of the sample, which errors name.
+            label: Original class index of the sample.
+
+        Returns:
+            The label map of the whole image.
 
         Raises:
-            LabelMapError: (a ValueError) the bytes are not a valid label map; the message says what is wrong.
+            LabelMapError: (a ValueError) The bytes are not a valid label map.
         """
         try:
             (content,) = codec.decode([blob])
@@ -331,22 +341,30 @@ class LabelMap(TVTensor):
 
 
 def read_label_maps(blobs: Sequence[bytes], keys: Sequence[str], labels: Sequence[int]) -> list[LabelMap]:
-    """Return `LabelMap.from_safetensors` of each, in a fraction of the time; those of one call lie in one piece of memory.
+    """Read several label maps at once, several times faster than one at a time. They share one piece of memory.
+
+    Args:
+        blobs: Bytes of the maps.
+        keys: Keys of the samples.
+        labels: Original class indices of the samples.
+
+    Returns:
+        The label maps, in order.
 
     Raises:
-        LabelMapError: (a ValueError) bytes that are not a valid label map; the message names the key.
+        LabelMapError: (a ValueError) Bytes are not a valid label map. The message names the key.
     """
     try:
         contents = codec.decode(blobs)
     except LabelMapError:
         for blob, key in zip(blobs, keys, strict=True):
-            LabelMap.from_safetensors(blob, key=key)  # tells which
+            LabelMap.from_safetensors(blob, key=key)  # raises an error that names the key
         raise
-    return [_whole(*each) for each in zip(contents, keys, labels, strict=True)]
+    return [_whole(content, key, label) for content, key, label in zip(contents, keys, labels, strict=True)]
 
 
 def _whole(content: codec.Decoded, key: str | None, label: int | None) -> LabelMap:
-    """Return the map of a whole image."""
+    """Return the label map of a whole image."""
     logits, classes, base, num_classes, canvas_size = content
     return LabelMap._wrap(logits, _Metadata(classes, base, num_classes, canvas_size, View(), key, label))
 

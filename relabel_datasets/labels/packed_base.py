@@ -1,4 +1,4 @@
-"""The base of label maps as it is stored, in a few bits a class: it stays so from the shard to where it is pooled."""
+"""The base of label maps in its stored form, a few bits per class, kept packed until the maps are pooled."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ Array = npt.NDArray[Any]
 
 
 class PackedBase(NamedTuple):
-    """The base of one map as it is stored: an eighth of what its float32 values take.
+    """The stored base of one map, up to eight times smaller than its float32 values.
 
     Attributes:
-        levels: uint8 `[C]`, or `[ceil(C/2)]` of 4 bits.
-        low: value of level 0.
-        step: between levels.
-        means: `[K]`, the base of the classes that have a heatmap.
-        num_classes: C.
+        levels: Quantization levels: uint8 `[C]`, or two 4-bit levels per byte, `[ceil(C/2)]`.
+        low: Value of level 0.
+        step: Difference between neighboring levels.
+        means: Base of the classes that have a heatmap, `[K]`.
+        num_classes: Number of classes C.
     """
 
     levels: Array
@@ -31,7 +31,11 @@ class PackedBase(NamedTuple):
     num_classes: int
 
     def dense(self, classes: Array) -> Array:
-        """Return the base `[C]` in float32; `classes` `[K]` have the heatmaps."""
+        """Return the base `[C]` in float32.
+
+        Args:
+            classes: Indices `[K]` of the classes that have a heatmap.
+        """
         bits = 8 if len(self.levels) == self.num_classes else 4
         base: Array = unpack_levels(self.levels[None], self.num_classes, bits)[0] * self.step
         base += self.low
@@ -39,8 +43,8 @@ class PackedBase(NamedTuple):
         return base
 
 
-class PackedBases(NamedTuple):
-    """The bases of a batch of maps, in the same way, with B in front; all are tensors, on any device."""
+class PackedBaseBatch(NamedTuple):
+    """The stored bases of B maps: the tensors of `PackedBase` with a batch dimension, on any device."""
 
     levels: Tensor
     low: Tensor
@@ -49,20 +53,24 @@ class PackedBases(NamedTuple):
     num_classes: int
 
     @classmethod
-    def of(cls, bases: Sequence[PackedBase]) -> PackedBases:
-        """Return those of maps that are stored alike."""
+    def of(cls, bases: Sequence[PackedBase]) -> PackedBaseBatch:
+        """Stack the bases of maps that are stored with the same number of bits."""
         levels, low, step, means = (
-            torch.from_numpy(np.array(part)) for part in zip(*(each[:4] for each in bases), strict=True)
+            torch.from_numpy(np.array(part)) for part in zip(*(base[:4] for base in bases), strict=True)
         )
         return cls(levels, low, step, means, bases[0].num_classes)
 
-    def changed(self, change: Callable[[Tensor], Tensor]) -> PackedBases:
-        """Return the bases elsewhere."""
+    def changed(self, change: Callable[[Tensor], Tensor]) -> PackedBaseBatch:
+        """Return a copy whose tensors are `change(tensor)`."""
         levels, low, step, means = map(change, self[:4])
-        return PackedBases(levels, low, step, means, self.num_classes)
+        return PackedBaseBatch(levels, low, step, means, self.num_classes)
 
     def dense(self, classes: Tensor) -> Tensor:
-        """Return the bases `[B, C]` in float32; `classes` `[B, K]` have the heatmaps."""
+        """Return the bases `[B, C]` in float32.
+
+        Args:
+            classes: Indices `[B, K]` of the classes that have a heatmap.
+        """
         levels = self.levels
         if levels.shape[1] != self.num_classes:
             levels = torch.cat([levels & 15, levels >> 4], 1)[:, : self.num_classes]
@@ -71,7 +79,16 @@ class PackedBases(NamedTuple):
 
 
 def unpack_levels(stored: Array, count: int, bits: int) -> Array:
-    """Return levels `[B, N, ...]`, N `count`, as they were before the codec packed them."""
+    """Undo the codec's packing of two 4-bit levels per byte.
+
+    Args:
+        stored: Packed levels `[B, ceil(N/2), ...]` for 4 bits, `[B, N, ...]` for 8 bits.
+        count: Number N of levels.
+        bits: Bits per level, 4 or 8.
+
+    Returns:
+        Levels `[B, N, ...]` uint8.
+    """
     if bits == 8:
         return stored
     batch, half, *rest = stored.shape

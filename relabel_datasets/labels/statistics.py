@@ -1,4 +1,4 @@
-"""What can be said of a set of label maps in a few numbers, measured as they are made.
+"""Statistics of label maps, measured while the maps are made.
 
 Shapes: B images, C classes, K logits kept at each location, H x W locations.
 """
@@ -19,18 +19,18 @@ from .encoding import Encoded
 from .label_map import LabelMap
 from .pooling import pool_labels
 
-CONFIDENT = 0.5  # probability at a location from which on a class is called confident there
+CONFIDENT = 0.5  # a class with at least this probability at a location is called confident there
 
 
 class Statistics(NamedTuple):
-    """Sums over label maps, so that those of shards add up.
+    """Sums over label maps. The sums of two sets of maps add up to those of their union.
 
     Attributes:
-        agreeing: images whose map, pooled whole, ranks their own class first.
-        several: images with more than one confident class, each at some location.
-        crops: random crops whose label was compared with the one pooled from the dense logits; 0: not measured.
-        kl: sum over these of the divergence KL(dense || stored), in nats.
-        same_best: how many of these have the same best class.
+        agreeing: Number of images whose map, pooled over the whole image, ranks the original class first.
+        several: Number of images with more than one confident class at any location.
+        crops: Number of random crops on which stored and dense labels were compared, 0 if they were not.
+        kl: Sum over these crops of the divergence KL(dense || stored) in nats.
+        same_best: Number of these crops for which both labels have the same top class.
     """
 
     agreeing: int = 0
@@ -41,17 +41,20 @@ class Statistics(NamedTuple):
 
 
 def add_up(parts: Iterable[Sequence[float]]) -> Statistics:
-    """Return the statistics of all, for those of some."""
+    """Return the sum of partial statistics."""
     sums = [sum(values) for values in zip(*parts, strict=True)]
     return Statistics(*sums)
 
 
 def image_statistics(encoded: Encoded, labels: Sequence[int]) -> Statistics:
-    """Return what the maps of a batch say of their images.
+    """Count agreement with the original labels and images with several confident classes.
 
     Args:
-        encoded: of B images.
-        labels: B class indices.
+        encoded: Encoded maps of B images.
+        labels: Original class indices of the B images.
+
+    Returns:
+        Statistics with `agreeing` and `several` set.
     """
     device = encoded.logits.device
     whole = torch.tensor([[0.0, 0.0, 1.0, 1.0]], device=device).expand(len(labels), -1)
@@ -64,16 +67,18 @@ def image_statistics(encoded: Encoded, labels: Sequence[int]) -> Statistics:
 
 
 def confident_classes(encoded: Encoded, threshold: float = CONFIDENT) -> Tensor:
-    """Return `[B, C]` bool: which classes have this probability, or more, at some location of the map.
+    """Find the classes that reach a probability at any location of a map.
 
     Args:
-        encoded: of B images.
-        threshold: above 0; a class that is not stored at a location is not looked at there.
+        encoded: Encoded maps of B images.
+        threshold: Probability above 0. A class counts only at locations where its logit is stored.
+
+    Returns:
+        Mask `[B, C]` bool.
     """
     logits = encoded.logits.float()
-    # Softmax at each location without a dense map: over the stored logits and all other classes together. These are added
-    # up by themselves: taken as all bases without those of the stored classes, they would drown in the rounding of a base
-    # that is far above what its class has at the location.
+    # Softmax at each location without a dense map: over the stored logits and the sum of all other classes. That sum is
+    # computed directly. Subtracting the stored classes from the sum of all bases would lose it to rounding.
     if encoded.base is None:
         rest = logits.new_full((len(logits),), encoded.num_classes - logits.shape[1]).log()
     else:
@@ -88,15 +93,18 @@ def confident_classes(encoded: Encoded, threshold: float = CONFIDENT) -> Tensor:
 def crop_fidelity(
     dense: Tensor, blobs: Sequence[bytes], sizes: Sequence[tuple[int, int]], generator: np.random.Generator
 ) -> Statistics:
-    """Return how close labels pooled from stored maps are to those from the dense logits, on a random crop of each image.
+    """Compare labels pooled from stored maps with labels pooled from dense logits, on one random crop per image.
 
     Args:
-        dense: `[B, C, H, W]` the annotator's logits.
-        blobs: the maps as they are stored.
-        sizes: (height, width) of the images.
-        generator: decides the crops.
+        dense: Logits of the annotator `[B, C, H, W]`.
+        blobs: Stored maps of the same images.
+        sizes: Image sizes (height, width) in pixels.
+        generator: Source of the random crops.
+
+    Returns:
+        Statistics with `crops`, `kl` and `same_best` set.
     """
-    # One by one, so that they do not depend on how images are put into batches.
+    # One image at a time, so that the crops do not depend on the batch size.
     crops = [random_resized_crops([size], generator) for size in sizes]
     boxes = torch.from_numpy(np.concatenate(crops)).float()
     num_classes = dense.shape[1]
@@ -107,4 +115,4 @@ def crop_fidelity(
     least = torch.finfo(true.dtype).tiny
     kl = (true * (true.clamp_min(least).log() - stored.clamp_min(least).log())).sum(1)
     same = true.argmax(1) == stored.argmax(1)
-    return Statistics(crops=len(maps), kl=sum(round(each, 4) for each in kl.tolist()), same_best=int(same.sum()))
+    return Statistics(crops=len(maps), kl=sum(round(value, 4) for value in kl.tolist()), same_best=int(same.sum()))

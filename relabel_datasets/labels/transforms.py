@@ -1,8 +1,8 @@
-"""How a LabelMap goes through torchvision's v2 transforms: it follows its image until `LabelPooling` pools it.
+"""Kernels of torchvision's v2 transforms for LabelMap, and `LabelPooling`, which turns a map into a soft label.
 
-Every geometric functional has a kernel here. It changes the view, by the arithmetic in pixels that torchvision does to
-the image, and the canvas size; the logits stay as they are. What concerns only pixels, such as interpolation, is
-accepted and ignored. tests/labels/test_transforms.py goes over torchvision's own list of functionals.
+Every geometric functional has a kernel here. A kernel updates the view, with the same pixel arithmetic as torchvision, and
+the canvas size. It leaves the logits unchanged. Arguments that concern only pixels, such as interpolation, are ignored.
+tests/labels/test_transforms.py covers torchvision's own list of functionals.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def _kernel_of(functional: Callable[..., Any]) -> Callable[[Kernel], Kernel]:
 
 
 def _follow(label_map: LabelMap, inner: View, canvas_size: tuple[int, int]) -> LabelMap:
-    """Return the map of an image of `canvas_size` that shows the part `inner` of the current one."""
+    """Return the map for an image of `canvas_size` that shows the part `inner` of the current image."""
     metadata = label_map._metadata
     return LabelMap._wrap(
         label_map.logits, metadata._replace(view=metadata.view.compose(inner), canvas_size=canvas_size)
@@ -70,9 +70,9 @@ def resize_label_map(
 ) -> LabelMap:
     if isinstance(size, Sequence) and len(size) == 2:
         canvas_size = (size[0], size[1])
-    else:  # the rule for one side is torchvision's own: ask it, through a kernel that computes nothing else
-        asked = [size] if isinstance(size, int) else size if size is None else list(size)
-        _, canvas_size = F.resize_keypoints(torch.empty(0, 2), asked, label_map.canvas_size, max_size=max_size)
+    else:  # use torchvision's own rule for one side, through a kernel that computes nothing else
+        sides = [size] if isinstance(size, int) else size if size is None else list(size)
+        _, canvas_size = F.resize_keypoints(torch.empty(0, 2), sides, label_map.canvas_size, max_size=max_size)
     return LabelMap.wrap(label_map.logits, like=label_map, canvas_size=(canvas_size[0], canvas_size[1]))
 
 
@@ -87,7 +87,7 @@ def resized_crop_label_map(
 
 @_kernel_of(F.pad)
 def pad_label_map(label_map: LabelMap, padding: Size, **_pixels: object) -> LabelMap:
-    """Show more than the image: padded parts are outside of it, whatever the padding mode fills them with."""
+    """Extend the view beyond the image. Padding counts as outside the image in every padding mode."""
     sides = [padding] if isinstance(padding, int) else list(padding)
     if len(sides) not in (1, 2, 4):
         raise ValueError(f"padding must be an int or 1, 2 or 4 of them, got {padding}")
@@ -100,7 +100,7 @@ def pad_label_map(label_map: LabelMap, padding: Size, **_pixels: object) -> Labe
 def center_crop_label_map(label_map: LabelMap, output_size: Size) -> LabelMap:
     height, width = _height_width(output_size)
     top, left = (
-        # torchvision rounds a crop's corner to even, and a padding's down
+        # torchvision rounds the corner of a crop to even, but that of a padding down
         round((canvas - side) / 2) if side <= canvas else -((side - canvas) // 2)
         for canvas, side in zip(label_map.canvas_size, (height, width), strict=True)
     )
@@ -150,9 +150,9 @@ def affine_label_map(
 def rotate_label_map(
     label_map: LabelMap, angle: float, expand: bool = False, center: Sequence[float] | None = None, **_pixels: object
 ) -> LabelMap:
-    linear = _inverse_linear(-angle, 1.0, 0.0, 0.0)  # torchvision's rotate turns the other way than its affine
+    linear = _inverse_linear(-angle, 1.0, 0.0, 0.0)  # torchvision's rotate and affine have opposite directions
     height, width = canvas_size = label_map.canvas_size
-    if expand and center is None and angle % 180 == 90:  # whole quarters are turned without the rule for other angles
+    if expand and center is None and angle % 180 == 90:  # torchvision turns quarter rotations exactly
         canvas_size = (width, height)
     elif expand:
         canvas_size = _expanded_size(canvas_size, linear, center)
@@ -160,7 +160,7 @@ def rotate_label_map(
 
 
 def _inverse_linear(angle: float, scale: float, shear_x: float, shear_y: float) -> View:
-    """Return the map from output to input about the origin, in pixels: the inverse of rotation, scale and shear."""
+    """Return the inverse of rotation, scale and shear about the origin: a map from output to input pixels."""
     cos, sin = math.cos(math.radians(angle)), math.sin(math.radians(angle))
     unshear_x = View(xy=math.tan(math.radians(shear_x)))
     unshear_y = View(yx=math.tan(math.radians(shear_y)))
@@ -169,7 +169,7 @@ def _inverse_linear(angle: float, scale: float, shear_x: float, shear_y: float) 
 
 
 def _about_center(linear: View, canvas_size: tuple[int, int], center: Sequence[float] | None) -> View:
-    """Return `linear` about `center`, in pixels from the middle of the canvas."""
+    """Return `linear` applied about `center`, in pixels relative to the middle of the canvas."""
     if center is None:
         return linear
     x, y = center[0] - canvas_size[1] / 2, center[1] - canvas_size[0] / 2
@@ -191,9 +191,9 @@ def _warp(
 
 
 def _expanded_size(canvas_size: tuple[int, int], linear: View, center: Sequence[float] | None) -> tuple[int, int]:
-    """Return the canvas that holds the whole rotated image, by the rule that torchvision and Pillow share.
+    """Return the size of the canvas that holds the whole rotated image, by the rule of torchvision and Pillow.
 
-    It turns the corners by the map from output to input, whose box is as large, and counts whole pixels of the canvas.
+    They rotate the corners with the map from output to input, whose bounding box has the same size, and round outwards.
     """
     height, width = canvas_size
     to_input = _about_center(linear, canvas_size, center)
@@ -209,39 +209,40 @@ def _refuse(functional: Callable[..., Any], because: str) -> None:
     @_kernel_of(functional)
     def kernel(label_map: LabelMap, *args: object, **kwargs: object) -> LabelMap:
         raise TypeError(
-            f"{functional.__name__} cannot be followed by a LabelMap: {because}. Leave it out, apply it to the image "
+            f"{functional.__name__} cannot be followed by a LabelMap: {because}. Remove it, apply it to the image "
             "alone after LabelPooling, or use affine transforms"
         )
 
 
-_refuse(F.perspective, "its view would not be an affine part of the image")
-_refuse(F.elastic, "its view would not be an affine part of the image")
-_refuse(F.uniform_temporal_subsample, "it is the map of one image, not of a video")
+_refuse(F.perspective, "the result is not an affine view of the image")
+_refuse(F.elastic, "the result is not an affine view of the image")
+_refuse(F.uniform_temporal_subsample, "a label map belongs to one image, not to a video")
 
 
 class LabelPooling(v2.Transform):
-    """Pool each `LabelMap` of a sample over its view: the soft label `[C]` of what the image now shows.
+    """Pool each `LabelMap` of a sample over its view into the soft label of what the image now shows.
 
-    Put it after the geometric transforms of any `v2.Compose`. What it returns is a plain float32 tensor, so that
-    `v2.CutMix` and `v2.MixUp` take batches of it as they are, and so does timm's `Mixup` (from timm 1.0.31) with
+    Place it after the geometric transforms of a `v2.Compose`. The soft label is a plain float32 tensor of probabilities, so
+    `v2.CutMix` and `v2.MixUp` accept batches of it, and timm's `Mixup` (timm 1.0.31 or later) does with
     `multi_label=True, label_smoothing=0`.
 
     Args:
-        output_size: 1 gives `[C]`; (h, w), or n for (n, n), gives `[C, h, w]`, one label in each cell of a grid, for
-            token labels.
-        temperature: divides the pooled logits before the softmax; above 1 softens.
-        localized: False pools the whole image whatever the view.
-        multi_label: False keeps only the best class, as a one-hot label. Both False is the original kind of label.
+        output_size: Grid of labels per image. 1 returns `[C]`. (h, w), or n for (n, n), returns one label per cell,
+            `[C, h, w]`, as used for token labels. Default: 1.
+        temperature: Divisor of the pooled logits before the softmax. Values above 1 soften the label. Default: 1.
+        localized: Whether to pool the view. False pools the whole image regardless of the view. Default: True.
+        multi_label: Whether to keep all classes. False returns a one-hot label of the top class. With `localized=False`,
+            that is a single label per image as in the original dataset. Default: True.
 
     Raises:
-        ValueError: an argument is out of range; in use, the image is not of the size that the label map has followed.
-        TypeError: in use, the sample holds no LabelMap.
+        ValueError: An argument is out of range. When called: the image size differs from the canvas size of the label map.
+        TypeError: When called: the sample holds no LabelMap.
 
     Example:
         >>> transform = v2.Compose([v2.RandomResizedCrop(224), v2.RandomHorizontalFlip(), LabelPooling()])
         >>> image, soft_label = transform(image, label_map)
 
-    Reference: Yun et al., "Re-labeling ImageNet", 2021, section 3.2; the ablation is its table 2.
+    Reference: Yun et al., "Re-labeling ImageNet", 2021, section 3.2; table 2 is the ablation of the last two arguments.
     """
 
     _transformed_types = (LabelMap,)
@@ -279,17 +280,25 @@ class LabelPooling(v2.Transform):
 
     def transform(self, inpt: LabelMap, params: dict[str, Any]) -> Tensor:
         view = inpt.view if self.localized else View()
-        return self.told(pool_label_map(inpt, view, self.output_size, self.temperature), 0)
+        return self.to_target(pool_label_map(inpt, view, self.output_size, self.temperature), 0)
 
-    def told(self, soft: Tensor, class_dim: int) -> Tensor:
-        """Return what is told of soft labels, whose classes are in a dimension: all, or the best as a one-hot label."""
+    def to_target(self, soft: Tensor, class_dim: int) -> Tensor:
+        """Convert soft labels to one-hot argmax targets unless `multi_label`.
+
+        Args:
+            soft: Soft labels.
+            class_dim: Dimension of the classes.
+
+        Returns:
+            Targets of the same shape.
+        """
         if self.multi_label:
             return soft
         return torch.zeros_like(soft).scatter_(class_dim, soft.argmax(class_dim, keepdim=True), 1.0)
 
 
 def _image_size(flat_inputs: list[Any]) -> tuple[int, int] | None:
-    """Return (height, width) of the first image of the sample, by the rule of v2 for what an image is."""
+    """Return (height, width) of the sample's first image, by v2's rule for what an image is, or None."""
     for inpt in flat_inputs:
         if isinstance(inpt, PIL.Image.Image):
             return inpt.height, inpt.width

@@ -113,7 +113,7 @@ def test_pooling_on_a_gpu_equals_the_cpu(encoding):
 
 def test_maps_of_different_kinds_are_refused():
     maps = [random_map("heatmaps", key="a"), random_map("topk", key="b")]
-    with pytest.raises(ValueError, match=r"'a' has heatmaps 3x7x5 of 13 classes, and 'b' has topk 3x7x5 of 13 classes"):
+    with pytest.raises(ValueError, match=r"'a' has heatmaps 3x7x5 of 13 classes and 'b' has topk 3x7x5 of 13 classes"):
         LabelMapBatch.of(maps)
     with pytest.raises(ValueError, match="'c' has heatmaps 2x7x5"):
         collate([random_map(key="a"), random_map(k=2, key="c")])
