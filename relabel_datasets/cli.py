@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .annotator_options import add_annotator_arguments, annotator_from, parse_size
+from .naming import check_config, check_split
 from .report.analyze_command import add_analyze
 from .report.inspect_command import add_inspect
 from .report.pictures_command import add_pictures
@@ -33,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         logging.getLogger(name).setLevel(logging.WARNING)
     run: Callable[[argparse.Namespace], int | None] = args.run
     try:
+        _check_names(args)
         return run(args) or 0
     except (ValueError, OSError, ImportError) as error:
         sys.stderr.write(f"relabel {args.command}: {error}\n")
@@ -41,6 +43,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         what_next = "; the same command goes on from here" if args.command in _RESUMED else ""
         sys.stderr.write(f"\nrelabel {args.command}: stopped{what_next}\n")
         return 130  # as shells have it for Ctrl-C
+
+
+def _check_names(args: argparse.Namespace) -> None:
+    """Raise DatasetError unless configs and splits are valid names, before anything is read or written."""
+    for option, check in (("config", check_config), ("split", check_split), ("validation", check_split)):
+        value = getattr(args, option, None)
+        is_foreign = (
+            option == "split" and args.command == "evaluate"
+        )  # may be a split of `datasets`, such as test[:100]
+        if isinstance(value, str) and not is_foreign:
+            check(value, f"--{option}")
 
 
 def make_parser() -> argparse.ArgumentParser:

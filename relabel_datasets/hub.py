@@ -22,11 +22,13 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from .data.datasets import RelabelDataset
 from .errors import DatasetError, UnavailableError
+from .naming import check_config
 from .report.overlay import contact_sheet
 from .shards.card import EXAMPLES_NAME, find_restricted_images, is_from_template, write_card
+from .shards.configs import open_manifest
 from .shards.manifest import Manifest
 from .shards.verify import verify
-from .storage.folders import CARD_NAME, MANIFEST_NAME, LocalFolder
+from .storage.folders import CARD_NAME, MANIFEST_NAME, LocalFolder, read_card
 from .storage.hub import PAUSES_S, HubRepo, with_hub_errors
 from .storage.local import sha256_of
 
@@ -108,7 +110,7 @@ def publish(
         report = verify(root / name, progress=progress)
         if not report.ok:
             raise DatasetError(f"{root} is damaged, nothing was published:\n{report}")
-    manifests = {name: Manifest.load(root / name) for name in names}
+    manifests = {name: open_manifest(LocalFolder(root), name) for name in names}
     with TemporaryDirectory(prefix="relabel-publish-") as staging, _progress_bars(progress):
         publisher = _Publisher(root, manifests, HubRepo(repo_id, token=token), Path(staging) / "card", card)
         publisher.create(public)
@@ -239,7 +241,8 @@ class _Publisher:
             _link(self._staging / name, lambda file, name=name: self._root / name / file, manifest)  # type: ignore[misc]
         for path in there:
             name, _, file = path.rpartition("/")
-            if file == MANIFEST_NAME and "/" not in name:
+            if file == MANIFEST_NAME and "/" not in name and name:
+                check_config(name, f"{head}/{path}")
                 manifest = Manifest.parse(head.fetch(path).read_bytes(), f"{head}/{path}")
                 if name not in self._manifests:
                     _link(self._staging / name, lambda file, name=name: head.fetch(f"{name}/{file}"), manifest)  # type: ignore[misc]
@@ -250,11 +253,11 @@ class _Publisher:
                         f"{head.repo_id} has split {sorted(lost)} of config {name!r}, which {self._root} lacks and publishing "
                         "would delete: build it there, too, publish under another config's name, or delete it on the Hub"
                     )
-        cards = [self._root / CARD_NAME, *([head.fetch(CARD_NAME)] if CARD_NAME in there else [])]
-        cards = [card for card in cards if card.is_file()]
+        paths = [self._root / CARD_NAME, *([head.fetch(CARD_NAME)] if CARD_NAME in there else [])]
+        cards = [card for card in map(read_card, paths) if card is not None]
         by_hand = [card for card in cards if not is_from_template(card)]
         for card in (by_hand or cards)[:1]:
-            shutil.copyfile(card, self._staging / CARD_NAME)
+            (self._staging / CARD_NAME).write_bytes(card.encode())
         write_card(self._staging, self._template, repo_id=head.repo_id)
         if self._may_show_images(restricted_images):
             for name in self._with_images():
@@ -268,7 +271,7 @@ class _Publisher:
         Raises:
             DatasetError: something is, and there are images in the shards.
         """
-        card = (self._staging / CARD_NAME).read_text(encoding="utf-8")
+        card = read_card(self._staging / CARD_NAME)
         restricted = find_restricted_images(card, self._manifests.values())
         if restricted is not None and restricted != allowed and self._with_images():
             raise DatasetError(
@@ -337,6 +340,8 @@ class _Publisher:
 
 def _find_configs(root: Path, config: str | None) -> list[str]:
     """Return the configs to publish: the one named, or all."""
+    if config is not None:
+        check_config(config, "config=")
     names = LocalFolder(root).configs()
     if names is None:
         raise DatasetError(f"{root} is one config of a dataset: give the folder that holds it, and its name as config=")

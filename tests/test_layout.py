@@ -10,6 +10,7 @@ from tests.conftest import ROOT
 # From the lowest to the highest.
 LAYERS = [
     "errors",
+    "naming",
     "labels",
     "storage",
     "shards",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import sys
 from array import array
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ from ..data.sources import ImageSource, source_sha256
 from ..errors import DatasetError
 from ..labels.codec import resolve_dtype
 from ..labels.encoding import resolve_k
+from ..naming import check_config, check_split, default_config
 from ..shards.card import read_template, write_output_card
 from ..shards.images import check_refuses_truncated
 from ..shards.index import make_index
@@ -85,6 +85,9 @@ def build(
     """
     check_refuses_truncated("building label maps")
     settings = _resolved(settings)
+    check_split(split, "split=")
+    if config is not None:
+        check_config(config, "config=")
     if shard_size < 1:
         raise ValueError(f"shard_size must be at least 1, got {shard_size}")
     if card is not None:
@@ -107,7 +110,7 @@ def build(
             "source_sha256": source_sha256(source),
             "made_with": f"relabel_datasets {version('relabel-datasets')}",
         }
-        config = config or re.sub(r"[^\w.-]+", "-", str(plan["annotator"]["name"]))
+        config = config or default_config(str(plan["annotator"]["name"]))
         work = Work(output, config, split, plan, classes.source, settings, classes.rows)
         with output.lock(work.lock_name, f"split {split!r} of {work.folder}"):
             return _build(work, workers, card, progress)

@@ -28,6 +28,7 @@ from ..errors import DatasetError, ImageError, LabelMapError
 from ..labels import codec
 from ..labels.encoding import Encoded
 from ..labels.statistics import Statistics, add_up, image_statistics
+from ..naming import check_config, check_split
 from ..shards.card import read_template, write_card
 from ..shards.index import make_index
 from ..shards.manifest import Manifest
@@ -100,6 +101,8 @@ def import_label_maps(
         >>> order = detect_order(maps, "/path/to/imagenet", TimmAnnotator("resnet50.a1_in1k", pretrained=True)).order
         >>> import_label_maps(maps, "imagenet-relabel", order=order, images="/path/to/imagenet")
     """
+    config = check_config(maps.format if config is None else config, "config=")
+    check_split(split, "split=")
     if order not in ORDERS:
         raise ValueError(f"order must be one of {ORDERS}, got {order!r}")
     if include_images and images is None:
@@ -110,7 +113,7 @@ def import_label_maps(
     dtype = codec.resolve_dtype("topk", dtype)
     if card is not None:
         read_template(card)  # better now than after minutes
-    folder = Path(root) / (config or maps.format)
+    folder = Path(root) / config
     if folder.exists():
         raise DatasetError(f"{folder} is there already: choose another config name, or remove that folder")
     found = None if images is None else find_images(maps, images, split)

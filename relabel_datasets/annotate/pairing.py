@@ -11,6 +11,7 @@ import PIL.Image
 
 from ..data.sources import ImageFolderSource
 from ..errors import DatasetError, ImageError
+from ..naming import check_split
 from ..shards.configs import SPLIT_ALIASES
 from ..shards.images import decode_image, read_size
 from .published import PublishedMaps
@@ -88,6 +89,7 @@ def find_images(maps: PublishedMaps, images: str | os.PathLike[str], split: str)
         FileNotFoundError: there is no such folder, or no images in it.
         DatasetError: (a ValueError) two images of a class differ only by their extension, or none is that of a label map.
     """
+    check_split(split, "split=")
     names, root = (split, *SPLIT_ALIASES.get(split, ())), Path(images)
     root = next((root / name for name in names if (root / name).is_dir()), root)
     source = ImageFolderSource(root, maps.key_rule)

@@ -20,10 +20,12 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 import numpy as np
 
-from ..errors import DatasetError
+from ..errors import DatasetError, ImageError
+from ..naming import check_key
 from ..shards.configs import SPLIT_ALIASES
 from ..shards.images import common_extension, key_of, sample_keys, scan_image_folder
 from ..shards.packed import PackedStrings
+from ..storage.regular_files import open_regular
 from .tar_scan import scan_tar
 
 if TYPE_CHECKING:
@@ -69,11 +71,29 @@ class ImageSource(Protocol):
         ...
 
 
+def _read_image(path: Path) -> bytes:
+    """Return the bytes of an image file.
+
+    Raises:
+        OSError: The file cannot be read.
+        ImageError: The path is a folder, a device, a FIFO or a socket.
+    """
+    try:
+        with open_regular(path) as file:
+            return file.read()
+    except DatasetError as error:
+        raise ImageError(str(error)) from None
+
+
 def source_sha256(source: ImageSource) -> str:
-    """Return a hash of the source's keys and labels: what a build goes on with must be what it began with."""
+    """Return a hash of the source's keys and labels, which must not change between the runs of a build.
+
+    Raises:
+        DatasetError: A key is not valid.
+    """
     digest = hashlib.sha256()
     for key, label in zip(source.keys, source.labels, strict=True):
-        digest.update(f"{key}\t{label}\n".encode())
+        digest.update(f"{check_key(key, 'the images')}\t{label}\n".encode())
     return digest.hexdigest()
 
 
@@ -104,7 +124,7 @@ class ImageFolderSource:
         self._paths = PackedStrings(paths)
 
     def read(self, index: int) -> bytes:
-        return (self._root / self._paths[index]).read_bytes()
+        return _read_image(self._root / self._paths[index])
 
     def name(self, index: int) -> str:
         return str(self._root / self._paths[index])
@@ -228,7 +248,7 @@ class HFSource:
 
     def read(self, index: int) -> bytes:
         value: Mapping[str, Any] = self._images[index][self._image]
-        return value["bytes"] if value["bytes"] is not None else Path(value["path"]).read_bytes()
+        return value["bytes"] if value["bytes"] is not None else _read_image(Path(value["path"]))
 
     def name(self, index: int) -> str:
         return f"row {index} ({self.keys[index]})"

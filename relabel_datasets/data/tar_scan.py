@@ -12,6 +12,7 @@ from typing import BinaryIO, NamedTuple
 
 from ..errors import DatasetError
 from ..shards.images import IMAGE_EXTENSIONS
+from ..storage.regular_files import open_regular
 
 _MEMBER = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")  # a key ends at the first dot of the last part, as in webdataset
 _BLOCK = 512
@@ -53,7 +54,7 @@ def _samples(tar: Path) -> dict[str, dict[str, Extent]]:
     """Return where the members of every key of a tar are, by their extension."""
     samples: dict[str, dict[str, Extent]] = {}
     end = 0
-    with tar.open("rb") as file:
+    with open_regular(tar) as file:
         try:
             for name, extent in _members(file):
                 end = sum(extent) + -extent[1] % _BLOCK

@@ -21,6 +21,8 @@ import numpy.typing as npt
 from PIL import Image
 from tqdm import tqdm
 
+from ..naming import check_split
+
 Array = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
 Pattern = Callable[[Array, Array], Mask]
@@ -94,6 +96,7 @@ def draw_scenes(root: Path, split: str, num_images: int, *, seed: int = 0, size:
         seed: the same seed draws the same pictures.
         size: (height, width) in pixels of half of the pictures; the others are turned, (width, height).
     """
+    check_split(split, "split=")
     for name in CLASSES:
         (root / split / name).mkdir(parents=True, exist_ok=True)
     with (root / f"{split}-boxes.csv").open("w", newline="") as file:

@@ -21,6 +21,7 @@ from ..shards.configs import find_split, open_config
 from ..shards.manifest import Manifest, Split
 from ..shards.tars import read_rows
 from ..storage.folders import Folder, is_url, without_file_scheme
+from ..storage.regular_files import open_regular
 from ..storage.resolve import open_folder
 from .names import legible_names
 from .overlay import strongest
@@ -156,7 +157,7 @@ def _read_samples(path: Path, count: int) -> Iterator[_Sample]:
         rows = read_rows(path)
     except tarfile.TarError as error:
         raise DatasetError(f"{path} is no uncompressed tar, or damaged: {error}") from None
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         for row in rows[:count]:
             blob = os.pread(file.fileno(), row.map_size, row.map_offset)
             yield _Sample(LabelMap.from_safetensors(blob, key=row.key, label=row.label), row.map_size, row.image_size)

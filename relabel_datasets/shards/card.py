@@ -1,7 +1,8 @@
 """The dataset card, README.md: YAML that tells the Hub and `datasets` every config, split and feature, then text.
 
 Templates are in cards/, in huggingface_hub's card style: YAML of the dataset itself, `{{ card_data }}` for what the
-manifests say, and a body. `{{ use(path) }}` there is cards/shared.md: a table of each config, and how to load them.
+manifests say, `{{ mark }}`, and a body. `{{ use(path) }}` there is cards/shared.md: a table of each config, and how to load
+them.
 """
 
 from __future__ import annotations
@@ -10,23 +11,35 @@ import logging
 import os
 import re
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from yaml import YAMLError
+
+from ..errors import DatasetError
 from ..labels.statistics import CONFIDENT, Statistics, add_up
-from ..storage.folders import CARD_NAME, MANIFEST_NAME, LocalFolder
+from ..naming import check_config
+from ..storage.folders import CARD_NAME, MANIFEST_NAME, LocalFolder, read_card
 from ..storage.local import write_atomically
 from ..storage.output import LocalOutput, Output
+from .card_template import DEFAULT_TEMPLATE, marked_template, package_templates, read_template, render_card
+from .configs import open_manifest
 from .index import Index
 from .manifest import Manifest, Split
 
+__all__ = [
+    "EXAMPLES_NAME",
+    "find_restricted_images",
+    "is_from_template",
+    "read_template",
+    "write_card",
+    "write_output_card",
+]
+
 logger = logging.getLogger(__name__)
 
-_MARK = "<!-- Made by relabel_datasets from the template {name}: edit the template, not this text. -->"
-_MARKED = re.compile(r"<!-- Made by relabel_datasets from (?:a template|the template (?P<name>.*?)): edit the template")
-_DEFAULT = "default"
 _FOLDER = "path/to/this/folder"
 EXAMPLES_NAME = "examples.png"  # in a config's folder
 _SIZES = (
@@ -40,52 +53,53 @@ _SIZES = (
 
 
 def write_card(root: Path, template: str | os.PathLike[str] | None = None, *, repo_id: str | None = None) -> None:
-    """Write the card of a dataset from the manifests of its configs, whole or not at all.
+    """Write the card of a dataset from the manifests of its configs, atomically.
 
-    A README.md that is not from a template, since somebody wrote it, keeps its text; only its YAML is brought up to date.
+    A README.md that is not made from a template of this package keeps its text; only its YAML is updated. Nothing in an
+    existing card is rendered: its mark may only name one of the package's templates.
 
     Args:
-        root: folder of the dataset.
-        template: file with the template, or the name of one in cards/. Default: the one that the card there is from, as
-            its text says, else the general one. If that was a file, the text is kept as if somebody had written it.
-        repo_id: `"org/name"` on the Hub, from where the card's examples then load. Default: the folder, or the short name
-            that the template gives.
+        root: Folder of the dataset.
+        template: Name of one of the package's templates, or path of a file, see `read_template`. Default: the template that
+            the existing card's mark names, else `"default"`. The text of a card made from a file is kept.
+        repo_id: `"org/name"` on the Hub, from which the card's examples load. Default: the folder, or the short name in the
+            template.
 
     Raises:
-        FileNotFoundError: there is no config, or its index is missing.
+        FileNotFoundError: There is no config, an index is missing, or there is no such template.
+        DatasetError: A manifest is not valid, the existing card cannot be read, or the template fails.
     """
     from huggingface_hub import DatasetCard, DatasetCardData  # slow to import, and readers do not need them
-    from jinja2 import Template
 
-    manifests = [Manifest.load(path.parent) for path in sorted(root.glob(f"*/{MANIFEST_NAME}"))]
-    if not manifests:
-        raise FileNotFoundError(f"{root} has no config with a {MANIFEST_NAME}, of which to write a card")
+    manifests = _load_manifests(root)
     metadata = _metadata(manifests)
     path = root / CARD_NAME
-    name, keep_text = _template_of(path, template)
-    if keep_text:
-        card = DatasetCard.load(path, ignore_metadata_errors=True)
-        for field, value in metadata.items():
-            setattr(card.data, field, value)
+    existing = read_card(path)
+    name = _choose_template(path, existing, template)
+    if name is None:
+        assert existing is not None
+        content = _with_metadata(existing, metadata, path)
     else:
-        shared = Template(read_template("shared"), trim_blocks=True, lstrip_blocks=True)
         configs = [_describe(root, manifest) for manifest in manifests]
-        card = DatasetCard.from_template(
-            DatasetCardData(**metadata),
-            template_str=read_template(name),
-            mark=_MARK.format(name=Path(name).name),  # whoever reads the card need not know of our folders
-            use=lambda path=_FOLDER, images=None: shared.render(
-                configs=configs,
-                first=configs[0],
-                split=configs[0]["splits"][0],
-                path=repo_id or path,
-                folder=repo_id or _FOLDER,
-                url=f"hf://datasets/{repo_id}" if repo_id else _FOLDER,
-                images=images,
-                confident=CONFIDENT,
-            ),
-        )
-    write_atomically(path, str(card).encode())
+
+        def use(path: str = _FOLDER, images: str | None = None) -> dict[str, Any]:
+            return {
+                "configs": configs,
+                "first": configs[0],
+                "split": configs[0]["splits"][0],
+                "path": repo_id or path,
+                "folder": repo_id or _FOLDER,
+                "url": f"hf://datasets/{repo_id}" if repo_id else _FOLDER,
+                "images": images,
+                "confident": CONFIDENT,
+            }
+
+        text = render_card(name, DatasetCardData(**metadata).to_yaml(), use)
+        try:
+            content = str(DatasetCard(text))
+        except (YAMLError, ValueError, TypeError) as error:
+            raise DatasetError(f"card template {name}: its YAML is not valid: {error}") from error
+    write_atomically(path, content.encode())
 
 
 def write_output_card(output: Output, template: str | os.PathLike[str] | None = None) -> None:
@@ -102,7 +116,7 @@ def write_output_card(output: Output, template: str | os.PathLike[str] | None = 
         with suppress(FileNotFoundError):
             (copy / CARD_NAME).write_bytes(output.read(CARD_NAME))
         for name in output.find(MANIFEST_NAME):
-            content, config = output.read(name), PurePosixPath(name).parent.name
+            content, config = output.read(name), check_config(PurePosixPath(name).parent.name, str(output))
             (copy / config).mkdir()
             (copy / name).write_bytes(content)
             for split in Manifest.parse(content, f"{output}/{name}").splits.values():
@@ -112,27 +126,62 @@ def write_output_card(output: Output, template: str | os.PathLike[str] | None = 
     return None
 
 
-def _template_of(card: Path, template: str | os.PathLike[str] | None) -> tuple[str | os.PathLike[str], bool]:
-    """Return the template to make a card from, and whether to keep the text that is there instead."""
-    if not card.exists():
-        return template or _DEFAULT, False
-    mark = _MARKED.search(card.read_text(encoding="utf-8"))
-    if mark is None:
-        return template or _DEFAULT, True
-    name = template or mark["name"] or _DEFAULT
+def _load_manifests(root: Path) -> list[Manifest]:
+    """Return the manifests of all configs, in the order of their names.
+
+    Raises:
+        FileNotFoundError: There is no config.
+        DatasetError: A manifest is not valid, or that of another config.
+    """
+    names = LocalFolder(root).configs()
+    if not names:
+        raise FileNotFoundError(f"{root} has no config with a {MANIFEST_NAME}, of which to write a card")
+    return [open_manifest(LocalFolder(root), name) for name in names]
+
+
+def _choose_template(
+    path: Path, card: str | None, template: str | os.PathLike[str] | None
+) -> str | os.PathLike[str] | None:
+    """Return the template to render; None to keep the text of the card."""
+    if card is None:
+        return template or DEFAULT_TEMPLATE
+    name = marked_template(card)
+    if name is None:
+        return None
+    if template is not None:
+        return template
+    if name in package_templates():
+        return name
+    logger.warning(
+        "%s was made from the template %.80r, which is none of this package's: its text is kept; give the template as card= "
+        "(--card) to render it again",
+        path,
+        name,
+    )
+    return None
+
+
+def _with_metadata(card: str, metadata: dict[str, Any], path: Path) -> str:
+    """Return a card with its text and the metadata of the dataset.
+
+    Raises:
+        DatasetError: Its YAML cannot be read.
+    """
+    from huggingface_hub import DatasetCard  # see write_card
+
     try:
-        read_template(name)
-    except FileNotFoundError:
-        logger.warning(
-            "%s is from a template %s that is not here: its text is kept, give card= to renew it", card, name
-        )
-        return name, True
-    return name, False
+        kept = DatasetCard(card, ignore_metadata_errors=True)
+        for field, value in metadata.items():
+            setattr(kept.data, field, value)
+        return str(kept)
+    except (YAMLError, ValueError, TypeError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise DatasetError(f"{path}: its YAML cannot be read, mend or remove it: {reason}") from error
 
 
-def is_from_template(card: Path) -> bool:
-    """Return whether a card's text is from a template, and not somebody's own."""
-    return _MARKED.search(card.read_text(encoding="utf-8")) is not None
+def is_from_template(card: str) -> bool:
+    """Return whether the text of a card was made from a template rather than written by hand."""
+    return marked_template(card) is not None
 
 
 def find_restricted_images(card: str | None, manifests: Iterable[Manifest]) -> str | None:
@@ -146,31 +195,18 @@ def find_restricted_images(card: str | None, manifests: Iterable[Manifest]) -> s
     from huggingface_hub import DatasetCard  # slow to import
 
     if card is not None:
-        named = DatasetCard(card, ignore_metadata_errors=True).data.get("restricted_images")
+        try:
+            named = DatasetCard(card, ignore_metadata_errors=True).data.get("restricted_images")
+        except (YAMLError, ValueError, TypeError, RecursionError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise DatasetError(f"the YAML of the dataset's card cannot be read, mend or remove it: {reason}") from error
         if named is not None:
-            return str(named)
+            return named if isinstance(named, str) else "unknown origin"  # whatever it is, it is a restriction
     return "ImageNet" if any(map(_is_imagenet, manifests)) else None
 
 
 def _is_imagenet(manifest: Manifest) -> bool:
     return len(manifest.classes) == 1000 and all(re.fullmatch(r"n\d{8}", name) for name in manifest.classes)
-
-
-def read_template(template: str | os.PathLike[str]) -> str:
-    """Return the text of a template: a file, or a name in cards/.
-
-    Raises:
-        FileNotFoundError: it is neither.
-    """
-    path = Path(template)
-    if not path.is_file():
-        package = Path(__file__).parents[1]
-        folders = (package / "cards", package.parent / "cards")  # in the wheel; in the repository
-        found = [folder / f"{path}.md" for folder in folders if (folder / f"{path}.md").is_file()]
-        if not found:
-            raise FileNotFoundError(f"no card template {template}: neither a file nor a name in cards/")
-        path = found[0]
-    return path.read_text(encoding="utf-8")
 
 
 def _metadata(manifests: list[Manifest]) -> dict[str, Any]:
@@ -217,9 +253,12 @@ def _describe(root: Path, manifest: Manifest) -> dict[str, Any]:
     splits = [_describe_split(root / manifest.config, split) for split in manifest.splits.values()]
     return {
         "name": manifest.config,
-        "annotator": manifest.annotator,
+        "annotator": manifest.annotator.get("name", manifest.config),
+        "input_size": _as_size(manifest.annotator.get("input_size")),
+        "license": manifest.annotator.get("license"),
         "exact": manifest.annotator.get("linear_head"),
         "encoding": manifest.encoding,
+        "map_size": _as_size(manifest.encoding.get("map_size")),
         "num_classes": len(manifest.classes),
         "splits": splits,
         "made_with": manifest.made_with,
@@ -228,6 +267,13 @@ def _describe(root: Path, manifest: Manifest) -> dict[str, Any]:
         if (root / manifest.config / EXAMPLES_NAME).is_file()
         else None,
     }
+
+
+def _as_size(size: object) -> str | None:
+    """Return a size as text, such as `448 x 448`; None if it is not a list of integers."""
+    if isinstance(size, Sequence) and size and all(isinstance(number, int) for number in size):
+        return " x ".join(map(str, size))
+    return None
 
 
 def _describe_split(folder: Path, split: Split) -> dict[str, Any]:

@@ -22,7 +22,9 @@ from torch.utils.data import Dataset
 
 from ..errors import DatasetError, ImageError, LabelMapError
 from ..labels.label_map import LabelMap
+from ..naming import KEY_RULE, is_key
 from ..storage.folders import Folder
+from ..storage.regular_files import open_regular
 from ..storage.resolve import open_folder
 from .images import decode_reduced
 from .index import Index
@@ -135,8 +137,9 @@ class ShardCheck:
         except DatasetError as error:
             if folder.is_remote:
                 raise
+            file = open_regular(Path(str(folder), name))  # of the wrong size: look which samples are lost
             self._say(None, str(error))
-            return Path(str(folder), name).open("rb")  # of the wrong size: look which samples are lost
+            return file
 
     def _check(self, file: BinaryIO) -> None:
         split, number = self._split.split, self._number
@@ -207,6 +210,8 @@ class ShardCheck:
 
     def _check_sample(self, file: BinaryIO, key: str, members: dict[str, tarfile.TarInfo]) -> int | None:
         """Return the sample's label, if it has a valid one."""
+        if not is_key(key):
+            self._say(key, f"the key is not valid: {KEY_RULE}")
         label: int | None = None
         size: tuple[int, int] | None = None
         for extension in ("cls", "safetensors", *self._extensions[:-2]):  # the image last: its size is the map's

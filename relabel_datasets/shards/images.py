@@ -20,6 +20,7 @@ import PIL.ImageFile
 import PIL.JpegImagePlugin
 
 from ..errors import ImageError
+from ..naming import escape_key
 
 IMAGE_EXTENSIONS = (".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 KEY_RULES = ("stem", "path")
@@ -278,11 +279,12 @@ def _images_below(base: Path, folder: str) -> Iterable[str]:
 def key_of(path: str, rule: str) -> str:
     """Return the sample key of an image path: its stem or, by the rule "path", the whole path without extension.
 
-    A key must not hold a dot, since readers of WebDataset shards cut it there: dots become `%2E`, and `%` `%25`.
+    What a key must not hold is percent-encoded, see `naming.escape_key`: dots, since readers of WebDataset shards cut keys
+    there, control characters, backslashes and bytes that are not UTF-8.
     """
     pure = PurePosixPath(path)
     name = pure.stem if rule == "stem" else str(pure.with_suffix(""))
-    return name.replace("%", "%25").replace(".", "%2E")
+    return escape_key(name)
 
 
 def sample_keys(paths: Sequence[str]) -> tuple[str, list[str]]:

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from safetensors.numpy import save
 
 from ..errors import DatasetError
+from ..naming import check_key, is_key
 from ..storage.folders import Folder
 from .manifest import Split
 
@@ -118,7 +119,10 @@ class Index:
         if row != last[0]:
             ends = self._columns["key_end"]
             start = int(ends[row - 1]) if row else 0
-            last = self._last = row, self._columns["key_bytes"][start : int(ends[row])].tobytes().decode()
+            key = self._columns["key_bytes"][start : int(ends[row])].tobytes().decode()
+            if not is_key(key):
+                check_key(key, f"{self._folder}/{self._split.index}, row {row}")
+            last = self._last = row, key
         return last[1]
 
     def row(self, key: str) -> int | None:

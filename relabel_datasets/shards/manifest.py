@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DatasetError
+from ..naming import check_config, check_extension, check_file_name, check_sha256, check_split
 from ..storage.folders import MANIFEST_NAME, Folder, LocalFolder
 from ..storage.local import write_atomically
 
@@ -106,6 +107,7 @@ class Manifest:
             )
             if len({len(values) for values in lists}) != 1 or sum(split.shard_lengths) != split.num_samples:
                 raise DatasetError(f"{path} is damaged: the lists of split {split.name!r} do not agree")
+        _check_names(manifest, path)
         return manifest
 
     def save(self, folder: Path) -> None:
@@ -117,6 +119,29 @@ class Manifest:
         content = asdict(self)
         content["checksum"] = _checksum(content)
         return (json.dumps(content, indent=1, sort_keys=True) + "\n").encode()
+
+
+def _check_names(manifest: Manifest, path: str) -> None:
+    """Raise DatasetError unless all names are valid: they become paths and URLs, and come from strangers."""
+    check_config(manifest.config, f"{path}, config")
+    files: set[str] = set()
+    for key, split in manifest.splits.items():
+        where = f"{path}, splits, {check_split(key, f'{path}, splits')}"
+        if split.name != key:
+            raise DatasetError(f"{where}, name: expected {key!r}, got {split.name!r}")
+        check_file_name(split.index, f"{where}, index", ".safetensors")
+        check_sha256(split.index_sha256, f"{where}, index_sha256")
+        for name, sha256 in zip(split.filenames, split.shard_sha256, strict=True):
+            check_file_name(name, f"{where}, filenames", ".tar")
+            check_sha256(sha256, f"{where}, shard_sha256")
+        if split.image_extension is not None:
+            check_extension(split.image_extension, f"{where}, image_extension")
+        for name in (split.index, *split.filenames):
+            if name.lower() in files:  # the file systems of macOS and Windows ignore case
+                raise DatasetError(
+                    f"{where}: the file name {name!r} is used twice: each shard and index is its own file"
+                )
+            files.add(name.lower())
 
 
 def _checksum(content: dict[str, Any]) -> str:

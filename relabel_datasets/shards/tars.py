@@ -22,8 +22,10 @@ from tqdm.auto import tqdm
 
 from ..errors import DatasetError
 from ..labels.statistics import Statistics
+from ..naming import check_key
 from ..storage.folders import Folder
 from ..storage.local import aside_of
+from ..storage.regular_files import create_new, open_regular
 from .index import Row
 from .manifest import Split
 
@@ -52,7 +54,7 @@ class ShardWriter:
     def __init__(self, path: Path, image_extension: str | None) -> None:
         self._path, self._image_extension = path, image_extension
         self._aside = aside_of(path)
-        self._file = self._aside.open("wb")
+        self._file = create_new(self._aside)
         self._hash = hashlib.sha256()
         self._offset = self._synced = 0
         self._rows: list[Row] = []
@@ -72,13 +74,15 @@ class ShardWriter:
         """Write one sample.
 
         Args:
-            key: unique in the dataset, without dots.
+            key: Key of the sample, unique in the dataset; see `naming.check_key`.
             label: class index.
             image: bytes of the image file; not written to label-only shards.
             label_map: safetensors bytes.
+
+        Raises:
+            DatasetError: The key is not valid.
         """
-        if not key or "." in key or key.startswith("/"):
-            raise ValueError(f"key {key!r} must be a relative path without dots: readers cut it at the first dot")
+        check_key(key, str(self._path))
         image_offset = image_size = 0
         if self._image_extension is not None:
             assert image is not None
@@ -202,7 +206,7 @@ def read_rows(path: Path) -> list[Row]:
         DatasetError: it is not a shard of label maps.
     """
     extents: dict[str, dict[str, tuple[int, int]]] = {}
-    with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
+    with open_regular(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
         for member in tar:
             folder, _, name = member.name.rpartition("/")
             stem, _, field = name.partition(".")

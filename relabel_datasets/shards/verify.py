@@ -16,9 +16,11 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from ..errors import DatasetError
+from ..naming import CONFIG_RULE, check_config, is_config
 from ..shards.manifest import Manifest
-from ..storage.folders import CARD_NAME, MANIFEST_NAME, Folder, card_configs, default_cache, is_url
+from ..storage.folders import CARD_NAME, MANIFEST_NAME, MAX_CARD_BYTES, Folder, card_configs, default_cache, is_url
 from ..storage.hub import HubRepo
+from ..storage.regular_files import read_inside
 from ..storage.resolve import find, hub_url
 from .check import Found, Shards, Source, SplitToCheck, compare_sha256
 from .configs import open_config
@@ -161,6 +163,8 @@ def _scratch(path: str | os.PathLike[str]) -> AbstractContextManager[str | None]
 
 def _config_names(root: Folder, name: str | None) -> list[str | None]:
     """Return the configs to check; None is the root itself."""
+    if name is not None:
+        check_config(name, "name=")
     configs = root.configs()
     if name is None:
         if configs == []:
@@ -175,9 +179,13 @@ def _check_card(root: Folder, configs: list[str | None], *, every: bool) -> Iter
     """Yield what is wrong with README.md; a remote one has been read to find the configs."""
     if root.is_remote or configs == [None]:
         return
+    for path in sorted(Path(str(root)).glob(f"*/{MANIFEST_NAME}")):
+        if not is_config(path.parent.name):
+            problem = f"the name of this folder is not valid, so that it is not read: {CONFIG_RULE}"
+            yield Problem(path.parent.name, None, None, None, problem)
     card = Path(str(root), CARD_NAME)
     try:
-        named = card_configs(card.read_bytes(), str(card))
+        named = card_configs(read_inside(card, MAX_CARD_BYTES), str(card))
     except (OSError, DatasetError) as error:
         yield Problem(
             None,

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ..errors import DatasetError
+from ..naming import check_sha256
 from .local import open_for_lock
 
 _PART = ".part"
@@ -57,8 +58,7 @@ class ShardCache:
             OSError: the disk is full, and nothing is left to delete.
             Exception: whatever `download` raises.
         """
-        if not re.fullmatch(r"[0-9a-f]{64}", sha256):  # it becomes a path, and comes from afar
-            raise DatasetError(f"the manifest is damaged: {sha256!r} is not a sha256")
+        check_sha256(sha256, "the manifest")  # it becomes a path, and comes from strangers
         self.check_room(num_bytes, "one shard")
         path, part_path = self.folder / sha256, self.folder / (sha256 + _PART)
         while True:
@@ -86,7 +86,7 @@ class ShardCache:
 
     def has(self, sha256: str) -> bool:
         """Return whether the file with this content is there."""
-        return (self.folder / sha256).exists()
+        return (self.folder / check_sha256(sha256, "the manifest")).exists()
 
     def _complete(self, part: BinaryIO, download: Download) -> None:
         while True:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Callable
@@ -12,13 +13,18 @@ from urllib.parse import unquote, urlsplit
 import yaml
 
 from ..errors import DatasetError, RefusedError
+from ..naming import CONFIG_RULE, check_config, check_file_name, is_config
 from .cache import ShardCache
+from .regular_files import open_regular, read_inside, read_regular
 from .remote import RemoteFiles
 
+logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 MANIFEST_NAME = "_info.json"  # a folder that holds it is a config
 CARD_NAME = "README.md"
+MAX_SMALL_BYTES = 1 << 30  # of a manifest: a thousand shards take about a megabyte
+MAX_CARD_BYTES = 16 << 20  # cards name all classes of all configs: 21,000 classes take half a megabyte
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
@@ -93,24 +99,27 @@ class LocalFolder:
         return str(self._path)
 
     def child(self, name: str) -> LocalFolder:
-        return LocalFolder(self._path / name)
+        return LocalFolder(self._path / check_config(name, str(self)))
 
     def configs(self) -> list[str] | None:
         if (self._path / MANIFEST_NAME).is_file():
             return None
         if not self._path.is_dir():
             raise FileNotFoundError(f"no dataset at {self}: there is no such folder")
-        return sorted(path.parent.name for path in self._path.glob(f"*/{MANIFEST_NAME}"))
+        names = sorted(path.parent.name for path in self._path.glob(f"*/{MANIFEST_NAME}"))
+        for name in names:
+            if not is_config(name):
+                logger.warning("folder %.120r in %s is left out: %s", name, self, CONFIG_RULE)
+        return list(filter(is_config, names))
 
     def card(self) -> str | None:
         root = self._path.absolute().parent if self.configs() is None else self._path
-        path = root / CARD_NAME
-        return path.read_text(encoding="utf-8") if path.is_file() else None
+        return read_card(root / CARD_NAME)
 
     def read(self, name: str, parse: Callable[[bytes], T]) -> T:
         path = self._path / name
         try:
-            data = path.read_bytes()
+            data = read_regular(path, MAX_SMALL_BYTES)
         except FileNotFoundError:
             raise FileNotFoundError(
                 f"{self._path} has no {name}: it is not a config, or its build is unfinished"
@@ -118,9 +127,9 @@ class LocalFolder:
         return parse(data)
 
     def open(self, name: str, num_bytes: int, sha256: str) -> BinaryIO:
-        path = self._path / name
+        path = self._path / check_file_name(name, str(self))
         try:
-            file = path.open("rb")
+            file = open_regular(path)
         except FileNotFoundError:
             raise FileNotFoundError(f"{path} is in the manifest but not on disk: fetch or build it anew") from None
         size = os.fstat(file.fileno()).st_size
@@ -151,7 +160,7 @@ class RemoteFolder:
         return f"{self._files.name}/{self._below}".rstrip("/")
 
     def child(self, name: str) -> RemoteFolder:
-        return RemoteFolder(self._files, self._cache, f"{self._below}{name}/")
+        return RemoteFolder(self._files, self._cache, f"{self._below}{check_config(name, str(self))}/")
 
     def configs(self) -> list[str] | None:
         try:
@@ -173,7 +182,7 @@ class RemoteFolder:
 
     def card(self) -> str | None:
         try:
-            return self._files.read_small(CARD_NAME, lambda _: None).decode()
+            return decode_card(self._files.read_small(CARD_NAME, lambda _: None), f"{self}/{CARD_NAME}")
         except (FileNotFoundError, RefusedError):  # S3 may answer 403 for what does not exist
             return None
 
@@ -181,9 +190,8 @@ class RemoteFolder:
         return parse(self._files.read_small(self._below + name, parse))
 
     def open(self, name: str, num_bytes: int, sha256: str) -> BinaryIO:
-        return self._cache.open(
-            sha256, num_bytes, lambda file: self._files.download(self._below + name, num_bytes, sha256, file)
-        )
+        path = self._below + check_file_name(name, str(self))
+        return self._cache.open(sha256, num_bytes, lambda file: self._files.download(path, num_bytes, sha256, file))
 
     def has(self, sha256: str) -> bool:
         return self._cache.has(sha256)
@@ -239,13 +247,41 @@ def find_limit(limit: int | str | None) -> int | None:
 def card_configs(card: bytes, where: str) -> list[str]:
     """Return the names of the configs in a card's YAML, sorted.
 
+    Args:
+        card: Content of the card.
+        where: The card as errors name it.
+
     Raises:
-        DatasetError: it has none; the message calls the card `where`.
+        DatasetError: The card is not UTF-8, names no configs, or names one that is not valid.
     """
-    match = re.match(rb"---\r?\n(.*?)\r?\n---\r?\n", card, re.DOTALL)
+    match = re.match(r"---\r?\n(.*?)\r?\n---\r?\n", decode_card(card, where), re.DOTALL)
     if match is None:
         raise DatasetError(f"{where} is not the card of a dataset: its YAML is missing or cut off")
     try:
-        return sorted(str(config["config_name"]) for config in yaml.safe_load(match[1])["configs"])
-    except (yaml.YAMLError, KeyError, TypeError) as error:
-        raise DatasetError(f"{where} is not the card of a dataset: {error!r}") from error
+        names = [config["config_name"] for config in yaml.safe_load(match[1])["configs"]]
+    except (yaml.YAMLError, KeyError, TypeError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise DatasetError(f"{where} is not the card of a dataset: {type(error).__name__}: {reason}") from error
+    return sorted(check_config(name, f"{where}, config_name") for name in names)
+
+
+def read_card(path: Path) -> str | None:
+    """Return the text of a dataset's card on disk; None if there is none.
+
+    Raises:
+        DatasetError: The card is not UTF-8, larger than `MAX_CARD_BYTES`, no regular file, or a link out of the dataset.
+    """
+    try:
+        return decode_card(read_inside(path, MAX_CARD_BYTES), str(path))
+    except FileNotFoundError:
+        return None
+
+
+def decode_card(card: bytes, where: str) -> str:
+    """Return the text of a card; errors as `read_card`."""
+    if len(card) > MAX_CARD_BYTES:
+        raise DatasetError(f"{where} has more than {MAX_CARD_BYTES} bytes, the most that a card may have")
+    try:
+        return card.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DatasetError(f"{where} is not UTF-8, save it as such: {error}") from error

@@ -22,8 +22,10 @@ from typing import Any, BinaryIO, TypeVar, cast
 from tqdm import tqdm
 
 from ..errors import DatasetError, RefusedError, UnavailableError
-from .folders import CARD_NAME, MANIFEST_NAME, card_configs, default_cache
+from ..naming import check_config, check_file_name, check_sha256
+from .folders import CARD_NAME, MANIFEST_NAME, MAX_SMALL_BYTES, card_configs, default_cache, read_card
 from .local import sha256_of, write_atomically
+from .regular_files import open_regular, read_regular
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -113,7 +115,8 @@ class HubRepo:
         stat = path.stat()
         if stat.st_size != num_bytes:
             return f"it has {stat.st_size} bytes instead of {num_bytes}"
-        record = (self.cache_dir or default_cache()) / "verified" / sha256
+        verified = (self.cache_dir or default_cache()) / "verified"
+        record = verified / check_sha256(sha256, "the manifest")  # it becomes a path, and comes from strangers
         state = f"{stat.st_ino} {stat.st_mtime_ns} {stat.st_size}".encode()
         with suppress(FileNotFoundError):
             if record.read_bytes() == state:
@@ -144,7 +147,7 @@ class HubFolder:
         return f"{self._repo}/{self._below}".rstrip("/")
 
     def child(self, name: str) -> HubFolder:
-        return HubFolder(self._repo, f"{self._below}{name}/")
+        return HubFolder(self._repo, f"{self._below}{check_config(name, str(self))}/")
 
     def configs(self) -> list[str] | None:
         if self._below:
@@ -154,10 +157,10 @@ class HubFolder:
         return self.read(CARD_NAME, lambda data: card_configs(data, where))
 
     def card(self) -> str | None:
-        return self._repo.fetch(CARD_NAME).read_text(encoding="utf-8")
+        return read_card(self._repo.fetch(CARD_NAME))
 
     def open(self, name: str, num_bytes: int, sha256: str) -> BinaryIO:
-        return self._repo.verified(self._below + name, num_bytes, sha256).open("rb")
+        return open_regular(self._repo.verified(self._below + check_file_name(name, str(self)), num_bytes, sha256))
 
     def has(self, sha256: str) -> bool:
         return True  # the Hub's cache deletes nothing of itself
@@ -167,10 +170,10 @@ class HubFolder:
 
     def read(self, name: str, parse: Callable[[bytes], T]) -> T:
         try:
-            return parse(self._repo.fetch(self._below + name).read_bytes())
+            return parse(read_regular(self._repo.fetch(self._below + name), MAX_SMALL_BYTES))
         except DatasetError as error:
             logger.warning("%s; fetched anew", error)
-            return parse(self._repo.fetch(self._below + name, anew=True).read_bytes())
+            return parse(read_regular(self._repo.fetch(self._below + name, anew=True), MAX_SMALL_BYTES))
 
 
 def with_hub_errors(

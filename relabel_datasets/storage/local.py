@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 
 from ..errors import DatasetError
+from .regular_files import create_new, open_regular, open_without_links
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +27,7 @@ def write_atomically(path: Path, content: bytes) -> None:
     """Write a file aside and rename it, so that it is there whole or not at all, also after a power cut."""
     aside = aside_of(path)
     try:
-        with aside.open("wb") as file:
+        with create_new(aside) as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -36,15 +37,15 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def open_for_lock(path: Path) -> int:
-    """Return the descriptor of a file, open for reading and writing, made if need be with its folder.
+    """Return the descriptor of a lock file, open for reading and writing; create it and its folder if missing.
 
     Raises:
-        OSError: it cannot be made.
+        OSError: The file cannot be created, or it is a symbolic link: what it points to would be overwritten.
     """
     for attempts_left in reversed(range(100)):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            return open_without_links(path, os.O_RDWR | os.O_CREAT)
         except FileNotFoundError:  # another process has just removed the folder
             if not attempts_left:
                 raise
@@ -52,9 +53,9 @@ def open_for_lock(path: Path) -> int:
 
 
 def sha256_of(path: Path) -> str:
-    """Return the sha256 of a file in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """Return the sha256 of a regular file in hex."""
+    with open_regular(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
 class FileLock:

@@ -19,8 +19,10 @@ from urllib.parse import urlsplit
 
 import fsspec
 
-from .folders import is_url, without_file_scheme
+from ..errors import DatasetError
+from .folders import MAX_SMALL_BYTES, is_url, without_file_scheme
 from .local import FileLock, aside_of, sha256_of, write_atomically
+from .regular_files import create_new, read_regular
 from .remote import RemoteFiles
 
 logger = logging.getLogger(__name__)
@@ -99,7 +101,8 @@ class LocalOutput:
         missing = [path for path in (self._root, *self._root.parents) if not path.exists()]
         try:
             self._root.mkdir(parents=True, exist_ok=True)
-            aside_of(self._root / _PROBE).write_bytes(b"0")
+            with create_new(aside_of(self._root / _PROBE)) as file:
+                file.write(b"0")
         except OSError as error:
             raise _explained(error, f"{self} cannot be written to") from error
         finally:
@@ -110,10 +113,10 @@ class LocalOutput:
                     path.rmdir()
 
     def lock(self, name: str, what: str, *, wait: bool = False) -> FileLock:
-        return FileLock(self._root / name, what, wait=wait)
+        return FileLock(self._path(name), what, wait=wait)
 
     def clean(self, names: Iterable[str]) -> None:
-        paths = [self._root / name for name in names]
+        paths = [self._path(name) for name in names]
         for folder in {path.parent for path in paths}:
             asides = tuple(f".{path.name}." for path in paths if path.parent == folder)
             with suppress(FileNotFoundError):  # without the folder, nothing is left
@@ -122,20 +125,20 @@ class LocalOutput:
                         left.unlink(missing_ok=True)
 
     def read(self, name: str) -> bytes:
-        return (self._root / name).read_bytes()
+        return read_regular(self._path(name), MAX_SMALL_BYTES)
 
     def write(self, name: str, content: bytes) -> None:
         # The folder is there since its lock was taken. Were it made again here, nobody would note that it was removed.
-        write_atomically(self._root / name, content)
+        write_atomically(self._path(name), content)
 
     def shard_path(self, name: str) -> Path:
-        return self._root / name
+        return self._path(name)
 
     def publish(self, name: str) -> None:
         """A shard's writer has renamed it to its place already."""
 
     def size(self, name: str) -> int | None:
-        path = self._root / name
+        path = self._path(name)
         try:
             # NFS remembers for a while that there was no such file; reading the folder makes it look again.
             there = path.exists() or path in path.parent.iterdir()
@@ -145,14 +148,29 @@ class LocalOutput:
 
     def has(self, name: str, num_bytes: int, sha256: str) -> bool:
         with suppress(FileNotFoundError):  # it may be removed between the two looks at it
-            return self.size(name) == num_bytes and sha256_of(self._root / name) == sha256
+            return self.size(name) == num_bytes and sha256_of(self._path(name)) == sha256
         return False
 
     def remove(self, name: str) -> None:
-        shutil.rmtree(self._root / name, ignore_errors=True)
+        shutil.rmtree(self._path(name), ignore_errors=True)
 
     def find(self, name: str) -> list[str]:
         return sorted(str(path.relative_to(self._root)) for path in self._root.glob(f"*/{name}"))
+
+    def _path(self, name: str) -> Path:
+        """Return the path of a file.
+
+        Raises:
+            DatasetError: A folder on the way to it is a symbolic link out of the dataset.
+        """
+        path = self._root / name
+        folder = os.path.realpath(path.parent)
+        if not Path(folder).is_relative_to(os.path.realpath(self._root)):
+            raise DatasetError(
+                f"{path.parent} leads to {folder}, outside of {self._root}: nothing is written through symbolic links in a "
+                "dataset; remove the link, or build into the folder that it points to"
+            )
+        return path
 
 
 class RemoteOutput:

@@ -196,7 +196,7 @@ def test_what_is_not_of_the_cache_is_neither_counted_nor_deleted(cache):
 @pytest.mark.parametrize("sha256", ["", "../mine", "0" * 63, "0" * 64 + ".part", "A" * 64, "0" * 64 + "\n"])
 def test_a_manifest_cannot_reach_out_of_the_cache(cache, tmp_path, sha256):
     (tmp_path / "mine").write_bytes(b"mine")
-    with pytest.raises(rd.DatasetError, match=r"manifest is damaged.*not a sha256"):
+    with pytest.raises(rd.DatasetError, match="not a valid sha256"):
         cache.open(sha256, 7, lambda file: file.write(b"not you"))
     assert [path.name for path in tmp_path.rglob("*")] == ["mine"]
 

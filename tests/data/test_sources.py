@@ -153,7 +153,7 @@ def test_file_names_that_are_not_unicode_are_read(image_folder):
     name = os.fsdecode("grö\xdfe.jpg".encode("latin-1"))
     (image_folder / "cat" / "photo_00.jpg").rename(image_folder / "cat" / name)
     source = rd.ImageFolderSource(image_folder)
-    place = list(source.keys).index(name[:-4])
+    place = list(source.keys).index("gr%F6%DFe")  # Latin-1, percent-encoded
     assert source.read(place) == (image_folder / "cat" / name).read_bytes()
     assert source.name(place).endswith(name)
 
