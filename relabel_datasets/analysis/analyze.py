@@ -18,8 +18,9 @@ from ..labels.statistics import CONFIDENT, Statistics, add_up
 from ..shards.manifest import Manifest, Split
 from ..storage.folders import Folder
 from ..storage.resolve import open_folder
-from .boxes import Objects, read_boxes
+from .boxes import read_boxes
 from .label_maps import IOU_LEVELS, SHARE, MapMeasures, measure_maps, suspects
+from .objects import Objects, in_classes
 from .overlap import Overlaps, overlaps, share_above
 
 _BINS = np.linspace(0, 1, 11)  # of intersection over union
@@ -94,7 +95,8 @@ def analyze(
         dataset: as `load_dataset` takes it; images are not read. Default: boxes alone.
         name: the config; may be left out where there is only one.
         split: of the dataset.
-        boxes: see `read_boxes`; matched with samples by file name without extension.
+        boxes: File or folder of boxes, see `read_boxes`. Samples are found by file name without extension, or by the id of a
+            COCO image, see `find_objects`. Classes are found by name; the log lists those that are not.
         num_crops: over all images, rounded up to as many of each.
         num_samples: look at this many images only, spread evenly. Default: all.
         seed: decides the crops.
@@ -134,6 +136,7 @@ def analyze(
         tables.update(_tables(measures, label_maps.manifest.classes))
         tables["fidelity"] = _fidelity(folder, label_maps)
         if objects is not None:
+            objects = in_classes(objects, label_maps.manifest.classes)
             measures = measure_maps(label_maps, objects=objects, **options)
             summary["label maps and objects"] = _summary_of_places(measures)
             tables["by_overlap"] = _by_overlap(measures)

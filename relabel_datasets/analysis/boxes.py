@@ -1,13 +1,13 @@
-"""Boxes of objects from the files that people have: PASCAL VOC or ImageNet XML, and tables in CSV."""
+"""Read boxes of objects from PASCAL VOC or ImageNet XML, COCO JSON, or CSV tables."""
 
 from __future__ import annotations
 
+import codecs
 import csv
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import TextIO, TypeVar
 from xml.etree import ElementTree
 
 import numpy as np
@@ -15,63 +15,60 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from ..errors import DatasetError
-from ..shards.images import IMAGE_EXTENSIONS
+from .coco import read_coco
+from .objects import Objects, image_name, short, to_unit
 
 T = TypeVar("T", int, float)
 
 # Columns of a table: as ImageNet's and PASCAL's lists have them, or as those of the scenes do.
 _CORNERS = (("xmin", "ymin", "xmax", "ymax"), ("x1", "y1", "x2", "y2"))
-_SLACK = 1.0  # pixels by which boxes of both data sets leave their images here and there
-
-
-@dataclass(frozen=True)
-class Objects:
-    """The objects of one image.
-
-    Attributes:
-        size: (height, width) of the image in pixels, as the file of boxes has it.
-        boxes_xyxy: `[N, 4]` float64, in units of the whole image, 0..1.
-        names: of their classes, N, or none where they are not known.
-    """
-
-    size: tuple[int, int]
-    boxes_xyxy: npt.NDArray[np.float64]
-    names: tuple[str, ...] = ()
-
-    def of_class(self, name: str) -> npt.NDArray[np.float64]:
-        """Return the boxes of a class; all where classes are not known or none is of this one."""
-        chosen = self.boxes_xyxy[[each == name for each in self.names]] if self.names else self.boxes_xyxy
-        return chosen if len(chosen) else self.boxes_xyxy
+_NUM_SHOWN = 8  # columns in a message
 
 
 def read_boxes(path: str | os.PathLike[str], *, difficult: bool = False, progress: bool = False) -> dict[str, Objects]:
     """Return the objects of images that have any, by the images' file names without folder and extension.
 
     Args:
-        path: a CSV table, an XML file, or a folder with XML files at any depth. A table has the columns `image`, `width`,
-            `height`, `xmin`, `ymin`, `xmax`, `ymax` (or `x1`, `y1`, `x2`, `y2`) in pixels, 0 being the image's edge, and perhaps
-            `class`; an object a line. XML is as the tools of PASCAL VOC write it: pixels counted from 1, the last one
-            included; a file is called like its image.
-        difficult: whether to take objects that XML marks as difficult; PASCAL's evaluation leaves them out. Those marked as
-            truncated are taken: their boxes hold what is to be seen of them.
-        progress: whether to show a progress bar on stderr while XML files are read.
+        path: One of these:
+
+            - A COCO JSON file with `images`, `annotations` and `categories`; see `read_coco`.
+            - A PASCAL VOC or ImageNet XML file, or a folder with such files at any depth, each named like its image. Pixels
+              are counted from 1, the last one included.
+            - A CSV table with the columns `image`, `width`, `height`, `xmin`, `ymin`, `xmax`, `ymax` (or `x1`, `y1`, `x2`,
+              `y2`) in pixels from the image's edge and, optionally, `class`; one object per line. Columns are separated by
+              commas, semicolons or tabs.
+        difficult: Whether to include objects that XML marks as difficult. PASCAL's evaluation excludes them. Truncated
+            objects are always included.
+        progress: Whether to show a progress bar on stderr while XML files are read.
 
     Raises:
-        FileNotFoundError: no such file, or no XML in the folder.
-        DatasetError: (a ValueError) a file is not of this form, two images have the same name, there is no object at all, or a
-            box is empty or leaves its image by more than a pixel; the message names file and line or object.
+        FileNotFoundError: There is no such file, or no XML in the folder.
+        DatasetError: (a ValueError) A file is in none of these formats, two images have the same name, there are no objects,
+            or a box is empty or leaves its image by more than a pixel. The message names the file and the line or object.
     """
     path = Path(path)
     if path.is_dir():
         files = sorted(path.rglob("*.xml"))
         if not files:
-            raise FileNotFoundError(f"no boxes in {path}: expected XML files, one an image, at any depth")
+            raise FileNotFoundError(
+                f"no boxes in {path}: expected XML files, one an image, at any depth; name a COCO JSON or a CSV itself"
+            )
         return _read_xml_files(path, tqdm(files, desc="read boxes", unit="file", disable=not progress), difficult)
     if not path.is_file():
-        raise FileNotFoundError(f"no boxes at {path}: expected a CSV table, an XML file, or a folder of XML files")
-    if path.suffix.lower() == ".xml":
-        return _read_xml_files(path, [path], difficult)
+        raise FileNotFoundError(
+            f"no boxes at {path}: expected a COCO JSON, a CSV table, an XML file, or a folder of XML files"
+        )
+    match path.suffix.lower(), _first_character(path):
+        case (".json", _) | (_, b"{" | b"["):
+            return read_coco(path)
+        case (".xml", _) | (_, b"<"):
+            return _read_xml_files(path, [path], difficult)
     return _read_table(path)
+
+
+def _first_character(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(1024).removeprefix(codecs.BOM_UTF8).lstrip()[:1]
 
 
 def _read_xml_files(path: Path, files: Iterable[Path], difficult: bool) -> dict[str, Objects]:
@@ -88,35 +85,29 @@ def _read_xml_files(path: Path, files: Iterable[Path], difficult: bool) -> dict[
     return found
 
 
-def _name_of(image: str) -> str:
-    """Return an image's name without folder and extension; what follows a dot may also be part of its name."""
-    name = Path(image).name
-    stem, _, extension = name.rpartition(".")
-    return stem if f".{extension.lower()}" in IMAGE_EXTENSIONS else name
-
-
 def _read_table(path: Path) -> dict[str, Objects]:
     images: dict[str, tuple[str, tuple[int, int]]] = {}
     boxes: dict[str, list[npt.NDArray[np.float64]]] = {}
     names: dict[str, list[str]] = {}
     with path.open(newline="", encoding="utf-8-sig") as file:  # as spreadsheets write it
-        table = csv.DictReader(file)
+        table = csv.DictReader(file, delimiter=_delimiter(file), skipinitialspace=True)
         corners = _corners_of(table, path)
         for where, row in _rows(table, path):
             try:
                 size = int(row["height"]), int(row["width"])
                 corner = [float(row[name]) for name in corners]
-                key = _name_of(row["image"])
-            except (TypeError, ValueError) as error:
+                key = image_name(row["image"])
+            except (TypeError, ValueError, AttributeError):
+                values = ", ".join(f"{name}={short(row.get(name))}" for name in ("image", "width", "height", *corners))
                 raise DatasetError(
-                    f"{where}: expected an image's name, its size and a box in numbers: {error}"
+                    f"{where}: expected an image's name, its size and a box in numbers, got {values}"
                 ) from None
             if images.setdefault(key, (row["image"], size)) != (row["image"], size):
                 raise DatasetError(
-                    f"{where}: image {row['image']!r} of (height, width) {size}, but before, {images[key][0]!r} of "
+                    f"{where}: image {short(row['image'])} of (height, width) {size}, but before, {short(images[key][0])} of "
                     f"{images[key][1]}: images must differ in their names, and have one size"
                 )
-            boxes.setdefault(key, []).append(_to_unit(corner, size, where))
+            boxes.setdefault(key, []).append(to_unit(corner, size, where))
             names.setdefault(key, []).append(row.get("class") or "")
     if not boxes:
         raise DatasetError(f"{path} has no boxes: expected a line an object below that of the names")
@@ -124,17 +115,30 @@ def _read_table(path: Path) -> dict[str, Objects]:
     return {key: Objects(images[key][1], np.array(boxes[key]), tuple(names[key]) if known else ()) for key in boxes}
 
 
+def _delimiter(file: TextIO) -> str:
+    """Return what separates the columns in the first line of a table."""
+    try:
+        line = file.readline(10_000)
+    except ValueError:  # no text: the table's reader says so
+        line = ""
+    file.seek(0)
+    return max(",;\t", key=line.count)
+
+
 def _corners_of(table: csv.DictReader[str], path: Path) -> tuple[str, ...]:
     """Return the names of the columns of corners."""
     try:
-        columns = set(table.fieldnames or ())
+        table.fieldnames = columns = [name.strip().lower() for name in table.fieldnames or ()]
     except (csv.Error, ValueError) as error:
         raise DatasetError(f"{path} is no CSV table: {error}") from None
-    corners = next((each for each in _CORNERS if columns.issuperset(each)), None)
-    if corners is None or not columns.issuperset(("image", "width", "height")):
+    corners = next((each for each in _CORNERS if set(columns).issuperset(each)), None)
+    missing = {"image", "width", "height"} - set(columns)
+    if corners is None or missing:
+        shown = ", ".join(short(name) for name in columns[:_NUM_SHOWN])
+        more = f" and {len(columns) - _NUM_SHOWN} more" if len(columns) > _NUM_SHOWN else ""
         raise DatasetError(
-            f"{path} has the columns {sorted(columns)}: expected image, width, height, xmin, ymin, xmax, ymax, and "
-            "perhaps class, in the first line"
+            f"{path} has the columns {shown}{more} in its first line: expected image, width, height, xmin, ymin, xmax, ymax, "
+            "and optionally class"
         )
     return corners
 
@@ -154,7 +158,7 @@ def _read_xml(path: Path, difficult: bool) -> Objects:
     except (ElementTree.ParseError, ValueError, LookupError) as error:  # the latter two of unknown encodings
         raise DatasetError(f"{path} is no XML, or damaged: {error}") from None
     if root.tag != "annotation":
-        raise DatasetError(f"{path} has a root <{root.tag}>: expected PASCAL VOC's <annotation>")
+        raise DatasetError(f"{path} has a root <{root.tag[:60]}>: expected PASCAL VOC's <annotation>")
     size = _number(root, "size/height", int, path), _number(root, "size/width", int, path)
     boxes, names = [], []
     for number, element in enumerate(root.findall("object"), 1):
@@ -165,7 +169,7 @@ def _read_xml(path: Path, difficult: bool) -> Objects:
         if not name:
             raise DatasetError(f"{where} has no <name>")
         x1, y1, x2, y2 = (_number(element, f"bndbox/{side}", float, where) for side in _CORNERS[0])
-        boxes.append(_to_unit((x1 - 1, y1 - 1, x2, y2), size, where))  # from pixels counted from 1 to edges
+        boxes.append(to_unit((x1 - 1, y1 - 1, x2, y2), size, where))  # from pixels counted from 1 to edges
         names.append(name)
     return Objects(size, np.array(boxes).reshape(-1, 4), tuple(names))
 
@@ -178,19 +182,4 @@ def _number(element: ElementTree.Element, name: str, kind: Callable[[str], T], w
         return kind(text)
     except ValueError:
         expected = "a whole number" if kind is int else "a number"
-        raise DatasetError(f"{where}: <{name.replace('/', '><')}> is {text!r}, not {expected}") from None
-
-
-def _to_unit(corners: Sequence[float], size: tuple[int, int], where: str) -> npt.NDArray[np.float64]:
-    """Return a box in units of the whole image, cut at its edges."""
-    height, width = size
-    if height < 1 or width < 1:
-        raise DatasetError(f"{where}: an image of height {height} and width {width}: expected its size in pixels")
-    x1, y1, x2, y2 = corners
-    if min(x1, y1) < -_SLACK or x2 > width + _SLACK or y2 > height + _SLACK or not (x1 < x2 and y1 < y2):
-        raise DatasetError(
-            f"{where}: the box {tuple(corners)} is empty or leaves the image of height {height} and width {width}: are these "
-            "pixels (x1, y1, x2, y2) of the same image?"
-        )
-    box = np.array(corners, float) / (width, height, width, height)
-    return np.clip(box, 0, 1)
+        raise DatasetError(f"{where}: <{name.replace('/', '><')}> is {short(text)}, not {expected}") from None

@@ -5,8 +5,9 @@ Shapes: B images, C classes, K stored logits, H x W locations.
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,14 +23,17 @@ from ..labels.crops import random_resized_crops
 from ..labels.encoding import Encoded
 from ..labels.pooling import pool_labels
 from ..labels.statistics import confident_classes
-from .boxes import Objects
+from .objects import Objects, find_objects
 from .overlap import Floats, overlaps
+
+logger = logging.getLogger(__name__)
 
 Column = npt.NDArray[Any]
 SHARE = 0.1  # of a crop's label, from which on a class counts as one of the crop's
 IOU_LEVELS = (0.3, 0.5, 0.7)
 _THRESHOLDS = np.linspace(0, 1, 21)[1:]  # of heatmaps, from their least value to their greatest
 _BATCH_CROPS = 4096
+_BATCH_MAPS = 1024
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,7 @@ def measure_maps(
 
     Args:
         label_maps: of a split.
-        objects: by file name without extension; images that have none are then left out.
+        objects: By file name without extension, see `find_objects`. Images that have none are then left out.
         num_crops: over all images, rounded up to as many of each.
         num_samples: look at this many images only, spread evenly. Default: all.
         seed: decides the crops.
@@ -79,7 +83,10 @@ def measure_maps(
     supervised object localization methods right", 2020), but the box is around all locations above a threshold and not around
     the largest connected ones.
     """
-    rows = _choose(label_maps, objects, num_samples)
+    if not len(label_maps):
+        raise ValueError(f"split {label_maps.split.name!r} has no samples")
+    by_row = {} if objects is None else _objects_by_row(label_maps, objects)
+    rows = _spread(range(len(label_maps)) if objects is None else list(by_row), num_samples)
     per_image = math.ceil(num_crops / len(rows))
     size = max(1, min(256, _BATCH_CROPS // per_image))
     generator = np.random.default_rng(seed)
@@ -94,7 +101,7 @@ def measure_maps(
             found = dict(image=start + owner, **_of_crops(encoded, labels, boxes, owner))
             if objects is not None:
                 names = [label_maps.manifest.classes[label] for label in labels.tolist()]
-                theirs = [objects[name_of(key)].of_class(name) for key, name in zip(keys, names, strict=True)]
+                theirs = [by_row[row].of_class(name) for row, name in zip(batch, names, strict=True)]
                 found["best_iou"] = overlaps(boxes, [theirs[i] for i in owner]).best
                 places.add(image=start + np.arange(len(batch)), **_of_places(encoded, labels, theirs))
             crops.add(**found)
@@ -126,35 +133,34 @@ class _Columns:
         return {name: np.concatenate(parts) for name, parts in self._parts.items()}
 
 
-def name_of(key: str) -> str:
-    """Return the name of a sample's image without folder and extension: keys may be paths, and have no dots."""
-    return key.rpartition("/")[2].replace("%2E", ".").replace("%25", "%")
-
-
-def _choose(label_maps: LabelMaps, objects: Mapping[str, Objects] | None, num_samples: int | None) -> list[int]:
-    if not len(label_maps):
-        raise ValueError(f"split {label_maps.split.name!r} has no samples")
-    rows = list(range(len(label_maps))) if objects is None else _with_objects(label_maps, objects)
+def _spread(rows: Sequence[int], num_samples: int | None) -> list[int]:
     if num_samples is None or num_samples >= len(rows):
-        return rows
+        return list(rows)
     return [rows[i] for i in np.linspace(0, len(rows) - 1, num_samples).round().astype(int)]
 
 
-def _with_objects(label_maps: LabelMaps, objects: Mapping[str, Objects]) -> list[int]:
-    rows: dict[str, int] = {}
-    for row, key in enumerate(label_maps):
-        name = name_of(key)
-        if name in objects and rows.setdefault(name, row) != row:
-            raise ValueError(
-                f"samples {label_maps.index.key(rows[name])!r} and {key!r} are of images of the same name: boxes are found "
-                "by it, so rename the images and build the label maps anew"
-            )
-    if not rows:
-        raise ValueError(
-            f"none of the {len(label_maps)} samples, such as {next(iter(label_maps), None)!r}, has boxes among the "
-            f"{len(objects)} images that have, such as {next(iter(objects), None)!r}"
-        )
-    return list(rows.values())
+def _objects_by_row(label_maps: LabelMaps, objects: Mapping[str, Objects]) -> dict[int, Objects]:
+    """Return the objects of each sample that has any, by row, without those that were measured on an unturned image."""
+    keys = list(label_maps)
+    found = find_objects(keys, objects)
+    by_row = {row: found[key] for row, key in enumerate(keys) if key in found}
+    rows = list(by_row)
+    turned = []
+    for start in range(0, len(rows), _BATCH_MAPS):
+        batch = rows[start : start + _BATCH_MAPS]
+        for row, label_map in zip(batch, label_maps.at_rows(batch), strict=True):
+            size = by_row[row].size
+            if label_map.canvas_size != size and label_map.canvas_size == size[::-1]:
+                turned.append(row)
+    if turned:
+        logger.warning(
+            "%d of %d images with boxes, such as %r, are left out: EXIF turns the image, and its boxes were measured before",
+            len(turned), len(rows), keys[turned[0]],
+        )  # fmt: skip
+        by_row = {row: each for row, each in by_row.items() if row not in set(turned)}
+    if not by_row:
+        raise ValueError(f"all {len(rows)} images with boxes are turned by EXIF, and their boxes were measured before")
+    return by_row
 
 
 def _stack(label_maps: LabelMaps, rows: list[int]) -> tuple[Encoded, list[str], Tensor, list[tuple[int, int]]]:

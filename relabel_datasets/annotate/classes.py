@@ -89,11 +89,7 @@ def _rows_by_name(annotator_classes: Sequence[str], wanted: Sequence[str]) -> di
         exact = {name: row for row, name in enumerate(annotator_classes)}
         return {name: exact[name] for name in wanted}  # without the words of WordNet, which take a while to load
     words = class_words([*annotator_classes, *wanted])
-    tables: list[dict[str, list[int]]] = [defaultdict(list) for _ in range(4)]
-    for row, name in enumerate(annotator_classes):
-        for table, forms in zip(tables, _forms(name, words[name]), strict=True):
-            for form in forms:
-                table[form].append(row)
+    tables = _tables(annotator_classes, words)
     candidates = {name: _candidates(name, words[name], annotator_classes, tables) for name in wanted}
     unclear = [name for name, rows in candidates.items() if len(rows) != 1]
     if unclear:
@@ -112,6 +108,23 @@ def _rows_by_name(annotator_classes: Sequence[str], wanted: Sequence[str]) -> di
             f"{len(annotator_classes)}: {'; '.join(reasons)}{more}. Give their annotator class, or its index, in mapping"
         )
     return {name: rows[0] for name, rows in candidates.items()}
+
+
+def candidate_rows(classes: Sequence[str], wanted: Sequence[str]) -> dict[str, list[int]]:
+    """Return the rows of `classes` that each wanted name may be, compared as in `match_classes`; none or several may fit."""
+    words = class_words([*classes, *wanted])
+    tables = _tables(classes, words)
+    return {name: _candidates(name, words[name], classes, tables) for name in wanted}
+
+
+def _tables(classes: Sequence[str], words: Mapping[str, str]) -> list[dict[str, list[int]]]:
+    """Return, for each kind of name, the rows of the classes that have it."""
+    tables: list[dict[str, list[int]]] = [defaultdict(list) for _ in range(4)]
+    for row, name in enumerate(classes):
+        for table, forms in zip(tables, _forms(name, words[name]), strict=True):
+            for form in forms:
+                table[form].append(row)
+    return tables
 
 
 def _candidates(

@@ -16,7 +16,9 @@ def add_analyze(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     parser.add_argument("dataset", nargs="?", help="folder, URL, org/name on the Hub, or short name")
     parser.add_argument("--config", help="may be left out where there is only one")
     parser.add_argument("--split", default="train", help="(default: %(default)s)")
-    parser.add_argument("--boxes", type=Path, metavar="PATH", help="objects: CSV, PASCAL VOC XML, or a folder of XML")
+    parser.add_argument(
+        "--boxes", type=Path, metavar="PATH", help="objects: COCO JSON, CSV, PASCAL VOC XML, or a folder of XML"
+    )
     parser.add_argument(
         "--crops", type=int, default=100_000, metavar="N", help="over all images (default: %(default)s)"
     )

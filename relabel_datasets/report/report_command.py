@@ -21,7 +21,9 @@ def add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--samples", type=int, default=1000, metavar="N",
         help="at most so many to look at, spread evenly; statistics are of all (default: %(default)s)",
     )  # fmt: skip
-    parser.add_argument("--boxes", type=Path, metavar="PATH", help="objects: CSV, PASCAL VOC XML, or a folder of XML")
+    parser.add_argument(
+        "--boxes", type=Path, metavar="PATH", help="objects: COCO JSON, CSV, PASCAL VOC XML, or a folder of XML"
+    )
     parser.add_argument(
         "--crops", type=int, default=100_000, metavar="N", help="that statistics are of (default: %(default)s)"
     )

@@ -12,9 +12,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..analysis.boxes import Objects, read_boxes
-from ..analysis.label_maps import name_of
+from ..analysis.boxes import read_boxes
 from ..analysis.metrics import Metrics, real_labels
+from ..analysis.objects import Objects, find_objects, match_object_classes, short
 from ..annotate.classes import match_classes
 from ..data.loading import load_dataset
 from ..data.sources import ImageSource, open_source
@@ -96,8 +96,8 @@ def evaluate(
     Args:
         model: a checkpoint of `train_student`, or what `load_classifier` returns.
         images: to predict, or their path, see `open_images`.
-        boxes: of all objects in the images with their classes, or their path, see `read_boxes`: for the metrics of several
-            true classes. Classes that are not among those that compete are left out.
+        boxes: All objects in the images with their classes, or the path of a file with them, see `read_boxes`. Required for
+            the metrics of several true classes. Objects of classes that do not compete are left out; the log lists these.
         among: whether only the images' own classes compete, and not all that the model knows.
         batch_size: images a step.
         num_workers: processes that read images.
@@ -166,21 +166,17 @@ def _present(
 ) -> dict[str, list[int]]:
     """Return the indices of the classes of all objects in each image that has any, by key."""
     objects = read_boxes(boxes) if isinstance(boxes, str | os.PathLike) else boxes
-    by_key = {key: objects[name_of(key)].names for key in keys if name_of(key) in objects}
-    if not by_key:
-        raise ValueError(
-            f"none of the {len(keys)} images, such as {next(iter(keys), None)!r}, has boxes among the {len(objects)} that "
-            f"have, such as {next(iter(objects), None)!r}"
-        )
-    if len({name_of(key) for key in by_key}) < len(by_key):
-        raise ValueError("two images of the same file name have boxes, which are found by it: rename the images")
-    names = sorted({name for found in by_key.values() for name in found})
-    if classes is None or not names:
+    by_key = find_objects(keys, objects)
+    if classes is None or not any(each.names for each in by_key.values()):
         raise ValueError(f"the {'boxes' if classes else 'classes'} have no names, so objects cannot be told apart")
-    index = {name: place for place, name in enumerate(classes)}
-    if not index.keys() & set(names):  # perhaps words where the classes are synsets, or the other way
-        index = dict(zip(names, match_classes(classes, names), strict=True))
-    return {key: sorted({index[name] for name in found if name in index}) for key, found in by_key.items()}
+    index = match_object_classes(by_key.values(), classes, "objects of these do not count")
+    if not index:
+        names = sorted({name for each in by_key.values() for name in each.names})
+        raise ValueError(
+            f"none of the {len(names)} object classes, such as {short(names[0])}, is one of the {len(classes)} classes, such "
+            f"as {short(classes[0])}: names must be the same"
+        )
+    return {key: sorted({index[name] for name in each.names if name in index}) for key, each in by_key.items()}
 
 
 def _real_labels(keys: Sequence[str], classes: Sequence[str] | None) -> dict[str, list[int]] | None:

@@ -27,7 +27,9 @@ def add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("images", help="ImageFolder, WebDataset tars, HF dataset, or a dataset with label maps")
     parser.add_argument("--config", help="of a dataset with label maps; may be left out where there is only one")
     parser.add_argument("--split", default="validation", help="of a dataset (default: %(default)s)")
-    parser.add_argument("--boxes", type=Path, metavar="PATH", help="objects: CSV, PASCAL VOC XML, or a folder of XML")
+    parser.add_argument(
+        "--boxes", type=Path, metavar="PATH", help="objects: COCO JSON, CSV, PASCAL VOC XML, or a folder of XML"
+    )
     parser.add_argument("--among", action="store_true", help="only the images' classes compete, not all of the model's")
     parser.add_argument("--image-size", type=int, metavar="PX", help="(default: of the checkpoint, or timm's)")
     parser.add_argument("--crop-pct", type=float, metavar="SHARE", help="(default: of the checkpoint, or timm's)")

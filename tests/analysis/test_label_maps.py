@@ -174,7 +174,7 @@ def test_images_without_objects_are_left_out_and_unknown_names_told_of(scenes, s
     some = {key: objects[key] for key in list(objects)[::5]}
     measures = measure_maps(label_maps, objects=some, num_crops=1, progress=False)
     assert set(measures.images["key"].tolist()) == set(some)
-    with pytest.raises(ValueError, match=r"none of the 48 samples, such as 'train_.*', has boxes among the 1 images"):
+    with pytest.raises(ValueError, match=r"none of the 48 images, such as 'train_.*', has boxes among the 1 that have"):
         measure_maps(label_maps, objects={"other": objects["train_00000"]}, progress=False)
 
 

@@ -75,6 +75,38 @@ def test_objects_are_found_by_name_and_unknown_ones_left_out(folder, boxes):
     assert rd.evaluate(classifier(), folder, boxes=read_boxes(boxes), among=True) == found
 
 
+def test_boxes_in_cocos_json_count_as_those_of_a_table(folder, boxes, tmp_path, caplog):
+    reference = rd.evaluate(classifier(), folder, boxes=boxes, among=True)
+    assert "1 of 3 object classes match none of the 3 classes, such as 'blue': 'cat'; objects of these" in caplog.text
+    names = [f"{name}_{number}.png" for name in COLOURS for number in range(2)]
+    content = {
+        "images": [{"id": i, "file_name": f"val/{name}", "width": 16, "height": 16} for i, name in enumerate(names)],
+        "categories": [
+            {"id": i, "name": name} for i, name in enumerate(("Green", "red", "cat"))
+        ],  # matched in any case
+        "annotations": [
+            {"image_id": i, "category_id": category, "bbox": [0, 0, 8, 8], "iscrowd": 0}
+            for i, name in enumerate(names)
+            for category in ([0, 1, 2] if name.startswith("red") else [0])
+        ],
+    }
+    path = tmp_path / "instances.json"
+    path.write_text(json.dumps(content))
+    assert rd.evaluate(classifier(), folder, boxes=path, among=True) == reference
+    content["images"] = [
+        {**image, "file_name": f"{image['id']}.png", "id": names[image["id"]][:-4]} for image in content["images"]
+    ]
+    content["annotations"] = [{**each, "image_id": names[each["image_id"]][:-4]} for each in content["annotations"]]
+    path.write_text(json.dumps(content))
+    assert rd.evaluate(classifier(), folder, boxes=path, among=True) == reference  # by id
+    content["categories"] = [{"id": i, "name": f"other {i}"} for i in range(3)]
+    path.write_text(json.dumps(content))
+    with pytest.raises(
+        ValueError, match="none of the 3 object classes, such as 'other 0', is one of the 4 classes, such"
+    ):
+        rd.evaluate(classifier(), folder, boxes=path)
+
+
 def test_batches_and_workers_do_not_matter(folder, boxes):
     model = classifier()
     model.model.train()
