@@ -11,8 +11,7 @@ import pytest
 import webdataset
 
 import relabel_datasets as rd
-from relabel_datasets.annotate.pairing import read_size
-from relabel_datasets.shards.images import decode_image, decode_reduced, orientation_of
+from relabel_datasets.shards.images import decode_image, decode_reduced, orientation_of, read_size
 from tests.conftest import ColourNet, picture
 
 pytestmark = [

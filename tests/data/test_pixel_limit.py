@@ -10,9 +10,8 @@ import PIL.ImageFile
 import pytest
 
 import relabel_datasets as rd
-from relabel_datasets.annotate.pairing import read_size
 from relabel_datasets.errors import ImageError
-from relabel_datasets.shards.images import decode_image, decode_reduced
+from relabel_datasets.shards.images import decode_image, decode_reduced, read_size
 from tests.conftest import ROOT, ColourNet, picture
 
 LIMIT = 10_000  # Pillow warns above it, and refuses above twice of it
