@@ -11,6 +11,7 @@ from tests.conftest import ROOT
 LAYERS = [
     "errors",
     "naming",
+    "schema",
     "labels",
     "storage",
     "shards",

@@ -43,7 +43,7 @@ class LabelMaps(Mapping[str, LabelMap]):
     def __init__(self, root: str | os.PathLike[str] | Folder, name: str | None = None, split: str = "train") -> None:
         folder, self.manifest = open_config(open_folder(root), name)
         self.split = find_split(self.manifest, split)
-        self.index = Index(folder, self.split)
+        self.index = Index(folder, self.split, len(self.manifest.classes))
         self.shards = ShardReader(folder, self.split)
 
     def __len__(self) -> int:
@@ -71,7 +71,8 @@ class LabelMaps(Mapping[str, LabelMap]):
         for row in rows:
             keys.append(self.index.key(row))
             blobs.append(self.map_bytes(row))
-        return read_label_maps(blobs, keys, self.index.labels[np.asarray(rows, np.int64)].tolist())
+        labels = self.index.labels[np.asarray(rows, np.int64)].tolist()
+        return read_label_maps(blobs, keys, labels, len(self.manifest.classes))
 
     def map_bytes(self, row: int) -> bytes:
         """Return the bytes of a row's label map as they are stored."""

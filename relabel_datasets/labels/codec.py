@@ -28,7 +28,9 @@ from safetensors.numpy import save
 from torch import Tensor
 
 from ..errors import LabelMapError
+from ..schema import FieldError, fields, integer, list_of, one_of, parse_json, record, shown, text, tuple_of
 from .encoding import Encoded, quantize_heatmaps
+from .limits import MAX_CLASSES, MAX_DENSE, MAX_SIDE
 from .packed_base import Array, PackedBase, unpack_levels
 
 VERSION = 1
@@ -37,8 +39,7 @@ DEFAULT_DTYPES = {"heatmaps": "uint4", "topk": "float16"}  # the smallest that l
 _LEVELS = {"uint4": 16, "uint8": 256}
 _CLASS_DTYPES: dict[str, np.dtype[Any]] = {name: np.dtype(f"uint{name[1:]}") for name in ("U8", "U16", "U32")}
 _NUMPY_DTYPES: dict[str, np.dtype[Any]] = {**_CLASS_DTYPES, "F16": np.dtype(np.float16)}
-_MAX_CLASSES = 1 << 32
-_MAX_HEADER = 1 << 16  # bytes; a label map's header has some 350
+_MAX_HEADER = 1 << 12  # bytes; a label map's header has some 350, and thousands of headers are cached
 
 
 class Decoded(NamedTuple):
@@ -98,8 +99,15 @@ def _check_encodable(encoded: Encoded, canvas_sizes: list[tuple[int, int]]) -> N
         )
     if len(canvas_sizes) != len(logits) or any(min(canvas) < 1 for canvas in canvas_sizes):
         raise ValueError(f"expected {len(logits)} canvas sizes of positive height and width, got {canvas_sizes}")
-    if not 2 <= num_classes <= _MAX_CLASSES:
-        raise ValueError(f"a label map has 2 to 2**32 classes, got {num_classes}")
+    if not 2 <= num_classes <= MAX_CLASSES:
+        raise ValueError(f"a label map has 2 to {MAX_CLASSES} classes, got {num_classes}")
+    if num_classes * math.prod(logits.shape[2:]) > MAX_DENSE:
+        raise ValueError(
+            f"a label map has at most {MAX_DENSE} classes x locations, got {num_classes} x {tuple(logits.shape[2:])}: "
+            "choose a smaller input size"
+        )
+    if any(max(canvas) > MAX_SIDE for canvas in canvas_sizes):
+        raise ValueError(f"canvas sizes must be at most {MAX_SIDE}, got {canvas_sizes}")
     if bool(((classes < 0) | (classes >= num_classes)).any()):
         raise ValueError(f"class indices must be in 0 .. {num_classes - 1}")
     if bool((classes.sort(1).values.diff(dim=1) == 0).any()):
@@ -173,11 +181,15 @@ def _pack(levels: Tensor, dtype: str) -> Array:
     return packed
 
 
-def decode(blobs: Sequence[bytes]) -> list[Decoded]:
-    """Return the contents of safetensors bytes; those of maps that are stored alike lie in one piece of memory.
+def decode(blobs: Sequence[bytes], num_classes: int | None = None) -> list[Decoded]:
+    """Return the contents of label maps; those that are stored alike share one block of memory.
+
+    Args:
+        blobs: Safetensors bytes of each map.
+        num_classes: Number of classes that each map must have. Default: any.
 
     Raises:
-        LabelMapError: the bytes of one are not a valid label map, and why.
+        LabelMapError: The bytes of one are not a valid label map, or it has another number of classes.
     """
     alike: dict[int, list[int]] = {}
     layouts, canvas_sizes = [], []
@@ -195,6 +207,9 @@ def decode(blobs: Sequence[bytes]) -> list[Decoded]:
         alike.setdefault(id(layout), []).append(place)
     contents: dict[int, Decoded] = {}
     for places in alike.values():
+        found = layouts[places[0]].num_classes
+        if num_classes not in (None, found):
+            raise LabelMapError(f"it has {found} classes, but its dataset has {num_classes}: it is of another dataset")
         some = blobs if len(places) == len(blobs) else [blobs[place] for place in places]
         sizes = [canvas_sizes[place] for place in places]
         contents.update(zip(places, _decode_alike(some, layouts[places[0]], sizes), strict=True))
@@ -268,32 +283,41 @@ class _Layout(NamedTuple):
 _the_one = lru_cache(maxsize=1024)(lambda layout: layout)
 
 
+_RANGE = tuple_of(integer(), integer())
+_TENSOR = record(dtype=one_of(*_NUMPY_DTYPES), shape=list_of(integer(1)), data_offsets=_RANGE)
+_TENSORS = fields(dict.fromkeys(("logits", "classes", "base", "ranges"), _TENSOR), optional=("base", "ranges"))
+_STRINGS = record(relabel=text())
+_METADATA = record(
+    version=integer(VERSION, VERSION),
+    num_classes=integer(2, MAX_CLASSES),
+    canvas=tuple_of(integer(1, MAX_SIDE), integer(1, MAX_SIDE)),
+)
+
+
 @lru_cache(maxsize=8192)  # headers differ only by canvas size, of which a dataset has some thousands at most
 def _parse_header(header: bytes) -> tuple[_Layout, tuple[int, int]]:
     """Return the layout, and the canvas size."""
     try:
-        entries = json.loads(header)
-        metadata = json.loads(entries.pop("__metadata__")["relabel"])
-        version, num_classes, canvas = metadata["version"], metadata["num_classes"], metadata["canvas"]
-        tensors = [(name, entry["shape"], entry["dtype"], entry["data_offsets"]) for name, entry in entries.items()]
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise LabelMapError(f"not the header of a label map: {type(error).__name__}: {error}") from error
-    if not _are_counts([version], 1) or version != VERSION:
-        raise LabelMapError(f"format version {version!r} cannot be read, only {VERSION}: update relabel_datasets")
-    if not (_are_counts([num_classes], 2) and num_classes <= _MAX_CLASSES):
-        raise LabelMapError(f"num_classes must be an integer in 2 .. 2**32, got {num_classes!r}")
-    if not (_are_counts(canvas, 1) and len(canvas) == 2):
-        raise LabelMapError(f"canvas must be a positive height and width, got {canvas!r}")
-    for name, shape, dtype, offsets in tensors:
-        if not (_are_counts(shape, 1) and dtype in (*_NUMPY_DTYPES,)):
-            raise LabelMapError(f"{name}: dtype {dtype!r} of shape {shape!r} is not used by label maps")
-        if not (_are_counts(offsets, 0) and len(offsets) == 2):
-            raise LabelMapError(f"{name}: data_offsets must be two byte positions, got {offsets!r}")
+        entries = parse_json(header)
+        strings: Any = entries.pop("__metadata__", None) if isinstance(entries, dict) else None
+        _STRINGS(strings, "__metadata__")
+        metadata = parse_json(strings["relabel"].encode())
+        version = metadata.get("version", VERSION) if isinstance(metadata, dict) else VERSION
+        if type(version) is not int or version != VERSION:
+            raise FieldError(f"format version {shown(version)} cannot be read, only {VERSION}: update relabel_datasets")
+        _METADATA(metadata, "")
+        _TENSORS(entries, "")
+    except ValueError as error:
+        raise LabelMapError(f"not the header of a label map: {error}") from None
+    num_classes, canvas = metadata["num_classes"], metadata["canvas"]
+    tensors = [(name, entry["shape"], entry["dtype"], entry["data_offsets"]) for name, entry in entries.items()]
     start, end, placed = 8 + len(header), 0, {}
     for name, shape, dtype, (begin, stop) in sorted(tensors, key=lambda tensor: tensor[3]):
         numpy_dtype = _NUMPY_DTYPES[dtype]
         if begin != end or stop - begin != math.prod(shape) * numpy_dtype.itemsize:
-            raise LabelMapError(f"{name}: bytes {begin} to {stop} do not fit its shape {shape} or follow on {end}")
+            raise LabelMapError(
+                f"{name}: bytes {begin} to {stop} do not fit its shape {shown(shape)} or do not start at {end}"
+            )
         strides = tuple(numpy_dtype.itemsize * math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
         placed[name] = (tuple(shape), numpy_dtype, start + begin, strides)
         end = stop
@@ -302,21 +326,19 @@ def _parse_header(header: bytes) -> tuple[_Layout, tuple[int, int]]:
     return _the_one(_Layout(tensors_in_order, start + end, num_logits, num_classes, bits)), (canvas[0], canvas[1])
 
 
-def _are_counts(values: object, least: int) -> bool:
-    """Whether this is a list of integers, true and false not among them."""
-    return isinstance(values, list) and all(type(value) is int and value >= least for value in values)
-
-
 def _check_shapes(tensors: dict[str, tuple[tuple[int, ...], np.dtype[Any]]], num_classes: int) -> tuple[int, int]:
     """Return the number of logits per location and the bits they are stored in."""
     has_base, quantized = "base" in tensors, "ranges" in tensors
-    expected_names = {"logits", "classes"} | ({"base"} if has_base else set()) | ({"ranges"} if quantized else set())
-    if set(tensors) != expected_names:
-        raise LabelMapError(f"tensors must be {sorted(expected_names)}, got {sorted(tensors)}")
     logits_shape, classes_shape = tensors["logits"][0], tensors["classes"][0]
     if len(logits_shape) != 3 or not classes_shape:
         raise LabelMapError(f"logits must be [K, H, W] and classes have K, got {logits_shape} and {classes_shape}")
     num_logits, grid = classes_shape[0], logits_shape[1:]
+    if num_classes * math.prod(grid) > MAX_DENSE:
+        raise LabelMapError(
+            f"a map of {num_classes} classes at {grid} locations exceeds {MAX_DENSE} classes x locations"
+        )
+    if num_logits > num_classes:
+        raise LabelMapError(f"a map of {num_classes} classes cannot store {num_logits} of them at each location")
     bits = 16 if not quantized else 4 if has_base and tensors["base"][0] != (num_classes,) else 8
     per_byte = 2 if bits == 4 else 1
     stored = np.dtype(np.float16 if bits == 16 else np.uint8)

@@ -340,25 +340,32 @@ class LabelMap(TVTensor):
         return _whole(content, key, label)
 
 
-def read_label_maps(blobs: Sequence[bytes], keys: Sequence[str], labels: Sequence[int]) -> list[LabelMap]:
+def read_label_maps(
+    blobs: Sequence[bytes], keys: Sequence[str], labels: Sequence[int], num_classes: int | None = None
+) -> list[LabelMap]:
     """Read several label maps at once, several times faster than one at a time. They share one piece of memory.
 
     Args:
         blobs: Bytes of the maps.
         keys: Keys of the samples.
         labels: Original class indices of the samples.
+        num_classes: Number of classes that each map must have. Default: any.
 
     Returns:
         The label maps, in order.
 
     Raises:
-        LabelMapError: (a ValueError) Bytes are not a valid label map. The message names the key.
+        LabelMapError: (a ValueError) Bytes are not a valid label map, or it has another number of classes. The message
+            names the key.
     """
     try:
-        contents = codec.decode(blobs)
+        contents = codec.decode(blobs, num_classes)
     except LabelMapError:
-        for blob, key in zip(blobs, keys, strict=True):
-            LabelMap.from_safetensors(blob, key=key)  # raises an error that names the key
+        for blob, key in zip(blobs, keys, strict=True):  # find the one that is wrong
+            try:
+                codec.decode([blob], num_classes)
+            except LabelMapError as error:
+                raise LabelMapError(f"label map {key!r}: {error}") from None
         raise
     return [_whole(content, key, label) for content, key, label in zip(contents, keys, labels, strict=True)]
 

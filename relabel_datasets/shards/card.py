@@ -250,7 +250,9 @@ def _features(manifest: Manifest) -> list[dict[str, Any]]:
 
 def _describe(root: Path, manifest: Manifest) -> dict[str, Any]:
     """Return what a template may say of a config."""
-    splits = [_describe_split(root / manifest.config, split) for split in manifest.splits.values()]
+    splits = [
+        _describe_split(root / manifest.config, split, len(manifest.classes)) for split in manifest.splits.values()
+    ]
     return {
         "name": manifest.config,
         "annotator": manifest.annotator.get("name", manifest.config),
@@ -276,7 +278,7 @@ def _as_size(size: object) -> str | None:
     return None
 
 
-def _describe_split(folder: Path, split: Split) -> dict[str, Any]:
+def _describe_split(folder: Path, split: Split, num_classes: int) -> dict[str, Any]:
     num_samples = max(1, split.num_samples)
     statistics = add_up([Statistics(), *split.shard_statistics])
     last = len(split.filenames) - 1
@@ -287,7 +289,7 @@ def _describe_split(folder: Path, split: Split) -> dict[str, Any]:
         "images": split.image_extension is not None,
         "megabytes": sum(split.shard_bytes) / 1e6,
         "bytes_per_sample": sum(split.shard_bytes) / num_samples,
-        "map_bytes": Index(LocalFolder(folder), split).mean_size("map"),
+        "map_bytes": Index(LocalFolder(folder), split, num_classes).mean_size("map"),
         "num_skipped": len(split.skipped),
         "shards": f"{split.name}-{{00000..{last:05d}}}-of-{last + 1:05d}.tar",
         "agreement": statistics.agreeing / num_samples,

@@ -9,7 +9,6 @@ are images, uint64, bytes in the shard; `key_end` uint64, where a row's key ends
 from __future__ import annotations
 
 import hashlib
-import json
 import mmap
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -20,11 +19,25 @@ from safetensors.numpy import save
 
 from ..errors import DatasetError
 from ..naming import check_key, is_key
+from ..schema import Rule, fields, integer, one_of, parse_json, record, tuple_of
 from ..storage.folders import Folder
 from .manifest import Split
 
 Column = npt.NDArray[Any]
-_DTYPES = {"I32": np.int32, "U32": np.uint32, "U64": np.uint64, "U8": np.uint8}
+_NUMPY_DTYPES: dict[str, np.dtype[Any]] = {
+    name: np.dtype(stored) for name, stored in {"I32": "<i4", "U32": "<u4", "U64": "<u8", "U8": "u1"}.items()
+}
+_DTYPES = {
+    "label": "I32",
+    "map_offset": "U64",
+    "map_size": "U64",
+    "key_bytes": "U8",
+    "key_end": "U64",
+    "sorted_hash": "U64",
+    "sorted_row": "U32",
+}
+_IMAGE_DTYPES = {"image_offset": "U64", "image_size": "U64"}
+_MAX_HEADER = 1 << 16  # bytes; an index has some 700
 
 
 class Row(NamedTuple):
@@ -64,41 +77,91 @@ def make_index(rows: Sequence[Row], *, images: bool) -> bytes:
     return save(columns)
 
 
+def _read_columns(mapped: mmap.mmap, num_rows: int, *, images: bool) -> dict[str, Column]:
+    """Return the columns of an index file.
+
+    Raises:
+        ValueError: It has other columns, dtypes or shapes, or bytes that belong to no column or to several.
+    """
+    length = int.from_bytes(mapped[:8], "little")
+    if len(mapped) < 8 or length > min(_MAX_HEADER, len(mapped) - 8):
+        raise ValueError(f"its {len(mapped)} bytes are not a whole safetensors file")
+    dtypes = _DTYPES | (_IMAGE_DTYPES if images else {})
+    entries = parse_json(mapped[8 : 8 + length])
+    fields({name: _column_rule(name, dtype, num_rows) for name, dtype in dtypes.items()})(entries, "")
+    columns, end = {}, 0
+    for name, entry in sorted(entries.items(), key=lambda named: named[1]["data_offsets"]):
+        begin, stop = entry["data_offsets"]
+        dtype = _NUMPY_DTYPES[entry["dtype"]]
+        if begin != end or stop - begin != entry["shape"][0] * dtype.itemsize:
+            raise ValueError(
+                f"{name}.data_offsets must be {end} to {end + entry['shape'][0] * dtype.itemsize}, got {begin} to {stop}"
+            )
+        end = stop
+        if 8 + length + end > len(mapped):
+            break
+        columns[name] = np.ndarray(entry["shape"], dtype, mapped, 8 + length + begin)
+    if 8 + length + end != len(mapped):
+        raise ValueError(f"its header describes {8 + length + end} bytes or more, but it has {len(mapped)}")
+    return columns
+
+
+def _column_rule(name: str, dtype: str, num_rows: int) -> Rule:
+    rows = integer() if name == "key_bytes" else integer(num_rows, num_rows)
+    return record(dtype=one_of(dtype), shape=tuple_of(rows), data_offsets=tuple_of(integer(), integer()))
+
+
+def _check_columns(columns: dict[str, Column], num_classes: int) -> None:
+    """Check the values that are used without a further check.
+
+    Raises:
+        ValueError: A value is out of range.
+    """
+    labels, ends, rows = columns["label"], columns["key_end"], columns["sorted_row"]
+    num_bytes = len(columns["key_bytes"])
+    if len(labels) and not (labels.min() >= 0 and labels.max() < num_classes):
+        wrong = int(np.flatnonzero((labels < 0) | (labels >= num_classes))[0])
+        raise ValueError(f"label of row {wrong} must be in 0 .. {num_classes - 1}, got {labels[wrong]}")
+    if len(rows) and rows.max() >= len(rows):
+        raise ValueError(f"sorted_row must be in 0 .. {len(rows) - 1}, got {rows.max()}")
+    if len(ends) and not (ends[0] > 0 and (ends[1:] > ends[:-1]).all()):
+        raise ValueError("key_end must increase from row to row: no key is empty")
+    if num_bytes != (ends[-1] if len(ends) else 0):
+        raise ValueError(f"key_end must reach the end of key_bytes, {num_bytes}, got {ends[-1] if len(ends) else 0}")
+
+
 class Index:
     """The index of a split, open for reading.
 
+    Opening checks the header, the labels and where keys end, which takes a millisecond for a million rows. The place of a
+    sample in its shard is checked when the sample is read, and `relabel verify` compares every row with the shards.
+
     Args:
-        folder: of the config.
-        split: from the manifest.
+        folder: Folder of the config.
+        split: The split's entry in the manifest.
+        num_classes: Number of classes, which bounds the labels.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        DatasetError: it is damaged, or not the index of these shards.
+        FileNotFoundError: There is no such file.
+        DatasetError: The file is damaged, or not the index of these shards. The message names the column.
     """
 
-    def __init__(self, folder: Folder, split: Split) -> None:
-        self._folder, self._split = folder, split
-        self._num_samples = num_samples = split.num_samples
+    def __init__(self, folder: Folder, split: Split, num_classes: int) -> None:
+        self._folder, self._split, self._num_classes = folder, split, num_classes
+        self._num_samples = split.num_samples
         self._last = -1, ""
-        path = f"{folder}/{split.index}"
+        self._path = f"{folder}/{split.index}"
         file = folder.open(split.index, split.index_bytes, split.index_sha256)
         try:
             with file:
                 mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            start = 8 + int.from_bytes(mapped[:8], "little")
-            self._columns = {
-                name: np.ndarray(entry["shape"], _DTYPES[entry["dtype"]], mapped, start + entry["data_offsets"][0])
-                for name, entry in json.loads(mapped[8:start]).items()
-            }
-            lengths = {len(column) for name, column in self._columns.items() if name != "key_bytes"}
-            complete = {"label", "key_end", "sorted_hash", "sorted_row", "map_offset", "map_size"} <= set(self._columns)
-        except (ValueError, KeyError, TypeError) as error:
-            raise DatasetError(f"{path} is damaged: {error!r}") from error
-        if lengths != {num_samples} or not complete:
-            raise DatasetError(f"{path} is not the index of these shards: {num_samples} rows expected, got {lengths}")
+            self._columns = _read_columns(mapped, split.num_samples, images=split.image_extension is not None)
+            _check_columns(self._columns, num_classes)
+        except ValueError as error:
+            raise DatasetError(f"{self._path} is damaged or not the index of these shards: {error}") from None
 
-    def __reduce__(self) -> tuple[type[Index], tuple[Folder, Split]]:
-        return Index, (self._folder, self._split)  # a memory map is opened anew in another process
+    def __reduce__(self) -> tuple[type[Index], tuple[Folder, Split, int]]:
+        return Index, (self._folder, self._split, self._num_classes)  # another process opens its own memory map
 
     def __len__(self) -> int:
         return self._num_samples
@@ -114,14 +177,21 @@ class Index:
         return "image_offset" in self._columns
 
     def key(self, row: int) -> str:
-        """Return the key of a row."""
+        """Return the key of a row.
+
+        Raises:
+            DatasetError: The key is not UTF-8.
+        """
         last = self._last  # a sample asks for its key several times; threads may share the index
         if row != last[0]:
             ends = self._columns["key_end"]
             start = int(ends[row - 1]) if row else 0
-            key = self._columns["key_bytes"][start : int(ends[row])].tobytes().decode()
+            try:
+                key = self._columns["key_bytes"][start : int(ends[row])].tobytes().decode()
+            except UnicodeDecodeError as error:
+                raise DatasetError(f"{self._path} is damaged: key_bytes of row {row} must be UTF-8: {error}") from None
             if not is_key(key):
-                check_key(key, f"{self._folder}/{self._split.index}, row {row}")
+                check_key(key, f"{self._path}, row {row}")
             last = self._last = row, key
         return last[1]
 

@@ -8,16 +8,35 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..errors import DatasetError
+from ..labels.limits import MAX_CLASSES, MAX_DENSE
 from ..naming import check_config, check_extension, check_file_name, check_sha256, check_split
+from ..schema import (
+    FieldError,
+    dict_of,
+    fail,
+    free_form,
+    integer,
+    list_of,
+    number,
+    optional,
+    parse_json,
+    record,
+    shown,
+    string,
+    text,
+    tuple_of,
+)
 from ..storage.folders import MANIFEST_NAME, Folder, LocalFolder
 from ..storage.local import write_atomically
 
 VERSION = 1
+MAX_SAMPLES = 2**32 - 1  # of a split: the index has its row numbers in 32 bits
 
 
 @dataclass(frozen=True)
@@ -84,31 +103,23 @@ class Manifest:
             DatasetError: it is damaged, or of another version.
         """
         try:
-            content = json.loads(data)
+            content = parse_json(data)
         except ValueError as error:
             raise DatasetError(f"{path} is damaged, it is not JSON: {error}") from error
         version = content.get("version") if isinstance(content, dict) else None
-        if version != VERSION:
-            raise DatasetError(f"{path} has version {version!r}, this package reads {VERSION}: update relabel_datasets")
+        if type(version) is not int or version != VERSION:
+            raise DatasetError(
+                f"{path} has version {shown(version)}, this package reads {VERSION}: update relabel_datasets"
+            )
         if content.pop("checksum", None) != _checksum(content):
             raise DatasetError(f"{path} is damaged: it is not what was written, by its own checksum")
         try:
-            splits = {name: Split(**split) for name, split in content.pop("splits").items()}
-            manifest = cls(splits=splits, **content)
-        except (TypeError, KeyError, AttributeError) as error:
+            _MANIFEST(content, "")
+            _check_relations(content)
+        except (FieldError, DatasetError) as error:
             raise DatasetError(f"{path} is damaged: {error}") from error
-        for split in splits.values():
-            lists = (
-                split.filenames,
-                split.shard_lengths,
-                split.shard_bytes,
-                split.shard_sha256,
-                split.shard_statistics,
-            )
-            if len({len(values) for values in lists}) != 1 or sum(split.shard_lengths) != split.num_samples:
-                raise DatasetError(f"{path} is damaged: the lists of split {split.name!r} do not agree")
-        _check_names(manifest, path)
-        return manifest
+        splits = {name: Split(**split) for name, split in content.pop("splits").items()}
+        return cls(splits=splits, **content)
 
     def save(self, folder: Path) -> None:
         """Write the manifest into a config's folder, whole or not at all."""
@@ -121,27 +132,72 @@ class Manifest:
         return (json.dumps(content, indent=1, sort_keys=True) + "\n").encode()
 
 
-def _check_names(manifest: Manifest, path: str) -> None:
-    """Raise DatasetError unless all names are valid: they become paths and URLs, and come from strangers."""
-    check_config(manifest.config, f"{path}, config")
+_COUNT = integer(0, MAX_SAMPLES)
+_STATISTICS = tuple_of(_COUNT, _COUNT, _COUNT, number(), _COUNT)  # see labels.statistics.Statistics
+_SPLIT = record(
+    name=check_split,
+    num_samples=_COUNT,
+    filenames=list_of(lambda value, name: check_file_name(value, name, ".tar"), 1),
+    shard_lengths=list_of(_COUNT),
+    shard_bytes=list_of(integer(1)),
+    shard_sha256=list_of(check_sha256),
+    shard_statistics=list_of(_STATISTICS),
+    index=lambda value, name: check_file_name(value, name, ".safetensors"),
+    index_bytes=integer(1),
+    index_sha256=check_sha256,
+    image_extension=optional(check_extension),
+    key_rule=optional(text()),
+    source_sha256=check_sha256,
+    skipped=list_of(record(key=string(), name=string(), error=string())),
+)
+_MANIFEST = record(
+    config=check_config,
+    classes=list_of(text(), 2, MAX_CLASSES),
+    annotator=free_form(name=text()),
+    encoding=record(
+        name=text(".+", "a name"),
+        k=integer(1, MAX_CLASSES),
+        dtype=text(".+", "a name"),
+        map_size=optional(tuple_of(integer(1, MAX_DENSE), integer(1, MAX_DENSE))),
+    ),
+    splits=dict_of(_SPLIT, 1),
+    made_with=text(),
+    version=integer(VERSION, VERSION),
+)
+
+
+def _check_relations(content: dict[str, Any]) -> None:
+    """Check what a manifest says in several fields, each of which follows its own rule.
+
+    Raises:
+        FieldError: Two fields contradict each other.
+    """
+    classes, map_size = content["classes"], content["encoding"]["map_size"]
+    if map_size and len(classes) * math.prod(map_size) > MAX_DENSE:
+        fail("encoding.map_size", f"at most {MAX_DENSE} locations x classes, with {len(classes)} classes", map_size)
     files: set[str] = set()
-    for key, split in manifest.splits.items():
-        where = f"{path}, splits, {check_split(key, f'{path}, splits')}"
-        if split.name != key:
-            raise DatasetError(f"{where}, name: expected {key!r}, got {split.name!r}")
-        check_file_name(split.index, f"{where}, index", ".safetensors")
-        check_sha256(split.index_sha256, f"{where}, index_sha256")
-        for name, sha256 in zip(split.filenames, split.shard_sha256, strict=True):
-            check_file_name(name, f"{where}, filenames", ".tar")
-            check_sha256(sha256, f"{where}, shard_sha256")
-        if split.image_extension is not None:
-            check_extension(split.image_extension, f"{where}, image_extension")
-        for name in (split.index, *split.filenames):
-            if name.lower() in files:  # the file systems of macOS and Windows ignore case
-                raise DatasetError(
-                    f"{where}: the file name {name!r} is used twice: each shard and index is its own file"
-                )
-            files.add(name.lower())
+    for name, split in content["splits"].items():
+        field = f"splits[{shown(name)}]"
+        if split["name"] != name:
+            fail(f"{field}.name", f"{name!r}, its key", split["name"])
+        _check_shards(split, field)
+        for file in (split["index"], *split["filenames"]):
+            if file.lower() in files:  # the file systems of macOS and Windows ignore case
+                raise FieldError(f"{field}: the file name {file!r} is used twice: each shard and index is its own file")
+            files.add(file.lower())
+
+
+def _check_shards(split: dict[str, Any], field: str) -> None:
+    num_shards, lengths = len(split["filenames"]), split["shard_lengths"]
+    for name in ("shard_lengths", "shard_bytes", "shard_sha256", "shard_statistics"):
+        if len(split[name]) != num_shards:
+            fail(f"{field}.{name}", f"a list of {num_shards} values, one for each file name", split[name])
+    if sum(lengths) != split["num_samples"]:
+        fail(f"{field}.num_samples", f"{sum(lengths)}, the sum of shard_lengths", split["num_samples"])
+    for shard, (length, statistics) in enumerate(zip(lengths, split["shard_statistics"], strict=True)):
+        agreeing, several, crops, _, same_best = statistics
+        if max(agreeing, several, crops) > length or same_best > crops:
+            fail(f"{field}.shard_statistics[{shard}]", f"counts of at most {length} samples", statistics)
 
 
 def _checksum(content: dict[str, Any]) -> str:

@@ -154,6 +154,11 @@ class ShardReader:
         if mapped is None:
             mapped = self._maps[shard] = self._open(shard)
         offset, size = extent
+        if not _BLOCK <= offset <= len(mapped) - size:
+            raise DatasetError(
+                f"{self._folder}/{self._split.index} is damaged: it has {name} at bytes {offset} to {offset + size}, but "
+                f"{self._split.filenames[shard]} has {len(mapped)} bytes"
+            )
         # Index and shard may be of different builds; comparing the header, which holds 100 bytes, costs a microsecond.
         expected = name.encode()[:100]
         if mapped[offset - _BLOCK : offset - _BLOCK + len(expected)] != expected:

@@ -222,19 +222,16 @@ def _open_splits(
     for split in manifest.splits.values():
         index = None
         try:
-            index = _open_index(folder, split)
+            index = _open_index(folder, split, len(manifest.classes))
         except (OSError, DatasetError) as error:
             problems.append(Problem(name, split.name, None, None, str(error)))
         yield SplitToCheck(source, config, manifest, split, index, quick)
 
 
-def _open_index(folder: Folder, split: Split) -> Index:
+def _open_index(folder: Folder, split: Split, num_classes: int) -> Index:
     with folder.open(split.index, split.index_bytes, split.index_sha256) as file:
         compare_sha256(file, split.index, split.index_sha256)
-    index = Index(folder, split)
-    if index.has_images != (split.image_extension is not None):
-        raise DatasetError(f"{split.index} and the manifest differ in whether the shards hold images: build both anew")
-    return index
+    return Index(folder, split, num_classes)
 
 
 def _stray_shards(split: SplitToCheck) -> list[Problem]:

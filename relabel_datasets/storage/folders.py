@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 MANIFEST_NAME = "_info.json"  # a folder that holds it is a config
 CARD_NAME = "README.md"
-MAX_SMALL_BYTES = 1 << 30  # of a manifest: a thousand shards take about a megabyte
+MAX_SMALL_BYTES = 64 << 20  # of a manifest, as `schema.parse_json` has it: a thousand shards take about a megabyte
 MAX_CARD_BYTES = 16 << 20  # cards name all classes of all configs: 21,000 classes take half a megabyte
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 

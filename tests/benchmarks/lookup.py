@@ -92,7 +92,8 @@ def write_dataset(folder: Path, keys: Sequence[str]) -> float:
         source_sha256="0" * 64,
     )
     classes = [f"class {i}" for i in range(NUM_CLASSES)]
-    Manifest(folder.name, classes, {"name": "none"}, {"name": "heatmaps"}, {"train": split}, "lookup.py").save(folder)
+    encoding = {"name": "heatmaps", "k": 10, "dtype": "uint4", "map_size": [15, 15]}
+    Manifest(folder.name, classes, {"name": "none"}, encoding, {"train": split}, "lookup.py").save(folder)
     with (folder / "table.pickle").open("wb") as file:
         pickle.dump({row.key: i for i, row in enumerate(rows)}, file)
     chosen = np.random.default_rng(2).integers(NUM_SAMPLES, size=NUM_LOOKUPS).tolist()

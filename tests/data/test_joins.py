@@ -333,7 +333,7 @@ def test_keys_that_share_a_hash_are_told_apart(tmp_path, monkeypatch):
     path = tmp_path / "index"
     path.write_bytes(index_module.make_index([index_module.Row(stem, 0, 0, 0) for stem in STEMS], images=False))
     split = Split("train", NUM_IMAGES, [], [], [], [], [], path.name, path.stat().st_size, "", None, None, "")
-    index = index_module.Index(rd.open_folder(tmp_path), split)
+    index = index_module.Index(rd.open_folder(tmp_path), split, 1)
     keys = [*reversed(STEMS), "n01_11", "other_1"]
     assert index.rows(keys).tolist() == [*reversed(range(NUM_IMAGES)), -1, -1]
 

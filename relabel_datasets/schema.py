@@ -1,0 +1,247 @@
+"""Declarative checks of JSON that comes with a dataset: an error names the field, what was expected and what was found.
+
+A rule is a function of a value and of the name of its field. Rules are built once, at import:
+
+    >>> rule = record(name=text(), sizes=list_of(integer(1)))
+    >>> rule({"name": "a", "sizes": [1, 2.5]}, "entry")
+    Traceback (most recent call last):
+    relabel_datasets.schema.FieldError: entry.sizes[1] must be an integer of at least 1, got 2.5
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, NoReturn
+
+Rule = Callable[[Any, str], object]
+
+MAX_INT = 2**63 - 1
+_MAX_DEPTH = 32  # of free-form values; later code walks them recursively
+_MAX_BYTES, _MAX_VALUES = 64 << 20, 6_000_000  # together they keep the parsed value below 1 GiB
+_SHOWN = 80  # characters of a wrong value in an error
+
+
+class FieldError(ValueError):
+    """A value that breaks the rule of its field."""
+
+
+def parse_json(data: bytes) -> Any:
+    """Return the value of strict JSON.
+
+    Args:
+        data: UTF-8 text, at most 64 MiB.
+
+    Raises:
+        ValueError: The text is not UTF-8 or not JSON, is too large, is nested too deeply, repeats a key of an object, or
+            has a number that is not finite.
+    """
+    num_values = sum(data.count(character) for character in (b",", b"[", b"{"))
+    if len(data) > _MAX_BYTES or num_values > _MAX_VALUES:
+        raise ValueError(f"it has {len(data)} bytes and about {num_values} values, too many to be what it should be")
+    try:
+        return _DECODER.decode(data.decode())  # json.loads would also accept UTF-16 and UTF-32
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {shown(repeated)} is repeated")
+    return values
+
+
+def _finite(number: str) -> float:
+    value = float(number)
+    if not math.isfinite(value):
+        raise ValueError(f"{number[:_SHOWN]} is not a finite number")
+    return value
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_distinct, parse_float=_finite, parse_constant=_finite)
+
+
+def shown(value: object) -> str:
+    """Return a short `repr` of a value for an error message."""
+    if isinstance(value, (str, list, dict)) and len(value) > _SHOWN:
+        kind = {str: "text", list: "list", dict: "dict"}[type(value)]
+        return f"a {kind} of length {len(value)}"
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+
+
+def fail(name: str, expected: str, value: object) -> NoReturn:
+    """Raise the FieldError of a value."""
+    raise FieldError(f"{name} must be {expected}, got {shown(value)}")
+
+
+def integer(low: int = 0, high: int = MAX_INT) -> Rule:
+    """Return the rule of an integer in a range, ends included; `true` and `1.0` are none."""
+    expected = f"an integer of at least {low}" if high == MAX_INT else f"an integer in {low} .. {high}"
+    expected = f"{low}" if low == high else expected
+
+    def check(value: Any, name: str) -> None:
+        if type(value) is not int or not low <= value <= high:
+            fail(name, expected, value)
+
+    return check
+
+
+def number() -> Rule:
+    """Return the rule of a finite number."""
+
+    def check(value: Any, name: str) -> None:
+        if type(value) not in (int, float) or abs(value) > MAX_INT:
+            fail(name, "a finite number", value)
+
+    return check
+
+
+def text(pattern: str = r"(?s).*", expected: str = "text") -> Rule:
+    """Return the rule of a string that matches a pattern and that UTF-8 can encode, which excludes lone surrogates."""
+    compiled = re.compile(pattern)
+
+    def check(value: Any, name: str) -> None:
+        if not isinstance(value, str) or not compiled.fullmatch(value) or not _is_unicode(value):
+            fail(name, expected, value)
+
+    return check
+
+
+def _is_unicode(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def string() -> Rule:
+    """Return the rule of any string, such as the name of a file that is not UTF-8."""
+
+    def check(value: Any, name: str) -> None:
+        if not isinstance(value, str):
+            fail(name, "text", value)
+
+    return check
+
+
+def one_of(*values: str) -> Rule:
+    """Return the rule of a string that is one of these."""
+
+    def check(value: Any, name: str) -> None:
+        if not isinstance(value, str) or value not in values:
+            fail(name, f"one of {', '.join(values)}", value)
+
+    return check
+
+
+def optional(rule: Rule) -> Rule:
+    """Return the rule of null, or of a value that follows another rule."""
+
+    def check(value: Any, name: str) -> None:
+        if value is not None:
+            rule(value, name)
+
+    return check
+
+
+def list_of(rule: Rule, low: int = 0, high: int = MAX_INT) -> Rule:
+    """Return the rule of a list with a length in a range, ends included, whose values follow another rule."""
+
+    def check(value: Any, name: str) -> None:
+        if not isinstance(value, list):
+            fail(name, "a list", value)
+        if not low <= len(value) <= high:
+            limits = f"{low}" if low == high else f"at least {low}" if high == MAX_INT else f"{low} to {high}"
+            fail(name, f"a list of {limits} values", value)
+        for place, entry in enumerate(value):
+            rule(entry, f"{name}[{place}]")
+
+    return check
+
+
+def tuple_of(*rules: Rule) -> Rule:
+    """Return the rule of a list whose values follow one rule each."""
+
+    def check(value: Any, name: str) -> None:
+        if not isinstance(value, list) or len(value) != len(rules):
+            fail(name, f"a list of {len(rules)} values", value)
+        for place, (rule, entry) in enumerate(zip(rules, value, strict=True)):
+            rule(entry, f"{name}[{place}]")
+
+    return check
+
+
+def dict_of(rule: Rule, low: int = 0) -> Rule:
+    """Return the rule of a dict with at least `low` keys, whose values follow another rule."""
+
+    def check(value: Any, name: str) -> None:
+        if not isinstance(value, dict) or len(value) < low:
+            fail(name, f"a dict with at least {low} keys" if low else "a dict", value)
+        for key, entry in value.items():
+            rule(entry, f"{name}[{shown(key)}]" if name else shown(key))
+
+    return check
+
+
+def record(**rules: Rule) -> Rule:
+    """Return the rule of a dict that has exactly these fields."""
+    return fields(rules)
+
+
+def fields(rules: Mapping[str, Rule], optional: Collection[str] = ()) -> Rule:
+    """Return the rule of a dict that has no fields but these, of which it may lack the optional ones."""
+    needed = rules.keys() - set(optional)
+
+    def check(value: Any, name: str) -> None:
+        if not isinstance(value, dict):
+            fail(name or "the content", "a dict", value)
+        prefix = f"{name}." if name else ""
+        for missing in sorted(needed - value.keys()):
+            raise FieldError(f"{prefix}{missing} is missing")
+        for unknown in sorted(value.keys() - rules.keys()):
+            raise FieldError(f"{prefix}{shown(unknown)} is not a known field")
+        for field, entry in value.items():
+            rules[field](entry, f"{prefix}{field}")
+
+    return check
+
+
+def free_form(**rules: Rule) -> Rule:
+    """Return the rule of a dict of any JSON values, some of which must be there and follow a rule."""
+
+    def check(value: Any, name: str) -> None:
+        if not isinstance(value, dict):
+            fail(name, "a dict", value)
+        _check_json(value, name, 0)
+        for field, rule in rules.items():
+            if field not in value:
+                raise FieldError(f"{name}.{field} is missing")
+            rule(value[field], f"{name}.{field}")
+
+    return check
+
+
+_UNICODE, _NUMBER = text(), number()
+
+
+def _check_json(value: Any, name: str, depth: int) -> None:
+    if depth > _MAX_DEPTH:
+        raise FieldError(f"{name} is nested deeper than {_MAX_DEPTH} levels")
+    if isinstance(value, dict):
+        for key, entry in value.items():
+            _UNICODE(key, f"a key of {name}")
+            _check_json(entry, f"{name}.{key}", depth + 1)
+    elif isinstance(value, list):
+        for place, entry in enumerate(value):
+            _check_json(entry, f"{name}[{place}]", depth + 1)
+    elif isinstance(value, str):
+        _UNICODE(value, name)
+    elif value is not None and not isinstance(value, bool):
+        _NUMBER(value, name)
