@@ -107,10 +107,10 @@ class ModuleAnnotator:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self._memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self._module = module.to(self.device).to(memory_format=self._memory_format).eval().requires_grad_(False)
-        self._mean = torch.tensor(self.mean, device=self.device)[:, None, None] * 255
-        self._std = torch.tensor(self.std, device=self.device)[:, None, None] * 255
+        self._mean = torch.tensor(self.mean, dtype=torch.float32, device=self.device)[:, None, None] * 255
+        self._std = torch.tensor(self.std, dtype=torch.float32, device=self.device)[:, None, None] * 255
         try:
-            logits = self._forward(torch.zeros(1, 3, *self.input_size, dtype=torch.uint8))
+            logits = self._forward(torch.zeros(1, 3, *self.input_size, dtype=torch.uint8, device="cpu"))
         except (AssertionError, RuntimeError) as error:
             raise ValueError(f"{self.name} fails for images of {list(self.input_size)} pixels: {error!r}") from error
         self.num_classes = logits.shape[1]
@@ -124,7 +124,7 @@ class ModuleAnnotator:
     def _compile(self) -> None:
         self._module.compile()
         try:
-            self._forward(torch.zeros(1, 3, *self.input_size, dtype=torch.uint8))
+            self._forward(torch.zeros(1, 3, *self.input_size, dtype=torch.uint8, device="cpu"))
         except Exception as error:
             reason = " ".join(str(error).split())[:300]
             raise ValueError(
@@ -208,7 +208,7 @@ class ClassSubset:
         self.annotator = annotator
         self.classes = tuple(classes)
         self.num_classes = len(classes)
-        self._rows = torch.tensor(rows, dtype=torch.long)
+        self._rows = torch.tensor(rows, dtype=torch.long, device="cpu")
 
     def preprocess(self, image: PIL.Image.Image) -> Tensor:
         """Return what the inner annotator takes."""

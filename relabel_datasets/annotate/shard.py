@@ -192,7 +192,7 @@ def _stack(pixels: list[Tensor]) -> Tensor:
     """Return `[B, 3, h, w]`, in memory from which a GPU can copy while it computes."""
     # Where nobody uses a GPU, pinning would take the memory of a CUDA context for nothing.
     pin: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
-    batch = torch.empty(len(pixels), *pixels[0].shape, dtype=pixels[0].dtype, pin_memory=pin)
+    batch = torch.empty(len(pixels), *pixels[0].shape, dtype=pixels[0].dtype, pin_memory=pin, device="cpu")
     return torch.stack(pixels, out=batch)
 
 

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor
 
+from .precision import full_precision
+
 ENCODINGS = {"heatmaps": 10, "topk": 5}  # encoding -> default number of classes to keep
 
 
@@ -77,7 +79,8 @@ def _encode_heatmaps(dense: Tensor, num_kept: int) -> Encoded:
     # part has zero mean over locations, which keeps the mean of the map.
     rest = weight.scatter(1, classes, 0.0)
     rest = rest / rest.sum(1, keepdim=True).clamp_min(torch.finfo(rest.dtype).tiny)
-    common = torch.einsum("bc,bchw->bhw", rest, dense) - (rest * base).sum(1)[:, None, None]
+    with full_precision(dense.device):
+        common = torch.einsum("bc,bchw->bhw", rest, dense) - (rest * base).sum(1)[:, None, None]
     return Encoded(heatmaps - common[:, None], classes[:, :, None, None], base, dense.shape[1])
 
 

@@ -132,7 +132,8 @@ class LabelMap(TVTensor):
         key: str | None = None,
         label: int | None = None,
     ) -> LabelMap:
-        logits = cls._to_tensor(logits)
+        # A tensor stays on its device, also under torch.set_default_device.
+        logits = cls._to_tensor(logits, device=logits.device if isinstance(logits, Tensor) else None)
         classes = torch.as_tensor(classes, device=logits.device)
         base = None if base is None else torch.as_tensor(base, dtype=logits.dtype, device=logits.device)
         if logits.ndim != 3 or not logits.is_floating_point():

@@ -9,6 +9,7 @@ The mean over a part is a weighted mean over locations, see `weights`. So the st
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,11 +17,17 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from .label_map import LabelMap, View
+from .pooling_checks import check_class_range, check_finite, check_inputs, resolve_grid, to_array
+from .precision import full_precision, pooling_dtype
 from .weights import BoxWeights, box_weights, line_weights, view_weights
 
+_eagerly = torch.compiler.disable(reason="LabelPooling computes its weights in NumPy")
 
+
+@_eagerly
 def pool_labels(
     logits: Tensor,
     classes: Tensor,
@@ -31,37 +38,47 @@ def pool_labels(
     output_size: int | Sequence[int] = 1,
     temperature: float = 1.0,
 ) -> Tensor:
-    """Return the soft labels of one box in each of B images, on the device of the logits.
+    """Pool the logits under one box of each of B images into soft labels, on the device of the logits.
 
-    For a box inside the image it equals `softmax(roi_align(dense, box, output_size, aligned=True))`. Of a box that
-    leaves the image, each output cell is the mean over its part inside, and the base where none is. A box of no width
-    or height is the point, or the line, that it has shrunk to.
+    For a box inside the image the result equals `softmax(roi_align(dense, box, output_size, aligned=True))`. If a box
+    leaves the image, each output cell is the mean over its part inside the image, or the base if no part is inside. A
+    box without width or height is pooled as the point or line that it has shrunk to.
+
+    The arithmetic is float32, or float64 for float64 logits, under `torch.autocast` and with any default dtype. As with
+    `torchvision.ops.roi_align`, gradients reach `logits` and `base` but not `boxes_xyxy`. Under `torch.compile` the call
+    is a graph break and runs eagerly.
 
     Args:
-        logits: `[B, K, H, W]` stored logits.
-        classes: `[B, K, H, W]` or `[B, K, 1, 1]` class indices of the logits, different from each other at a location.
-        boxes_xyxy: `[B, 4]` boxes (x1, y1, x2, y2) in units of the whole image, 0..1; x1 > x2 or y1 > y2 mirrors the
-            grid of output cells.
-        num_classes: C.
-        base: `[B, C]` logits of the classes that are not stored; None means 0.
-        output_size: 1 for one label `[B, C]`; (h, w), or n for (n, n), for one label in each cell of a grid over the
-            box.
-        temperature: divides the pooled logits before the softmax; above 1 softens.
+        logits: Stored logits `[B, K, H, W]`, floating point, in any memory format. NaN and infinite logits are not
+            rejected and give NaN labels.
+        classes: Class indices of the logits, integers `[B, K, H, W]` or `[B, K, 1, 1]` in 0 .. C - 1. The K classes of
+            a location must differ, which is not checked. The range is checked on the CPU only: on a GPU the check would
+            wait for the device, and an index out of range ends in a device-side assertion.
+        boxes_xyxy: Boxes (x1, y1, x2, y2) `[B, 4]`, finite, in units of the whole image (0..1), on any device. Boxes on
+            the CPU avoid a synchronisation with a GPU. x1 > x2 or y1 > y2 mirrors the grid of output cells.
+        num_classes: Number of classes C.
+        base: Logits `[B, C]` of the classes that are not stored. Default: 0.
+        output_size: 1 for one label `[B, C]` per box; (h, w), or n for (n, n), for one label per cell of a grid over
+            the box.
+        temperature: Positive divisor of the pooled logits before the softmax; values above 1 soften the labels.
 
     Returns:
-        `[B, C]`, or `[B, C, h, w]`, that sums to 1 over C: float64 for float64 logits, else float32.
+        Soft labels `[B, C]` or `[B, C, h, w]` that sum to 1 over C: float64 for float64 logits, else float32.
 
     Raises:
-        ValueError: shapes do not fit together, or the temperature is not positive.
+        ValueError: The shapes, dtypes or devices do not fit together, a box is not finite, a class index is out of
+            range (CPU), or `num_classes`, `output_size` or `temperature` is not positive.
+        TypeError: An argument is not a tensor or not a number, the call is inside a transform of `torch.func` such as
+            `vmap`, or `boxes_xyxy` has no values that can be read, such as a meta tensor or a `FakeTensor`.
     """
-    batch, _, height, width = _check(logits, classes, num_classes, base, temperature)
-    if boxes_xyxy.shape != (batch, 4):
-        raise ValueError(f"boxes_xyxy must have shape {(batch, 4)}, one box an image, got {tuple(boxes_xyxy.shape)}")
-    boxes = boxes_xyxy.to(_compute_dtype(logits)).cpu()
-    weights = box_weights(boxes, _grid(output_size), (height, width)).to(logits.device)
+    batch, _, height, width = check_inputs(logits, classes, num_classes, base, temperature)
+    boxes = to_array("boxes_xyxy", boxes_xyxy, (batch, 4), pooling_dtype(logits))
+    check_finite("boxes_xyxy", boxes)
+    weights = box_weights(boxes, resolve_grid(output_size), (height, width)).to(logits.device)
     return _pool(logits, classes, base, num_classes, weights, temperature, output_size)
 
 
+@_eagerly
 def pool_views(
     logits: Tensor,
     classes: Tensor,
@@ -72,49 +89,52 @@ def pool_views(
     output_size: int | Sequence[int] = 1,
     temperature: float = 1.0,
 ) -> Tensor:
-    """Return the soft labels of one view of each of B images, rotated and sheared ones included.
+    """Pool the logits under one view of each of B images, rotated and sheared views included.
 
-    Upright views are pooled as boxes, the others by sampling points, as far apart as RoIAlign's, which is the same for
-    views inside the image. Points outside of what is visible are left out of the mean.
+    Upright views are pooled as boxes. The others are pooled over sampling points with RoIAlign's spacing, which is
+    equivalent for views inside the image. Points outside the visible box are left out of the mean.
 
-    All arguments but `views`, what is returned and the errors are those of `pool_labels`.
+    The other arguments, the result and the errors are those of `pool_labels`.
     """
-    batch, _, height, width = _check(logits, classes, num_classes, base, temperature)
+    batch, _, height, width = check_inputs(logits, classes, num_classes, base, temperature)
     if len(views) != batch:
         raise ValueError(f"expected {batch} views, one an image, got {len(views)}")
     upright = [view.is_box for view in views]
     if any(upright) and not all(upright):
-        parts = [torch.tensor([i for i in range(batch) if upright[i] is group]) for group in (True, False)]
+        places = [[i for i in range(batch) if upright[i] is group] for group in (True, False)]
+        parts = [torch.tensor(place, device="cpu") for place in places]
         pooled = [
             pool_views(
-                logits[part], classes[part], [views[i] for i in part], num_classes=num_classes,
+                logits[part], classes[part], [views[i] for i in place], num_classes=num_classes,
                 base=None if base is None else base[part], output_size=output_size, temperature=temperature,
             )
-            for part in parts
+            for part, place in zip(parts, places, strict=True)
         ]  # fmt: skip
         return torch.cat(pooled)[torch.cat(parts).argsort()]
-    # On the CPU, so that nobody waits for another device; NumPy reads many numbers of Python in half of torch's time.
-    numbers, dtype = np.array([(*view[:6], *view.visible_xyxy) for view in views], np.float64), _compute_dtype(logits)
+    # On the CPU, to avoid a synchronisation with another device; NumPy converts Python numbers in half of torch's time.
+    numbers, dtype = np.array([(*view[:6], *view.visible_xyxy) for view in views], np.float64), pooling_dtype(logits)
+    check_finite("views", numbers)
     affine, visible = torch.from_numpy(numbers.reshape(batch, 10)).tensor_split([6], 1)
-    grid, size, visible = _grid(output_size), (height, width), visible.to(dtype)
+    grid, size, visible = resolve_grid(output_size), (height, width), visible.to(dtype)
     weights: Tensor | BoxWeights
     if all(upright):
         corner = affine[:, [2, 5]]
         boxes = torch.cat([corner, corner + affine[:, [0, 4]]], 1).to(dtype)
-        weights = box_weights(boxes, grid, size, visible).to(logits.device)
+        weights = box_weights(boxes.numpy(), grid, size, visible.numpy()).to(logits.device)
     else:
         affine = affine.to(dtype).reshape(batch, 2, 3)
         weights = view_weights(affine, grid, size, visible).to(logits.device, non_blocking=True)
     return _pool(logits, classes, base, num_classes, weights, temperature, output_size)
 
 
+@_eagerly
 def pool_label_map(
     label_map: LabelMap, view: View, output_size: int | Sequence[int] = 1, temperature: float = 1.0
 ) -> Tensor:
     """Return the soft label `[C]`, or `[C, h, w]`, of one view of one label map.
 
-    The same numbers as `pool_views`; a label of one cell in a box on the CPU takes a short cut through plain Python,
-    since at this size calling torch costs more than computing.
+    Equals `pool_views` of a batch of one. A single cell of an upright view on the CPU is computed in plain Python,
+    because at this size calling torch costs more than the arithmetic.
     """
     logits, classes = label_map.logits, label_map.classes
     if output_size == 1 and view.is_box and logits.device.type == "cpu" and logits.dtype == torch.float32:
@@ -133,35 +153,6 @@ def pool_label_map(
     )[0]
 
 
-def _check(
-    logits: Tensor, classes: Tensor, num_classes: int, base: Tensor | None, temperature: float
-) -> tuple[int, int, int, int]:
-    if logits.ndim != 4 or not logits.is_floating_point():
-        raise ValueError(f"logits must be floating point [B, K, H, W], got {logits.dtype} {tuple(logits.shape)}")
-    batch, num_logits, height, width = logits.shape
-    if classes.shape not in ((batch, num_logits, height, width), (batch, num_logits, 1, 1)):
-        raise ValueError(
-            f"classes must have shape {(batch, num_logits, height, width)} or {(batch, num_logits, 1, 1)}, "
-            f"got {tuple(classes.shape)}"
-        )
-    if base is not None and base.shape != (batch, num_classes):
-        raise ValueError(f"base must have shape {(batch, num_classes)}, got {tuple(base.shape)}")
-    if not temperature > 0:
-        raise ValueError(f"temperature must be positive, got {temperature}")
-    return batch, num_logits, height, width
-
-
-def _grid(output_size: int | Sequence[int]) -> tuple[int, int]:
-    rows, columns = (output_size, output_size) if isinstance(output_size, int) else output_size
-    if rows < 1 or columns < 1:
-        raise ValueError(f"output_size must be at least 1, got {output_size}")
-    return rows, columns
-
-
-def _compute_dtype(logits: Tensor) -> torch.dtype:
-    return torch.float64 if logits.dtype == torch.float64 else torch.float32
-
-
 def _pool(
     logits: Tensor,
     classes: Tensor,
@@ -171,22 +162,31 @@ def _pool(
     temperature: float,
     output_size: int | Sequence[int],
 ) -> Tensor:
-    """Return the soft labels of n = h * w cells under weights `[B, n, H * W]`, or those of boxes."""
-    dtype = _compute_dtype(logits)
+    """Return the soft labels of n = h * w cells from weights `[B, n, H * W]` or from those of boxes."""
+    dtype = pooling_dtype(logits)
     logits, classes = logits.to(dtype), classes.long()
     base = None if base is None else base.to(dtype)
-    height, width = _grid(output_size)
-    # Without a dimension for the cell where there is one alone: each that a kernel has to go over costs time.
+    height, width = resolve_grid(output_size)
+    # No cell dimension for a single cell: every dimension that a kernel iterates over costs time.
     shape = (len(logits), *([height * width] if height * width > 1 else []), num_classes)
     pooled = logits.new_zeros(shape) if base is None else _each_cell(base, shape).expand(shape).clone()
     put = _add_locations if classes.shape == logits.shape else _set_heatmaps
-    put(pooled, logits, classes, base, weights)
+    try:
+        with full_precision(logits.device):
+            put(pooled, logits, classes, base, weights)
+    except RuntimeError:
+        check_class_range(classes, num_classes)  # here, as torch's own check on the CPU costs nothing extra
+        raise
     if temperature != 1:
         pooled /= temperature
     # In place where the kernel is known to allow it: memory that is new to the process costs more than the arithmetic.
-    in_place = pooled.device.type == "cpu" and not pooled.requires_grad
-    soft = torch.softmax(pooled, -1, out=pooled) if in_place else pooled.softmax(-1)
+    soft = torch.softmax(pooled, -1, out=pooled) if _may_overwrite(pooled) else pooled.softmax(-1)
     return soft if output_size == 1 else soft.reshape(len(logits), height, width, num_classes).movedim(-1, 1)
+
+
+def _may_overwrite(pooled: Tensor) -> bool:
+    """Return whether `softmax(out=)` is supported: on the CPU, outside reverse and forward differentiation."""
+    return pooled.device.type == "cpu" and not pooled.requires_grad and forward_ad._current_level < 0
 
 
 def _each_cell(values: Tensor, shape: Sequence[int]) -> Tensor:
@@ -215,7 +215,9 @@ def _set_heatmaps(
     index = _each_cell(classes.flatten(1), pooled.shape).expand_as(means)
     if total is not None:
         is_inside = total.reshape(*pooled.shape[:-1], 1) > 0.5
-        means = torch.where(is_inside, means, pooled.gather(-1, index))
+        # From the base and not from `pooled`, which gradients need unchanged.
+        outside = 0.0 if base is None else _each_cell(base.gather(1, classes.flatten(1)), pooled.shape)
+        means = torch.where(is_inside, means, outside)
     pooled.scatter_(-1, index, means)
 
 
@@ -255,6 +257,8 @@ def _pool_one(
     height, width = values.shape[1:]
     x1, y1, x2, y2 = view.box_xyxy
     left, top, right, bottom = view.visible_xyxy
+    if not math.isfinite(x1 + y1 + x2 + y2 + left + top + right + bottom):
+        check_finite("views", np.array([(*view[:6], *view.visible_xyxy)]))
     rows, columns = line_weights(y1, y2, top, bottom, height), line_weights(x1, x2, left, right, width)
     pooled = np.zeros(num_classes, np.float32) if base is None else base
     if rows is not None and columns is not None:

@@ -20,6 +20,7 @@ from torchvision.transforms.v2 import functional as F
 
 from .label_map import LabelMap, View
 from .pooling import pool_label_map
+from .pooling_checks import check_temperature, resolve_grid
 
 Size = Sequence[int] | int
 FiveLabelMaps = tuple[LabelMap, LabelMap, LabelMap, LabelMap, LabelMap]
@@ -256,12 +257,9 @@ class LabelPooling(v2.Transform):
         multi_label: bool = True,
     ) -> None:
         super().__init__()
-        sides = [output_size] if isinstance(output_size, int) else list(output_size)
-        if len(sides) not in (1, 2) or min(sides) < 1:
-            raise ValueError(f"output_size must be a positive int or two of them (h, w), got {output_size}")
-        if not temperature > 0:
-            raise ValueError(f"temperature must be positive, got {temperature}")
-        self.output_size = sides[0] if isinstance(output_size, int) else (sides[0], sides[-1])
+        grid = resolve_grid(output_size)
+        check_temperature(temperature)
+        self.output_size = output_size if isinstance(output_size, int) else grid
         self.temperature = temperature
         self.localized = localized
         self.multi_label = multi_label

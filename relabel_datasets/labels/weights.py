@@ -19,6 +19,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from .precision import full_precision
+
 _SLACK = 1e-4  # locations; a box that sticks out, or a side that is longer, by less than this was rounded
 
 
@@ -39,17 +41,19 @@ class BoxWeights(NamedTuple):
 
 
 def box_weights(
-    boxes_xyxy: Tensor, grid: tuple[int, int], size: tuple[int, int], visible_xyxy: Tensor | None = None
+    boxes: npt.NDArray[Any],
+    grid: tuple[int, int],
+    size: tuple[int, int],
+    visible_xyxy: npt.NDArray[Any] | None = None,
 ) -> BoxWeights:
-    """Return the weights in cells of boxes on the CPU, of which what is visible, by default the image, counts.
+    """Return the weights of locations in each cell of boxes `[B, 4]`, counting only their visible part.
 
-    Computed in NumPy, whose calls cost less than torch's at this size; both axes, x first, at once: `[2, B, n]`, n
-    cells.
+    Computed in NumPy, whose calls cost less than torch's at this size, for both axes at once, x first: `[2, B, n]` for
+    n cells. By default the whole image is visible.
     """
-    boxes = boxes_xyxy.numpy()
     lengths, location = _axes(size, boxes.dtype)
     start, end = _ends(boxes, lengths)
-    low, high = (-0.5, lengths - 0.5) if visible_xyxy is None else _ends(visible_xyxy.numpy(), lengths)
+    low, high = (-0.5, lengths - 0.5) if visible_xyxy is None else _ends(visible_xyxy, lengths)
     extent = end - start
     if grid != (1, 1):
         extent /= np.array(grid[::-1], boxes.dtype)[:, None, None]
@@ -121,7 +125,8 @@ def view_weights(affine: Tensor, grid: tuple[int, int], size: tuple[int, int], v
     counted = inside & counted_u[:, None, None, None, :] & counted_v[:, None, None, :, None]
     x, y, counted = (t.flatten(3) for t in (x, y, counted.to(x.dtype)))
     share = counted / counted.sum(-1, keepdim=True).clamp_min(1)
-    weights = torch.einsum("bijpy,bijpx->bijyx", _hat(y, height) * share[..., None], _hat(x, width))
+    with full_precision(affine.device):
+        weights = torch.einsum("bijpy,bijpx->bijyx", _hat(y, height) * share[..., None], _hat(x, width))
     return weights.flatten(3).flatten(1, 2)
 
 

@@ -36,8 +36,8 @@ class Normalize:
         self, mean: Sequence[float], std: Sequence[float], device: torch.device, *, channels_last: bool = True
     ) -> None:
         self.device = device
-        self._mean = torch.tensor(mean, device=device)[:, None, None] * 255
-        self._std = torch.tensor(std, device=device)[:, None, None] * 255
+        self._mean = torch.tensor(mean, dtype=torch.float32, device=device)[:, None, None] * 255
+        self._std = torch.tensor(std, dtype=torch.float32, device=device)[:, None, None] * 255
         self._layout = torch.channels_last if channels_last else torch.contiguous_format
 
     def __call__(self, images: Tensor) -> Tensor:

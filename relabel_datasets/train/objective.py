@@ -89,7 +89,8 @@ class Objective:
         if targets.is_floating_point():
             return targets
         smoothing = self.recipe.told.smoothing
-        soft = torch.full((len(targets), self.num_classes), smoothing / self.num_classes, device=targets.device)
+        shape = len(targets), self.num_classes
+        soft = torch.full(shape, smoothing / self.num_classes, dtype=torch.float32, device=targets.device)
         return soft.scatter_(1, targets[:, None], 1 - smoothing + smoothing / self.num_classes)
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..annotate.timm_models import make_dense
 from ..labels.label_map import LabelMap
 from ..labels.pooling import pool_label_map
+from ..labels.precision import full_precision, pooling_dtype
 from ..labels.transforms import LabelPooling
 
 Targets = tuple[Tensor, Tensor]  # [B, C] of crops and [B, C, h, w] of tokens
@@ -74,7 +75,7 @@ class TokenStudent(nn.Module):
         was_training = model.training
         parameter = next(model.parameters())
         with torch.no_grad():
-            dense.eval()(torch.zeros(1, 3, image_size, image_size, device=parameter.device))
+            dense.eval()(torch.zeros(1, 3, image_size, image_size, dtype=parameter.dtype, device=parameter.device))
         model.train(was_training)
         self.grid: tuple[int, int] = dense.grid
 
@@ -88,16 +89,22 @@ class TokenStudent(nn.Module):
 def token_label_loss(
     class_logits: Tensor, token_logits: Tensor, soft_labels: Tensor, token_labels: Tensor, weight: float = 0.5
 ) -> Tensor:
-    """Return the mean loss of a batch: cross-entropy of crops, plus `weight` times that of tokens, on average.
+    """Return the mean loss of a batch: the cross-entropy of crops plus `weight` times that of tokens.
+
+    The loss is computed in float32, or float64 for float64 logits, also for logits of lower precision and under
+    `torch.autocast`.
 
     Args:
-        class_logits: `[B, C]`.
-        token_logits: `[B, C, h, w]`.
-        soft_labels: `[B, C]`.
-        token_labels: `[B, C, h, w]`.
-        weight: beta of the paper's equation 3, and its value.
+        class_logits: Logits of crops `[B, C]`.
+        token_logits: Logits of tokens `[B, C, h, w]`.
+        soft_labels: Targets of crops `[B, C]`.
+        token_labels: Targets of tokens `[B, C, h, w]`.
+        weight: Weight of the token loss, beta in the paper's equation 3. Default: the paper's 0.5.
     """
-    return nnf.cross_entropy(class_logits, soft_labels) + weight * nnf.cross_entropy(token_logits, token_labels)
+    dtype = pooling_dtype(class_logits)
+    with full_precision(class_logits.device):
+        crops = nnf.cross_entropy(class_logits.to(dtype), soft_labels.to(dtype))
+        return crops + weight * nnf.cross_entropy(token_logits.to(dtype), token_labels.to(dtype))
 
 
 class MixToken:

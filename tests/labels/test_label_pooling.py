@@ -114,11 +114,11 @@ def test_the_ablation_takes_away_the_place_or_all_but_the_best_class(encoding, o
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"output_size": 0}, "output_size must be a positive int or two of them"),
-        ({"output_size": (2, 0)}, "output_size must be a positive int or two of them"),
+        ({"output_size": 0}, "output_size must be at least 1, got 0"),
+        ({"output_size": (2, 0)}, "output_size must be at least 1, got 0"),
         ({"output_size": (1, 2, 3)}, "output_size must be a positive int or two of them"),
         ({"output_size": ()}, "output_size must be a positive int or two of them"),
-        ({"temperature": 0}, "temperature must be positive, got 0"),
+        ({"temperature": 0}, "temperature must be positive and finite, got 0"),
         ({"temperature": float("nan")}, "temperature must be positive"),
     ],
 )

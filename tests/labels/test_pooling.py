@@ -396,38 +396,6 @@ def test_the_gpu_gives_what_the_cpu_gives(encoding):
         torch.testing.assert_close(on_gpu.pool_views(views, output_size).cpu(), batch.pool_views(views, output_size))
 
 
-def arguments(**changes) -> dict:
-    good = {
-        "logits": torch.zeros(2, 3, 4, 5),
-        "classes": torch.zeros(2, 3, 1, 1, dtype=torch.long),
-        "boxes_xyxy": torch.tensor([[0.0, 0, 1, 1]] * 2),
-        "num_classes": 6,
-    }
-    return {**good, **changes}
-
-
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        ({"logits": torch.zeros(3, 4, 5)}, r"logits must be floating point \[B, K, H, W\]"),
-        ({"logits": torch.zeros(2, 3, 4, 5).long()}, "got torch.int64"),
-        ({"classes": torch.zeros(2, 3).long()}, r"classes must have shape \(2, 3, 4, 5\) or \(2, 3, 1, 1\)"),
-        ({"classes": torch.zeros(3, 2, 1, 1).long()}, "classes must have shape"),
-        ({"base": torch.zeros(6)}, r"base must have shape \(2, 6\), got \(6,\)"),
-        ({"boxes_xyxy": torch.zeros(4)}, r"boxes_xyxy must have shape \(2, 4\), one box an image, got \(4,\)"),
-        ({"boxes_xyxy": torch.zeros(1, 4)}, "one box an image"),
-        ({"temperature": 0}, "temperature must be positive, got 0"),
-        ({"temperature": float("nan")}, "temperature must be positive"),
-        ({"output_size": 0}, "output_size must be at least 1, got 0"),
-        ({"output_size": (2, -1)}, "output_size must be at least 1"),
-    ],
-)
-def test_arguments_that_do_not_fit_are_refused(wrong, message):
-    rd.pool_labels(**arguments())
-    with pytest.raises(ValueError, match=message):
-        rd.pool_labels(**arguments(**wrong))
-
-
 def test_there_is_one_view_an_image():
     with pytest.raises(ValueError, match="expected 2 views, one an image, got 1"):
         pool_views(torch.zeros(2, 3, 4, 5), torch.zeros(2, 3, 1, 1).long(), [rd.View()], num_classes=6)
