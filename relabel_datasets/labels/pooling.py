@@ -10,8 +10,8 @@ The mean over a part is a weighted mean over locations, see `weights`. So the st
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +24,14 @@ from .pooling_checks import check_class_range, check_finite, check_inputs, resol
 from .precision import full_precision, pooling_dtype
 from .weights import BoxWeights, box_weights, line_weights, view_weights
 
-_eagerly = torch.compiler.disable(reason="LabelPooling computes its weights in NumPy")
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _eagerly(function: Callable[P, R]) -> Callable[P, R]:
+    """Make `torch.compile` call a function as it is, instead of tracing it."""
+    eager: Callable[P, R] = torch.compiler.disable(function, reason="pooling computes its weights in NumPy")  # type: ignore[no-untyped-call]
+    return eager
 
 
 @_eagerly

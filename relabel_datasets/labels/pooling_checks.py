@@ -84,7 +84,7 @@ def check_temperature(temperature: object) -> None:
     """Raise unless `temperature` is a positive, finite number."""
     if not isinstance(temperature, Real):
         raise TypeError(f"temperature must be a number, got {temperature!r}")
-    if not 0 < temperature < math.inf:
+    if not 0 < float(temperature) < math.inf:
         raise ValueError(f"temperature must be positive and finite, got {temperature!r}")
 
 
