@@ -9,6 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .runner import path_argument
+
 if TYPE_CHECKING:
     from .annotate.annotator import Annotator
 
@@ -25,7 +27,7 @@ def add_annotator_arguments(parser: argparse.ArgumentParser, default: str | None
         default=default,
         help="any timm model, hf:NAME of transformers, or your own package.module:function or path/to/file.py:function",
     )
-    group.add_argument("--checkpoint", type=Path, help="weights (default: timm's pretrained ones, downloaded)")
+    group.add_argument("--checkpoint", type=path_argument, help="weights (default: timm's pretrained ones, downloaded)")
     group.add_argument("--input-size", type=int, nargs="+", metavar="PX", help="one side, or height and width")
     group.add_argument("--mean", type=float, nargs=3, help="(default: the model's own)")
     group.add_argument("--std", type=float, nargs=3, help="(default: the model's own)")
@@ -33,7 +35,7 @@ def add_annotator_arguments(parser: argparse.ArgumentParser, default: str | None
     group.add_argument(
         "--model-arg", action="append", default=[], metavar="KEY=VALUE", help="timm argument; repeatable"
     )
-    group.add_argument("--classes-file", type=Path, metavar="FILE", help="names of its classes, one a line")
+    group.add_argument("--classes-file", type=path_argument, metavar="FILE", help="names of its classes, one a line")
     group.add_argument(
         "--head",
         choices=["local", "linearised"],

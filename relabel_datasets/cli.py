@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,32 +16,19 @@ from .report.analyze_command import add_analyze
 from .report.inspect_command import add_inspect
 from .report.pictures_command import add_pictures
 from .report.report_command import add_report
+from .runner import Parser, output_argument, path_argument, run_command
 from .train.command import add_compare, add_train
 from .train.evaluate_command import add_evaluate
 
 if TYPE_CHECKING:
     from .annotate.engines import Engine
 
-_RESUMED = ("build", "compare", "demo", "publish", "train")  # after Ctrl-C
+_RESUMABLE = frozenset(("build", "compare", "demo", "publish", "train"))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code: 0, 1 for an error that the user can mend or bad data, 130 after Ctrl-C."""
-    args = make_parser().parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for name in ("httpx", "httpx2"):  # of huggingface_hub 1 and 2, which tell of each request
-        logging.getLogger(name).setLevel(logging.WARNING)
-    run: Callable[[argparse.Namespace], int | None] = args.run
-    try:
-        _check_names(args)
-        return run(args) or 0
-    except (ValueError, OSError, ImportError) as error:
-        sys.stderr.write(f"relabel {args.command}: {error}\n")
-        return 1
-    except KeyboardInterrupt:
-        what_next = "; the same command goes on from here" if args.command in _RESUMED else ""
-        sys.stderr.write(f"\nrelabel {args.command}: stopped{what_next}\n")
-        return 130  # as shells have it for Ctrl-C
+    """Run the command and return its exit code, see `run_command`."""
+    return run_command(make_parser, argv, resumable=_RESUMABLE, check=_check_names)
 
 
 def _check_names(args: argparse.Namespace) -> None:
@@ -58,11 +44,13 @@ def _check_names(args: argparse.Namespace) -> None:
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    parser = argparse.ArgumentParser(prog="relabel", description="Label maps for image datasets, and LabelPooling.")
+    parser = Parser(prog="relabel", description="Label maps for image datasets, and LabelPooling.")
     commands = parser.add_subparsers(dest="command", required=True)
 
     demo = commands.add_parser("demo", help="see it work: no data, no network, under 4 minutes")
-    demo.add_argument("out", nargs="?", type=Path, default=Path("relabel-demo"), help="folder (default: %(default)s)")
+    demo.add_argument(
+        "out", nargs="?", type=path_argument, default=Path("relabel-demo"), help="folder (default: %(default)s)"
+    )
     demo.add_argument("--seeds", type=int, default=3, help="students per method (default: %(default)s)")
     demo.set_defaults(run=_demo)
 
@@ -78,7 +66,9 @@ def make_parser() -> argparse.ArgumentParser:
         "--store", choices=["uint4", "uint8", "float16"], help="of logits (default: uint4; topk float16)"
     )
     build.add_argument("--shard-size", type=int, default=5000, help="samples a shard (default: %(default)s)")
-    build.add_argument("--class-mapping", type=Path, metavar="JSON", help="{dataset class: annotator class or index}")
+    build.add_argument(
+        "--class-mapping", type=path_argument, metavar="JSON", help="{dataset class: annotator class or index}"
+    )
     build.add_argument("--all-classes", action="store_true", help="keep all of the annotator's classes")
     build.add_argument("--card", help="template of the dataset card: a file, or a name in cards/")
     build.add_argument("--batch-size", type=int, default=32, help="images annotated at a time (default: %(default)s)")
@@ -95,7 +85,9 @@ def make_parser() -> argparse.ArgumentParser:
     verify.add_argument("path", help="folder, URL, org/name on the Hub, or short name")
     verify.add_argument("--config", help="(default: all)")
     verify.add_argument("--revision", help="of a dataset on the Hub: branch, tag or commit")
-    verify.add_argument("--json", metavar="FILE", help="where to write the whole report; - is stdout")
+    verify.add_argument(
+        "--json", type=output_argument, metavar="FILE", help="where to write the whole report; - is stdout"
+    )
     verify.add_argument("--workers", type=int, metavar="N", help="processes (default: one a CPU)")
     verify.add_argument("--quick", action="store_true", help="look only into shards whose size or sha256 is wrong")
     verify.set_defaults(run=_verify)
@@ -103,7 +95,7 @@ def make_parser() -> argparse.ArgumentParser:
     publish = commands.add_parser(
         "publish", help="put a dataset on the Hugging Face Hub", epilog="Log in with `hf auth login`, or set HF_TOKEN."
     )
-    publish.add_argument("folder", type=Path, help="of the dataset")
+    publish.add_argument("folder", type=path_argument, help="folder of the dataset")
     publish.add_argument("repo", help="org/name; made if need be")
     publish.add_argument("--config", help="(default: all in the folder)")
     publish.add_argument("--public", action="store_true", help="let everybody see a repository that is made")
@@ -151,7 +143,7 @@ def _add_import(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "import", help="write shards of the label maps that ReLabel or TokenLabeling publish"
     )
     importer.add_argument("source", help="folder, or uncompressed tar, of <class>/<name>.pt")
-    importer.add_argument("out", type=Path, help="folder of the dataset; the config goes into OUT/CONFIG")
+    importer.add_argument("out", type=path_argument, help="folder of the dataset; the config goes into OUT/CONFIG")
     importer.add_argument("--format", choices=["relabel", "tokenlabeling"], required=True, help="whose files they are")
     importer.add_argument(
         "--order",
@@ -161,7 +153,7 @@ def _add_import(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     )
     importer.add_argument("--images", metavar="DIR", help="ImageFolder that the maps are of, for the images' sizes")
     importer.add_argument("--include-images", action="store_true", help="put the images' bytes into the shards")
-    importer.add_argument("--classes", type=Path, metavar="FILE", help="class folders in order, one a line")
+    importer.add_argument("--classes", type=path_argument, metavar="FILE", help="class folders in order, one a line")
     importer.add_argument("--config", help="name of the config (default: the format's)")
     importer.add_argument("--split", default="train", help="name of the split (default: %(default)s)")
     importer.add_argument("--store", choices=["uint8", "float16"], help="of logits (default: float16)")
@@ -179,7 +171,7 @@ def _add_annotators(commands: argparse._SubParsersAction[argparse.ArgumentParser
         "pattern", nargs="?", help="of names, such as 'convnext*' (default: one model of each of timm's modules)"
     )
     annotators.add_argument("--input-size", type=int, nargs="+", metavar="PX", help="(default: each model's own)")
-    annotators.add_argument("--json", metavar="FILE", help="where to write the list as JSON, too")
+    annotators.add_argument("--json", type=output_argument, metavar="FILE", help="where to write the list as JSON, too")
     annotators.set_defaults(run=_annotators)
 
 
@@ -261,17 +253,16 @@ def _import(args: argparse.Namespace) -> None:
 
 def _verify(args: argparse.Namespace) -> int:
     from .shards.verify import verify
+    from .storage.local import write_atomically
 
-    if args.json not in (None, "-"):
-        Path(args.json).touch()  # if it cannot be written, better now than after hours
     report = verify(args.path, args.config, revision=args.revision, num_workers=args.workers, quick=args.quick)
-    if args.json == "-":
+    if args.json == Path("-"):
         sys.stdout.write(f"{report.to_json()}\n")
         sys.stderr.write(f"{report}\n")
     else:
         sys.stdout.write(f"{report}\n")
         if args.json is not None:
-            Path(args.json).write_text(f"{report.to_json()}\n", encoding="utf-8")
+            write_atomically(args.json, f"{report.to_json()}\n".encode())
     return 0 if report.ok else 1
 
 
@@ -292,10 +283,11 @@ def _publish(args: argparse.Namespace) -> None:
 
 def _annotators(args: argparse.Namespace) -> None:
     from .annotate.catalogue import describe_annotators, to_markdown  # see _build
+    from .storage.local import write_atomically
 
     entries = describe_annotators(args.pattern, input_size=parse_size(args.input_size))
-    if args.json:
-        Path(args.json).write_text(json.dumps([entry.to_json() for entry in entries], indent=1), encoding="utf-8")
+    if args.json is not None:
+        write_atomically(args.json, json.dumps([entry.to_json() for entry in entries], indent=1).encode())
     sys.stdout.write(to_markdown(entries))
 
 

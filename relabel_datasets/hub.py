@@ -28,7 +28,7 @@ from .shards.card import EXAMPLES_NAME, find_restricted_images, is_from_template
 from .shards.configs import open_manifest
 from .shards.manifest import Manifest
 from .shards.verify import verify
-from .storage.folders import CARD_NAME, MANIFEST_NAME, LocalFolder, read_card
+from .storage.folders import CARD_NAME, MANIFEST_NAME, LocalFolder, local_path, read_card
 from .storage.hub import PAUSES_S, HubRepo, with_hub_errors
 from .storage.local import sha256_of
 
@@ -104,7 +104,7 @@ def publish(
         >>> publish("path/to/dataset", "org/name").load_line
         'load_dataset("org/name", "resnet50.a1_in1k", split="train", revision="v1")'
     """
-    root = Path(folder)
+    root = local_path(folder, "the folder to publish")
     names = _find_configs(root, config)
     for name in names:  # without the card, which is made anew
         report = verify(root / name, progress=progress)

@@ -103,7 +103,6 @@ def test_verify_of_a_damaged_dataset(dataset_folder, capsys):
     [
         (["/nowhere"], "no dataset at /nowhere"),
         (["{root}", "--config", "blue"], "no config 'blue'"),
-        (["{root}", "--json", "/nowhere/report.json"], "/nowhere/report.json"),
         (["{root}", "--workers", "-1"], "num_workers"),
     ],
 )
@@ -125,7 +124,7 @@ def test_ctrl_c_says_whether_the_command_goes_on_later(command, goes_on, capsys,
     monkeypatch.setattr(f"relabel_datasets.{module}._{command}", stop)
     arguments = {"build": ["images", "out", "--annotator", "any"], "verify": ["path"]}
     assert main([command, *arguments.get(command, [])]) == 130
-    assert ("goes on from here" in capsys.readouterr().err) is goes_on
+    assert ("continues from here" in capsys.readouterr().err) is goes_on
 
 
 def test_without_a_command_the_usage_is_shown():

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from ..errors import DatasetError
+from ..storage.folders import local_path
 from .coco import read_coco
 from .objects import Objects, image_name, short, to_unit
 
@@ -46,7 +47,7 @@ def read_boxes(path: str | os.PathLike[str], *, difficult: bool = False, progres
         DatasetError: (a ValueError) A file is in none of these formats, two images have the same name, there are no objects,
             or a box is empty or leaves its image by more than a pixel. The message names the file and the line or object.
     """
-    path = Path(path)
+    path = local_path(path, "boxes=")
     if path.is_dir():
         files = sorted(path.rglob("*.xml"))
         if not files:

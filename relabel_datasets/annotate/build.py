@@ -25,6 +25,7 @@ from ..shards.manifest import Manifest, Split
 from ..shards.tars import make_split
 from ..storage.folders import CARD_NAME, MANIFEST_NAME
 from ..storage.output import LocalOutput, explaining_errors, open_output
+from ..storage.redaction import redact_values
 from .annotator import Annotator, ClassSubset
 from .classes import match_classes
 from .engines import Description, Engine, MakeAnnotator, Workers, find_engine
@@ -102,7 +103,7 @@ def build(
         if classes.rows is not None:
             described = ClassSubset(described, classes.rows, classes.names)
         plan: Plan = {
-            "annotator": described.describe(),
+            "annotator": redact_values(described.describe()),
             "classes": list(classes.names),
             "encoding": {"name": settings.encoding, "k": settings.k, "dtype": settings.dtype},
             "images": settings.images,

@@ -33,6 +33,7 @@ from ..shards.card import read_template, write_card
 from ..shards.index import make_index
 from ..shards.manifest import Manifest
 from ..shards.tars import ShardInfo, ShardWriter, make_split, shard_names
+from ..storage.folders import local_path
 from ..storage.local import write_atomically
 from ..storage.output import explaining_errors
 from .pairing import FoundImages, Skipped, find_images
@@ -113,7 +114,8 @@ def import_label_maps(
     dtype = codec.resolve_dtype("topk", dtype)
     if card is not None:
         read_template(card)  # better now than after minutes
-    folder = Path(root) / config
+    root = local_path(root, "the folder of the dataset")
+    folder = root / config
     if folder.exists():
         raise DatasetError(f"{folder} is there already: choose another config name, or remove that folder")
     found = None if images is None else find_images(maps, images, split)
@@ -129,7 +131,7 @@ def import_label_maps(
     except BaseException:  # Ctrl-C, too
         shutil.rmtree(folder, ignore_errors=True)
         raise
-    write_card(Path(root), card)
+    write_card(root, card)
     if images is None:
         logger.info("%s: the maps do not know their images' sizes; load them with images=", folder)
     return manifest

@@ -14,6 +14,7 @@ from ..errors import DatasetError, ImageError
 from ..naming import check_split
 from ..shards.configs import SPLIT_ALIASES
 from ..shards.images import decode_image, read_size
+from ..storage.folders import local_path
 from .published import PublishedMaps
 
 
@@ -90,7 +91,7 @@ def find_images(maps: PublishedMaps, images: str | os.PathLike[str], split: str)
         DatasetError: (a ValueError) two images of a class differ only by their extension, or none is that of a label map.
     """
     check_split(split, "split=")
-    names, root = (split, *SPLIT_ALIASES.get(split, ())), Path(images)
+    names, root = (split, *SPLIT_ALIASES.get(split, ())), local_path(images, "the images")
     root = next((root / name for name in names if (root / name).is_dir()), root)
     source = ImageFolderSource(root, maps.key_rule)
     classes = source.classes

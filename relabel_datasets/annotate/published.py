@@ -32,6 +32,7 @@ from torch import Tensor
 from ..errors import DatasetError, LabelMapError
 from ..shards.images import key_of
 from ..shards.packed import PackedStrings
+from ..storage.folders import local_path
 from .classes import _is_synset
 
 MAX_BYTES = 1 << 20  # of one file, also when unpacked; published ones have 7 to 14 KB
@@ -98,7 +99,7 @@ class PublishedMaps:
         if source_format not in FORMATS:
             raise ValueError(f"source_format must be one of {sorted(FORMATS)}, got {source_format!r}")
         self.format = source_format
-        self._root = Path(source)
+        self._root = local_path(source, "the source of label maps")
         self._is_tar = self._root.is_file()
         listed = _tar_members(self._root) if self._is_tar else _folder_members(self._root)
         members = sorted(listed, key=lambda member: member.name.split("/"))

@@ -16,6 +16,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from ..storage.folders import local_path
 from .annotator import check_size
 from .heads import DenseClassifier, Features, Stream
 
@@ -40,7 +41,7 @@ def create_model(
     """
     import timm  # takes seconds
 
-    if checkpoint is not None and not Path(checkpoint).is_file():
+    if checkpoint is not None and not local_path(checkpoint, "the checkpoint").is_file():
         raise FileNotFoundError(
             f"there is no checkpoint {str(checkpoint)!r} for {name}: check the path, or download it"
         )

@@ -21,6 +21,7 @@ from ..shards.configs import SPLIT_ALIASES
 from ..shards.images import key_of
 from ..shards.index import Index
 from ..shards.manifest import Split
+from ..storage.folders import local_path
 from .sources import HFSource, open_source, pick_split
 from .store import LabelMaps
 
@@ -138,7 +139,7 @@ def _is_hugging_face(images: object) -> bool:
 def _open(images: Any, split: Split) -> tuple[str, KeyedImages]:
     """Return what messages call the images, and their source."""
     if isinstance(images, (str, os.PathLike)):
-        root = _split_folder(Path(images), split.name)
+        root = _split_folder(local_path(images, "images="), split.name)
         return str(root), open_source(root, split.name, key_rule=split.key_rule)
     if _is_hugging_face(images):
         where = "the given Hugging Face dataset"

@@ -25,6 +25,7 @@ from ..naming import check_key
 from ..shards.configs import SPLIT_ALIASES
 from ..shards.images import common_extension, key_of, sample_keys, scan_image_folder
 from ..shards.packed import PackedStrings
+from ..storage.folders import local_path
 from ..storage.regular_files import open_regular
 from .tar_scan import scan_tar
 
@@ -111,7 +112,7 @@ class ImageFolderSource:
     """
 
     def __init__(self, root: str | os.PathLike[str], key_rule: str | None = None) -> None:
-        self._root = Path(root)
+        self._root = local_path(root, "an image folder")
         self.classes, files = scan_image_folder(self._root)
         paths = [file.path for file in files]
         self.labels: Sequence[int] = array("i", [file.label for file in files])
@@ -151,7 +152,7 @@ class WebDatasetSource:
         if not tars:
             raise FileNotFoundError("no tars to read images from")
         self.classes = classes
-        self._tars = [Path(tar) for tar in tars]
+        self._tars = [local_path(tar, "a tar of images") for tar in tars]
         keys: dict[str, None] = {}  # in order, unlike a set
         fields: set[str] = set()
         extents, self._ends = array("q"), []
@@ -292,7 +293,8 @@ def open_source(images: str | os.PathLike[str], split: str = "train", *, key_rul
         import datasets  # see HFSource
 
         return HFSource(datasets.load_dataset(text[3:], split=split))
-    path = Path(text)
+    path = local_path(text, "the images")
+    text = str(path)
     if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
         import datasets  # see HFSource
 

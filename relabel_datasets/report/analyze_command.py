@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
+
+from ..runner import path_argument
 
 
 def add_analyze(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -17,14 +18,17 @@ def add_analyze(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     parser.add_argument("--config", help="may be left out where there is only one")
     parser.add_argument("--split", default="train", help="(default: %(default)s)")
     parser.add_argument(
-        "--boxes", type=Path, metavar="PATH", help="objects: COCO JSON, CSV, PASCAL VOC XML, or a folder of XML"
+        "--boxes",
+        type=path_argument,
+        metavar="PATH",
+        help="objects: COCO JSON, CSV, PASCAL VOC XML, or a folder of XML",
     )
     parser.add_argument(
         "--crops", type=int, default=100_000, metavar="N", help="over all images (default: %(default)s)"
     )
     parser.add_argument("--samples", type=int, metavar="N", help="look at this many images only, spread evenly")
     parser.add_argument("--seed", type=int, default=0, help="decides the crops (default: %(default)s)")
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="for analysis.json, tables in CSV, plots")
+    parser.add_argument("--out", type=path_argument, metavar="FOLDER", help="for analysis.json, tables in CSV, plots")
     parser.set_defaults(run=_analyze)
 
 

@@ -22,7 +22,7 @@ from ..data.joins import Images
 from ..data.store import LabelMaps
 from ..errors import DatasetError
 from ..shards.card import find_restricted_images
-from ..storage.folders import Folder
+from ..storage.folders import Folder, local_path
 from ..storage.local import write_atomically
 from ..storage.resolve import open_folder
 from .html_content import about, statistics
@@ -80,7 +80,7 @@ def write_report(
     """
     if num_samples < 1:
         raise ValueError(f"num_samples must be at least 1, got {num_samples}")
-    out = Path(out)
+    out = local_path(out, "out=")
     if out.is_dir():
         raise ValueError(f"{out} is a folder: give the path of the file to write, such as {out / 'report.html'}")
     folder = open_folder(dataset)

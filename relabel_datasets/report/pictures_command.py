@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
+
+from ..runner import path_argument
 
 
 def add_pictures(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to those of `relabel`."""
     parser = commands.add_parser("pictures", help="draw label maps, heatmaps and pooled crops over their images")
     parser.add_argument("dataset", help="folder, URL, org/name on the Hub, or short name")
-    parser.add_argument("--out", type=Path, metavar="FOLDER", required=True, help="for the PNG files")
+    parser.add_argument("--out", type=path_argument, metavar="FOLDER", required=True, help="for the PNG files")
     parser.add_argument("--config", help="may be left out where there is only one")
     parser.add_argument("--split", default="train", help="(default: %(default)s)")
     parser.add_argument(

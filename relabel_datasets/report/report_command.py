@@ -6,6 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from ..runner import path_argument
+
 
 def add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to those of `relabel`."""
@@ -16,13 +18,18 @@ def add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("dataset", help="folder, URL, org/name on the Hub, or short name")
     parser.add_argument("--config", help="may be left out where there is only one")
     parser.add_argument("--split", default="train", help="(default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("report.html"), metavar="FILE", help="(default: %(default)s)")
+    parser.add_argument(
+        "--out", type=path_argument, default=Path("report.html"), metavar="FILE", help="(default: %(default)s)"
+    )
     parser.add_argument(
         "--samples", type=int, default=1000, metavar="N",
         help="at most so many to look at, spread evenly; statistics are of all (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
-        "--boxes", type=Path, metavar="PATH", help="objects: COCO JSON, CSV, PASCAL VOC XML, or a folder of XML"
+        "--boxes",
+        type=path_argument,
+        metavar="PATH",
+        help="objects: COCO JSON, CSV, PASCAL VOC XML, or a folder of XML",
     )
     parser.add_argument(
         "--crops", type=int, default=100_000, metavar="N", help="that statistics are of (default: %(default)s)"

@@ -21,6 +21,7 @@ from ..shards.configs import find_split, open_config
 from ..shards.manifest import Manifest, Split
 from ..shards.tars import read_rows
 from ..storage.folders import Folder, is_url, without_file_scheme
+from ..storage.redaction import redact_path
 from ..storage.regular_files import open_regular
 from ..storage.resolve import open_folder
 from .names import legible_names
@@ -64,7 +65,7 @@ def describe(
         raise ValueError(f"num_samples must not be negative, got {num_samples}")
     if os.fspath(path).partition("?")[0].endswith(".tar"):
         if name is not None or split is not None:
-            raise ValueError(f"{path} is a shard, of one config and split: name them for a dataset")
+            raise ValueError(f"{redact_path(path)} is a shard, of one config and split: name them for a dataset")
         return "\n".join(_describe_shard(without_file_scheme(path), num_samples, width))
     return "\n".join(_describe_dataset(open_folder(path), name, split, num_samples, width))
 

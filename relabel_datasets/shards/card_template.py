@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DatasetError
+from ..storage.folders import local_path
 
 DEFAULT_TEMPLATE = "default"
 _SHARED = "shared"  # part of the other templates
@@ -42,7 +43,7 @@ def read_template(template: str | os.PathLike[str]) -> str:
     """
     if template in package_templates():
         return (_folder() / f"{template}.md").read_text(encoding="utf-8")
-    path = Path(template)
+    path = local_path(template, "the template of a card")
     if not path.is_file():
         names = ", ".join(package_templates())
         raise FileNotFoundError(f"there is no card template {str(path)!r}: give the path of a file or one of {names}")

@@ -15,6 +15,7 @@ import yaml
 from ..errors import DatasetError, RefusedError
 from ..naming import CONFIG_RULE, check_config, check_file_name, is_config
 from .cache import ShardCache
+from .redaction import redact_path
 from .regular_files import open_regular, read_inside, read_regular
 from .remote import RemoteFiles
 
@@ -214,14 +215,35 @@ def remote_folder(
 
 
 def without_file_scheme(path: str | os.PathLike[str]) -> str:
-    """Return a path or URL as it is, but the path of a `file://` URL."""
+    """Return a path or URL unchanged, except for a `file://` URL, whose path is returned."""
     text = os.fspath(path)
-    return unquote(urlsplit(text).path) if text.startswith("file://") else text
+    return unquote(urlsplit(text).path) if text[:7].lower() == "file://" else text
 
 
 def is_url(path: str | os.PathLike[str]) -> bool:
-    """Return whether a path is the URL of something remote."""
-    return re.match(r"[a-z][a-z0-9+.-]*://", os.fspath(path)) is not None
+    """Return whether a path is the URL of something remote, or a chain of such URLs."""
+    return re.match(r"(?:[a-z]\w*::)*[a-z][a-z0-9+.-]*://", os.fspath(path), re.IGNORECASE) is not None
+
+
+def is_like_url(path: str | os.PathLike[str]) -> bool:
+    """Return whether a path is a URL, a URL with a typo (`s3:/bucket`), or a `Path` made of one."""
+    return is_url(path) or re.match(r"[a-z][a-z0-9+.-]+:/", os.fspath(path), re.IGNORECASE) is not None
+
+
+def local_path(path: str | os.PathLike[str], what: str) -> Path:
+    """Return a path on this machine.
+
+    Args:
+        path: A path, or a `file://` URL.
+        what: Name of the argument for the error.
+
+    Raises:
+        ValueError: The path is a URL.
+    """
+    text = without_file_scheme(path)
+    if is_like_url(text) and not Path(text).exists():
+        raise ValueError(f"{what} must be a local path, got the URL {redact_path(path)}: copy it to this machine first")
+    return Path(text)
 
 
 def default_cache() -> Path:

@@ -10,16 +10,16 @@ import hashlib
 import logging
 import os
 import random
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, BinaryIO
-from urllib.parse import quote, unquote, unquote_plus
+from urllib.parse import quote
 
 import fsspec
 from fsspec.asyn import AsyncFileSystem, sync
 
 from ..errors import DatasetError, RefusedError
+from .redaction import redact, redact_path, redacted_cause, secrets_of
 
 logger = logging.getLogger(__name__)
 
@@ -45,26 +45,32 @@ class RemoteFiles:
     """The files below a URL.
 
     Args:
-        url: of a folder, of any protocol that fsspec has. A query, such as a signature, goes with each request.
-        storage_options: what fsspec's file system of this protocol takes, such as credentials.
+        url: URL of a folder, of any protocol of fsspec. Its query, such as a signature, is part of every request.
+        storage_options: Arguments of fsspec's file system of this protocol, such as credentials.
 
     Attributes:
-        name: the URL without user, password and query, as messages show it.
+        name: The URL without user, password, query and fragment, as messages show it.
+
+    Raises:
+        ValueError: The URL is a chain, such as `simplecache::https://...`.
     """
 
     def __init__(self, url: str, storage_options: dict[str, Any]) -> None:
+        self.name = redact_path(url).rstrip("/")
+        if "::" in self.name:
+            raise ValueError(
+                f"{self.name}: chains of URLs are not supported: give the URL of the folder alone, what is remote is cached anyway"
+            )
         self._protocol, _, rest = url.partition("://")
+        self._protocol = self._protocol.lower()
         self._is_http = self._protocol in ("http", "https")
         if self._is_http:
             rest = rest.partition("#")[0]  # elsewhere it may be part of a name
         rest, mark, query = rest.partition("?")
         rest = rest.rstrip("/")
-        host, slash, path = rest.partition("/")
-        user, _, host = host.rpartition("@")
         self._url, self._query = f"{self._protocol}://{rest}", mark + query
         self._options = storage_options
-        self.name = f"{self._protocol}://{host}{slash}{path}"
-        self._secrets = sorted(_secrets(query, user, storage_options), key=len, reverse=True)
+        self._secrets = secrets_of(url, storage_options)
         self._opened: tuple[int, Any] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -167,21 +173,21 @@ class RemoteFiles:
                 self._file_system().invalidate_cache()  # the Hub's looks into an old listing for what is there, how long
                 if isinstance(error, FileNotFoundError):
                     raise FileNotFoundError(
-                        f"there is no {name} in {self.name}: check the URL, or publish the dataset anew"
+                        f"there is no {name} in {self.name}: check the URL, or publish the dataset again"
                     ) from None
-                # Not chained: the libraries' errors show the URL with all that is secret in it.
-                what = self._describe(error)
+                what, cause = self._describe(error), redacted_cause(error, self._secrets)
                 if _is_refusal(error):
                     raise RefusedError(
                         f"{self.name}/{name} cannot be read: {what}: check the URL, and that credentials are given and valid "
                         "(storage_options=, environment, ~/.aws, ~/.netrc; a signed URL may have expired)"
-                    ) from None
+                    ) from cause
                 if not _may_pass(error):
-                    raise DatasetError(f"{self.name}/{name} cannot be read: {what}") from None
+                    raise DatasetError(f"{self.name}/{name} cannot be read: {what}") from cause
                 if attempts == MAX_ATTEMPTS:
                     raise DatasetError(
-                        f"{self.name}/{name} cannot be read, {attempts} times in a row: {what}"
-                    ) from None
+                        f"{self.name}/{name} cannot be read, {attempts} times in a row: {what}: check the address, the network and the "
+                        "proxy, and try again later"
+                    ) from cause
                 pause = min(FIRST_PAUSE_S * 2 ** (attempts - 1), LONGEST_PAUSE_S) * random.uniform(0.5, 1.5)
                 pause = max(pause, min(_retry_after(error), LONGEST_PAUSE_S))
                 logger.warning("%s/%s: %s; again in %.1f s", self.name, name, what, pause)
@@ -215,8 +221,8 @@ class RemoteFiles:
                 files = fsspec.filesystem(self._protocol, **options)
             except Exception as error:  # noqa: BLE001  each protocol's library has its own
                 raise DatasetError(
-                    f"{self.name}: cannot open {self._protocol}:// URLs: {self.redact(str(error))}"
-                ) from None
+                    f"{self.name}: cannot open {self._protocol}:// URLs: {self.redact(error)}"
+                ) from redacted_cause(error, self._secrets)
             if is_s3:
                 files.retries = 1  # s3fs's own loop around botocore's
             _file_systems.append(files)
@@ -233,35 +239,14 @@ class RemoteFiles:
         text = " ".join(str(error).split())  # the Hub's have several lines
         return self.redact(f"{type(error).__name__}: {text}" if text else type(error).__name__)
 
-    def redact(self, text: str) -> str:
-        """Return a text without what is secret in URL and options, and without the queries of other URLs in it."""
-        for secret in self._secrets:
-            text = text.replace(secret, "***")
-        return re.sub(r"(\w://)(?:[^/\s'\"?]*@)?([^\s'\"?]*)(?:\?[^\s'\"]*)?", r"\1\2", text)
+    def redact(self, text: object) -> str:
+        """Return a text without the secrets of this URL, of its options, and of other URLs in the text."""
+        return redact(text, self._secrets)
 
 
 def _copy(options: Any) -> Any:
     """Return a copy of options: botocore changes those that it is given."""
     return {name: _copy(value) for name, value in options.items()} if isinstance(options, dict) else options
-
-
-def _secrets(query: str, user: str, options: Any) -> set[str]:
-    found = {query, user, *user.split(":")}
-    for pair in query.split("&"):
-        found.add(pair.partition("=")[2])
-    stack = [options]
-    while stack:
-        value = stack.pop()
-        if isinstance(value, dict):
-            stack.extend(value.values())
-        elif isinstance(value, (list, tuple)):
-            stack.extend(value)
-        elif isinstance(value, str) and "://" not in value:  # an endpoint is not secret, and worth showing
-            found.add(value)
-    # libraries write them with other characters escaped than the user did
-    for secret in list(found):
-        found |= {unquote(secret), unquote_plus(secret), quote(unquote(secret)), quote(unquote(secret), safe="")}
-    return {secret for secret in found if len(secret) > 3}
 
 
 def _answer(error: Exception) -> tuple[int | None, Mapping[str, str]]:

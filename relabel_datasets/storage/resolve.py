@@ -10,8 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DatasetError
-from .folders import Folder, LocalFolder, default_cache, find_limit, is_url, remote_folder, without_file_scheme
+from .folders import (
+    Folder,
+    LocalFolder,
+    default_cache,
+    find_limit,
+    is_like_url,
+    is_url,
+    remote_folder,
+    without_file_scheme,
+)
 from .hub import HubFolder, HubRepo
+from .redaction import redact_path
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +79,7 @@ def open_folder(
     if isinstance(found, str):
         return remote_folder(found, storage_options, cache_dir, cache_limit)
     if storage_options:
-        raise ValueError(f"storage_options= are for URLs, not for {path} on the Hub")
+        raise ValueError(f"storage_options= are for URLs, not for {redact_path(path)} on the Hub")
     if find_limit(cache_limit) is None:
         return HubFolder(found)
     return remote_folder(*hub_url(found), cache_dir, cache_limit)
@@ -88,18 +98,22 @@ def find(
                         "token": None if is_on_hub else token}.items():  # fmt: skip
         if value:
             raise ValueError(
-                f"{name}= is for {'short names' if name == 'namespace' else 'datasets on the Hub'}, not for {path}"
+                f"{name}= is for {'short names' if name == 'namespace' else 'datasets on the Hub'}, not for {redact_path(path)}"
             )
     if is_on_hub:
         try:
             return _pinned(HubRepo(text, revision, token, None if cache_dir is None else Path(cache_dir)))
         except FileNotFoundError as error:
-            raise FileNotFoundError(f"there is no folder {path}, and {error}") from None
+            raise FileNotFoundError(f"there is no folder {redact_path(path)}, and {error}") from error
     if is_url(text):
         return text
     if not Path(text).exists():
+        if is_like_url(text):
+            raise ValueError(
+                f"{redact_path(path)} is not a URL: a URL begins with a scheme and two slashes, such as s3://"
+            )
         raise FileNotFoundError(
-            f"no dataset at {path}: there is no such folder, and it is neither org/name on the Hub nor one of the short names "
+            f"no dataset at {redact_path(path)}: there is no such folder, and it is neither org/name on the Hub nor one of the short names "
             f"{sorted([*_MAKERS, *_BUILDERS])}"
         )
     return Path(text)

@@ -17,6 +17,7 @@ from timm.utils.model import unwrap_model
 from timm.utils.model_ema import ModelEmaV3
 from torch import nn
 
+from ..storage.folders import local_path
 from ..storage.local import write_atomically
 from .recipe import Recipe
 
@@ -144,7 +145,8 @@ def load_checkpoint(
         FileNotFoundError: no such file.
         ValueError: it is no checkpoint of `train`.
     """
-    if not Path(path).is_file():
+    path = local_path(path, "the checkpoint")
+    if not path.is_file():
         raise FileNotFoundError(f"no checkpoint {path}: a run writes {BEST} and {LAST} into its folder")
     with torch.serialization.safe_globals([argparse.Namespace]):
         try:

@@ -7,9 +7,9 @@ import logging
 import os
 import sys
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..runner import Parser, path_argument, run_command
 from ..shards.manifest import Manifest
 from .options import add_options, given_options
 from .recipe import PRESETS, Machine, Recipe
@@ -45,30 +45,30 @@ def add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         help="train a student of each, and of each config where it learns from label maps (default: only score these)",
     )  # fmt: skip
     compare.add_argument("--seeds", type=int, default=3, help="students of each (default: %(default)s)")
-    compare.add_argument("--out", type=Path, metavar="FOLDER", help="of the runs, and of table.md and results.json")
+    compare.add_argument(
+        "--out", type=path_argument, metavar="FOLDER", help="of the runs, and of table.md and results.json"
+    )
     add_options(compare, Recipe, "recipe, of all students; what is not given is the preset's", ("labels", "seed"))
     add_options(compare, Machine, "machine")
     compare.set_defaults(run=_compare)
 
 
 def main() -> int:
-    """Train as `python -m relabel_datasets.train` or under torchrun; return the exit code."""
-    parser = argparse.ArgumentParser(prog="relabel_datasets.train")
+    """Train as `python -m relabel_datasets.train` or under torchrun; return the exit code, see `run_command`."""
+    return run_command(_train_parser)
+
+
+def _train_parser() -> Parser:
+    parser = Parser(prog="relabel_datasets.train")
     _add_train_arguments(parser)
-    args = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    try:
-        _train(args)
-    except (ValueError, OSError, ImportError) as error:
-        sys.stderr.write(f"relabel_datasets.train: {error}\n")
-        return 1
-    return 0
+    parser.set_defaults(run=_train)
+    return parser
 
 
 def _add_train_arguments(parser: argparse.ArgumentParser) -> None:
     _add_data_arguments(parser)
     parser.add_argument(
-        "--out", type=Path, required=True, metavar="FOLDER", help="of the run; if it is there, it goes on"
+        "--out", type=path_argument, required=True, metavar="FOLDER", help="of the run; if it is there, it goes on"
     )
     parser.add_argument("--config", help="may be left out where there is only one")
     parser.add_argument("--preset", choices=list(PRESETS), default="relabel", help="(default: %(default)s)")
@@ -83,7 +83,9 @@ def _add_data_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--validation", default="validation", metavar="SPLIT", help="(default: %(default)s)")
     parser.add_argument("--validation-images", metavar="PATH", help="where it finds its images (default: --images)")
     group = parser.add_argument_group("annotator, where labels are distilled: the one that made the label maps")
-    group.add_argument("--checkpoint", type=Path, help="its weights (default: the pretrained ones, downloaded)")
+    group.add_argument(
+        "--checkpoint", type=path_argument, help="its weights (default: the pretrained ones, downloaded)"
+    )
     group.add_argument("--annotator-size", type=int, metavar="PX", help="that it sees crops at (default: of the maps)")
 
 

@@ -18,6 +18,7 @@ from ..data.datasets import RelabelDataset
 from ..data.store import LabelMaps
 from ..labels.label_map import View
 from ..labels.pooling import pool_label_map
+from ..storage.folders import local_path
 from ..storage.local import write_atomically
 from .loop import train_student
 from .recipe import Machine, Recipe
@@ -100,7 +101,7 @@ def compare(
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for seed in range(seeds):
         for student in students:
-            result = _run(student, Path(out) / student.name / f"seed-{seed}", seed, machine)
+            result = _run(student, local_path(out, "out=") / student.name / f"seed-{seed}", seed, machine)
             metrics[student.name].append(result["metrics"])
             seconds[student.name].append(result["seconds_per_epoch"])
     return Comparison(metrics, seconds)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
+from ..runner import output_argument, path_argument
 from .options import json_object
 
 _SHARES = {
@@ -28,20 +28,23 @@ def add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--config", help="of a dataset with label maps; may be left out where there is only one")
     parser.add_argument("--split", default="validation", help="of a dataset (default: %(default)s)")
     parser.add_argument(
-        "--boxes", type=Path, metavar="PATH", help="objects: COCO JSON, CSV, PASCAL VOC XML, or a folder of XML"
+        "--boxes",
+        type=path_argument,
+        metavar="PATH",
+        help="objects: COCO JSON, CSV, PASCAL VOC XML, or a folder of XML",
     )
     parser.add_argument("--among", action="store_true", help="only the images' classes compete, not all of the model's")
     parser.add_argument("--image-size", type=int, metavar="PX", help="(default: of the checkpoint, or timm's)")
     parser.add_argument("--crop-pct", type=float, metavar="SHARE", help="(default: of the checkpoint, or timm's)")
     group = parser.add_argument_group("weights of a timm model by name")
     group.add_argument("--pretrained", action="store_true", help="those that timm knows for the name")
-    group.add_argument("--weights", type=Path, metavar="FILE", help="those of a file")
+    group.add_argument("--weights", type=path_argument, metavar="FILE", help="those of a file")
     group.add_argument("--model-args", type=json_object, metavar="JSON", help="more arguments of timm.create_model")
     group = parser.add_argument_group("machine")
     group.add_argument("--batch-size", type=int, default=64, help="(default: %(default)s)")
     group.add_argument("--num-workers", type=int, default=4, help="processes that read images (default: %(default)s)")
     group.add_argument("--device", help="such as cuda or cpu (default: cuda where there is one)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="where to write the metrics as JSON, too")
+    parser.add_argument("--json", type=output_argument, metavar="FILE", help="where to write the metrics as JSON, too")
     parser.set_defaults(run=_evaluate)
 
 
@@ -50,8 +53,6 @@ def _evaluate(args: argparse.Namespace) -> None:
     from .classifier import load_classifier  # timm takes seconds to import
     from .evaluate import evaluate, open_images
 
-    if args.json is not None and not args.json.parent.is_dir():
-        raise FileNotFoundError(f"no folder {args.json.parent} for --json {args.json}")  # better now than after hours
     images = open_images(args.images, args.config, args.split)
     classifier = load_classifier(
         args.model,

@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from ..annotate.annotator import Annotator
 from ..data.datasets import RelabelDataset
+from ..storage.folders import local_path
 from .checkpoints import BEGINNING, Checkpoints, Curve
 from .classifier import Classifier, Normalize, make_student
 from .evaluate import evaluate
@@ -88,7 +89,7 @@ def train_student(
         >>> dataset, validation = (load_dataset("imagenette-relabel", split=s) for s in ("train", "validation"))
         >>> train_student(dataset, "run", PRESETS["relabel-cutmix"].changed(model="resnet18", batch_size=256), validation=validation)
     """
-    folder = Path(out)
+    folder = local_path(out, "out=")
     folder.mkdir(parents=True, exist_ok=True)
     with _process_group(machine.device) as (device, rank, world_size):
         run = _Run(dataset, folder, recipe, validation, annotator, machine, device, rank, world_size)

@@ -230,7 +230,6 @@ def test_a_timm_model_by_name_with_weights_of_a_file(scenes, tmp_path, capsys):
         (["resnet10t", "/nowhere"], "no dataset at /nowhere"),
         (["resnet10t", "{scenes}", "--weights", "none.safetensors"], "no checkpoint 'none.safetensors'"),
         (["none.pth.tar", "{scenes}", "--pretrained"], "is a checkpoint, which has its weights"),
-        (["resnet10t", "{scenes}", "--json", "/nowhere/a.json"], "no folder /nowhere"),
     ],
 )
 def test_errors_are_one_message(scenes, arguments, message, capsys, tmp_path, monkeypatch):

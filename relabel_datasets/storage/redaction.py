@@ -1,0 +1,148 @@
+"""Redaction: paths, URLs and messages without the credentials in them.
+
+Every path or URL that appears in a message, a `repr`, a log record or a written file passes through `redact_path`; texts that
+may quote a URL, such as the messages of other libraries, pass through `redact`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+from urllib.parse import quote, unquote, unquote_plus
+
+HIDDEN = "***"
+
+_SCHEME = r"(?<![\w+.-])[a-z][\w+.-]+:[/\\]+"  # one slash is enough: `s3:/bucket` is a typo of a URL
+_HEAD = re.compile(_SCHEME, re.IGNORECASE)
+_URL = re.compile(rf"{_SCHEME}[^\s'\"]*", re.IGNORECASE)
+_ENCODED_URL = re.compile(r"(?<![\w+.-])[a-z][\w+.-]+%3A(?:%2F|/)+[^\s'\"&]*", re.IGNORECASE)
+_CHAIN = re.compile(rf"::(?={_SCHEME})", re.IGNORECASE)
+_HOST_PORT = re.compile(r"(?:\[[^\]]*\]|[^:]*)(?::\d+)?")
+_LOGIN = re.compile(r"(?://)?[^/\s:@]+:[^@]+@")  # a URL whose scheme is missing
+_PARAMETER = re.compile(
+    r"(?<![\w-])(x-(?:amz|goog)-(?:signature|credential|security-token)|sig|signature|awsaccesskeyid|access_?token|token"
+    r"|api_?key|password|secret|policy|key-pair-id)=[^\s&'\"]+",
+    re.IGNORECASE,
+)
+_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}\b|(?<=bearer )[^\s'\"]+", re.IGNORECASE)
+
+
+def redact(text: object, secrets: Iterable[str] = ()) -> str:
+    """Return a text without the user, password, query and fragment of the URLs in it.
+
+    Access tokens of the Hub and the values of parameters that sign a request are hidden outside URLs, too.
+
+    Args:
+        text: A message, or any object to convert with `str`.
+        secrets: Strings to replace by `***` wherever they occur, see `secrets_of`.
+
+    Example:
+        >>> redact("403 for https://user:pw@host/a.tar?X-Amz-Signature=1f#part")
+        '403 for https://host/a.tar'
+    """
+    result = str(text)
+    for secret in sorted(secrets, key=len, reverse=True):
+        result = result.replace(secret, HIDDEN)
+    result = _ENCODED_URL.sub(lambda match: unquote(match[0]), result)
+    result = _URL.sub(lambda match: redact_path(match[0]), result)
+    return _TOKEN.sub(HIDDEN, _PARAMETER.sub(rf"\1={HIDDEN}", result))
+
+
+def redact_path(path: object) -> str:
+    """Return a path or URL as messages and files may show it; local paths are unchanged.
+
+    Args:
+        path: A path or URL of any scheme, also a misspelled one or a chain such as `simplecache::https://...`. All of it is
+            taken for the URL: a password or a query may contain spaces and quotes.
+
+    Example:
+        >>> redact_path("s3:/key:secret@bucket/data?sig=1")
+        's3:/bucket/data'
+    """
+    text = os.fsdecode(path) if isinstance(path, (str, bytes, os.PathLike)) else str(path)
+    if _ENCODED_URL.match(text):
+        text = unquote(text)
+    if (login := _LOGIN.match(text)) and not _HEAD.search(text):
+        return re.split(r"[?#]", text[login.end() :])[0]
+    return "::".join(f"{link.head}{link.rest}" for link in _links(text))
+
+
+def redact_values(value: Any) -> Any:
+    """Return a JSON value in which every string has passed through `redact`."""
+    if isinstance(value, str):
+        return redact(value)
+    if isinstance(value, Mapping):
+        return {key: redact_values(item) for key, item in value.items()}
+    if isinstance(value, Sequence):
+        return [redact_values(item) for item in value]
+    return value
+
+
+def secrets_of(url: object, options: object = None, *, min_length: int = 4) -> set[str]:
+    """Return the strings of a URL and of its options that no message may contain, in every usual encoding.
+
+    Args:
+        url: A URL, or a path, which has none.
+        options: `storage_options` of fsspec. URLs among the values, such as an endpoint, are not secret.
+        min_length: Shorter strings are left out: they would be found inside of words.
+    """
+    found = set(_texts_in(options))
+    for link in _links(str(url)):
+        name, _, password = link.user.partition(":")
+        found |= {link.user, password or name, link.query}
+        found |= {pair.partition("=")[2] if "=" in pair else pair for pair in re.split("[?&#;]", link.query)}
+    found = {secret for secret in found if len(secret) >= min_length}
+    for secret in list(found):
+        found |= {unquote(secret), unquote_plus(secret), quote(unquote(secret)), quote(unquote(secret), safe="")}
+    return {secret for secret in found if len(secret) >= min_length}
+
+
+class RedactedError(Exception):
+    """The error of another library as the `__cause__` of one of ours, with its message redacted."""
+
+
+def redacted_cause(error: BaseException, secrets: Iterable[str] = ()) -> RedactedError:
+    """Return what to chain to an error of ours (`raise ... from`) instead of an error whose message may quote a URL."""
+    return RedactedError(f"{type(error).__name__}: {redact(error, secrets)}").with_traceback(error.__traceback__)
+
+
+class _Link(NamedTuple):
+    """One URL of a chain; of a path, all is `rest`."""
+
+    head: str  # scheme and slashes
+    user: str
+    rest: str
+    query: str
+
+
+def _links(text: str) -> Iterator[_Link]:
+    for link in _CHAIN.split(text):
+        head = _HEAD.match(link)
+        if head is None:
+            yield _Link("", "", link, "")
+            continue
+        body = link[head.end() :]
+        length = _user_length(body)
+        rest = re.split(r"[?#]", body[length:], maxsplit=1)[0]
+        yield _Link(head[0], body[: max(length - 1, 0)], rest, body[length + len(rest) + 1 :])
+
+
+def _user_length(body: str) -> int:
+    """Return the number of characters of user, password and "@" in a URL without its scheme."""
+    host = re.split(r"[/\\?#]", body, maxsplit=1)[0]
+    if "@" in host:
+        return host.rindex("@") + 1
+    # What follows the colon is no port, so it is a password with a slash or a question mark that is not escaped.
+    return 0 if _HOST_PORT.fullmatch(host) else body.rfind("@") + 1
+
+
+def _texts_in(options: object) -> Iterator[str]:
+    values = options.values() if isinstance(options, Mapping) else options
+    if isinstance(options, str):
+        if "://" not in options:
+            yield options
+    elif isinstance(values, Iterable):
+        for value in values:
+            yield from _texts_in(value)

@@ -1,0 +1,138 @@
+import pickle
+import traceback
+
+import pytest
+
+from relabel_datasets.storage.redaction import redact, redact_path, redact_values, redacted_cause, secrets_of
+
+USER, PASSWORD, SIGNATURE = "alice-user", "pass-W0rd", "51gnatur3"
+SECRET = (USER, PASSWORD, SIGNATURE)
+URLS = {  # URL -> what is left of it
+    f"https://{USER}:{PASSWORD}@host/a/b.tar?X-Amz-Signature={SIGNATURE}": "https://host/a/b.tar",
+    f"https://host:8000/a?sig={SIGNATURE}&x=1": "https://host:8000/a",
+    f"https://host/a#access_token={SIGNATURE}": "https://host/a",
+    f"https://host?{SIGNATURE}": "https://host",
+    f"HTTPS://{USER}:{PASSWORD}@host/a": "HTTPS://host/a",
+    f"htps://{USER}:{PASSWORD}@host/a?{SIGNATURE}": "htps://host/a",
+    f"s3:/{USER}:{PASSWORD}@bucket/a?{SIGNATURE}": "s3:/bucket/a",
+    f"https:\\\\{USER}:{PASSWORD}@host\\a": "https:\\\\host\\a",
+    f"https:///{USER}:{PASSWORD}@host/a": "https:///host/a",
+    f"{USER}:{PASSWORD}@host/a?{SIGNATURE}": "host/a",
+    f"//{USER}:{PASSWORD}@host/a": "host/a",
+    f"s3://{USER}:{PASSWORD}/with+slash@bucket/a": "s3://bucket/a",
+    f"https://{USER}:{PASSWORD}?x@host/a": "https://host/a",
+    f"https://{USER}:{PASSWORD}@{PASSWORD}@host/a": "https://host/a",
+    f"https://{USER}%40corp:{PASSWORD}%2F@host/a": "https://host/a",
+    f"https%3A%2F%2F{USER}%3A{PASSWORD}%40host%2Fa%3Fsig%3D{SIGNATURE}": "https://host/a",
+    f"simplecache::https://{USER}:{PASSWORD}@host/a?{SIGNATURE}": "simplecache::https://host/a",
+    f"zip://in.tar?{SIGNATURE}::https://{USER}:{PASSWORD}@host/a?{SIGNATURE}": "zip://in.tar::https://host/a",
+    f"hf://{USER}:{PASSWORD}@datasets/org/name@main/x": "hf://datasets/org/name@main/x",
+    f"hf://{PASSWORD}@datasets/org/name": "hf://datasets/org/name",
+    f"hf:{USER}:{PASSWORD}@org/name": "org/name",
+    f"gs://bucket/a?X-Goog-Signature={SIGNATURE}": "gs://bucket/a",
+    f"az://container/a?se=1&sig={SIGNATURE}%3D": "az://container/a",
+    f"https://{USER}:{PASSWORD}@[::1]:8000/a?{SIGNATURE}": "https://[::1]:8000/a",
+}
+
+
+def assert_kept(text: str) -> None:
+    assert not [secret for secret in SECRET if secret in text], text
+
+
+class TestPaths:
+    @pytest.mark.parametrize(("url", "left"), URLS.items())
+    def test_what_is_left_of_a_url(self, url, left):
+        assert redact_path(url) == left
+        assert redact_path(left) == left
+
+    def test_passwords_and_queries_may_have_spaces_and_quotes(self):
+        assert redact_path(f"https://{USER}:a '\"{PASSWORD}@host/a b?x='{SIGNATURE} \"y") == "https://host/a b"
+
+    @pytest.mark.parametrize(
+        "path",
+        [
+            "data", "/data/x?y#z", "./a@b/c", "../x:y", "C:\\data", "org/name", "org/name@main", "scenes-relabel",
+            "https://127.0.0.1:8000/org@v2/x", "s3://bucket/key@2x.png", "hf://datasets/org/name@main", "a::b", "",
+        ],
+    )  # fmt: skip
+    def test_other_paths_stay_as_they_are(self, path):
+        assert redact_path(path) == path
+
+    def test_paths_are_of_any_type(self, tmp_path):
+        assert redact_path(tmp_path) == str(tmp_path)
+        assert redact_path(b"s3://u:p@bucket/x") == "s3://bucket/x"
+
+
+class TestTexts:
+    @pytest.mark.parametrize(
+        ("url", "left"), [(url, left) for url, left in URLS.items() if "://" in url or "%3A" in url]
+    )
+    @pytest.mark.parametrize(
+        "text", ["{}", "403, url='{}'", "cannot read {}: damaged", 'URL("{}")', "({})\n{}", "a={}"]
+    )
+    def test_urls_in_a_text(self, url, left, text):
+        redacted = redact(text.format(url, url))
+        assert left in redacted
+        assert_kept(redacted)
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            f"AuthenticationFailed: sig={SIGNATURE}",
+            f"GET /a?X-Amz-Credential={USER}&X-Amz-Signature={SIGNATURE}",
+            f"{{'Authorization': 'Bearer {PASSWORD}'}}",
+        ],
+    )
+    def test_signatures_and_tokens_outside_urls(self, text):
+        assert_kept(redact(text))
+
+    def test_tokens_of_the_hub(self):
+        assert redact("token hf_abcdefghijklmnopqrstuvwxyz is not valid") == "token *** is not valid"
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "log in with `hf auth login` or give token= if it is private",
+            "there is no README.md in https://host:8000/a: check the URL",
+            "org/name@0123abc/colours/x.tar: its sha256 is wrong",
+            "ratio 1:2, at user@host, a:b",
+        ],
+    )
+    def test_other_texts_stay_as_they_are(self, text):
+        assert redact(text) == text
+
+    def test_values_of_json(self):
+        value = {"name": f"https://{USER}:{PASSWORD}@host/a", "sizes": [1, 2.5, None, f"x?sig={SIGNATURE}"]}
+        assert redact_values(value) == {"name": "https://host/a", "sizes": [1, 2.5, None, "x?sig=***"]}
+
+
+class TestSecrets:
+    def test_of_a_url_in_every_encoding(self):
+        found = secrets_of("https://me%40corp:p%2Fss+word@host/x?sig=a%2Bbc%3D&v=1#part2")
+        assert {"p/ss word", "p/ss+word", "p%2Fss+word", "a+bc=", "a%2Bbc%3D", "part2"} <= found
+        assert redact("me@corp p/ss+word a+bc=", found) == "me@corp *** ***"
+
+    def test_of_storage_options_but_not_their_endpoints(self):
+        options = {"key": "key-id", "client_kwargs": {"x": ["a-secret"], "endpoint_url": "https://host"}, "anon": True}
+        assert secrets_of("s3://bucket", options) == {"key-id", "a-secret"}
+
+    def test_a_token_in_place_of_the_user(self):
+        assert "the-token" in secrets_of("hf://the-token@datasets/org/name")
+
+    def test_short_strings_would_be_found_in_words(self):
+        assert secrets_of("https://a:b@host/x?c=d") == set()
+
+
+def test_a_cause_is_chained_without_its_secrets():
+    def fail() -> None:
+        try:
+            raise OSError(f"no route to https://{USER}:{PASSWORD}@host/?{SIGNATURE}")
+        except OSError as error:
+            raise ValueError("not there") from redacted_cause(error, [USER])
+
+    with pytest.raises(ValueError, match="not there") as caught:
+        fail()
+    shown = "".join(traceback.format_exception(caught.value))
+    assert "OSError: no route to https://host/" in shown
+    assert_kept(shown)
+    assert "OSError" in str(pickle.loads(pickle.dumps(caught.value.__cause__)))

@@ -1,0 +1,78 @@
+import errno
+import os
+
+import pytest
+import torch
+
+from relabel_datasets.errors import DatasetError
+from relabel_datasets.explain import explain
+
+
+def system_error(number: int, *path: str) -> OSError:
+    return OSError(number, os.strerror(number), *path)
+
+
+def worker_error() -> Exception:
+    class Failing(torch.utils.data.Dataset):
+        def __len__(self):
+            return 1
+
+        def __getitem__(self, index):
+            raise DatasetError("shard 3 is damaged")
+
+    try:
+        next(iter(torch.utils.data.DataLoader(Failing(), num_workers=1)))
+    except DatasetError as error:
+        return error
+    raise AssertionError
+
+
+CASES = {
+    "our own error": (DatasetError("x.tar is damaged: fetch it again"), "x.tar is damaged: fetch it again"),
+    "several lines": (ValueError("a\n  b\n"), "a b"),
+    "full disk": (system_error(errno.ENOSPC, "/out/x"), "/out/x cannot be written, the disk is full: free some space"),
+    "full disk, no path": (system_error(errno.ENOSPC), "the disk is full: free some space"),
+    "full disk, ours": (
+        OSError(errno.ENOSPC, "the disk of /out is full: free it"),
+        "the disk of /out is full: free it",
+    ),
+    "open files": (system_error(errno.EMFILE), "ulimit -n"),
+    "open files with path": (system_error(errno.EMFILE, "x"), "ulimit -n"),
+    "no file": (
+        FileNotFoundError(errno.ENOENT, "No such file or directory", "x"),
+        "x: no such file or directory: check",
+    ),
+    "no permission": (PermissionError(errno.EACCES, "Permission denied", "x"), "x: permission denied: check who"),
+    "a folder": (IsADirectoryError(errno.EISDIR, "Is a directory", "x"), "x: is a directory: give a file"),
+    "memory": (MemoryError(), "out of memory: lower --batch-size"),
+    "memory of torch": (
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"),
+        "lower --",
+    ),
+    "memory of a GPU": (torch.OutOfMemoryError("CUDA out of memory. Tried"), "the GPU is out of memory: lower"),
+    "optional package": (
+        ModuleNotFoundError("No module named 'ray'", name="ray"),
+        'pip install "relabel-datasets[ray]"',
+    ),
+    "any package": (ModuleNotFoundError("No module named 'gcsfs'", name="gcsfs"), "pip install gcsfs"),
+    "network": (ConnectionRefusedError(111, "Connection refused"), "the network cannot be reached: check"),
+    "third party": (KeyError("model"), "unexpected KeyError: 'model'. Run the command with --debug"),
+    "no message": (ValueError(), "unexpected ValueError: no message. Run the command with --debug"),
+    "decoding": (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid"), "unexpected UnicodeDecodeError"),
+    "recursion": (RecursionError("maximum recursion depth exceeded"), "unexpected RecursionError"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_an_error_is_one_line_that_says_what_to_change(case):
+    error, expected = CASES[case]
+    assert expected in explain(error)
+    assert "\n" not in explain(error)
+
+
+def test_an_error_in_a_worker_is_that_error():
+    assert explain(worker_error()) == "shard 3 is damaged"
+
+
+def test_a_long_message_is_cut():
+    assert len(explain(ValueError("x" * 10_000))) < 2000
