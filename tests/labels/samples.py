@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 import relabel_datasets as rd
+from relabel_datasets.labels import encoding
 
 NUM_CLASSES, HEIGHT, WIDTH = 13, 7, 5
 CANVAS_SIZE = (17, 11)
-ENCODINGS = ("heatmaps", "topk")
+ENCODINGS = tuple(encoding.ENCODINGS)
 
 STORED_FORMS = [
     ("heatmaps", "uint4"),
