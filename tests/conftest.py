@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+import subprocess
 import sys
 import tempfile
 import time
@@ -153,3 +154,17 @@ def dataset_folder(tmp_path: Path, image_folder: Path, annotator) -> Path:
             progress=False,
         )
     return root
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of a megabyte of its own."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if (
+        os.geteuid()
+        or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True).returncode
+    ):
+        pytest.skip("only root may make a small disk")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from ..data.datasets import RelabelDataset
 from ..report.html_report import write_report
 from ..report.overlay import save_overlays
+from ..storage.local import write_atomically
 from .dataset import CONFIG, PICTURES, make_scenes_relabel
 from .scenes import read_objects
 from .students import METHODS, PicturesInMemory, Recipe, Score, train_student
@@ -110,7 +111,7 @@ def run_demo(
     annotator = _score_label_maps(validation_pictures, present)
     report = write_report(root, output / "report.html", CONFIG, "validation", boxes=boxes, progress=False)
     result = DemoResult(scores, annotator, root, overlays, report, time.perf_counter() - start)
-    (output / "table.md").write_text(result.to_markdown(), encoding="utf-8")
+    write_atomically(output / "table.md", result.to_markdown().encode())
     echo(f"done in {result.seconds:.0f} s")
     return result
 

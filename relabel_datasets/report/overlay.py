@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from torchvision.transforms.v2 import functional as F
 from ..data.datasets import RelabelDataset
 from ..labels.label_map import LabelMap
 from ..labels.transforms import LabelPooling
+from ..storage.local import write_atomically
 from .names import legible_names
 from .tiles import (
     CLASS_COLORS,
@@ -203,8 +205,16 @@ def save_overlays(dataset: RelabelDataset, folder: Path, count: int = 10) -> lis
     paths = []
     for key, picture in figures(dataset, spread(dataset, count)):
         paths.append(folder / f"{key.replace('/', '_')}.png")
-        picture.save(paths[-1])
+        save_png(picture, paths[-1])
     return paths
+
+
+def save_png(picture: Image.Image, path: Path) -> Path:
+    """Write a picture as PNG, whole or not at all; return the path."""
+    data = io.BytesIO()
+    picture.save(data, "PNG")
+    write_atomically(path, data.getvalue())
+    return path
 
 
 def spread(dataset: RelabelDataset, count: int) -> list[int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,9 +12,8 @@ from PIL import Image
 from ..analysis.label_maps import measure_maps, suspects
 from ..data.datasets import RelabelDataset
 from ..labels.transforms import LabelPooling
-from ..storage.local import write_atomically
 from .names import legible_names
-from .overlay import check_whole, figures, regions, spread, strongest
+from .overlay import check_whole, figures, regions, save_png, spread, strongest
 from .tiles import CLASS_COLORS, OTHER_COLOR, Line, heading, one_below_the_other, side_by_side, tile
 
 _PAIRS_A_ROW = 3
@@ -62,7 +60,7 @@ def draw_pictures(
     folder.mkdir(parents=True, exist_ok=True)
     paths = [] if keys else _save_sheets(dataset, folder, count, num_samples, progress)
     for key, picture in figures(dataset, indices, heatmaps_of):
-        paths.append(_save(picture, folder / f"{key.replace('/', '_')}.png"))
+        paths.append(save_png(picture, folder / f"{key.replace('/', '_')}.png"))
     return paths
 
 
@@ -74,7 +72,7 @@ def _save_sheets(
     paths = []
     for name, title, order in (("several_classes", _SEVERAL, several), ("suspects", _SUSPECTS, suspects(images))):
         if chosen := _present(dataset, images["key"][order].tolist(), count):
-            paths.append(_save(sheet(dataset, chosen, title), folder / f"{name}.png"))
+            paths.append(save_png(sheet(dataset, chosen, title), folder / f"{name}.png"))
     return paths
 
 
@@ -127,10 +125,3 @@ def _find_class(name: str, classes: Sequence[str]) -> int:
             return candidates.index(name)
     close = difflib.get_close_matches(name, [*classes, *names], n=3)
     raise ValueError(f"no class {name!r} among the {len(classes)}" + (f", did you mean {close}?" if close else ""))
-
-
-def _save(picture: Image.Image, path: Path) -> Path:
-    data = io.BytesIO()
-    picture.save(data, "PNG")
-    write_atomically(path, data.getvalue())
-    return path

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
 import logging
 import os
 import platform
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -17,17 +19,50 @@ from .regular_files import create_new, open_regular, open_without_links
 
 logger = logging.getLogger(__name__)
 
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no space, no quota, or a limit of the size of files
+
 
 def aside_of(path: Path) -> Path:
     """Return where this process writes a file before it renames it, beside its place: no other process of any node."""
     return path.with_name(f".{path.name}.{platform.node()}-{os.getpid()}.tmp")
 
 
+@contextmanager
+def explaining_full_disk(path: Path) -> Iterator[None]:
+    """Name the disk and the file in the error of the operating system that says only "no space left".
+
+    Args:
+        path: The file that is written.
+
+    Raises:
+        OSError: The disk is full; the message says what to do.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _DISK_FULL or is_explained(error):
+            raise
+        raise OSError(
+            error.errno,
+            f"the disk of {path.parent} is full ({error.strerror}), {path.name} was not written: free some space and run the same "
+            "command again",
+        ) from error
+
+
+def is_explained(error: OSError) -> bool:
+    """Return whether an error has a message of this package instead of the operating system's."""
+    return error.errno is None or error.strerror != os.strerror(error.errno)
+
+
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file aside and rename it, so that it is there whole or not at all, also after a power cut."""
+    """Write a file under a temporary name and rename it, so that it exists whole or not at all, also after a power cut.
+
+    Raises:
+        OSError: The file cannot be written; the previous one is unchanged, and no temporary file is left.
+    """
     aside = aside_of(path)
     try:
-        with create_new(aside) as file:
+        with explaining_full_disk(path), create_new(aside) as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

@@ -21,7 +21,7 @@ import fsspec
 
 from ..errors import DatasetError
 from .folders import MAX_SMALL_BYTES, is_url, without_file_scheme
-from .local import FileLock, aside_of, sha256_of, write_atomically
+from .local import FileLock, aside_of, is_explained, sha256_of, write_atomically
 from .regular_files import create_new, read_regular
 from .remote import RemoteFiles
 
@@ -303,6 +303,8 @@ def explaining_errors(folder: object) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if is_explained(error):
+            raise
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             text = f"the disk of {folder} is full: free some space, and the same command goes on"
         elif error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):

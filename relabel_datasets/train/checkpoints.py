@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import csv
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from timm.utils.model_ema import ModelEmaV3
 from torch import nn
 
 from ..storage.folders import local_path
-from ..storage.local import write_atomically
+from ..storage.local import explaining_full_disk, write_atomically
 from .recipe import Recipe
 
 # Of an epoch: the step, the state of the loader, and sums and numbers of losses: of all, and since the last line of steps.csv.
@@ -27,14 +28,37 @@ LAST, BEST = "last.pth.tar", "model_best.pth.tar"  # timm's names
 
 
 class _Saver(CheckpointSaver):
-    """timm's saver; a kill never leaves a run without its last or best checkpoint, as POSIX renames over what is there."""
+    """timm's saver, with atomic files: neither a kill nor a full disk leaves a run without its last or best checkpoint."""
+
+    def _save(self, save_path: str, epoch: int, metric: float | None = None) -> None:
+        with _whole_file(Path(save_path)) as path, path.open("wb") as file:  # a temporary name: timm renames it
+            try:
+                super()._save(file, epoch, metric)  # type: ignore[no-untyped-call]
+            except RuntimeError as error:
+                if isinstance(error.__context__, OSError):  # torch hides it
+                    raise error.__context__ from None
+                raise
+            file.flush()
+            os.fsync(file.fileno())
 
     def _replace(self, src: str, dst: str) -> None:
         Path(src).replace(dst)
 
     def _duplicate(self, src: str, dst: str) -> None:
-        super()._duplicate(src, f"{dst}.tmp")  # type: ignore[no-untyped-call]
+        with _whole_file(Path(f"{dst}.tmp")) as copy:
+            super()._duplicate(src, str(copy))  # type: ignore[no-untyped-call]
         self._replace(f"{dst}.tmp", dst)
+
+
+@contextmanager
+def _whole_file(path: Path) -> Iterator[Path]:
+    """Remove a file that could not be written to its end, and explain a full disk."""
+    try:
+        with explaining_full_disk(path):
+            yield path
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
 
 
 class Checkpoints:
@@ -189,7 +213,7 @@ class Curve:
 
     def add(self, values: Mapping[str, Any]) -> None:
         """Write a line; what is missing is empty."""
-        with self._path.open("a", newline="", encoding="utf-8") as file:
+        with explaining_full_disk(self._path), self._path.open("a", newline="", encoding="utf-8") as file:
             csv.writer(file, lineterminator="\n").writerow([_text(values.get(name, "")) for name in self._columns])
 
 

@@ -171,20 +171,6 @@ def never_made():
     raise AssertionError("the annotator is made after the output is found to be writable")
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A disk of a megabyte of its own."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    if (
-        os.geteuid()
-        or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True).returncode
-    ):
-        pytest.skip("only root may make a small disk")
-    yield folder
-    subprocess.run(["umount", "-l", folder], check=True)
-
-
 def test_a_full_disk_stops_the_build_and_breaks_nothing(source, annotator, whole, small_disk):
     (small_disk / "other").write_bytes(bytes(960_000))
     with pytest.raises(OSError, match=rf"the disk of {small_disk}/data/colours is full: free some space"):

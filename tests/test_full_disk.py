@@ -1,0 +1,193 @@
+"""What happens to each file that this package writes when the disk is full: nothing is lost, and nothing is half-written."""
+
+import os
+import resource
+import shutil
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import relabel_datasets as rd
+from relabel_datasets.cli import main
+from relabel_datasets.shards.card import write_card
+from relabel_datasets.storage.local import write_atomically
+from tests.train.test_checkpoints import checkpoints, progress_of, resumed
+
+FULL = "is full (No space left on device)"
+
+
+def fill(folder: Path) -> Path:
+    """Leave no byte free on the disk of a folder; return the file that takes them."""
+    ballast = folder / "ballast"
+    with ballast.open("wb", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+    return ballast
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != "ballast"
+    }
+
+
+def test_a_file_keeps_its_previous_content(small_disk):
+    write_atomically(small_disk / "a.json", b"old")
+    ballast = fill(small_disk)
+    with pytest.raises(OSError, match=rf"the disk of {small_disk} is full .*, a.json was not written: free some space"):
+        write_atomically(small_disk / "a.json", b"new" * 10_000)
+    assert contents(small_disk) == {"a.json": b"old"}
+    ballast.unlink()
+    write_atomically(small_disk / "a.json", b"new")
+    assert contents(small_disk) == {"a.json": b"new"}
+
+
+@pytest.fixture
+def small_files():
+    """No file may have more than 100 bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_limit_of_the_size_of_files_is_the_same(tmp_path, small_files):
+    write_atomically(tmp_path / "a", b"old")
+    with pytest.raises(OSError, match=r"is full \(File too large\), a was not written"):
+        write_atomically(tmp_path / "a", b"new" * 1000)
+    assert contents(tmp_path) == {"a": b"old"}
+
+
+class TestCheckpoints:
+    @pytest.mark.parametrize("free", [0, 3000, 6000, 9000])
+    def test_the_previous_ones_stay_whole_and_the_run_resumes(self, small_disk, free):
+        model = torch.nn.Linear(2, 2)
+        kept = checkpoints(small_disk, model)
+        kept.save_epoch(0, 0.5, 1.0)
+        kept.save_step(1, 1, **progress_of(1))
+        before, weights = contents(small_disk), model.weight.detach().clone()
+        ballast = fill(small_disk)
+        os.truncate(ballast, ballast.stat().st_size - free)
+        with torch.no_grad():
+            model.weight += 1
+        large = {**progress_of(2), "losses": [float(i) for i in range(100_000)]}
+        with pytest.raises(OSError, match=rf"the disk of {small_disk} is full .*: free some space and run the same"):
+            kept.save_step(1, 2, **large)
+        assert contents(small_disk) == before
+        ballast.unlink()
+        again = torch.nn.Linear(2, 2)
+        assert checkpoints(small_disk, again).resume(torch.device("cpu"))["step"] == 1
+        assert torch.equal(again.weight, weights)
+        kept.save_epoch(1, 0.6, 2.0)
+        assert resumed(small_disk)["epoch"] == 2
+
+    def test_at_the_end_of_an_epoch(self, small_disk):
+        kept = checkpoints(small_disk, torch.nn.Linear(2, 2))
+        kept.save_epoch(0, 0.5, 1.0)
+        before = contents(small_disk)
+        fill(small_disk)
+        with pytest.raises(OSError, match="is full"):
+            kept.save_epoch(1, 0.6, 2.0)
+        assert contents(small_disk) == before
+
+    def test_where_files_cannot_be_linked_a_copy_is_whole_or_absent(self, small_disk, monkeypatch):
+        def no_links(*_: object) -> None:
+            raise PermissionError
+
+        def full(source: str, target: str) -> None:
+            Path(target).write_bytes(b"half")
+            raise OSError(28, os.strerror(28))
+
+        monkeypatch.setattr(os, "link", no_links)
+        kept = checkpoints(small_disk, torch.nn.Linear(2, 2))
+        kept.save_epoch(0, 0.5, 1.0)
+        before = set(contents(small_disk))
+        monkeypatch.setattr(shutil, "copy2", full)
+        with pytest.raises(OSError, match="is full"):
+            kept.save_epoch(1, 0.6, 2.0)
+        assert set(contents(small_disk)) <= before
+
+
+@pytest.fixture
+def weights(tmp_path):
+    import timm
+
+    path = tmp_path / "weights.safetensors"
+    save_file(timm.create_model("test_resnet", num_classes=3).state_dict(), path)
+    return path
+
+
+COMMANDS = {
+    "verify": ["{data}/colours", "--workers", "0", "--json", "{disk}/report.json"],
+    "analyze": ["{data}", "--config", "colours", "--crops", "26", "--out", "{disk}/analysis"],
+    "report": ["{data}", "--config", "colours", "--crops", "26", "--out", "{disk}/report.html"],
+    "pictures": ["{data}", "--config", "colours", "--count", "2", "--out", "{disk}/pictures"],
+    "annotators": ["test_resnet*", "--input-size", "64", "--json", "{disk}/annotators.json"],
+    "evaluate": [
+        "test_resnet", "{data}", "--config", "colours", "--split", "train", "--weights", "{weights}", "--model-args",
+        '{{"num_classes": 3}}', "--device", "cpu", "--num-workers", "0", "--image-size", "64", "--json", "{disk}/a.json",
+    ],
+    "build": [
+        "{images}", "{disk}/built", "--annotator", "test_resnet", "--checkpoint", "{weights}", "--model-arg",
+        "num_classes=3", "--input-size", "64", "--device", "cpu",
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_ends_with_one_line_and_leaves_no_half_file(
+    command, dataset_folder, image_folder, weights, small_disk, capsys
+):
+    places = {"data": dataset_folder, "disk": small_disk, "weights": weights, "images": image_folder}
+    arguments = [argument.format(**places) for argument in COMMANDS[command]]
+    ballast = fill(small_disk)
+    capsys.readouterr()
+    assert main([command, *arguments]) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith(f"relabel {command}: ")
+    assert str(small_disk) in last
+    assert FULL in last or "(No space left on device)" in last
+    assert not any(contents(small_disk).values())
+    ballast.unlink()
+    assert main([command, *arguments]) == 0
+    assert any(contents(small_disk).values())
+
+
+def test_a_card_keeps_its_previous_text(dataset_folder, small_disk):
+    shutil.copytree(dataset_folder, small_disk / "data")
+    before = contents(small_disk)
+    fill(small_disk)
+    with pytest.raises(OSError, match=rf"the disk of {small_disk}/data is full"):
+        write_card(small_disk / "data", "imagenette-relabel")
+    assert contents(small_disk) == before
+
+
+def test_curves_of_a_run_drop_a_row_that_was_cut(small_disk):
+    from relabel_datasets.train.checkpoints import Curve
+
+    curve = Curve(small_disk / "steps.csv", ("epoch", "step", "loss"), (0, 0))
+    fill(small_disk)
+
+    def add_rows():
+        for step in range(10_000):
+            curve.add({"epoch": 0, "step": step, "loss": 0.1})
+
+    with pytest.raises(OSError, match="is full"):
+        add_rows()
+    (small_disk / "ballast").unlink()
+    Curve(small_disk / "steps.csv", ("epoch", "step", "loss"), (0, 10_000))
+    rows = (small_disk / "steps.csv").read_text().splitlines()
+    assert all(row.endswith(("loss", ",0.1")) for row in rows)
+
+
+def test_the_cache_names_its_disk(dataset_folder, small_disk):
+    from tests.servers import FaultyServer
+
+    fill(small_disk)
+    with FaultyServer(dataset_folder) as server, pytest.raises(OSError, match=rf"the disk of the cache {small_disk}"):
+        rd.load_dataset(server.url, "colours", "train", cache_dir=small_disk)
