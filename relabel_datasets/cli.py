@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .annotator_options import add_annotator_arguments, annotator_from, parse_size
+from .image_options import add_column_arguments
 from .naming import check_config, check_split
 from .report.analyze_command import add_analyze
 from .report.inspect_command import add_inspect
@@ -73,6 +74,7 @@ def make_parser() -> argparse.ArgumentParser:
     build.add_argument("--card", help="template of the dataset card: a file, or a name in cards/")
     build.add_argument("--batch-size", type=int, default=32, help="images annotated at a time (default: %(default)s)")
     build.add_argument("--threads", type=int, default=4, help="threads that decode images (default: %(default)s)")
+    add_column_arguments(build)
     _add_engine_arguments(build)
     add_annotator_arguments(build)
     build.set_defaults(run=_build)
@@ -180,7 +182,7 @@ def _build(args: argparse.Namespace) -> None:
     from .annotate.shard import Settings
     from .data.sources import open_source
 
-    source = open_source(args.images, args.split)
+    source = open_source(args.images, args.split, image_column=args.image_column, label_column=args.label_column)
     mapping = None if args.class_mapping is None else json.loads(args.class_mapping.read_text(encoding="utf-8"))
     settings = Settings(
         encoding=args.encoding,

@@ -78,6 +78,15 @@ def hf_cache(tmp_path: Path, monkeypatch) -> Path:
 
 
 @pytest.fixture
+def hf_home(tmp_path: Path, monkeypatch) -> None:
+    """An empty cache of `datasets`, without progress bars."""
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf-datasets-cache")
+    datasets.disable_progress_bars()
+
+
+@pytest.fixture
 def local_hub(hf_cache) -> Iterator[LocalHub]:
     """A Hub without repositories, at which the client of the Hub looks by itself."""
     from huggingface_hub import HfFileSystem

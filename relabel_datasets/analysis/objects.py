@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from ..annotate.classes import candidate_rows
 from ..errors import DatasetError
-from ..shards.images import IMAGE_EXTENSIONS
+from ..shards.formats import IMAGE_EXTENSIONS
 
 logger = logging.getLogger(__name__)
 

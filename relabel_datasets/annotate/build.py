@@ -6,13 +6,14 @@ import logging
 import os
 import sys
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any, NamedTuple, cast
 
 from tqdm.auto import tqdm
 
+from ..data.skipped import Skipped
 from ..data.sources import ImageSource, source_sha256
 from ..errors import DatasetError
 from ..labels.codec import resolve_dtype
@@ -27,9 +28,9 @@ from ..storage.folders import CARD_NAME, MANIFEST_NAME
 from ..storage.output import LocalOutput, explaining_errors, open_output
 from ..storage.redaction import redact_values
 from .annotator import Annotator, ClassSubset
-from .classes import match_classes
+from .classes import describe_pairs, match_classes
 from .engines import Description, Engine, MakeAnnotator, Workers, find_engine
-from .shard import Annotated, Settings, Skipped
+from .shard import Annotated, Settings
 from .work import Plan, Work, refuse_other_plan
 
 logger = logging.getLogger(__name__)
@@ -93,6 +94,7 @@ def build(
         raise ValueError(f"shard_size must be at least 1, got {shard_size}")
     if card is not None:
         read_template(card)  # better now than after hours
+    _check_images(source)
     engine = find_engine(engine)
     output = open_output(root, storage_options)
     output.check_writable()
@@ -107,6 +109,7 @@ def build(
             "classes": list(classes.names),
             "encoding": {"name": settings.encoding, "k": settings.k, "dtype": settings.dtype},
             "images": settings.images,
+            "image_extension": source.extension if settings.images else None,
             "shard_size": shard_size,
             "source_sha256": source_sha256(source),
             "made_with": f"relabel_datasets {version('relabel-datasets')}",
@@ -115,6 +118,17 @@ def build(
         work = Work(output, config, split, plan, classes.source, settings, classes.rows)
         with output.lock(work.lock_name, f"split {split!r} of {work.folder}"):
             return _build(work, workers, card, progress)
+
+
+def _check_images(source: ImageSource) -> None:
+    """Raise DatasetError if the source has no image that could be annotated."""
+    if not len(source.keys):
+        raise DatasetError("there are no images to annotate: the source is empty")
+    if max(source.labels) < 0:
+        raise DatasetError(
+            f"none of the {len(source.keys)} images has a class, first {source.name(0)}: labels that are missing or negative "
+            "mean that an image has no class"
+        )
 
 
 @dataclass(frozen=True)
@@ -174,7 +188,8 @@ def _resolve_classes(
         rows = match_classes(annotator.classes, source.classes, mapping, annotator.num_classes)
         if annotator.classes is None and not mapping:
             logger.warning(
-                "the annotator's classes have no names: its %d are taken for the source's, in order", len(rows)
+                "the annotator's classes have no names; its rows are the dataset's classes in their order: %s",
+                describe_pairs(source.classes, rows),
             )
         classes = _Classes(tuple(source.classes), rows, source)
         if keep_all:
@@ -184,7 +199,8 @@ def _resolve_classes(
             classes = _Classes(names, None, _Relabelled(source, rows))
     highest = max(source.labels, default=0)
     if highest >= len(classes.names):
-        raise ValueError(f"the source has class index {highest}, but the annotator only {len(classes.names)} classes")
+        first = source.name(list(source.labels).index(highest))
+        raise ValueError(f"{first} has class index {highest}, but the annotator has only {len(classes.names)} classes")
     return classes
 
 
@@ -197,9 +213,15 @@ class _Relabelled:
     """
 
     def __init__(self, source: ImageSource, rows: Sequence[int]) -> None:
-        self.classes, self.extension, self.key_rule = None, source.extension, source.key_rule
+        self._source, self.classes, self.key_rule = source, None, source.key_rule
         self.keys, self.read, self.name = source.keys, source.read, source.name
-        self.labels = array("i", (rows[label] for label in source.labels))
+        self.labels = array("i", (rows[label] if label >= 0 else label for label in source.labels))
+        self.skipped: Sequence[Skipped] = getattr(source, "skipped", ())
+
+    @property
+    def extension(self) -> str:
+        """Extension of the images in the shards."""
+        return self._source.extension
 
 
 def _resolved(settings: Settings) -> Settings:
@@ -228,6 +250,7 @@ def _existing(work: Work) -> Manifest | None:
     if work.split in manifest.splits:
         there = manifest.splits[work.split]
         found |= {"source_sha256": there.source_sha256, "images": there.image_extension is not None}
+        found |= {"image_extension": there.image_extension}
     refuse_other_plan(work.folder, found, {key: plan[key] for key in found})
     return manifest
 
@@ -261,7 +284,7 @@ def _annotate(work: Work, workers: Workers, progress: bool) -> list[Annotated]:
     finished = [work.load(number) for number in range(len(work.names))]
     missing = [number for number, each in enumerate(finished) if each is None]
     done = sum(len(work.shards[number]) for number, each in enumerate(finished) if each is not None)
-    total = len(work.source.keys)
+    total = sum(map(len, work.shards))
     with tqdm(total=total, initial=done, unit="img", disable=not progress, desc="annotate") as bar:
         for number, annotated in workers.run(work, missing, bar.update, _report):
             finished[number] = annotated
@@ -269,23 +292,33 @@ def _annotate(work: Work, workers: Workers, progress: bool) -> list[Annotated]:
 
 
 def _report(skipped: Skipped) -> None:
-    tqdm.write(f"skipped, cannot be read: {skipped.error}", file=sys.stderr)
+    tqdm.write(f"skipped: {skipped.error}", file=sys.stderr)
+
+
+def _skipped_by(source: ImageSource) -> Iterator[Skipped]:
+    """Yield the images that are not dealt to shards."""
+    yield from getattr(source, "skipped", ())
+    for index, label in enumerate(source.labels):
+        if label < 0:
+            name = source.name(index)
+            yield Skipped(source.keys[index], name, f"{name} has no class: its label is missing or negative")
 
 
 def _finish(work: Work, manifest: Manifest | None, annotated: list[Annotated]) -> Manifest:
     """Write the index and then the manifest of all shards."""
     work.check_complete(annotated)
     rows = [row for each in annotated for row in each.info.rows]
+    all_skipped = [*_skipped_by(work.source), *(skipped for each in annotated for skipped in each.skipped)]
     index = make_index(rows, images=work.settings.images)
     entry = make_split(
         work.split,
         work.names,
         [each.info for each in annotated],
         index,
-        image_extension=work.source.extension if work.settings.images else None,
+        image_extension=work.plan["image_extension"],
         key_rule=work.source.key_rule,
         source_sha256=work.plan["source_sha256"],
-        skipped=[skipped._asdict() for each in annotated for skipped in each.skipped],
+        skipped=[skipped._asdict() for skipped in all_skipped],
     )
     work.output.write(work.file(entry.index), index)
     map_size = next((each.map_size for each in annotated if each.map_size), None)
@@ -299,6 +332,12 @@ def _finish(work: Work, manifest: Manifest | None, annotated: list[Annotated]) -
     )
     work.output.write(work.file(MANIFEST_NAME), manifest.to_bytes())
     if entry.skipped:
-        num_images = len(work.source.keys)
-        logger.warning("%d of %d images could not be read: see %s", len(entry.skipped), num_images, work.folder)
+        num_images = entry.num_samples + len(entry.skipped)
+        logger.warning(
+            "%d of %d images are skipped: see `skipped` in %s/%s",
+            len(entry.skipped),
+            num_images,
+            work.folder,
+            MANIFEST_NAME,
+        )
     return manifest

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from timm.data.imagenet_info import ImageNetInfo
 
 _NUM_SHOWN = 5  # classes listed in an error
+_NUM_PAIRS = 20  # classes listed in a message
 
 
 def match_classes(
@@ -28,7 +29,8 @@ def match_classes(
 
     Args:
         annotator_classes: names or synsets in the order of the annotator's logits, or None where they are unknown: as
-            many classes as the dataset's are then taken to be the same, in the same order.
+            many classes as the dataset's are then taken to be the same, in the same order. That order must be clear, see
+            `check_order`.
         dataset_classes: names or synsets in the order of the dataset's labels.
         mapping: dataset class -> the annotator's class, or its index, for classes whose names do not tell.
         num_classes: of the annotator, needed where `annotator_classes` is None.
@@ -49,6 +51,7 @@ def match_classes(
     if annotator_classes is not None:
         rows.update(_rows_by_name(annotator_classes, unmapped))
     elif not mapping and num_rows == len(dataset_classes):
+        check_order(dataset_classes)
         return list(range(num_rows))
     elif unmapped:
         raise ValueError(
@@ -58,6 +61,36 @@ def match_classes(
     found = [rows[name] for name in dataset_classes]
     _check_distinct(found, dataset_classes)
     return found
+
+
+def check_order(dataset_classes: Sequence[str]) -> None:
+    """Raise ValueError if training code may have numbered these classes in another order.
+
+    Class folders are sorted by code point in torchvision and `datasets`, which gives 0, 1, 10, 11, 2; timm sorts numbers by
+    value and ignores case, which gives 0, 1, 2, 10, 11. Names in neither order, as in a `ClassLabel`, are in an explicit order.
+    """
+    by_number = sorted(dataset_classes, key=_natural_key)
+    if list(dataset_classes) == by_number or list(dataset_classes) != sorted(dataset_classes):
+        return
+    row = next(row for row, name in enumerate(dataset_classes) if name != by_number[row])
+    raise ValueError(
+        "the annotator's classes have no names, and the order of the dataset's is ambiguous: row "
+        f"{row} of the annotator is {dataset_classes[row]!r} if it was trained with torchvision's order "
+        f"({_listed(dataset_classes)}), but {by_number[row]!r} with timm's or by number ({_listed(by_number)}). Name the "
+        "annotator's classes in the order of its logits (classes=, --classes-file), or give the index of each class "
+        "(class_mapping=, --class-mapping)"
+    )
+
+
+def describe_pairs(dataset_classes: Sequence[str], rows: Sequence[int]) -> str:
+    """Return which class of the dataset each row of the annotator is; of many, the first and the last."""
+    pairs = [f"{row} = {name!r}" for name, row in zip(dataset_classes, rows, strict=True)]
+    return ", ".join(pairs if len(pairs) <= _NUM_PAIRS else [*pairs[: _NUM_PAIRS - 1], "...", pairs[-1]])
+
+
+def _natural_key(name: str) -> list[int | str]:
+    """Return timm's sort key of a class folder, see `timm.utils.misc.natural_key`."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name.lower())]
 
 
 def _mapped_rows(

@@ -11,8 +11,9 @@ from typing import Any, Protocol
 import PIL.Image
 from torch import Tensor
 
+from ..data.skipped import Skipped
 from .annotator import Annotator
-from .shard import Annotated, Skipped
+from .shard import Annotated
 from .work import Work
 
 MakeAnnotator = Callable[[], Annotator]

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ..data.skipped import Skipped
 from ..data.sources import source_sha256
 from ..errors import DatasetError, ImageError, LabelMapError
 from ..labels import codec
@@ -36,7 +37,7 @@ from ..shards.tars import ShardInfo, ShardWriter, make_split, shard_names
 from ..storage.folders import local_path
 from ..storage.local import write_atomically
 from ..storage.output import explaining_errors
-from .pairing import FoundImages, Skipped, find_images
+from .pairing import FoundImages, find_images
 from .published import FORMATS, PublishedMaps
 
 logger = logging.getLogger(__name__)

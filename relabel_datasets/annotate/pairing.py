@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import PIL.Image
 
+from ..data.skipped import Skipped
 from ..data.sources import ImageFolderSource
 from ..errors import DatasetError, ImageError
 from ..naming import check_split
@@ -16,14 +17,6 @@ from ..shards.configs import SPLIT_ALIASES
 from ..shards.images import decode_image, read_size
 from ..storage.folders import local_path
 from .published import PublishedMaps
-
-
-class Skipped(NamedTuple):
-    """What was left out, and why."""
-
-    key: str
-    name: str
-    error: str
 
 
 class FoundImages(NamedTuple):

@@ -29,8 +29,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..data.keys import key_of
 from ..errors import DatasetError, LabelMapError
-from ..shards.images import key_of
 from ..shards.packed import PackedStrings
 from ..storage.folders import local_path
 from .classes import _is_synset

@@ -16,6 +16,7 @@ import PIL.Image
 import torch
 from torch import Tensor
 
+from ..data.skipped import Skipped
 from ..data.sources import ImageSource
 from ..errors import DatasetError, ImageError
 from ..labels import codec
@@ -48,14 +49,6 @@ class Settings:
     images: bool = True
     batch_size: int = 32
     num_threads: int = 4
-
-
-class Skipped(NamedTuple):
-    """An image that could not be read."""
-
-    key: str
-    name: str
-    error: str
 
 
 @dataclass
@@ -115,7 +108,7 @@ def annotate_shard(
         # A last shard of one image may well be of a bad one; where none of several can be read, something else is wrong.
         if len(annotated.skipped) == len(indices) and (len(indices) > 1 or len(source.keys) == 1):
             raise DatasetError(
-                f"none of the {len(indices)} images of {path.name} can be read, first {annotated.skipped[0].error}"
+                f"none of the {len(indices)} images of {path.name} can be used, first {annotated.skipped[0].error}"
             )
         annotated.info = writer.close()._replace(statistics=encoder.statistics)
     return annotated

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from ..data.skipped import Skipped
 from ..data.sources import ImageSource
 from ..errors import DatasetError
 from ..labels.statistics import Statistics
@@ -22,7 +23,7 @@ from ..shards.manifest import Split
 from ..shards.tars import ShardInfo, index_name, read_rows, shard_names
 from ..storage.output import LocalOutput, Output, explaining_errors
 from .annotator import Annotator, ClassSubset
-from .shard import Annotated, Settings, Skipped, annotate_shard
+from .shard import Annotated, Settings, annotate_shard
 
 Plan = dict[str, Any]
 
@@ -51,8 +52,9 @@ class Work:
 
     @cached_property
     def shards(self) -> list[list[int]]:
-        """Which images of the source each shard holds, in order: dealt at random, by a fixed seed."""
+        """Which images of the source each shard holds, in order. Images with a class are dealt at random, by a fixed seed."""
         order = np.random.default_rng(0).permutation(len(self.source.keys))
+        order = order[np.asarray(self.source.labels)[order] >= 0]
         size = self.plan["shard_size"]
         return [order[start : start + size].tolist() for start in range(0, len(order), size)]
 

@@ -18,10 +18,10 @@ import numpy.typing as npt
 
 from ..errors import DatasetError
 from ..shards.configs import SPLIT_ALIASES
-from ..shards.images import key_of
 from ..shards.index import Index
 from ..shards.manifest import Split
 from ..storage.folders import local_path
+from .keys import key_from_member, key_of
 from .sources import HFSource, open_source, pick_split
 from .store import LabelMaps
 
@@ -326,6 +326,8 @@ def _key(sample: Mapping[str, Any], field: str) -> str:
 
 def _row(index: Index, key: str, rule: str | None) -> int | None:
     row = index.row(key)
+    if row is None and key:  # a key as webdataset has it, such as './a'
+        row = index.row(key_from_member(key))
     return index.row(_by_rule(key, rule)) if row is None and rule is not None else row
 
 

@@ -9,7 +9,8 @@ import PIL.Image
 
 from ..errors import DatasetError
 from ..labels.label_map import LabelMap
-from ..shards.images import IMAGE_EXTENSIONS, decode_image, upright
+from ..shards.formats import IMAGE_EXTENSIONS
+from ..shards.images import decode_image, upright
 
 _IMAGE_FIELDS = tuple(extension.lstrip(".") for extension in IMAGE_EXTENSIONS)
 

@@ -11,10 +11,15 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from ..errors import DatasetError
-from ..shards.images import IMAGE_EXTENSIONS
+from ..naming import KEY_RULE, is_key
+from ..shards.formats import IMAGE_EXTENSIONS
 from ..storage.regular_files import open_regular
+from .keys import key_from_member
+from .skipped import Skipped
 
 _MEMBER = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")  # a key ends at the first dot of the last part, as in webdataset
+_METADATA = re.compile(r"__[^/]*__($|/)")  # members that webdataset skips
+_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _BLOCK = 512
 
 Extent = tuple[int, int]  # offset and size in a tar, in bytes
@@ -24,67 +29,129 @@ class Scan(NamedTuple):
     """The samples of a tar."""
 
     keys: list[str]
-    fields: set[str]  # extensions of the images
-    extents: array[int]  # image offset and size, class offset and size, for every key; class offset -1: there is none
+    extents: array[int]  # image offset and size, label offset and size, for every key; label offset -1: there is none
+    skipped: list[Skipped]
+    num_nameless: int  # files without extension, which belong to no sample
 
 
-def scan_tar(tar: Path) -> Scan:
-    """Return the samples of a tar: one image each, and maybe a class.
+def scan_tar(tar: Path, image: str | None = None, label: str | None = None) -> Scan:
+    """Return the samples of a tar.
+
+    Members are grouped as in webdataset: by their path up to the first dot of the file name; what follows is the field, in
+    lower case. Members of one key need not be neighbours. Keys are made valid by `keys.key_from_member`.
+
+    Args:
+        tar: An uncompressed tar.
+        image: Field with the image. Default: the only one whose extension is that of an image.
+        label: Field with the class index, or the name of a value in the field `json`. Default: `cls`.
 
     Raises:
-        DatasetError: a sample without image or with several, a key that stands twice, or a tar that is cut off or damaged.
+        DatasetError: A sample has several images, a key is repeated, or the tar is truncated, compressed or damaged.
     """
-    scan = Scan([], set(), array("q"))
-    for key, members in _samples(tar).items():
-        field = _image_field(tar, key, members)
+    samples, sparse, num_nameless = _samples(tar)
+    scan = Scan([], array("q"), sparse, num_nameless)
+    seen: dict[str, str] = {}
+    for member_key, members in samples.items():
+        key, name = key_from_member(member_key), f"{tar}: {member_key}"
+        field = _image_field(name, members, image)
+        if field is None:
+            what = "no image" if image is None else f"no .{image}"
+            scan.skipped.append(Skipped(key, name, f"{name} has {what}, only {_fields(members)}"))
+            continue
+        if not is_key(key):
+            scan.skipped.append(Skipped(key, name, f"{name[:200]}: no key can be made of its name: {KEY_RULE}"))
+            continue
+        if key in seen:
+            raise DatasetError(
+                f"{tar}: {seen[key]!r} and {member_key!r} are the same path, so they have one key: rename one"
+            )
+        seen[key] = member_key
         scan.keys.append(key)
-        scan.fields.add(field)
-        scan.extents.extend((*members[field], *members.get("cls", (-1, 0))))
+        scan.extents.extend((*members[field], *_label_extent(members, label)))
     return scan
 
 
-def _image_field(tar: Path, key: str, members: Mapping[str, Extent]) -> str:
-    fields = [field for field in members if f".{field.lower()}" in IMAGE_EXTENSIONS]
-    if len(fields) != 1:
-        raise DatasetError(f"{tar}: sample {key!r} must have one image, it has {sorted(members)}")
-    return fields[0]
+def _label_extent(members: Mapping[str, Extent], label: str | None) -> Extent:
+    none = (-1, 0)
+    return members.get("cls", none) if label is None else members.get(label.lower(), members.get("json", none))
 
 
-def _samples(tar: Path) -> dict[str, dict[str, Extent]]:
-    """Return where the members of every key of a tar are, by their extension."""
+def _image_field(name: str, members: Mapping[str, Extent], image: str | None) -> str | None:
+    if image is not None:
+        return image.lower() if image.lower() in members else None
+    fields = [field for field in members if f".{field}".endswith(IMAGE_EXTENSIONS)]
+    fields = [field for field in fields if "." not in field] or fields  # `seg.png` beside `jpg` is something else
+    if len(fields) > 1:
+        raise DatasetError(
+            f"{name} has several images, {_fields(fields)}: say which by image_column, such as "
+            f"--image-column {min(fields)}"
+        )
+    return fields[0] if fields else None
+
+
+def _fields(members: Mapping[str, Extent] | list[str]) -> str:
+    return ", ".join(f".{field}" for field in sorted(members))
+
+
+def _samples(tar: Path) -> tuple[dict[str, dict[str, Extent]], list[Skipped], int]:
+    """Return where the members of every key of a tar are by field, sparse members, and the number of files without field."""
     samples: dict[str, dict[str, Extent]] = {}
-    end = 0
+    sparse: list[Skipped] = []
+    end = num_nameless = 0
     with open_regular(tar) as file:
         try:
-            for name, extent in _members(file):
+            for name, extent, kind in _members(file):
                 end = sum(extent) + -extent[1] % _BLOCK
                 match = _MEMBER.match(name)
-                if match and samples.setdefault(match[1], {}).setdefault(match[2], extent) != extent:
+                if kind == "other" or _METADATA.match(name) or _is_hidden(name):
+                    continue
+                if match is None:
+                    num_nameless += 1
+                elif kind == "sparse":
+                    text = f"{tar}: {name} is stored as a sparse file: write the tar without --sparse"
+                    sparse.append(Skipped(match[1], f"{tar}: {name}", text))
+                elif samples.setdefault(match[1], {}).setdefault(match[2].lower(), extent) != extent:
                     raise DatasetError(f"{tar}: {name} stands twice")
         except tarfile.TarError as error:
+            _refuse_compressed(tar, os.pread(file.fileno(), 6, 0))
             raise DatasetError(f"{tar} is not an uncompressed tar, or damaged: {error}") from error
         # A tar ends with two empty blocks; tarfile takes the end of the file, and damaged headers, as the end as well.
         if os.pread(file.fileno(), 2 * _BLOCK, end) != bytes(2 * _BLOCK):
             raise DatasetError(
                 f"{tar} is cut off or damaged at byte {end}: a member or two empty blocks should be there"
             )
-    return samples
+    return samples, sparse, num_nameless
 
 
-def _members(file: BinaryIO) -> Iterator[tuple[str, Extent]]:
-    """Yield the names of a tar's files and where they are.
+def _is_hidden(name: str) -> bool:
+    return name.rpartition("/")[2].startswith(".")
+
+
+def _refuse_compressed(tar: Path, magic: bytes) -> None:
+    for start, program in _COMPRESSED.items():
+        if magic.startswith(start):
+            raise DatasetError(f"{tar} is compressed by {program}: images are read in place, so decompress it first")
+
+
+def _members(file: BinaryIO) -> Iterator[tuple[str, Extent, str]]:
+    """Yield the name of each member, where it is, and its kind: "file", "sparse" or "other".
 
     Plain headers are read here, in a sixth of tarfile's time, which reads all from the first other one on.
     """
     offset = 0
     while plain := _plain_member(os.pread(file.fileno(), _BLOCK, offset)):
         name, size = plain
-        yield name, (offset + _BLOCK, size)
+        yield name, (offset + _BLOCK, size), "file"
         offset += _BLOCK + size + -size % _BLOCK
     file.seek(offset)
     with tarfile.open(fileobj=file, mode="r:") as rest:
         for member in rest:
-            yield (member.name, (member.offset_data, member.size)) if member.isfile() else ("", (member.offset_data, 0))
+            if member.issparse():  # its data are shorter than its size: tarfile knows where the next member is
+                yield member.name, (rest.offset, 0), "sparse"
+            elif member.isfile():
+                yield member.name, (member.offset_data, member.size), "file"
+            else:
+                yield member.name, (member.offset_data, 0), "other"
 
 
 def _plain_member(header: bytes) -> tuple[str, int] | None:

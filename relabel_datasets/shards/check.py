@@ -26,6 +26,7 @@ from ..naming import KEY_RULE, is_key
 from ..storage.folders import Folder
 from ..storage.regular_files import open_regular
 from ..storage.resolve import open_folder
+from .formats import FIELDS, field_of
 from .images import decode_reduced
 from .index import Index
 from .manifest import Manifest, Split
@@ -67,6 +68,22 @@ class SplitToCheck:
         return root if self.config is None else root.child(self.config)
 
 
+def check_image_extension(split: Split, fields: set[str | None]) -> str | None:
+    """Return what is wrong with the extension of a split's images, see `formats.common_field`.
+
+    Args:
+        split: From the manifest.
+        fields: What `formats.field_of` returns for its images.
+    """
+    extension = split.image_extension
+    if extension is not None and extension not in FIELDS:
+        return f"the images have the extension .{extension}; readers find only those with {', .'.join(FIELDS)}: build the split again"
+    (only,) = fields if len(fields) == 1 else (None,)
+    if extension == "jpg" and only in ("png", "webp") and not split.skipped:
+        return f"all images are {only.upper()}, but their extension is .jpg: build the split again"
+    return None
+
+
 def compare_sha256(file: BinaryIO, name: str, expected: str) -> None:
     sha256 = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
     if sha256 != expected:
@@ -84,6 +101,9 @@ class Found:
     keys: list[str] = field(default_factory=list)
     num_samples: int = 0
     num_bytes: int = 0
+    image_fields: set[str | None] = field(
+        default_factory=set
+    )  # see `formats.field_of`, of all images that can be decoded
 
 
 class Shards(Dataset[Found]):
@@ -256,6 +276,12 @@ class ShardCheck:
         except ImageError as error:
             self._say(key, str(error))
             return
+        actual, extension = field_of(data), self._split.split.image_extension
+        self._found.image_fields.add(actual)
+        if extension in ("png", "webp") and actual != extension:
+            self._say(
+                key, f"the image is no {extension.upper()}, as its extension .{extension} says: build the split again"
+            )
         if size is not None and size != image_size:
             height, width = image_size
             self._say(key, f"the image is {height}x{width}, its label map is of one of {size[0]}x{size[1]}")

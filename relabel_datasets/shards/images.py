@@ -1,17 +1,14 @@
-"""Image files: which there are in a folder, what their keys are, and how their bytes become RGB pixels.
+"""Decode image files to upright RGB pixels.
 
-The builder and the datasets read images with the same `decode_image`, so that a label map fits its image.
+The builder and the datasets use the same `decode_image`, so a label map fits its image.
 """
 
 from __future__ import annotations
 
 import io
-import os
 import re
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from pathlib import Path, PurePosixPath
-from typing import BinaryIO, NamedTuple
+from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import PIL.ExifTags
@@ -20,10 +17,8 @@ import PIL.ImageFile
 import PIL.JpegImagePlugin
 
 from ..errors import ImageError
-from ..naming import escape_key
+from .formats import readable_formats
 
-IMAGE_EXTENSIONS = (".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-KEY_RULES = ("stem", "path")
 _ORIENTATIONS = {number: number for number in range(1, 9)}  # a dict, since EXIF also holds 6 as 6.0 and as 6/1
 _QUARTER_TURNED = (5, 6, 7, 8)  # orientations that swap height and width
 _TRANSPOSES = {  # from the stored image to the upright one
@@ -145,7 +140,7 @@ def _turn(image: PIL.Image.Image, orientation: int) -> PIL.Image.Image:
 def _open(file: Path | BinaryIO) -> PIL.Image.Image:
     """Open an image. A JPEG may have more pixels than Pillow opens: `_reduce` decides whether it can be decoded."""
     try:
-        return PIL.Image.open(file)
+        return PIL.Image.open(file, formats=readable_formats())
     except PIL.Image.DecompressionBombError:
         try:
             if not isinstance(file, Path):
@@ -192,7 +187,7 @@ def _image_error(name: str, error: Exception) -> ImageError:
     if isinstance(error, ImageError):
         reason = str(error)
     elif isinstance(error, PIL.UnidentifiedImageError):
-        reason = "cannot be read as an image: its format is unknown"
+        reason = f"cannot be read as an image: its format is unknown or not one of {', '.join(readable_formats())}"
     elif isinstance(error, PIL.Image.DecompressionBombError):
         limit = 2 * (PIL.Image.MAX_IMAGE_PIXELS or 0)
         pixels = re.search(r"\d+", str(error))
@@ -235,79 +230,3 @@ def check_refuses_truncated(work: str) -> None:
             f"PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set, so truncated images would count as whole: set it to False before "
             f"{work}; truncated images are then reported by name"
         )
-
-
-class ImageFile(NamedTuple):
-    """One image of a folder."""
-
-    path: str  # relative to the folder, with forward slashes
-    label: int  # index of its class
-
-
-def scan_image_folder(root: str | os.PathLike[str]) -> tuple[tuple[str, ...], list[ImageFile]]:
-    """Return the classes and the images of `<root>/<class>/**/<image>`, both sorted: torchvision's ImageFolder.
-
-    Files whose extension is not an image's are not images and are left out.
-
-    Raises:
-        FileNotFoundError: there is no such folder, it has no class folders, or some of them hold no image.
-    """
-    base = Path(root)
-    if not base.is_dir():
-        raise FileNotFoundError(f"no image folder at {base}")
-    classes = tuple(sorted(entry.name for entry in os.scandir(base) if entry.is_dir()))
-    if not classes:
-        raise FileNotFoundError(f"{base} has no class folders: expected {base.name}/<class>/<image>")
-    files = [ImageFile(path, label) for label, name in enumerate(classes) for path in sorted(_images_below(base, name))]
-    empty = sorted(set(classes) - {classes[file.label] for file in files})
-    if empty:
-        raise FileNotFoundError(
-            f"{base}: no images in {len(empty)} class folders, such as {empty[:5]}. Images end in "
-            f"{', '.join(IMAGE_EXTENSIONS)}; remove folders that are not classes"
-        )
-    return classes, files
-
-
-def _images_below(base: Path, folder: str) -> Iterable[str]:
-    for directory, _, names in os.walk(base / folder, followlinks=True):
-        relative = PurePosixPath(folder, *Path(directory).relative_to(base / folder).parts)
-        for name in names:
-            if name.lower().endswith(IMAGE_EXTENSIONS) and not name.startswith("."):
-                yield str(relative / name)
-
-
-def key_of(path: str, rule: str) -> str:
-    """Return the sample key of an image path: its stem or, by the rule "path", the whole path without extension.
-
-    What a key must not hold is percent-encoded, see `naming.escape_key`: dots, since readers of WebDataset shards cut keys
-    there, control characters, backslashes and bytes that are not UTF-8.
-    """
-    pure = PurePosixPath(path)
-    name = pure.stem if rule == "stem" else str(pure.with_suffix(""))
-    return escape_key(name)
-
-
-def sample_keys(paths: Sequence[str]) -> tuple[str, list[str]]:
-    """Return the key rule of a dataset and its keys: stems where they are unique, else paths.
-
-    Raises:
-        ValueError: two paths differ only by their extension.
-    """
-    for rule in KEY_RULES:
-        keys = [key_of(path, rule) for path in paths]
-        if len(set(keys)) == len(keys):
-            return rule, keys
-    repeated = [key for key, count in Counter(keys).items() if count > 1]
-    raise ValueError(
-        f"{len(repeated)} images have the name of another but for the extension, such as {repeated[0]!r}: rename them"
-    )
-
-
-def common_extension(paths: Sequence[str]) -> str:
-    """Return the extension that images get in a shard: their own if all have the same, else `jpg`.
-
-    One for all, since readers take members of different names as different fields; decoders go by the bytes anyway.
-    """
-    extensions = {PurePosixPath(path).suffix.lower().lstrip(".") for path in paths}
-    extension = extensions.pop() if len(extensions) == 1 else "jpg"
-    return {"jpeg": "jpg", "jpe": "jpg", "jfif": "jpg", "tif": "tiff", "": "jpg"}.get(extension, extension)

@@ -53,7 +53,7 @@ class Row(NamedTuple):
 
 def hash_key(key: str) -> int:
     """Return the 64-bit hash of a key."""
-    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little")
+    return int.from_bytes(hashlib.blake2b(key.encode(errors="surrogatepass"), digest_size=8).digest(), "little")
 
 
 def make_index(rows: Sequence[Row], *, images: bool) -> bytes:

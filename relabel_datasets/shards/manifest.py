@@ -54,7 +54,7 @@ class Split:
     index_bytes: int
     index_sha256: str
     image_extension: str | None  # of the images in the shards; None for label-only shards
-    key_rule: str | None  # how keys come from image paths, see images.key_of; None where the source had keys
+    key_rule: str | None  # how keys come from image paths, see data.keys.key_of; None where the source had keys
     source_sha256: str  # of the source's keys and labels, in its order
     skipped: list[dict[str, str]] = field(default_factory=list)  # images that could not be read: key, name, error
 

@@ -22,7 +22,7 @@ from ..storage.folders import CARD_NAME, MANIFEST_NAME, MAX_CARD_BYTES, Folder, 
 from ..storage.hub import HubRepo
 from ..storage.regular_files import read_inside
 from ..storage.resolve import find, hub_url
-from .check import Found, Shards, Source, SplitToCheck, compare_sha256
+from .check import Found, Shards, Source, SplitToCheck, check_image_extension, compare_sha256
 from .configs import open_config
 from .images import check_refuses_truncated
 from .index import Index
@@ -262,6 +262,7 @@ def _num_cpus() -> int:
 def _check_split(split: SplitToCheck, results: Iterator[Found], problems: list[Problem], bar: Any) -> SplitCounts:
     seen: dict[int, str] = {}  # shard by the hash of a key, which takes less memory than the key
     num_samples = num_shards = num_bytes = 0
+    image_fields: set[str | None] = set()
     for shard, length in zip(split.split.filenames, split.split.shard_lengths, strict=True):
         found = next(results)
         for key in found.keys:
@@ -269,9 +270,12 @@ def _check_split(split: SplitToCheck, results: Iterator[Found], problems: list[P
                 found.problems.append((key, f"its key stands in {seen[hash(key)]}, too"))
             seen[hash(key)] = shard
         problems += [Problem(split.name, split.split.name, shard, *each) for each in found.problems]
+        image_fields |= found.image_fields
         num_samples += found.num_samples
         num_shards += found.num_bytes > 0
         num_bytes += found.num_bytes
         bar.set_postfix(bad=len(problems), refresh=False)
         bar.update(length)
+    if problem := check_image_extension(split.split, set() if split.quick else image_fields):
+        problems.append(Problem(split.name, split.split.name, None, None, problem))
     return SplitCounts(split.name, split.split.name, num_samples, num_shards, num_bytes)

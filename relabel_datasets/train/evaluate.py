@@ -18,6 +18,7 @@ from ..analysis.objects import Objects, find_objects, match_object_classes, shor
 from ..annotate.classes import match_classes
 from ..data.loading import load_dataset
 from ..data.sources import ImageSource, open_source
+from ..errors import DatasetError
 from ..shards.images import decode_image
 from ..storage.folders import MANIFEST_NAME
 from .classifier import Classifier, load_classifier
@@ -53,28 +54,46 @@ class SourceImages:
     def __init__(self, source: ImageSource) -> None:
         self.classes, self.keys, self.targets = source.classes, source.keys, source.labels
         self._source = source
+        if min(self.targets, default=0) < 0:
+            first = list(self.targets).index(min(self.targets))
+            raise DatasetError(f"{source.name(first)} has no class, so the images cannot be evaluated: leave it out")
 
     def image(self, index: int) -> PIL.Image.Image:
         """Return the RGB image of a row."""
         return decode_image(self._source.read(index), self._source.name(index))
 
 
-def open_images(path: str | os.PathLike[str], config: str | None = None, split: str = "validation") -> LabelledImages:
+def open_images(
+    path: str | os.PathLike[str],
+    config: str | None = None,
+    split: str = "validation",
+    *,
+    image_column: str | None = None,
+    label_column: str | None = None,
+) -> LabelledImages:
     """Return the images of a folder, tars or a Hugging Face dataset, see `open_source`, or of a dataset with label maps.
 
     Args:
-        path: of any of these; what is not there, or a URL, is a dataset with label maps as `load_dataset` takes it.
-        config: of such a dataset; may be left out where there is only one.
-        split: of a dataset.
+        path: Any of these. A URL, or a path at which there is nothing, is a dataset with label maps, see `load_dataset`.
+        config: Config of a dataset with label maps. Default: the only one.
+        split: Split of a dataset.
+        image_column: Column of a Hugging Face dataset with the images, or their extension in tars, see `open_source`.
+        label_column: Where the classes are, as `image_column`.
 
     Raises:
-        FileNotFoundError: nothing there.
-        DatasetError: (a ValueError) no such split, or files that are damaged.
+        FileNotFoundError: There is nothing at the path.
+        DatasetError: (a ValueError) There is no such split, files are damaged, or an image has no class.
+        ValueError: Columns are given for a dataset with label maps or an ImageFolder.
     """
     place = Path(path)
     is_ours = (place / MANIFEST_NAME).is_file() or any(place.glob(f"*/{MANIFEST_NAME}"))
     if not is_ours and (place.exists() or os.fspath(path).startswith("hf:") or place.suffix == ".tar"):
-        return SourceImages(open_source(path, split))
+        return SourceImages(open_source(path, split, image_column=image_column, label_column=label_column))
+    if image_column is not None or label_column is not None:
+        raise ValueError(
+            "image_column= and label_column= (--image-column, --label-column) are for Hugging Face datasets and tars; "
+            "the images are those of a dataset with label maps"
+        )
     return load_dataset(path, config, split)
 
 

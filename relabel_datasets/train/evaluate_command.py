@@ -7,6 +7,7 @@ import json
 import sys
 from typing import Any
 
+from ..image_options import add_column_arguments
 from ..runner import output_argument, path_argument
 from .options import json_object
 
@@ -27,6 +28,7 @@ def add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("images", help="ImageFolder, WebDataset tars, HF dataset, or a dataset with label maps")
     parser.add_argument("--config", help="of a dataset with label maps; may be left out where there is only one")
     parser.add_argument("--split", default="validation", help="of a dataset (default: %(default)s)")
+    add_column_arguments(parser)
     parser.add_argument(
         "--boxes",
         type=path_argument,
@@ -53,7 +55,9 @@ def _evaluate(args: argparse.Namespace) -> None:
     from .classifier import load_classifier  # timm takes seconds to import
     from .evaluate import evaluate, open_images
 
-    images = open_images(args.images, args.config, args.split)
+    images = open_images(
+        args.images, args.config, args.split, image_column=args.image_column, label_column=args.label_column
+    )
     classifier = load_classifier(
         args.model,
         pretrained=args.pretrained,

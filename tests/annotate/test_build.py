@@ -234,7 +234,7 @@ def test_unreadable_images_are_shown_and_listed_and_the_others_are_kept(
     assert split.num_samples == 11
     assert sorted(entry["key"] for entry in split.skipped) == ["photo_04", "photo_05"]
     assert str(bad) in capsys.readouterr().err
-    assert "2 of 13 images could not be read" in caplog.text
+    assert "2 of 13 images are skipped" in caplog.text
     assert len(rd.load_dataset(tmp_path / "data", split="train")) == 11
     joined = rd.load_dataset(tmp_path / "data", split="train", images=image_folder)  # skipped images are no surprise
     assert len(joined) == 11

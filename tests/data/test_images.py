@@ -4,14 +4,11 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from relabel_datasets.data.folder_scan import scan_image_folder
 from relabel_datasets.errors import ImageError
 from relabel_datasets.shards.images import (
-    common_extension,
     decode_image,
     decode_reduced,
-    key_of,
-    sample_keys,
-    scan_image_folder,
 )
 from tests.conftest import picture
 
@@ -121,31 +118,6 @@ def test_bytes_that_are_no_whole_image_raise_an_error_that_names_the_file(data):
 def test_float_pixels_are_refused():
     with pytest.raises(ImageError, match="float pixels"):
         decode_image(encoded(PIL.Image.fromarray(np.zeros((4, 5), np.float32)), "TIFF"))
-
-
-def test_keys_are_stems_where_they_are_unique_and_paths_where_not():
-    assert sample_keys(["a/x.jpg", "b/y.png"]) == ("stem", ["x", "y"])
-    assert sample_keys(["a/x.jpg", "b/x.png"]) == ("path", ["a/x", "b/x"])
-
-
-def test_keys_hold_no_dots_and_different_names_get_different_keys():
-    paths = ["a/img.v1.jpg", "a/img.v2.jpg", "a/img%2Ev1.jpg", "a/img.jpg"]
-    _, keys = sample_keys(paths)
-    assert len(set(keys)) == 4
-    assert not any("." in key for key in keys)
-    assert key_of("v1.0/a.jpg", "path") == "v1%2E0/a"
-
-
-def test_files_that_differ_by_extension_only_are_refused_by_name():
-    with pytest.raises(ValueError, match="'a/x'"):
-        sample_keys(["a/x.jpg", "a/x.png"])
-
-
-def test_the_extension_in_shards_is_the_files_own_if_all_agree():
-    assert common_extension(["a/x.JPEG", "b/y.jpeg"]) == "jpg"
-    assert common_extension(["a/x.png"]) == "png"
-    assert common_extension(["a/x.png", "b/y.jpg"]) == "jpg"
-    assert common_extension([]) == "jpg"
 
 
 def test_scanning_finds_what_torchvision_finds(image_folder):

@@ -64,8 +64,11 @@ def test_webdataset_tars_and_a_folder_or_glob_of_them(tmp_path):
     ("members", "message"),
     [
         ([("a.jpg", b"x")], r"s\.tar: sample 'a' has no \.cls"),
-        ([("a.cls", b"0")], "'a' must have one image"),
-        ([("a.jpg", b"x"), ("a.png", b"y"), ("a.cls", b"0")], "'a' must have one image"),
+        ([("a.cls", b"0")], r"no sample with an image: first .*a has no image, only \.cls"),
+        (
+            [("a.jpg", b"x"), ("a.png", b"y"), ("a.cls", b"0")],
+            r"a has several images, \.jpg, \.png: .*--image-column jpg",
+        ),
         ([("a.jpg", b"x"), ("a.cls", b"zero")], r"a\.cls must hold a class index, it holds b'zero'"),
     ],
 )
@@ -205,16 +208,18 @@ def test_a_hugging_face_dataset_without_file_names_gets_running_numbers():
     features = datasets.Features({"img": datasets.Image(), "y": datasets.Value("int32"), "z": datasets.Image()})
     rows = {"img": [picture(i) for i in range(3)], "y": [2, 0, 1], "z": [picture(0)] * 3}
     loaded = datasets.Dataset.from_dict(rows, features=features)
-    source = rd.HFSource(loaded, image="img", label="y")
+    source = rd.HFSource(loaded, image_column="img", label_column="y")
     assert list(source.keys) == ["00000000", "00000001", "00000002"]
     assert (list(source.labels), source.classes, source.key_rule) == ([2, 0, 1], None, None)
     assert rd.decode_image(source.read(1)).tobytes() == picture(1).tobytes()
-    with pytest.raises(ValueError, match=r"name the image column: \['img', 'z'\]"):
+    with pytest.raises(ValueError, match=r"several columns may be the image column: \['img', 'z'\]"):
         rd.HFSource(loaded)
-    with pytest.raises(ValueError, match=r"name the label column: \['img', 'y', 'z'\]"):
-        _ = rd.HFSource(loaded, image="img").labels
-    with pytest.raises(ValueError, match="label='nope'"):
-        rd.HFSource(loaded, image="img", label="nope")
+    with pytest.raises(
+        ValueError, match=r"no column has the type ClassLabel. Name the label column: label_column= .*y \(int32\)"
+    ):
+        _ = rd.HFSource(loaded, image_column="img").labels
+    with pytest.raises(ValueError, match="no label column 'nope'"):
+        rd.HFSource(loaded, image_column="img", label_column="nope")
 
 
 def test_a_folder_that_is_nothing_of_these_is_refused(tmp_path):

@@ -1,0 +1,159 @@
+"""Images and class indices of WebDataset tars."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import os
+import re
+from array import array
+from bisect import bisect_right
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from ..errors import DatasetError
+from ..shards.formats import HEAD_BYTES, common_field
+from ..shards.packed import PackedStrings
+from ..storage.folders import local_path
+from .skipped import Skipped
+from .tar_scan import scan_tar
+
+logger = logging.getLogger(__name__)
+
+_SCANNERS = 8  # tars scanned in parallel: their headers are far apart, and disks answer parallel requests faster
+_NO_CLASS = -1
+
+
+class WebDatasetSource:
+    """Images of WebDataset tars: one image member for every key and, if labels are requested, its class in `.cls`.
+
+    Only the headers of the tars are read at first. Members are grouped as in webdataset, see `tar_scan.scan_tar`. Hidden
+    files and files without extension are ignored.
+
+    Args:
+        tars: Paths of uncompressed tars.
+        classes: Names of the classes by index. Default: unknown.
+        image_column: Extension of the members with the images, such as `jpg`. Default: that of an image.
+        label_column: Extension of the members with the class index, or the name of a value in the `.json` members.
+            Default: `cls`.
+
+    Attributes:
+        skipped: Samples without image, and samples whose name no key can be made of.
+
+    Raises:
+        FileNotFoundError: There are no tars.
+        DatasetError: (a ValueError) There is no sample with an image, a sample has several, a key is repeated, or a tar is
+            truncated, compressed or damaged. When labels are first requested: a class index is not a number, or no sample
+            has one.
+    """
+
+    key_rule = None
+
+    def __init__(
+        self,
+        tars: Sequence[str | os.PathLike[str]],
+        classes: Sequence[str] | None = None,
+        image_column: str | None = None,
+        label_column: str | None = None,
+    ) -> None:
+        if not tars:
+            raise FileNotFoundError("no tars to read images from")
+        self.classes = classes
+        self.skipped: list[Skipped] = []
+        self._label_column = label_column
+        self._tars = [local_path(tar, "a tar of images") for tar in tars]
+        keys: dict[str, None] = {}  # in order, unlike a set
+        extents, self._ends = array("q"), []
+        num_nameless = 0
+        with ThreadPoolExecutor(_SCANNERS, thread_name_prefix="scan") as pool:
+            scans = pool.map(lambda tar: scan_tar(tar, image_column, label_column), self._tars)
+            for tar, scan in zip(self._tars, scans, strict=True):
+                for key in scan.keys:
+                    if key in keys:
+                        raise DatasetError(f"{tar}: key {key!r} stands in more than one of the {len(tars)} tars")
+                    keys[key] = None
+                extents += scan.extents
+                num_nameless += scan.num_nameless
+                self.skipped += scan.skipped
+                self._ends.append(len(keys))
+        self.keys: Sequence[str] = PackedStrings(keys)
+        self._extents = np.frombuffer(extents, np.int64).reshape(-1, 4)
+        self._report(num_nameless)
+
+    def _report(self, num_nameless: int) -> None:
+        where = f"{self._tars[0]}" if len(self._tars) == 1 else f"{len(self._tars)} tars, first {self._tars[0]}"
+        nameless = f"{num_nameless} files have no extension and belong to no sample"
+        if not len(self.keys):
+            reasons = [f"first {self.skipped[0].error}"] if self.skipped else []
+            reasons += [nameless] if num_nameless else []
+            raise DatasetError(f"{where}: no sample with an image: {'; '.join(reasons) or 'no files'}")
+        if self.skipped:
+            logger.warning("%s: %d samples are skipped, first %s", where, len(self.skipped), self.skipped[0].error)
+        if num_nameless:
+            logger.warning("%s: %s", where, nameless)
+
+    @cached_property
+    def extension(self) -> str:
+        """Extension of the images in shards, see `formats.common_field`."""
+        return common_field(len(self.keys), lambda index: self._read(index, HEAD_BYTES))
+
+    @cached_property
+    def labels(self) -> Sequence[int]:
+        """Class indices, read when first requested; -1 for samples without class."""
+        labels = array("q")
+        for tar, (start, end) in zip(self._tars, itertools.pairwise([0, *self._ends]), strict=True):
+            with tar.open("rb") as file:
+                labels.extend(self._label(file, index) for index in range(start, end))
+        if max(labels) < 0:
+            field = self._label_column or "cls"
+            raise DatasetError(
+                f"{self._tars[0]}: sample {self.keys[0]!r} has no .{field} with its class index, nor has any other. If the "
+                "class index is a member with another extension, or a value in .json, name it by label_column= "
+                "(--label-column)"
+            )
+        return labels
+
+    def _label(self, file: BinaryIO, index: int) -> int:
+        offset, size = self._extents[index, 2:].tolist()
+        if offset < 0:
+            return _NO_CLASS
+        text = os.pread(file.fileno(), size, offset)
+        name = f"{file.name}: {self.keys[index]}"
+        if self._label_column is not None and text.lstrip().startswith(b"{"):
+            value, name = _json_value(text, self._label_column, name), f"{name}.json: {self._label_column}"
+        else:
+            value, name = text.strip(), f"{name}.{self._label_column or 'cls'}"
+        if value is None:
+            return _NO_CLASS
+        number = (
+            str(value) if isinstance(value, int) else value.decode(errors="replace") if isinstance(value, bytes) else ""
+        )
+        if isinstance(value, bool) or not re.fullmatch(r"[+-]?[0-9]{1,9}", number):
+            raise DatasetError(f"{name} must hold a class index, it holds {value!r:.60}")
+        return max(int(number), _NO_CLASS)
+
+    def read(self, index: int) -> bytes:
+        """Return the bytes of an image file; called from several threads."""
+        return self._read(index, None)
+
+    def _read(self, index: int, limit: int | None) -> bytes:
+        offset, size = self._extents[index, :2].tolist()
+        with self._tars[bisect_right(self._ends, index)].open("rb") as file:
+            file.seek(offset)
+            return file.read(size if limit is None else min(size, limit))
+
+    def name(self, index: int) -> str:
+        """Return what a message calls the image."""
+        return f"{self._tars[bisect_right(self._ends, index)]}: {self.keys[index]}"
+
+
+def _json_value(text: bytes, field: str, name: str) -> Any:
+    try:
+        return json.loads(text).get(field)
+    except ValueError as error:
+        raise DatasetError(f"{name}.json is not JSON: {error}") from None
