@@ -9,13 +9,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from .data.datasets import RelabelDataset
+from .data.hf_source import HFSource
 from .data.joins import join
 from .data.loading import load_dataset
 from .data.samples import decode_sample
 from .data.sampling import RelabelSampler
-from .data.sources import HFSource, ImageFolderSource, WebDatasetSource, open_source
+from .data.sources import ImageFolderSource, open_source
 from .data.store import LabelMaps
 from .data.stream import RelabelLoader, RelabelStream
+from .data.tar_source import WebDatasetSource
 from .errors import DatasetError, ImageError, LabelMapError
 from .labels.batch import LabelMapBatch, collate
 from .labels.label_map import LabelMap, View

@@ -109,7 +109,8 @@ class HFSource:
         return array("q", (self._class_index(row, value, name, indices) for row, value in values))
 
     def _values(self, column: str) -> list[Any]:
-        return self._table.select_columns([column])[:].column(column).to_pylist()
+        values: list[Any] = self._table.select_columns([column])[:].column(column).to_pylist()
+        return values
 
     def _class_index(self, row: int, value: Any, column: str, indices: Mapping[str, int] | None) -> int:
         if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
@@ -140,8 +141,9 @@ class HFSource:
         value: Mapping[str, Any] | None = self._images[index][self._image]
         if value is None or not (value["bytes"] or value["path"]):
             raise ImageError(f"{self.name(index)}: the cell is empty")
-        if value["bytes"] is not None:
-            return value["bytes"]
+        data: bytes | None = value["bytes"]
+        if data is not None:
+            return data
         try:
             return read_image_file(Path(value["path"]))
         except (OSError, ImageError) as error:

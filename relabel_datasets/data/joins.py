@@ -21,8 +21,9 @@ from ..shards.configs import SPLIT_ALIASES
 from ..shards.index import Index
 from ..shards.manifest import Split
 from ..storage.folders import local_path
+from .hf_source import HFSource
 from .keys import key_from_member, key_of
-from .sources import HFSource, open_source, pick_split
+from .sources import open_source, pick_split
 from .store import LabelMaps
 
 logger = logging.getLogger(__name__)
