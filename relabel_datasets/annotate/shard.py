@@ -24,6 +24,7 @@ from ..labels.encoding import encode_logits
 from ..labels.statistics import Statistics, add_up, crop_fidelity, image_statistics
 from ..shards.images import check_refuses_truncated, decode_reduced
 from ..shards.tars import ShardInfo, ShardWriter
+from ..storage.open_maps import MACHINE_LIMITS, within_file_limit
 from .annotator import Annotator
 
 _FIDELITY_CROPS = 256  # random crops a shard whose labels are compared with dense ones; more would cost time
@@ -197,9 +198,11 @@ def _batches(
     def load(index: int) -> _Loaded | Skipped:
         name = source.name(index)
         try:
-            data = source.read(index)
+            data = within_file_limit(lambda: source.read(index))
             image, size = decode_reduced(data, target, name)
         except (OSError, ImageError) as error:
+            if getattr(error, "errno", None) in MACHINE_LIMITS:  # says nothing about the image
+                raise
             return Skipped(source.keys[index], name, str(error))
         return _Loaded(index, data, size, annotator.preprocess(image))
 

@@ -21,6 +21,7 @@ from ..errors import DatasetError
 from ..naming import check_key, is_key
 from ..schema import Rule, fields, integer, one_of, parse_json, record, tuple_of
 from ..storage.folders import Folder
+from ..storage.open_maps import within_file_limit
 from .manifest import Split
 
 Column = npt.NDArray[Any]
@@ -151,14 +152,20 @@ class Index:
         self._num_samples = split.num_samples
         self._last = -1, ""
         self._path = f"{folder}/{split.index}"
-        file = folder.open(split.index, split.index_bytes, split.index_sha256)
+        mapped = within_file_limit(self._map)
         try:
-            with file:
-                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             self._columns = _read_columns(mapped, split.num_samples, images=split.image_extension is not None)
             _check_columns(self._columns, num_classes)
         except ValueError as error:
             raise DatasetError(f"{self._path} is damaged or not the index of these shards: {error}") from None
+
+    def _map(self) -> mmap.mmap:
+        split = self._split
+        with self._folder.open(split.index, split.index_bytes, split.index_sha256) as file:
+            try:
+                return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            except ValueError as error:  # an empty file
+                raise DatasetError(f"{self._path} is damaged or not the index of these shards: {error}") from None
 
     def __reduce__(self) -> tuple[type[Index], tuple[Folder, Split, int]]:
         return Index, (self._folder, self._split, self._num_classes)  # another process opens its own memory map

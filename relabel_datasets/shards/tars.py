@@ -25,13 +25,13 @@ from ..labels.statistics import Statistics
 from ..naming import check_key
 from ..storage.folders import Folder
 from ..storage.local import aside_of
+from ..storage.open_maps import MapTable
 from ..storage.regular_files import create_new, open_regular
 from .index import Row
 from .manifest import Split
 
 _BLOCK = 512
 _SYNC_BYTES = 32 << 20
-_MAX_OPEN = 400  # shards a reader has open; processes may usually open 1024 files
 
 
 class ShardInfo(NamedTuple):
@@ -124,18 +124,20 @@ class ShardWriter:
 class ShardReader:
     """Reads members of a split's shards by offset, through memory maps that are opened when first needed.
 
+    All readers of a process share its limit of open files, see `storage.open_maps`.
+
     Args:
-        folder: of the config; remote shards are fetched when first needed.
-        split: from the manifest.
+        folder: Folder of the config. Remote shards are fetched when first needed.
+        split: The split's entry in the manifest.
     """
 
     def __init__(self, folder: Folder, split: Split) -> None:
         self._folder, self._split = folder, split
         self._ends = list(itertools.accumulate(split.shard_lengths))
-        self._maps: dict[int, mmap.mmap] = {}
+        self._maps = MapTable()
 
     def __reduce__(self) -> tuple[type[ShardReader], tuple[Folder, Split]]:
-        return ShardReader, (self._folder, self._split)  # a memory map is opened anew in another process
+        return ShardReader, (self._folder, self._split)  # another process opens its own memory maps
 
     def read(self, row: int, extent: tuple[int, int], name: str) -> bytes:
         """Return a member's bytes.
@@ -152,7 +154,7 @@ class ShardReader:
         shard = bisect.bisect_right(self._ends, row)
         mapped = self._maps.get(shard)
         if mapped is None:
-            mapped = self._maps[shard] = self._open(shard)
+            mapped = self._open(shard)
         offset, size = extent
         if not _BLOCK <= offset <= len(mapped) - size:
             raise DatasetError(
@@ -195,13 +197,10 @@ class ShardReader:
 
     def _open(self, shard: int) -> mmap.mmap:
         split = self._split
-        # A map keeps the disk space of a shard that the cache deleted, and one of the process's open files.
-        for other in [other for other in self._maps if not self._folder.has(split.shard_sha256[other])]:
-            del self._maps[other]
-        if len(self._maps) >= _MAX_OPEN:
-            del self._maps[next(iter(self._maps))]
-        with self._folder.open(split.filenames[shard], split.shard_bytes[shard], split.shard_sha256[shard]) as file:
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        # A map keeps the disk space of a shard that the cache deleted.
+        self._maps.keep(lambda other: self._folder.has(split.shard_sha256[other]))
+        extent = split.filenames[shard], split.shard_bytes[shard], split.shard_sha256[shard]
+        return self._maps.open(shard, lambda: self._folder.open(*extent))
 
 
 def read_rows(path: Path) -> list[Row]:
