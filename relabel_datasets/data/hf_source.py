@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DatasetError, ImageError
+from ..naming import is_key
 from ..shards.formats import HEAD_BYTES, common_field
 from ..shards.packed import PackedStrings
 from .folder_scan import read_image_file
@@ -65,7 +66,7 @@ class HFSource:
         paths = _image_paths(self._images, image)
         if all(paths):
             stems = [key_of(path, "stem") for path in paths]
-            if len(set(stems)) == len(stems) and all(stems):
+            if len(set(stems)) == len(stems) and all(map(is_key, stems)):
                 self.key_rule, keys = "stem", stems
         self.keys: Sequence[str] = PackedStrings(keys)
 

@@ -75,7 +75,10 @@ class WebDatasetSource:
             for tar, scan in zip(self._tars, scans, strict=True):
                 for key in scan.keys:
                     if key in keys:
-                        raise DatasetError(f"{tar}: key {key!r} stands in more than one of the {len(tars)} tars")
+                        raise DatasetError(
+                            f"{tar}: key {key!r} is in more than one of the {len(tars)} tars: keys must be unique in a split, so "
+                            "rename the members, or build a split of each tar"
+                        )
                     keys[key] = None
                 extents += scan.extents
                 num_nameless += scan.num_nameless

@@ -428,3 +428,34 @@ def test_a_last_shard_of_one_bad_image_is_empty(tmp_path, image_folder, annotato
     manifest = rd.build(source, tmp_path / "data", annotator, shard_size=4, progress=False)
     assert manifest.splits["train"].shard_lengths == [4, 4, 4, 0]
     assert len(rd.load_dataset(tmp_path / "data", split="train")) == 12
+
+
+@pytest.mark.parametrize("names", [("0", "1", "2"), ("0", "1", "10")])
+def test_the_rows_of_an_unnamed_annotator_are_printed(names, tmp_path, caplog):
+    for i, name in enumerate(names):
+        path = tmp_path / "images" / name / f"k{i}.jpg"
+        path.parent.mkdir(parents=True)
+        picture(i).save(path)
+    source = rd.ImageFolderSource(tmp_path / "images")
+    nameless = ModuleAnnotator(ColourNet(), (48, 64), name="nameless")
+    rd.build(source, tmp_path / "data", nameless, progress=False)
+    pairs = ", ".join(f"{i} = {name!r}" for i, name in enumerate(names))
+    assert (
+        f"the annotator's classes have no names; its rows are the dataset's classes in their order: {pairs}"
+        in caplog.text
+    )
+
+
+def test_an_ambiguous_order_of_classes_is_refused_before_any_output(tmp_path):
+    for i, name in enumerate(("1", "10", "2")):
+        path = tmp_path / "images" / name / f"k{i}.jpg"
+        path.parent.mkdir(parents=True)
+        picture(i).save(path)
+    source = rd.ImageFolderSource(tmp_path / "images")
+    nameless = ModuleAnnotator(ColourNet(), (48, 64), name="nameless")
+    with pytest.raises(ValueError, match=r"row 1 of the annotator is '10' if .* but '2' with timm's"):
+        rd.build(source, tmp_path / "data", nameless, progress=False)
+    assert not list(tmp_path.glob("data/**/*"))
+    mapping = {"1": 0, "2": 1, "10": 2}
+    manifest = rd.build(source, tmp_path / "data", nameless, class_mapping=mapping, progress=False)
+    assert manifest.classes == ["1", "10", "2"]

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from relabel_datasets.annotate.classes import match_classes
+from relabel_datasets.annotate.classes import describe_pairs, match_classes
 
 IMAGENETTE = {
     "n01440764": "tench",
@@ -159,3 +159,48 @@ def test_the_number_of_classes_must_be_known():
 
 def test_no_classes_match_nothing():
     assert match_classes(("a",), ()) == []
+
+
+# Class names in the order of the dataset, and whether the rows of an unnamed annotator can be told from it
+ORDERS = {
+    "0 to 9": ([str(i) for i in range(10)], True),
+    "0 to 11 as folders": (sorted(str(i) for i in range(12)), False),
+    "0 to 11 in a ClassLabel": ([str(i) for i in range(12)], True),
+    "00 to 11": ([f"{i:02d}" for i in range(12)], True),
+    "class1 to class10": (sorted(f"class{i}" for i in range(1, 11)), False),
+    "1 to 1000 as folders": (sorted(map(str, range(1, 1001))), False),
+    "one digit in a long name": (["a1b", "a2b"], True),
+    "upper case first": (["Zebra", "ape"], False),
+    "upper case last": (["ape", "Zebra"], True),
+    "synsets": (["n01440764", "n02102040"], True),
+    "names in no order": (["dog", "10", "9", "cat"], True),
+    "one class": (["10"], True),
+}
+
+
+@pytest.mark.parametrize("name", ORDERS)
+def test_unnamed_rows_are_the_classes_in_order_unless_timm_and_torchvision_sort_them_differently(name):
+    classes, is_clear = ORDERS[name]
+    if is_clear:
+        assert match_classes(None, classes, num_classes=len(classes)) == list(range(len(classes)))
+        return
+    with pytest.raises(ValueError, match=r"ambiguous: row \d+ of the annotator is '.*--classes-file.*--class-mapping"):
+        match_classes(None, classes, num_classes=len(classes))
+    mapping = {each: row for row, each in enumerate(classes)}
+    assert match_classes(None, classes, mapping, len(classes)) == list(range(len(classes)))
+    assert match_classes(sorted(classes, reverse=True), classes) == list(range(len(classes)))[::-1]
+
+
+def test_an_order_is_ambiguous_exactly_where_timms_differs():
+    from timm.utils.misc import natural_key
+
+    for classes, is_clear in ORDERS.values():
+        if classes == sorted(classes):
+            assert is_clear == (sorted(classes, key=natural_key) == classes)
+
+
+def test_pairs_of_many_classes_are_cut_short():
+    assert describe_pairs(["a", "b"], [1, 0]) == "1 = 'a', 0 = 'b'"
+    text = describe_pairs([f"c{i}" for i in range(1000)], range(1000))
+    assert text.startswith("0 = 'c0', 1 = 'c1', ")
+    assert text.endswith(", 18 = 'c18', ..., 999 = 'c999'")

@@ -175,6 +175,19 @@ def test_what_is_not_one_split_is_refused():
         rd.HFSource(datasets.IterableDatasetDict({"train": rows.to_iterable_dataset()}))
 
 
+def test_a_split_without_rows_is_refused_before_any_output(tmp_path, annotator):
+    source = rd.HFSource(rows_of([], class_label()))
+    with pytest.raises(rd.DatasetError, match="there are no images to annotate: the source is empty"):
+        rd.build(source, tmp_path / "data", annotator, progress=False)
+    assert not (tmp_path / "data").exists()
+
+
+def test_file_names_that_make_no_key_give_way_to_row_numbers(tmp_path):
+    for path in ("/", ".", f"{'x' * 5000}.jpg"):
+        cells = [{"bytes": jpeg(0), "path": "k0.jpg"}, {"bytes": jpeg(1), "path": path}]
+        assert list(rd.HFSource(rows_of([0, 1], class_label(), cells)).keys) == ["00000000", "00000001"]
+
+
 @pytest.fixture
 def cifar(tmp_path):
     """A saved dataset with the columns of CIFAR-100."""
