@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from .data.datasets import RelabelDataset
 from .data.hf_source import HFSource
-from .data.joins import join
 from .data.loading import load_dataset
 from .data.samples import decode_sample
 from .data.sampling import RelabelSampler
 from .data.sources import ImageFolderSource, open_source
 from .data.store import LabelMaps
 from .data.stream import RelabelLoader, RelabelStream
+from .data.stream_joins import join
 from .data.tar_source import WebDatasetSource
 from .errors import DatasetError, ImageError, LabelMapError
 from .labels.batch import LabelMapBatch, collate

@@ -5,6 +5,7 @@ Shapes: N images, C classes.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Sequence
 
 import torch
@@ -219,7 +220,8 @@ def real_labels(keys: Iterable[str], classes: Sequence[str] | None = None) -> li
     """Return the ReaL labels of images of ImageNet's validation set, none for any other image.
 
     Args:
-        keys: or names of files, such as `ILSVRC2012_val_00000001`; folders and extensions do not matter.
+        keys: Keys or file names, such as `ILSVRC2012_val_00000001`. Folders, extensions and the class suffix of files on the
+            Hub (`ILSVRC2012_val_00000001_n01751748`) do not matter.
         classes: of the dataset, by index: synsets or names, some of ImageNet's 1000. Labels of others are left out.
             Default: these 1000 in their usual order.
 
@@ -238,5 +240,5 @@ def real_labels(keys: Iterable[str], classes: Sequence[str] | None = None) -> li
     by_name: dict[str, list[int]] = {name: of_files[f"{name}.JPEG"] for name in names}
     synsets = ImageNetInfo("imagenet-1k").label_names()  # type: ignore[no-untyped-call]
     own = {theirs: ours for ours, theirs in enumerate(match_classes(synsets, synsets if classes is None else classes))}
-    stems = (key.rpartition("/")[2].partition(".")[0] for key in keys)
-    return [[own[index] for index in by_name.get(stem, ()) if index in own] for stem in stems]
+    found = (re.search(r"ILSVRC2012_val_\d{8}", key) for key in keys)
+    return [[own[index] for index in by_name.get(match[0] if match else "", ()) if index in own] for match in found]

@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 
 from ..data.skipped import Skipped
 from ..data.sources import ImageSource, source_sha256
+from ..data.spellings import check_distinct
 from ..errors import DatasetError
 from ..labels.codec import resolve_dtype
 from ..labels.encoding import resolve_k
@@ -86,6 +87,7 @@ def build(
         OSError: `root` cannot be written to, or is full.
     """
     check_refuses_truncated("building label maps")
+    check_distinct(source.keys, "the images")
     settings = _resolved(settings)
     check_split(split, "split=")
     if config is not None:

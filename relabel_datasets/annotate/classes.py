@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -180,7 +181,7 @@ def _forms(name: str, words: str) -> tuple[set[str], set[str], set[str], set[str
 
 
 def _normal(name: str) -> str:
-    return re.sub(r"[_\-\s]+", " ", name).strip().casefold()
+    return re.sub(r"[_\-\s]+", " ", unicodedata.normalize("NFC", name)).strip().casefold()
 
 
 def _is_synset(name: str) -> bool:

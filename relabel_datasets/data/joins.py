@@ -1,7 +1,8 @@
-"""Label maps joined with images that live elsewhere, by key: all at once for random access, or one by one as they stream.
+"""Join label maps with images stored elsewhere, by key: all at once for random access, or one by one as they stream.
 
-An image's key is looked up as it is. Where the label maps' keys were made from file names, it is then looked up by the same
-rule, so that `train/n01440764_10026` of somebody's tar finds the label map of `n01440764_10026`.
+An image's key is looked up as it is. If the label maps' keys come from file names, it is then looked up by the same rule, so
+that `train/n01440764_10026` of a tar finds the label map of `n01440764_10026`. If no image finds a label map, other spellings of
+the keys are compared, see `spellings`.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -20,10 +21,19 @@ from ..errors import DatasetError
 from ..shards.configs import SPLIT_ALIASES
 from ..shards.index import Index
 from ..shards.manifest import Split
+from ..shards.packed import IndexedStrings
 from ..storage.folders import local_path
+from .flat_folder import FlatFolder, is_flat_folder
 from .hf_source import HFSource
-from .keys import key_from_member, key_of
+from .keys import key_of
 from .sources import open_source, pick_split
+from .spellings import (
+    Spell,
+    Spelling,
+    is_running_number,
+    match_spellings,
+    show_key,
+)
 from .store import LabelMaps
 
 logger = logging.getLogger(__name__)
@@ -32,6 +42,7 @@ ImageBytes = Callable[[int], bytes]  # row -> bytes of the image file
 OnUnmatched = Literal["error", "skip"]
 Rows = npt.NDArray[np.int64]
 _UNMATCHED = ("error", "skip")
+_ABOVE_SPLITS = ("", "Data/CLS-LOC", "ILSVRC/Data/CLS-LOC")  # the latter in ImageNet as Kaggle has it
 
 
 class KeyedImages(Protocol):
@@ -86,12 +97,14 @@ def join_images(label_maps: LabelMaps, images: Images, unmatched: OnUnmatched) -
             label map.
         TypeError: `images` is nothing that has images with keys.
     """
-    if isinstance(images, Mapping) and not _is_hugging_face(images):
+    found = np.zeros(0, bool)
+    is_mapping = isinstance(images, Mapping) and not _is_hugging_face(images)
+    if is_mapping:
         found = np.fromiter((key in images for key in label_maps), bool, len(label_maps))
         read: ImageBytes = _ReadByKey(label_maps.index, images)
-        where, extra = "the given mapping", _Extra(0, [])
+        where, extra = "the given mapping", Extra(0, [])
         hint = "its keys must be those of LabelMaps"
-    else:
+    if not is_mapping or not found.any():
         where, source = _open(images, label_maps.split)
         places, extra = _match(label_maps, source, where)
         found, read, hint = places >= 0, _ReadByPlace(source, places), _why_no_match(label_maps.split, source)
@@ -107,7 +120,7 @@ def join_images(label_maps: LabelMaps, images: Images, unmatched: OnUnmatched) -
     return Joined(read, np.flatnonzero(found) if len(missing) else None, counts)
 
 
-class _Extra(NamedTuple):
+class Extra(NamedTuple):
     number: int
     examples: list[str]
 
@@ -120,6 +133,30 @@ class _ReadByKey:
 
     def __call__(self, row: int) -> bytes:
         return self._images[self._index.key(row)]
+
+
+class _MappingSource:
+    """The images of a mapping from key to bytes, in its order."""
+
+    def __init__(self, images: Mapping[str, bytes]) -> None:
+        self.keys: Sequence[str] = list(images)
+        self._images = images
+
+    def read(self, index: int) -> bytes:
+        return self._images[self.keys[index]]
+
+
+class IndexKeys(IndexedStrings):
+    """The keys of an index, by row."""
+
+    def __init__(self, index: Index) -> None:
+        self._index = index
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def _at(self, place: int) -> str:
+        return self._index.key(place)
 
 
 class _ReadByPlace:
@@ -141,10 +178,14 @@ def _open(images: Any, split: Split) -> tuple[str, KeyedImages]:
     """Return what messages call the images, and their source."""
     if isinstance(images, (str, os.PathLike)):
         root = _split_folder(local_path(images, "images="), split.name)
+        if is_flat_folder(root):
+            return str(root), FlatFolder(root, split.key_rule or "stem")
         return str(root), open_source(root, split.name, key_rule=split.key_rule)
     if _is_hugging_face(images):
         where = "the given Hugging Face dataset"
         return where, HFSource(pick_split(images, split.name, where) if isinstance(images, Mapping) else images)
+    if isinstance(images, Mapping):
+        return "the given mapping", _MappingSource(images)
     if hasattr(images, "keys") and callable(getattr(images, "read", None)):
         return f"the given {type(images).__name__}", images
     raise TypeError(
@@ -157,17 +198,22 @@ def _open(images: Any, split: Split) -> tuple[str, KeyedImages]:
 def _split_folder(root: Path, split: str) -> Path:
     """Return the folder of the split below `root`, where there is one, as in imagenet/train and imagenet/val."""
     names = (split, *SPLIT_ALIASES.get(split, ()))
-    return next((root / name for name in names if (root / name).is_dir()), root)
+    folders = (root / above / name for above in _ABOVE_SPLITS for name in names)
+    return next((folder for folder in folders if folder.is_dir()), root)
 
 
-def _match(label_maps: LabelMaps, source: KeyedImages, where: str) -> tuple[npt.NDArray[np.int32], _Extra]:
+def _match(label_maps: LabelMaps, source: KeyedImages, where: str) -> tuple[npt.NDArray[np.int32], Extra]:
     """Return the place in the source of each label map's image, -1 where there is none, and what is left of the source."""
     split, keys = label_maps.split, source.keys
     rows = label_maps.index.rows(keys)
     left = np.flatnonzero(rows < 0)
     if split.key_rule is not None and len(left):
-        rows[left] = label_maps.index.rows([_by_rule(keys[place], split.key_rule) for place in left.tolist()])
+        rows[left] = label_maps.index.rows([by_rule(keys[place], split.key_rule) for place in left.tolist()])
         left = left[rows[left] < 0]
+    spell = None
+    if not (rows >= 0).any() and _name_files(label_maps, source):
+        spell, rows = _match_spelled(label_maps, keys, rows, where)
+        left = np.flatnonzero(rows < 0)
     matched = np.flatnonzero(rows >= 0)
     places = np.full(len(label_maps), -1, np.int32)
     places[rows[matched]] = matched
@@ -176,19 +222,63 @@ def _match(label_maps: LabelMaps, source: KeyedImages, where: str) -> tuple[npt.
     if isinstance(source, HFSource) and source.key_rule is None:
         _check_numbers(label_maps, source, rows, where)
     if split.skipped:  # without label map since the builder could not read them
-        skipped = {entry["key"] for entry in split.skipped}
-        left = np.array([i for i in left.tolist() if skipped.isdisjoint(_names(keys[i], split.key_rule))], np.int64)
-    return places, _Extra(len(left), [keys[place] for place in left[:3].tolist()])
+        skipped = skipped_keys(split, spell)
+        left = np.array(
+            [i for i in left.tolist() if skipped.isdisjoint(names_of(keys[i], split.key_rule, spell))], np.int64
+        )
+    return places, Extra(len(left), [keys[place] for place in left[:3].tolist()])
 
 
-def _by_rule(key: str, rule: str) -> str:
+def _name_files(label_maps: LabelMaps, source: KeyedImages) -> bool:
+    """Return whether keys on both sides come from names: running numbers of rows would match other images."""
+    if not len(label_maps) or not len(source.keys):
+        return False
+    numbered = label_maps.split.key_rule is None and is_running_number(label_maps.index.key(0))
+    return not numbered and not _has_running_numbers(source)
+
+
+def _has_running_numbers(source: KeyedImages) -> bool:
+    return isinstance(source, HFSource) and source.key_rule is None
+
+
+def _match_spelled(label_maps: LabelMaps, keys: Sequence[str], rows: Rows, where: str) -> tuple[Spell | None, Rows]:
+    """Return the spelling by which images find label maps, None if there is none, and the row of each image, -1 for none."""
+    match = match_spellings(IndexKeys(label_maps.index), keys)
+    if match is None:
+        return None, rows
+    spelling, found = match
+    if found is None:
+        raise DatasetError(
+            f"{where}: no key is that of a label map. By {spelling.what} some would be, but then several images, or several "
+            f"label maps, have the same name: rename the images like the label maps, such as {show_key(label_maps.index.key(0))}"
+        )
+    place = int(np.argmax(found >= 0))
+    log_spelling(where, spelling, keys[place], label_maps.index.key(int(found[place])))
+    return spelling.of, found
+
+
+def log_spelling(where: str, spelling: Spelling, key: str, label_key: str) -> None:
+    logger.warning(
+        "%s: no key is that of a label map, so images are joined by %s, such as %s with the label map of %s",
+        where, spelling.what, show_key(key), show_key(label_key),
+    )  # fmt: skip
+
+
+def skipped_keys(split: Split, spell: Spell | None) -> set[str]:
+    keys = {entry["key"] for entry in split.skipped}
+    return keys if spell is None else keys | set(map(spell, keys))
+
+
+def by_rule(key: str, rule: str) -> str:
     if rule == "stem" and "." not in key and "%" not in key:
         return key.rpartition("/")[2]  # the same, in a tenth of the time: there may be a million
     return key_of(key, rule) if key else key
 
 
-def _names(key: str, rule: str | None) -> tuple[str, ...]:
-    return (key,) if rule is None else (key, _by_rule(key, rule))
+def names_of(key: str, rule: str | None, spell: Spell | None) -> set[str]:
+    """Return all that a key may be called in the list of skipped images."""
+    names = {key} if rule is None else {key, by_rule(key, rule)}
+    return names if spell is None else names | {spell(key)}
 
 
 def _refuse_several(label_maps: LabelMaps, keys: Sequence[str], rows: Rows, where: str) -> None:
@@ -217,7 +307,11 @@ def _check_numbers(label_maps: LabelMaps, source: HFSource, rows: Rows, where: s
 
 
 def _why_no_match(split: Split, source: KeyedImages) -> str:
-    theirs = f"the images' are such as {source.keys[0]!r}" if len(source.keys) else "there are no images"
+    theirs = f"the images' are such as {show_key(source.keys[0])}" if len(source.keys) else "there are no images"
+    if _has_running_numbers(source):
+        theirs += (
+            ", running numbers, since the Hugging Face dataset has no file names: give images with their file names"
+        )
     made = {
         None: "the label maps' keys are those of WebDataset tars, or running numbers of a Hugging Face dataset without file "
         "names: give the source that they were made of",
@@ -227,10 +321,10 @@ def _why_no_match(split: Split, source: KeyedImages) -> str:
     return f"{made}; {theirs}"
 
 
-def _describe(label_maps: LabelMaps, where: str, missing: Rows, extra: _Extra) -> str:
+def _describe(label_maps: LabelMaps, where: str, missing: Rows, extra: Extra) -> str:
     examples = [label_maps.index.key(row) for row in missing[:3].tolist()]
     problems = [
-        f"{count} {what}, such as {', '.join(map(repr, keys))}"
+        f"{count} {what}, such as {', '.join(map(show_key, keys))}"
         for count, keys, what in (
             (len(missing), examples, "label maps have no image"),
             (extra.number, extra.examples, "images have no label map"),
@@ -239,110 +333,3 @@ def _describe(label_maps: LabelMaps, where: str, missing: Rows, extra: _Extra) -
     ]
     config = label_maps.manifest.config
     return f"{where} and config {config!r}, split {label_maps.split.name!r}, do not match: " + "; ".join(problems)
-
-
-def join(
-    samples: Iterable[Mapping[str, Any]],
-    label_maps: LabelMaps,
-    *,
-    key: str = "__key__",
-    unmatched: OnUnmatched = "error",
-    complete: bool = False,
-) -> Iterator[dict[str, Any]]:
-    """Yield samples that stream with their label maps: new dicts, with `"label_map"` added.
-
-    Images that were skipped when the label maps were made are left out.
-
-    Args:
-        samples: dicts, such as those of a `webdataset` pipeline or of a `datasets.IterableDataset`.
-        label_maps: of the split that the samples are of.
-        key: name of the field with the key.
-        unmatched: `"error"`, or `"skip"` to leave out samples without label map and log their count at the end.
-        complete: whether every label map must come exactly once, as in one pass of one process over a whole epoch.
-
-    Raises:
-        DatasetError: (a ValueError) a sample without key or without label map; with `complete`, a key that comes twice or
-            label maps that did not come.
-
-    Example:
-        >>> label_maps = LabelMaps("imagenet-relabel", split="train")
-        >>> pipeline = webdataset.WebDataset("imagenet-train-{0000..1023}.tar", shardshuffle=100)
-        >>> for sample in join(pipeline, label_maps):
-        ...     image = decode_image(sample["jpg"])  # upright, as the annotator saw it
-        ...     image, soft_label = transforms(image, sample["label_map"])
-        >>> # As a stage of the pipeline, for DataLoader workers:
-        >>> pipeline = pipeline.compose(functools.partial(join, label_maps=label_maps))
-
-        >>> stream = datasets.load_dataset("timm/imagenet-1k-wds", split="train", streaming=True)
-        >>> for sample in join(stream.cast_column("jpg", datasets.Image(decode=False)), label_maps):
-        ...     image = decode_image(sample["jpg"]["bytes"])
-        ...     image, soft_label = transforms(image, sample["label_map"])
-    """
-    check_unmatched(unmatched)
-    return _join(samples, label_maps, key, unmatched, complete)
-
-
-def _join(
-    samples: Iterable[Mapping[str, Any]], label_maps: LabelMaps, field: str, unmatched: OnUnmatched, complete: bool
-) -> Iterator[dict[str, Any]]:
-    rule, skipped = label_maps.split.key_rule, {entry["key"] for entry in label_maps.split.skipped}
-    seen = np.zeros(len(label_maps), bool) if complete else None
-    matched, extra = 0, _Extra(0, [])
-    try:
-        for sample in samples:
-            key = _key(sample, field)
-            row = _row(label_maps.index, key, rule)
-            if row is not None:
-                if seen is not None:
-                    _mark(seen, row, key)
-                matched += 1
-                yield {**sample, "label_map": label_maps.at(row)}
-            elif skipped.isdisjoint(_names(key, rule)):
-                if unmatched == "error":
-                    raise DatasetError(_no_label_map(label_maps, key, matched))
-                extra = _Extra(extra.number + 1, [*extra.examples, key][:3])
-    finally:  # pipelines of a set length do not come to the end
-        if extra.number:
-            examples = ", ".join(map(repr, extra.examples))
-            logger.warning(
-                "%d samples without label map left out, such as %s; %d had one", extra.number, examples, matched
-            )
-    if seen is not None and not seen.all():
-        unseen = np.flatnonzero(~seen)
-        examples = ", ".join(repr(label_maps.index.key(row)) for row in unseen[:3].tolist())
-        raise DatasetError(
-            f"{len(unseen)} of {len(seen)} label maps did not come, such as {examples}: with complete=True the samples must "
-            f"be all of split {label_maps.split.name!r}, in one process"
-        )
-
-
-def _key(sample: Mapping[str, Any], field: str) -> str:
-    key = sample.get(field)
-    if not isinstance(key, str):
-        raise DatasetError(
-            f"a sample has no key in {field!r}, but {sorted(sample)}: name the field with the key by key="
-        )
-    return key
-
-
-def _row(index: Index, key: str, rule: str | None) -> int | None:
-    row = index.row(key)
-    if row is None and key:  # a key as webdataset has it, such as './a'
-        row = index.row(key_from_member(key))
-    return index.row(_by_rule(key, rule)) if row is None and rule is not None else row
-
-
-def _mark(seen: npt.NDArray[np.bool_], row: int, key: str) -> None:
-    if seen[row]:
-        raise DatasetError(
-            f"key {key!r} came twice: with complete=True every sample must come once, so shards must not repeat"
-        )
-    seen[row] = True
-
-
-def _no_label_map(label_maps: LabelMaps, key: str, matched: int) -> str:
-    return (
-        f"no label map of {key!r} among the {len(label_maps)} of config {label_maps.manifest.config!r}, split "
-        f"{label_maps.split.name!r}, with keys such as {next(iter(label_maps), None)!r}; {matched} samples before it had one. "
-        "Give the samples of this split, or unmatched='skip' to leave out those without label map"
-    )

@@ -96,6 +96,8 @@ def in_place(kind, root):
             return datasets.Dataset.from_dict({"picture": files}).cast_column("picture", datasets.Image())
         case "Dataset without names":
             return hugging_face([None] * NUM_IMAGES)
+        case "elsewhere":
+            return {f"other_{i:02d}": png(i) for i in range(NUM_IMAGES)}
         case "mapping":
             return {stem: png(i) for i, stem in enumerate(STEMS)}
     raise AssertionError(kind)
@@ -141,7 +143,7 @@ def assert_images_are_those_of_the_keys(dataset, number=number_of):
         *[("ImageFolderSource", kind) for kind in [*BY_STEM, "prefixed"]],
         *[("HFSource", kind) for kind in [*BY_STEM, "prefixed"]],
         *[("tars", kind) for kind in BY_STEM],
-        ("prefixed", "prefixed"),
+        *[("prefixed", kind) for kind in [*BY_STEM, "prefixed"]],
     ],
 )
 def test_every_kind_of_images_is_joined_by_key(label_only, places, config, kind):
@@ -164,8 +166,8 @@ def test_a_dataset_without_file_names_is_joined_with_itself_by_running_numbers(l
 @pytest.mark.parametrize(
     ("config", "kind", "message"),
     [
-        ("prefixed", "folder", r"11 label maps have no image, .*; 11 images have no label map, .*No key is in both: the "
-         r"label maps' keys are those of WebDataset tars.*the images' are such as 'n01_00'"),
+        ("tars", "elsewhere", r"11 label maps have no image, .*; 11 images have no label map, .*No key is in both: the "
+         r"label maps' keys are those of WebDataset tars.*the images' are such as 'other_00'"),
         ("Dataset-without-names", "tars", "running numbers of a Hugging Face dataset without file names"),
         ("ImageFolderSource", "Dataset without names", r"names of image files .*; the images' are such as '00000000'"),
     ],

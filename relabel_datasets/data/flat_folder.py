@@ -1,0 +1,44 @@
+"""Images in a folder without class folders, such as ImageNet's validation images as they are distributed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..shards.formats import IMAGE_EXTENSIONS
+from ..shards.packed import PackedStrings
+from .keys import key_of
+
+
+def is_flat_folder(path: str | os.PathLike[str]) -> bool:
+    """Return whether a path is a folder that has image files and no folders in it; hidden ones do not count."""
+    if not Path(path).is_dir():
+        return False
+    with os.scandir(path) as entries:
+        visible = [entry for entry in entries if not entry.name.startswith(".")]
+    return any(map(_is_image, visible)) and not any(entry.is_dir() for entry in visible)
+
+
+def _is_image(entry: os.DirEntry[str]) -> bool:
+    return entry.name.lower().endswith(IMAGE_EXTENSIONS) and entry.is_file()
+
+
+class FlatFolder:
+    """The images of a folder without class folders, sorted by name: to be joined, since they have no classes.
+
+    Args:
+        root: The folder.
+        key_rule: How keys come from file names, see `key_of`.
+    """
+
+    def __init__(self, root: str | os.PathLike[str], key_rule: str) -> None:
+        self._root = Path(root)
+        with os.scandir(root) as entries:
+            names = sorted(entry.name for entry in entries if not entry.name.startswith(".") and _is_image(entry))
+        self._names = PackedStrings(names)
+        self.keys: Sequence[str] = PackedStrings([key_of(name, key_rule) for name in names])
+
+    def read(self, index: int) -> bytes:
+        """Return the bytes of an image file; called from several threads."""
+        return (self._root / self._names[index]).read_bytes()

@@ -1,0 +1,187 @@
+"""Other spellings of the same sample key: how label maps and images are joined where no key is the same.
+
+Datasets name one image in several ways. ImageNet's `n01440764/n01440764_10026.JPEG` is `n01440764_10026_n01440764.JPEG` on
+the Hub and `ILSVRC/Data/CLS-LOC/train/n01440764/n01440764_10026` in a tar of Kaggle's files; macOS decomposes accented
+letters (NFD) where other systems compose them (NFC). A spelling maps all of these names to one text. Spellings are tried from
+the strictest to the loosest, and one counts only if it keeps all names apart.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+from urllib.parse import unquote
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import DatasetError
+from ..shards.formats import IMAGE_EXTENSIONS
+
+Rows = npt.NDArray[np.int64]
+Spell = Callable[[str], str]
+
+_CLASS_SUFFIX = re.compile(r"(?<=.)_n\d{8}$")  # of ImageNet's files on the Hub
+_RUNNING_NUMBER = re.compile(r"\d{8}")  # key of a row without file name
+
+
+class Spelling(NamedTuple):
+    """One way to compare keys."""
+
+    what: str  # is compared, for messages
+    of: Spell
+
+
+def _normal(key: str) -> str:
+    return unicodedata.normalize("NFC", unquote(key))
+
+
+def _without_extension(key: str) -> str:
+    name = _normal(key)
+    while name.lower().endswith(IMAGE_EXTENSIONS):
+        name = name.rpartition(".")[0]
+    return name
+
+
+def _last_parts(count: int) -> Spell:
+    return lambda key: "/".join(_without_extension(key).split("/")[-count:])
+
+
+def _without_class(key: str) -> str:
+    return _CLASS_SUFFIX.sub("", _last_parts(1)(key))
+
+
+SPELLINGS = (
+    Spelling("the same Unicode form (NFC)", _normal),
+    Spelling("their names without extension", _without_extension),
+    Spelling("the last three parts of their paths", _last_parts(3)),
+    Spelling("the last two parts of their paths", _last_parts(2)),
+    Spelling("their file names without folders", _last_parts(1)),
+    Spelling("their file names without class suffix (_n########)", _without_class),
+    Spelling("their file names in lower case", lambda key: _without_class(key).casefold()),
+)
+
+
+def is_running_number(key: str) -> bool:
+    """Return whether a key is a row's number, as of a Hugging Face dataset without file names: it names no file."""
+    return _RUNNING_NUMBER.fullmatch(key) is not None
+
+
+def show_key(key: str) -> str:
+    """Return the repr of a key, with the code points of letters that may look like others."""
+    return repr(key) if key.isascii() else f"{key!r} ({ascii(key)[1:-1]})"
+
+
+class SpellingTable:
+    """Finds keys by one spelling.
+
+    Args:
+        keys: Keys to find, by row.
+        spell: The spelling.
+    """
+
+    def __init__(self, keys: Sequence[str], spell: Spell) -> None:
+        self._keys, self.spell = keys, spell
+        hashes = np.fromiter((hash(spell(key)) for key in keys), np.int64, len(keys))
+        self._order = np.argsort(hashes)
+        self._hashes = hashes[self._order]
+        self.is_unique = not bool((self._hashes[1:] == self._hashes[:-1]).any())
+
+    def rows(self, keys: Sequence[str]) -> Rows:
+        """Return the rows of keys that are spelled alike, -1 where there is none."""
+        if not len(self._hashes):
+            return np.full(len(keys), -1, np.int64)
+        hashes = np.fromiter((hash(self.spell(key)) for key in keys), np.int64, len(keys))
+        places = np.searchsorted(self._hashes, hashes).clip(max=len(self._hashes) - 1)
+        rows = np.where(self._hashes[places] == hashes, self._order[places], -1)
+        for place in np.flatnonzero(rows >= 0).tolist():
+            if self.spell(self._keys[int(rows[place])]) != self.spell(keys[place]):  # another text of the same hash
+                rows[place] = -1
+        return rows
+
+
+class SpellingMatch(NamedTuple):
+    """What the first spelling with common keys gave."""
+
+    spelling: Spelling
+    rows: Rows | None  # row of the label map for each image, -1 for none; None where the spelling is ambiguous
+
+
+def match_spellings(label_keys: Sequence[str], keys: Sequence[str]) -> SpellingMatch | None:
+    """Return the rows of the label maps that images are of by the strictest spelling that has any key in common.
+
+    Args:
+        label_keys: Keys of the label maps, by row.
+        keys: Keys of the images.
+    """
+    for spelling in SPELLINGS:
+        table = SpellingTable(label_keys, spelling.of)
+        rows = table.rows(keys)
+        matched = rows[rows >= 0]
+        if len(matched):
+            is_unique = table.is_unique and len(np.unique(matched)) == len(matched)
+            return SpellingMatch(spelling, rows if is_unique else None)
+    return None
+
+
+class StreamSpelling:
+    """Finds the label maps of a stream, sample by sample, by the first spelling under which one of its keys is found.
+
+    Args:
+        label_keys: Keys of the label maps, by row.
+        on_chosen: Called once, with the spelling, the sample's key and its row.
+    """
+
+    _MAX_TRIES = 20  # keys that are looked up in all spellings: each takes a table of all label maps, made once
+
+    def __init__(self, label_keys: Sequence[str], on_chosen: Callable[[Spelling, str, int], object]) -> None:
+        self._label_keys, self._on_chosen = label_keys, on_chosen
+        self._tables: dict[Spelling, SpellingTable] = {}
+        self._chosen: SpellingTable | None = None
+        numbered = len(label_keys) > 0 and is_running_number(label_keys[0])
+        self._tries = 0 if numbered else self._MAX_TRIES
+
+    @property
+    def spell(self) -> Spell | None:
+        """The spelling that has been chosen."""
+        return None if self._chosen is None else self._chosen.spell
+
+    def close(self) -> None:
+        """Stop looking for a spelling: a key has been found as it is."""
+        self._tries = 0
+        self._tables.clear()
+
+    def row(self, key: str) -> int | None:
+        """Return the row of a key, or None."""
+        if self._chosen is not None:
+            row = int(self._chosen.rows([key])[0])
+            return row if row >= 0 else None
+        if self._tries <= 0 or is_running_number(key):
+            return None
+        self._tries -= 1
+        for spelling in SPELLINGS:
+            table = self._tables.get(spelling)
+            if table is None:
+                table = self._tables[spelling] = SpellingTable(self._label_keys, spelling.of)
+            row = int(table.rows([key])[0])
+            if row >= 0:
+                if not table.is_unique:
+                    return None
+                self._chosen = table
+                self.close()
+                self._on_chosen(spelling, key, row)
+                return row
+        return None
+
+
+def check_distinct(keys: Iterable[str], where: str) -> None:
+    """Raise DatasetError if two keys differ only by their Unicode form: file systems and joins take them for one."""
+    first: dict[str, str] = {}
+    for key in keys:
+        if not key.isascii() and first.setdefault(_normal(key), key) != key:
+            raise DatasetError(
+                f"{where}: {show_key(first[_normal(key)])} and {show_key(key)} differ only by their Unicode form, so many "
+                "programs take them for the same name: rename one"
+            )
