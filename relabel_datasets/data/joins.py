@@ -97,14 +97,13 @@ def join_images(label_maps: LabelMaps, images: Images, unmatched: OnUnmatched) -
             label map.
         TypeError: `images` is nothing that has images with keys.
     """
-    found = np.zeros(0, bool)
-    is_mapping = isinstance(images, Mapping) and not _is_hugging_face(images)
-    if is_mapping:
+    read: ImageBytes | None = None
+    extra, found = Extra(0, []), np.zeros(0, bool)
+    where, hint = "the given mapping", "its keys must be those of LabelMaps"
+    if isinstance(images, Mapping) and not _is_hugging_face(images):
         found = np.fromiter((key in images for key in label_maps), bool, len(label_maps))
-        read: ImageBytes = _ReadByKey(label_maps.index, images)
-        where, extra = "the given mapping", Extra(0, [])
-        hint = "its keys must be those of LabelMaps"
-    if not is_mapping or not found.any():
+        read = _ReadByKey(label_maps.index, images)
+    if read is None or not found.any():
         where, source = _open(images, label_maps.split)
         places, extra = _match(label_maps, source, where)
         found, read, hint = places >= 0, _ReadByPlace(source, places), _why_no_match(label_maps.split, source)
@@ -121,6 +120,8 @@ def join_images(label_maps: LabelMaps, images: Images, unmatched: OnUnmatched) -
 
 
 class Extra(NamedTuple):
+    """Images without label map."""
+
     number: int
     examples: list[str]
 
