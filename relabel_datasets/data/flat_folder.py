@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..shards.formats import IMAGE_EXTENSIONS
 from ..shards.packed import PackedStrings
+from .folder_scan import read_image_file
 from .keys import key_of
 
 
@@ -41,4 +42,4 @@ class FlatFolder:
 
     def read(self, index: int) -> bytes:
         """Return the bytes of an image file; called from several threads."""
-        return (self._root / self._names[index]).read_bytes()
+        return read_image_file(self._root / self._names[index])
