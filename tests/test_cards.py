@@ -15,10 +15,11 @@ from datasets.utils.metadata import MetadataConfigs
 from huggingface_hub import DatasetCard, DatasetCardData
 
 import relabel_datasets as rd
+from relabel_datasets.shards.card_template import package_templates
 from tests.conftest import ROOT
 
 REPO = "org/photos"
-TEMPLATES = sorted(path.stem for path in (ROOT / "cards").glob("*.md") if path.stem not in ("README", "shared"))
+TEMPLATES = ("default", "imagenet-relabel", "imagenette-relabel", "scenes-relabel")
 pytestmark = [
     pytest.mark.usefixtures("impatient"),
     # webdataset leaves its tars to the garbage collector
@@ -144,15 +145,21 @@ def test_the_snippets_of_a_folder_that_is_not_published_run_too(dataset_folder, 
     assert names["soft_label"].shape == (3,)
 
 
+def test_each_page_in_cards_is_a_template_but_the_guide_and_the_shared_part():
+    pages = {path.stem for path in (ROOT / "cards").glob("*.md")}
+    assert package_templates() == TEMPLATES
+    assert pages == {*TEMPLATES, "README", "shared"}
+
+
 @pytest.mark.slow  # builds the package
 def test_the_templates_are_in_the_wheel(tmp_path):
     build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(tmp_path), str(ROOT)]
     subprocess.run(build, check=True)
     with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
         wheel.extractall(tmp_path / "installed")
-    code = "from relabel_datasets.shards import card; print(card.__file__); [card.read_template(n) for n in {!r}]"
+    code = "from relabel_datasets.shards import card_template as card; print(card.__file__); [card.read_template(n) for n in {!r}]"
     finished = subprocess.run(
-        [sys.executable, "-c", code.format([*TEMPLATES, "shared"])],
+        [sys.executable, "-c", code.format(TEMPLATES)],
         cwd=tmp_path / "installed", capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert Path(finished.stdout.strip()).is_relative_to(tmp_path / "installed")

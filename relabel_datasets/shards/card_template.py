@@ -19,6 +19,7 @@ from ..storage.folders import local_path
 
 DEFAULT_TEMPLATE = "default"
 _SHARED = "shared"  # part of the other templates
+_NOT_TEMPLATES = (_SHARED, "README")  # README.md is the guide of the folder
 _MARK = "<!-- Made by relabel_datasets from the template {name}: edit the template, not this text. -->"
 _MARKED = re.compile(re.escape(_MARK).replace(r"\{name\}", "(?P<name>.*)"))
 _YAML = re.compile(r"---[ \t]*\r?\n.*?\n---[ \t]*(?:\r?\n|$)", re.DOTALL)
@@ -27,7 +28,7 @@ _FILE = "a file"  # in the mark of a template whose file has a name that could b
 
 def package_templates() -> tuple[str, ...]:
     """Return the names of the package's templates, sorted."""
-    return tuple(sorted(path.stem for path in _folder().glob("*.md") if path.stem != _SHARED))
+    return tuple(sorted(path.stem for path in _folder().glob("*.md") if path.stem not in _NOT_TEMPLATES))
 
 
 def read_template(template: str | os.PathLike[str]) -> str:
