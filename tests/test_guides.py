@@ -155,6 +155,14 @@ def test_every_row_of_a_table_has_as_many_cells_as_its_head(page):
         assert len({re.sub(r"`[^`]*`", "", row).count("|") for row in rows}) == 1, rows[0]
 
 
+def test_every_file_that_the_contributing_page_names_exists():
+    names = re.findall(r"`([\w./]+\.(?:py|js|md|toml))`", (ROOT / ".github" / "CONTRIBUTING.md").read_text())
+    places = (ROOT, ROOT / "relabel_datasets", ROOT / "relabel_datasets" / "annotate", ROOT / "tests" / "annotate")
+    missing = [name for name in names if "NAME" not in name and not any((place / name).exists() for place in places)]
+    assert len(names) > 20
+    assert not missing
+
+
 def test_every_guide_is_linked_from_the_front_page():
     linked = {(ROOT / link.partition("#")[0]).resolve() for link in links_of(README)}
     assert set(GUIDES) <= linked
