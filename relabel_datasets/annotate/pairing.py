@@ -16,6 +16,7 @@ from ..naming import check_split
 from ..shards.configs import SPLIT_ALIASES
 from ..shards.images import decode_image, read_size
 from ..storage.folders import local_path
+from ..storage.regular_files import open_regular
 from .published import PublishedMaps
 
 
@@ -61,8 +62,14 @@ class FoundImages(NamedTuple):
         """
         image = self._image(index)
         name = self.source.name(image)
-        data = self.source.read(image) if whole else None
-        return read_size(Path(name) if data is None else io.BytesIO(data), name), data
+        if whole:
+            data = self.source.read(image)
+            return read_size(io.BytesIO(data), name), data
+        try:
+            with open_regular(Path(name)) as file:
+                return read_size(file, name), None
+        except DatasetError as error:  # a FIFO or a device
+            raise ImageError(str(error)) from None
 
     def _image(self, index: int) -> int:
         image = self.indices[index]

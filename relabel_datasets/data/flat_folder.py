@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..shards.formats import IMAGE_EXTENSIONS
 from ..shards.packed import PackedStrings
+from .clutter import is_clutter_name
 from .folder_scan import read_image_file
 from .keys import key_of
 
@@ -17,7 +18,7 @@ def is_flat_folder(path: str | os.PathLike[str]) -> bool:
     if not Path(path).is_dir():
         return False
     with os.scandir(path) as entries:
-        visible = [entry for entry in entries if not entry.name.startswith(".")]
+        visible = [entry for entry in entries if not is_clutter_name(entry.name)]
     return any(map(_is_image, visible)) and not any(entry.is_dir() for entry in visible)
 
 
@@ -36,7 +37,7 @@ class FlatFolder:
     def __init__(self, root: str | os.PathLike[str], key_rule: str) -> None:
         self._root = Path(root)
         with os.scandir(root) as entries:
-            names = sorted(entry.name for entry in entries if not entry.name.startswith(".") and _is_image(entry))
+            names = sorted(entry.name for entry in entries if not is_clutter_name(entry.name) and _is_image(entry))
         self._names = PackedStrings(names)
         self.keys: Sequence[str] = PackedStrings([key_of(name, key_rule) for name in names])
 

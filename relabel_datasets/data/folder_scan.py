@@ -7,15 +7,17 @@ import os
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 from ..errors import DatasetError, ImageError
 from ..shards.formats import IMAGE_EXTENSIONS
 from ..storage.regular_files import open_regular
+from .clutter import is_clutter_name
 
 logger = logging.getLogger(__name__)
 
 _NUM_SHOWN = 10  # extensions of ignored files
+_LOOPS = "links to a folder above"
 
 
 class ImageFile(NamedTuple):
@@ -28,26 +30,32 @@ class ImageFile(NamedTuple):
 def scan_image_folder(root: str | os.PathLike[str]) -> tuple[tuple[str, ...], list[ImageFile]]:
     """Return the classes and the images of `<root>/<class>/**/<image>`, both sorted, as torchvision's ImageFolder does.
 
-    Images are recognized by their extension, see `formats.IMAGE_EXTENSIONS`. Hidden files and folders, whose name starts with
-    a dot, are skipped silently. One warning says how many other files are ignored, by extension.
+    Images are recognized by their extension, see `formats.IMAGE_EXTENSIONS`. Hidden files and folders and those of file
+    managers are ignored silently, see `clutter`. One warning says how many other files are ignored, by extension. Symbolic links
+    to folders are followed, except to a folder above, which would lead in circles.
 
     Raises:
         FileNotFoundError: There is no such folder, it has no class folders, or some of them contain no image.
+        OSError: A folder cannot be read.
     """
     base = Path(root)
     if not base.is_dir():
         raise FileNotFoundError(f"no image folder at {base}")
-    entries = [entry for entry in os.scandir(base) if not entry.name.startswith(".")]
-    classes = tuple(sorted(entry.name for entry in entries if entry.is_dir()))
+    above = _with_parents(os.path.realpath(base))
+    with os.scandir(base) as scanned:
+        entries = [entry for entry in scanned if not is_clutter_name(entry.name)]
+    folders = {entry.name: os.path.realpath(entry) for entry in entries if entry.is_dir()}
+    classes = tuple(sorted(name for name, real in folders.items() if real not in above))
     outside = sum(_is_image(entry.name) for entry in entries if not entry.is_dir())
     if not classes:
         found = f", but {outside} images outside of class folders" if outside else ""
         raise FileNotFoundError(f"{base} has no class folders{found}: expected {base.name}/<class>/<image>")
-    ignored = Counter({"images outside of class folders": outside} if outside else {})
+    ignored = Counter({"images outside of class folders": outside, _LOOPS: len(folders) - len(classes)})
+    ignored = +ignored  # without zeros
     files = [
         ImageFile(path, label)
         for label, name in enumerate(classes)
-        for path in sorted(_images_below(base, name, ignored))
+        for path in sorted(_images_below(base, name, above, ignored))
     ]
     empty = sorted(set(classes) - {classes[file.label] for file in files})
     if empty:
@@ -64,18 +72,44 @@ def _is_image(name: str) -> bool:
     return name.lower().endswith(IMAGE_EXTENSIONS)
 
 
-def _images_below(base: Path, folder: str, ignored: Counter[str]) -> Iterable[str]:
-    """Yield the images of a class folder; count the other files by their extension."""
-    for directory, folders, names in os.walk(base / folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        relative = PurePosixPath(folder, *Path(directory).relative_to(base / folder).parts)
+def _with_parents(real: str) -> frozenset[str]:
+    return frozenset(map(str, (Path(real), *Path(real).parents)))
+
+
+def _images_below(base: Path, folder: str, above: frozenset[str], ignored: Counter[str]) -> Iterable[str]:
+    """Yield the images of a class folder; count the other files by their extension.
+
+    Args:
+        base: The ImageFolder.
+        folder: Name of the class folder.
+        above: Real paths of the ImageFolder and all folders above it.
+        ignored: Numbers of ignored files, to be increased.
+    """
+    top = str(base / folder)
+    chains = {top: above | {os.path.realpath(top)}}  # real paths of each folder and all that lead to it
+    for directory, folders, names in os.walk(top, followlinks=True, onerror=_raise):
+        chain = chains.pop(directory)
+        folders[:] = [name for name in folders if not is_clutter_name(name)]
+        for name in list(folders):
+            path = os.path.join(directory, name)  # noqa: PTH118  a string, as os.walk makes it
+            real = os.path.realpath(path)
+            if real in chain:
+                folders.remove(name)
+                ignored[_LOOPS] += 1
+            else:
+                chains[path] = chain | {real}
+        relative = PurePosixPath(folder, *Path(directory).relative_to(top).parts)
         for name in names:
-            if name.startswith("."):
+            if is_clutter_name(name):
                 continue
             if _is_image(name):
                 yield str(relative / name)
             else:
                 ignored[PurePosixPath(name).suffix.lower() or "files without extension"] += 1
+
+
+def _raise(error: OSError) -> NoReturn:
+    raise error  # os.walk would go on without the folder
 
 
 def _listed(ignored: Counter[str], prefix: str = "") -> str:

@@ -6,6 +6,7 @@ import os
 import re
 import tarfile
 from array import array
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -14,6 +15,7 @@ from ..errors import DatasetError
 from ..naming import KEY_RULE, is_key
 from ..shards.formats import IMAGE_EXTENSIONS
 from ..storage.regular_files import open_regular
+from .clutter import is_clutter
 from .keys import key_from_member
 from .skipped import Skipped
 
@@ -22,7 +24,20 @@ _METADATA = re.compile(r"__[^/]*__($|/)")  # members that webdataset skips
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _BLOCK = 512
 
+_LINKS = {tarfile.LNKTYPE: "hard link", tarfile.SYMTYPE: "symbolic link"}
+_UNREADABLE = {  # how a member may be stored, and what to do
+    "sparse": "a sparse file: write the tar without --sparse",
+    "symbolic link": "a symbolic link: write the tar with --dereference (-h)",
+}
+
 Extent = tuple[int, int]  # offset and size in a tar, in bytes
+
+
+class _Member(NamedTuple):
+    name: str
+    extent: Extent
+    kind: str  # "file", "sparse", "hard link", "symbolic link" or "other"
+    target: str = ""  # of a link
 
 
 class Scan(NamedTuple):
@@ -32,6 +47,7 @@ class Scan(NamedTuple):
     extents: array[int]  # image offset and size, label offset and size, for every key; label offset -1: there is none
     skipped: list[Skipped]
     num_nameless: int  # files without extension, which belong to no sample
+    num_hidden: int  # hidden files and those of file managers, which are ignored
 
 
 def scan_tar(tar: Path, image: str | None = None, label: str | None = None) -> Scan:
@@ -48,13 +64,16 @@ def scan_tar(tar: Path, image: str | None = None, label: str | None = None) -> S
     Raises:
         DatasetError: A sample has several images, a key is repeated, or the tar is truncated, compressed or damaged.
     """
-    samples, sparse, num_nameless = _samples(tar)
-    scan = Scan([], array("q"), sparse, num_nameless)
+    contents = _read_contents(tar)
+    scan = Scan([], array("q"), contents.unreadable, contents.counts["nameless"], contents.counts["hidden"])
+    unreadable = {skipped.key for skipped in contents.unreadable}
     seen: dict[str, str] = {}
-    for member_key, members in samples.items():
+    for member_key, members in contents.samples.items():
         key, name = key_from_member(member_key), f"{tar}: {member_key}"
         field = _image_field(name, members, image)
         if field is None:
+            if member_key in unreadable:  # it is listed with a better reason
+                continue
             what = "no image" if image is None else f"no .{image}"
             scan.skipped.append(Skipped(key, name, f"{name} has {what}, only {_fields(members)}"))
             continue
@@ -93,25 +112,22 @@ def _fields(members: Mapping[str, Extent] | list[str]) -> str:
     return ", ".join(f".{field}" for field in sorted(members))
 
 
-def _samples(tar: Path) -> tuple[dict[str, dict[str, Extent]], list[Skipped], int]:
-    """Return where the members of every key of a tar are by field, sparse members, and the number of files without field."""
-    samples: dict[str, dict[str, Extent]] = {}
-    sparse: list[Skipped] = []
-    end = num_nameless = 0
+class _Contents(NamedTuple):
+    """The files of a tar."""
+
+    samples: dict[str, dict[str, Extent]]  # where the members of every key are, by field
+    unreadable: list[Skipped]  # images that are not stored as plain files
+    counts: Counter[str]  # of files that belong to no sample: "nameless" and "hidden"
+
+
+def _read_contents(tar: Path) -> _Contents:
+    contents = _Contents({}, [], Counter())
+    end = 0
     with open_regular(tar) as file:
         try:
-            for name, extent, kind in _members(file):
-                end = sum(extent) + -extent[1] % _BLOCK
-                match = _MEMBER.match(name)
-                if kind == "other" or _METADATA.match(name) or _is_hidden(name):
-                    continue
-                if match is None:
-                    num_nameless += 1
-                elif kind == "sparse":
-                    text = f"{tar}: {name} is stored as a sparse file: write the tar without --sparse"
-                    sparse.append(Skipped(match[1], f"{tar}: {name}", text))
-                elif samples.setdefault(match[1], {}).setdefault(match[2].lower(), extent) != extent:
-                    raise DatasetError(f"{tar}: {name} stands twice")
+            for member in _members(file):
+                end = sum(member.extent) + -member.extent[1] % _BLOCK
+                _add_member(contents, tar, member)
         except tarfile.TarError as error:
             _refuse_compressed(tar, os.pread(file.fileno(), 6, 0))
             raise DatasetError(f"{tar} is not an uncompressed tar, or damaged: {error}") from error
@@ -120,11 +136,30 @@ def _samples(tar: Path) -> tuple[dict[str, dict[str, Extent]], list[Skipped], in
             raise DatasetError(
                 f"{tar} is cut off or damaged at byte {end}: a member or two empty blocks should be there"
             )
-    return samples, sparse, num_nameless
+    return contents
 
 
-def _is_hidden(name: str) -> bool:
-    return name.rpartition("/")[2].startswith(".")
+def _add_member(contents: _Contents, tar: Path, member: _Member) -> None:
+    name, match = member.name, _MEMBER.match(member.name)
+    if member.kind == "other" or _METADATA.match(name):
+        return
+    if is_clutter(name):
+        contents.counts["hidden"] += 1
+        return
+    if match is None:
+        contents.counts["nameless"] += 1
+        return
+    key, field = match[1], match[2].lower()
+    extent: Extent | None = member.extent
+    if member.kind == "hard link":  # to an earlier member, which has the bytes
+        target = _MEMBER.match(member.target)
+        extent = contents.samples.get(target[1], {}).get(target[2].lower()) if target else None
+    if member.kind in _UNREADABLE or extent is None:
+        if f".{field}".endswith(IMAGE_EXTENSIONS):
+            reason = _UNREADABLE.get(member.kind, "a hard link to a file that is not in the tar: write the tar again")
+            contents.unreadable.append(Skipped(key, f"{tar}: {name}", f"{tar}: {name} is stored as {reason}"))
+    elif contents.samples.setdefault(key, {}).setdefault(field, extent) != extent:
+        raise DatasetError(f"{tar}: {name} stands twice")
 
 
 def _refuse_compressed(tar: Path, magic: bytes) -> None:
@@ -133,25 +168,26 @@ def _refuse_compressed(tar: Path, magic: bytes) -> None:
             raise DatasetError(f"{tar} is compressed by {program}: images are read in place, so decompress it first")
 
 
-def _members(file: BinaryIO) -> Iterator[tuple[str, Extent, str]]:
-    """Yield the name of each member, where it is, and its kind: "file", "sparse" or "other".
+def _members(file: BinaryIO) -> Iterator[_Member]:
+    """Yield the members of a tar.
 
     Plain headers are read here, in a sixth of tarfile's time, which reads all from the first other one on.
     """
     offset = 0
     while plain := _plain_member(os.pread(file.fileno(), _BLOCK, offset)):
         name, size = plain
-        yield name, (offset + _BLOCK, size), "file"
+        yield _Member(name, (offset + _BLOCK, size), "file")
         offset += _BLOCK + size + -size % _BLOCK
     file.seek(offset)
     with tarfile.open(fileobj=file, mode="r:") as rest:
         for member in rest:
             if member.issparse():  # its data are shorter than its size: tarfile knows where the next member is
-                yield member.name, (rest.offset, 0), "sparse"
+                yield _Member(member.name, (rest.offset, 0), "sparse")
             elif member.isfile():
-                yield member.name, (member.offset_data, member.size), "file"
+                yield _Member(member.name, (member.offset_data, member.size), "file")
             else:
-                yield member.name, (member.offset_data, 0), "other"
+                kind = _LINKS.get(member.type, "other")
+                yield _Member(member.name, (member.offset_data, 0), kind, member.linkname)
 
 
 def _plain_member(header: bytes) -> tuple[str, int] | None:

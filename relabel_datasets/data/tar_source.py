@@ -33,7 +33,8 @@ class WebDatasetSource:
     """Images of WebDataset tars: one image member for every key and, if labels are requested, its class in `.cls`.
 
     Only the headers of the tars are read at first. Members are grouped as in webdataset, see `tar_scan.scan_tar`. Hidden
-    files and files without extension are ignored.
+    files, those of file managers (see `clutter`) and files without extension are ignored. Hard links are read as the member
+    that they point to; images that are symbolic links or sparse files are skipped.
 
     Args:
         tars: Paths of uncompressed tars.
@@ -43,7 +44,8 @@ class WebDatasetSource:
             Default: `cls`.
 
     Attributes:
-        skipped: Samples without image, and samples whose name no key can be made of.
+        skipped: Samples without image or with one that is not stored as a plain file, and samples whose name no key can be
+            made of.
 
     Raises:
         FileNotFoundError: There are no tars.
@@ -69,7 +71,7 @@ class WebDatasetSource:
         self._tars = [local_path(tar, "a tar of images") for tar in tars]
         keys: dict[str, None] = {}  # in order, unlike a set
         extents, self._ends = array("q"), []
-        num_nameless = 0
+        num_nameless = num_hidden = 0
         with ThreadPoolExecutor(_SCANNERS, thread_name_prefix="scan") as pool:
             scans = pool.map(lambda tar: scan_tar(tar, image_column, label_column), self._tars)
             for tar, scan in zip(self._tars, scans, strict=True):
@@ -82,21 +84,25 @@ class WebDatasetSource:
                     keys[key] = None
                 extents += scan.extents
                 num_nameless += scan.num_nameless
+                num_hidden += scan.num_hidden
                 self.skipped += scan.skipped
                 self._ends.append(len(keys))
         self.keys: Sequence[str] = PackedStrings(keys)
         self._extents = np.frombuffer(extents, np.int64).reshape(-1, 4)
-        self._report(num_nameless)
+        self._report(num_nameless, num_hidden)
 
-    def _report(self, num_nameless: int) -> None:
+    def _report(self, num_nameless: int, num_hidden: int) -> None:
         where = f"{self._tars[0]}" if len(self._tars) == 1 else f"{len(self._tars)} tars, first {self._tars[0]}"
         nameless = f"{num_nameless} files have no extension and belong to no sample"
         if not len(self.keys):
             reasons = [f"first {self.skipped[0].error}"] if self.skipped else []
             reasons += [nameless] if num_nameless else []
+            reasons += [f"{num_hidden} hidden files are ignored"] if num_hidden else []
             raise DatasetError(f"{where}: no sample with an image: {'; '.join(reasons) or 'no files'}")
         if self.skipped:
             logger.warning("%s: %d samples are skipped, first %s", where, len(self.skipped), self.skipped[0].error)
+        if num_hidden:
+            logger.debug("%s: %d hidden files are ignored", where, num_hidden)
         if num_nameless:
             logger.warning("%s: %s", where, nameless)
 

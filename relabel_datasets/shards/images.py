@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import re
-from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
@@ -85,11 +84,11 @@ def decode_reduced(
     return image, (image.height, image.width)
 
 
-def read_size(file: Path | BinaryIO, name: str) -> tuple[int, int]:
+def read_size(file: BinaryIO, name: str) -> tuple[int, int]:
     """Return the (height, width) of an image, upright, from its header.
 
     Args:
-        file: Path or content of an image file.
+        file: An image file, open for reading.
         name: Name of the image in error messages.
 
     Raises:
@@ -137,14 +136,13 @@ def _turn(image: PIL.Image.Image, orientation: int) -> PIL.Image.Image:
     return turned
 
 
-def _open(file: Path | BinaryIO) -> PIL.Image.Image:
+def _open(file: BinaryIO) -> PIL.Image.Image:
     """Open an image. A JPEG may have more pixels than Pillow opens: `_reduce` decides whether it can be decoded."""
     try:
         return PIL.Image.open(file, formats=readable_formats())
     except PIL.Image.DecompressionBombError:
         try:
-            if not isinstance(file, Path):
-                file.seek(0)
+            file.seek(0)
             return PIL.JpegImagePlugin.JpegImageFile(file)
         except SyntaxError:  # another format
             pass

@@ -154,7 +154,7 @@ def empty(kind, folder):
         case "hidden images":
             return write_tar(
                 folder / "s.tar", [("cat/.a.jpg", jpeg(0)), ("._b.jpg", b"")]
-            ), "no sample with an image: no files"
+            ), "no sample with an image: 2 hidden files are ignored"
         case "only text":
             return write_tar(folder / "s.tar", [("a.txt", b"x"), ("a.cls", b"0")]), "a has no image, only .cls, .txt"
         case "no classes":
