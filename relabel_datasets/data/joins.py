@@ -25,7 +25,7 @@ from ..shards.packed import IndexedStrings
 from ..storage.folders import local_path
 from .flat_folder import FlatFolder, is_flat_folder
 from .hf_source import HFSource
-from .keys import key_of
+from .keys import is_escaped, key_from_path, key_of
 from .sources import open_source, pick_split
 from .spellings import (
     Spell,
@@ -271,9 +271,12 @@ def skipped_keys(split: Split, spell: Spell | None) -> set[str]:
 
 
 def by_rule(key: str, rule: str) -> str:
-    if rule == "stem" and "." not in key and "%" not in key:
-        return key.rpartition("/")[2]  # the same, in a tenth of the time: there may be a million
-    return key_of(key, rule) if key else key
+    """Return what a rule for file names makes of the key of an image: of its source, or as webdataset has it."""
+    if "." in key:
+        return key_of(key, rule)
+    if rule == "stem":
+        key = key.rpartition("/")[2]
+    return key if is_escaped(key) else key_from_path(key)
 
 
 def names_of(key: str, rule: str | None, spell: Spell | None) -> set[str]:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Sequence
+from urllib.parse import unquote_to_bytes
 
-from ..naming import escape_key, is_key
+from ..naming import escape_key
 
 KEY_RULES = ("stem", "path")
 
 _PLAIN = re.compile(r"(?!__|\s)[^/%.\\\x00-\x1f]+(?<!\s)(/(?!__|\s)[^/%.\\\x00-\x1f]+(?<!\s))*")  # nothing to change
-_ODD_PART = re.compile(r"(^|/)(__|\s)|\s(/|$)")
 
 
 def key_from_path(path: str) -> str:
@@ -37,9 +38,15 @@ def key_from_path(path: str) -> str:
 def key_from_member(key: str) -> str:
     """Return the sample key for the key that webdataset has for a tar member.
 
-    A valid key is kept, so tars that this package wrote keep their keys. Others are changed by `key_from_path`.
+    A key that is percent-encoded already is kept, so tars that this package wrote keep their keys. Others are changed by
+    `key_from_path`.
     """
-    return key if is_key(key) and not _ODD_PART.search(key) else key_from_path(key)
+    return key if is_escaped(key) else key_from_path(key)
+
+
+def is_escaped(key: str) -> bool:
+    """Return whether a key has percent-encoded characters, all as `key_from_path` encodes them."""
+    return "%" in key and key_from_path(os.fsdecode(unquote_to_bytes(key))) == key
 
 
 def _escape_component(part: str) -> str:

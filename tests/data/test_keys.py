@@ -35,7 +35,7 @@ MEMBERS = {
     "n.seg.jpg": "n",
     " o .jpg": "%20o%20",
     "größe/p.jpg": "größe/p",
-    "q%20.jpg": "q%20",
+    "q%41.jpg": "q%2541",
     "r\\s.jpg": "r%5Cs",
     "t\nu.jpg": "t%0Au",
     "v..jpg": "v",
@@ -96,6 +96,25 @@ def test_label_maps_of_a_tar_join_with_it_at_once_and_as_it_streams(tar_of_names
     stream = webdataset.WebDataset(str(tar_of_names), shardshuffle=False)
     keys = [sample["label_map"].key for sample in rd.join(stream, label_maps, complete=True)]
     assert sorted(keys) == sorted(MEMBERS.values())
+
+
+@pytest.mark.parametrize("prefix", ["", "./", "train/", "v1.0/"])
+def test_label_maps_of_a_folder_join_with_a_tar_of_the_same_files(prefix, tmp_path, annotator):
+    names = ["a", "__b", " c", "100%", "d%20e", "größe", "f\\g"]
+    for i, name in enumerate(names):
+        path = tmp_path / "images" / ("cat", "dog", "emu")[i % 3] / f"{name}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(jpeg(i))
+    write_tar(tmp_path / "s.tar", [(f"{prefix}{name}.jpg", jpeg(i)) for i, name in enumerate(names)])
+    source = rd.ImageFolderSource(tmp_path / "images")
+    assert source.key_rule == "stem"
+    rd.build(source, tmp_path / "data", annotator, settings=rd.Settings(images=False), progress=False)
+    joined = rd.load_dataset(tmp_path / "data", split="train", images=tmp_path / "s.tar")
+    images = {source.keys[i]: source.read(i) for i in range(len(names))}
+    assert {key: joined._image_bytes(row) for row, key in enumerate(joined.keys)} == images
+    stream = webdataset.WebDataset(str(tmp_path / "s.tar"), shardshuffle=False)
+    samples = rd.join(stream, rd.LabelMaps(tmp_path / "data", split="train"), complete=True)
+    assert {sample["label_map"].key: sample["jpg"] for sample in samples} == images
 
 
 def test_a_tar_of_our_own_keeps_its_keys(tar_of_names, tmp_path, annotator):
@@ -166,9 +185,11 @@ def test_percent_decoding_a_key_returns_the_normalized_path(path):
     assert unquote_to_bytes(key) == os.fsencode(normalized)
 
 
-def test_a_valid_key_of_a_tar_is_kept():
-    for key in [*MEMBERS.values(), "a%2Eb", "100%"]:
+def test_a_key_of_a_tar_that_is_percent_encoded_is_kept():
+    for key in [*MEMBERS.values(), "a%2Eb"]:
         assert key_from_member(key) == key
+    for key in ("100%", "a%20b", "%41", "%2e", "%"):
+        assert key_from_member(key) == key_from_path(key) != key
 
 
 def test_keys_are_stems_where_they_are_unique_and_paths_where_not():
