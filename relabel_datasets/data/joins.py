@@ -178,7 +178,7 @@ def _is_hugging_face(images: object) -> bool:
 def _open(images: Any, split: Split) -> tuple[str, KeyedImages]:
     """Return what messages call the images, and their source."""
     if isinstance(images, (str, os.PathLike)):
-        root = _split_folder(local_path(images, "images="), split.name)
+        root = split_folder(local_path(images, "images="), split.name)
         if is_flat_folder(root):
             return str(root), FlatFolder(root, split.key_rule or "stem")
         return str(root), open_source(root, split.name, key_rule=split.key_rule)
@@ -196,7 +196,7 @@ def _open(images: Any, split: Split) -> tuple[str, KeyedImages]:
     )
 
 
-def _split_folder(root: Path, split: str) -> Path:
+def split_folder(root: Path, split: str) -> Path:
     """Return the folder of the split below `root`, where there is one, as in imagenet/train and imagenet/val."""
     names = (split, *SPLIT_ALIASES.get(split, ()))
     folders = (root / above / name for above in _ABOVE_SPLITS for name in names)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
+from ..image_options import add_image_column, images_to_join
 from ..runner import path_argument
 
 
@@ -18,6 +19,7 @@ def add_pictures(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--images", metavar="DIR", help="where label-only shards find their images: an ImageFolder, tars"
     )
+    add_image_column(parser)
     parser.add_argument(
         "--key", nargs="+", default=[], metavar="KEY",
         help="draw these samples (default: sheets of the images of most classes and of suspect labels, and some figures)",
@@ -37,7 +39,9 @@ def _pictures(args: argparse.Namespace) -> None:
     from ..data.loading import load_dataset
     from .pictures import draw_pictures
 
-    dataset = load_dataset(args.dataset, args.config, args.split, images=args.images)
+    dataset = load_dataset(
+        args.dataset, args.config, args.split, images=images_to_join(args.images, args.split, args.image_column)
+    )
     paths = draw_pictures(
         dataset, args.out, keys=args.key, classes=args.classes, count=args.count, num_samples=args.samples
     )

@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from ..image_options import add_image_column, images_to_join
 from ..runner import path_argument
 
 
@@ -37,6 +38,7 @@ def add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     images = parser.add_mutually_exclusive_group()
     images.add_argument("--images", metavar="PATH", help="where the images of label-only shards are")
     images.add_argument("--no-images", action="store_true", help="leave them out: heatmaps are shown alone")
+    add_image_column(parser)
     parser.add_argument(
         "--restricted-images", metavar="NAME",
         help="put images into the page although the card says those of NAME may not be redistributed (default: left out)",
@@ -53,7 +55,7 @@ def _report(args: argparse.Namespace) -> None:
         args.config,
         args.split,
         num_samples=args.samples,
-        images=False if args.no_images else args.images or True,
+        images=False if args.no_images else images_to_join(args.images, args.split, args.image_column) or True,
         restricted_images=args.restricted_images,
         boxes=args.boxes,
         num_crops=args.crops,

@@ -9,6 +9,7 @@ import sys
 from functools import partial
 from typing import TYPE_CHECKING
 
+from ..image_options import add_image_column, images_to_join
 from ..runner import Parser, path_argument, run_command
 from ..shards.manifest import Manifest
 from .options import add_options, given_options
@@ -79,6 +80,7 @@ def _add_train_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_data_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dataset", help="folder, URL, org/name on the Hub, or short name")
     parser.add_argument("--images", metavar="PATH", help=_IMAGES)
+    add_image_column(parser)
     parser.add_argument("--split", default="train", help="to learn from (default: %(default)s)")
     parser.add_argument("--validation", default="validation", metavar="SPLIT", help="(default: %(default)s)")
     parser.add_argument("--validation-images", metavar="PATH", help="where it finds its images (default: --images)")
@@ -148,7 +150,7 @@ def _load(args: argparse.Namespace, config: str | None) -> tuple[RelabelDataset,
 def _load_split(args: argparse.Namespace, config: str | None, split: str, images: str | None) -> RelabelDataset:
     from ..data.loading import load_dataset
 
-    return load_dataset(args.dataset, config, split, images=images)
+    return load_dataset(args.dataset, config, split, images=images_to_join(images, split, args.image_column))
 
 
 def _annotator(args: argparse.Namespace, config: str | None) -> Annotator:

@@ -231,3 +231,35 @@ def test_columns_are_chosen_in_python(cifar):
 def test_columns_of_an_image_folder_are_refused(image_folder):
     with pytest.raises(ValueError, match=r"--label-column.* are for Hugging Face datasets and tars; .*ImageFolder"):
         rd.open_source(image_folder, label_column="fine_label")
+
+
+def test_the_image_column_of_label_only_shards_is_chosen_on_the_command_line(tmp_path, annotator, capsys):
+    features = datasets.Features({"left": datasets.Image(), "right": datasets.Image(), "label": class_label()})
+    rows = {
+        "left": [{"bytes": jpeg(i), "path": f"k{i}.jpg"} for i in range(3)],
+        "right": [{"bytes": jpeg(9), "path": f"k{i}.jpg"} for i in range(3)], "label": [0, 1, 2],
+    }  # fmt: skip
+    dataset = datasets.Dataset.from_dict(rows, features=features)
+    dataset.save_to_disk(tmp_path / "saved")
+    source = rd.HFSource(dataset, image_column="left")
+    rd.build(source, tmp_path / "data", annotator, settings=rd.Settings(images=False), progress=False)
+    command = ["pictures", str(tmp_path / "data"), "--out", str(tmp_path / "out")]
+    assert main([*command, "--images", str(tmp_path / "saved")]) == 1
+    assert "several columns may be the image column: ['left', 'right']" in capsys.readouterr().err
+    assert main([*command, "--image-column", "left"]) == 1
+    assert "--image-column is a column of --images: give --images, too" in capsys.readouterr().err
+    assert main([*command, "--images", str(tmp_path / "saved"), "--image-column", "left", "--key", "k1"]) == 0
+    assert list((tmp_path / "out").glob("*.png"))
+    joined = rd.load_dataset(tmp_path / "data", split="train", images=source)
+    assert {key: joined.image(row).tobytes() for row, key in enumerate(joined.keys)} == {
+        f"k{i}": rd.decode_image(jpeg(i)).tobytes() for i in range(3)
+    }
+
+
+@pytest.mark.parametrize("command", ["build", "evaluate", "train", "compare", "pictures", "report"])
+def test_commands_that_read_images_have_the_options(command):
+    from relabel_datasets.cli import make_parser
+
+    helps = make_parser()._subparsers._group_actions[0].choices[command].format_help()
+    assert "--image-column" in helps
+    assert ("--label-column" in helps) == (command in ("build", "evaluate"))
