@@ -15,6 +15,8 @@ import PIL.Image
 import torch
 from torch import Tensor, nn
 
+from ..storage.hub_errors import HubItem, explaining_hub_errors
+from ..storage.redaction import redacted_cause
 from .annotator import IMAGENET_MEAN, IMAGENET_STD, ModuleAnnotator, check_size
 from .heads import HEADS, DenseClassifier, Features, Stream
 
@@ -227,7 +229,8 @@ def _load_model(name: str, revision: str | None) -> PreTrainedModel:
         raise ImportError(
             f"hf:{name} needs transformers, which is not installed: pip install 'relabel-datasets[hf]'"
         ) from error
-    model, info = AutoModelForImageClassification.from_pretrained(name, revision=revision, output_loading_info=True)
+    with explaining_hub_errors(HubItem(name, revision, kind="model")):
+        model, info = AutoModelForImageClassification.from_pretrained(name, revision=revision, output_loading_info=True)
     missing = sorted(info["missing_keys"])
     if missing:  # transformers makes them up
         raise ValueError(
@@ -245,8 +248,8 @@ def _processor_inputs(name: str, revision: str | None) -> dict[str, Any]:
         processor = AutoImageProcessor.from_pretrained(name, revision=revision)  # type: ignore[no-untyped-call]
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"{name} has no image processor: give input_size, mean, std and interpolation. {str(error)[:200]}"
-        ) from error
+            f"{name} has no image processor: give input_size, mean, std and interpolation"
+        ) from redacted_cause(error)
     if abs(float(getattr(processor, "rescale_factor", None) or 1 / 255) * 255 - 1) > 1e-3:
         raise ValueError(f"{name} scales pixels by {processor.rescale_factor}, not by 1/255: this is not supported")
     normalise = getattr(processor, "do_normalize", True)

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ..storage.folders import local_path
+from ..storage.hub_errors import HubItem, explaining_hub_errors
 from .annotator import check_size
 from .heads import DenseClassifier, Features, Stream
 
@@ -39,8 +40,6 @@ def create_model(
         ValueError: there is no such model, it has no classifier, cannot take the input size, or the checkpoint does not
             fit.
     """
-    import timm  # takes seconds
-
     if checkpoint is not None and not local_path(checkpoint, "the checkpoint").is_file():
         raise FileNotFoundError(
             f"there is no checkpoint {str(checkpoint)!r} for {name}: check the path, or download it"
@@ -50,7 +49,7 @@ def create_model(
     if not pretrained and checkpoint is None:
         logger.warning("%s has random weights: give pretrained=True or a checkpoint, unless this is a test", name)
     _check_name(name)
-    model: TimmModel = timm.create_model(name, pretrained=pretrained, **model_args)
+    model: TimmModel = _create(name, pretrained, model_args)
     if model.num_classes < 1:
         raise ValueError(
             f"{name} has no classifier: choose weights that have one, or give num_classes and a checkpoint"
@@ -62,9 +61,9 @@ def create_model(
     if resize and not hasattr(model, "set_input_size"):
         # timm still fits its pretrained weights to the size, but a checkpoint must then have been made for it.
         try:
-            model = timm.create_model(name, pretrained=pretrained, **{**model_args, "img_size": input_size})
-        except (TypeError, AssertionError) as error:
-            raise ValueError(f"{name} cannot take input_size={input_size}, only {own_size}: {error!r}") from error
+            model = _create(name, pretrained, {**model_args, "img_size": input_size})
+        except ValueError as error:
+            raise ValueError(f"{name} cannot take input_size={input_size}, only {own_size}: {error}") from error
         resize = False
     if checkpoint is not None:
         _load_checkpoint(model, name, Path(checkpoint), model_args)
@@ -89,6 +88,31 @@ def imagenet_classes(model: TimmModel) -> tuple[str, ...] | None:
     if subset is None or model.num_classes != model.pretrained_cfg["num_classes"]:
         return None
     return tuple(ImageNetInfo(subset).label_names())  # type: ignore[no-untyped-call]
+
+
+def _create(name: str, pretrained: bool, model_args: dict[str, Any]) -> TimmModel:
+    """Return `timm.create_model(...)`.
+
+    Raises:
+        ValueError: The model does not accept the arguments.
+        FileNotFoundError, RefusedError, DatasetError, OSError: Its weights cannot be downloaded, see `explain_hub_error`.
+    """
+    import timm
+
+    with explaining_hub_errors(HubItem(_hub_name(name), kind="model")):
+        try:
+            return timm.create_model(name, pretrained=pretrained, **model_args)
+        except (TypeError, AssertionError, KeyError, AttributeError, RuntimeError, ValueError) as error:
+            given = f"with the model arguments {model_args}: check their names and values" if model_args else ""
+            raise ValueError(f"timm cannot create {name} {given} ({type(error).__name__}: {error})") from error
+
+
+def _hub_name(name: str) -> str:
+    """Return the repository on the Hub that timm takes the weights of a model from."""
+    import timm
+
+    config = None if ":" in name else timm.get_pretrained_cfg(name)
+    return getattr(config, "hf_hub_id", None) or name.rpartition(":")[2]
 
 
 def _check_name(name: str) -> None:

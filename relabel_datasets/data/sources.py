@@ -22,6 +22,8 @@ from ..shards.configs import SPLIT_ALIASES
 from ..shards.formats import HEAD_BYTES, common_field
 from ..shards.packed import PackedStrings
 from ..storage.folders import local_path
+from ..storage.hub_errors import HubItem, explaining_hub_errors
+from ..storage.redaction import redact_path
 from ..storage.regular_files import open_regular
 from .folder_scan import read_image_file, scan_image_folder
 from .hf_source import HFSource
@@ -167,7 +169,9 @@ def open_source(
     if text.startswith("hf:"):
         import datasets  # heavy
 
-        return HFSource(datasets.load_dataset(text[3:], split=split), image_column, label_column)
+        with explaining_hub_errors(HubItem(redact_path(text[3:]), kind="images")):
+            loaded = datasets.load_dataset(text[3:], split=split)
+        return HFSource(loaded, image_column, label_column)
     path = local_path(text, "the images")
     text = str(path)
     if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():

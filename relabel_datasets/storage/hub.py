@@ -7,9 +7,7 @@ which files have been.
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -21,10 +19,12 @@ from typing import Any, BinaryIO, TypeVar, cast
 
 from tqdm import tqdm
 
-from ..errors import DatasetError, RefusedError, UnavailableError
+from ..errors import DatasetError, UnavailableError
 from ..naming import check_config, check_file_name, check_sha256
 from .folders import CARD_NAME, MANIFEST_NAME, MAX_SMALL_BYTES, card_configs, default_cache, read_card
+from .hub_errors import HubItem, explain_hub_error
 from .local import sha256_of, write_atomically
+from .redaction import redacted_cause
 from .regular_files import open_regular, read_regular
 
 logger = logging.getLogger(__name__)
@@ -179,88 +179,31 @@ class HubFolder:
 def with_hub_errors(
     call: Callable[[], T], repo: HubRepo, name: str | None = None, pauses_s: Sequence[float] = PAUSES_S
 ) -> T:
-    """Return what a call to the Hub returns, tried again where that may help; say what is wrong in words of ours.
+    """Return the result of a call to the Hub, repeated after temporary failures; its errors are those of `explain_hub_error`.
 
     Args:
-        call: may raise huggingface_hub's errors.
-        repo: what it is about.
-        name: of the file that it is about.
-        pauses_s: between attempts.
+        call: May raise errors of huggingface_hub.
+        repo: The repository of the request.
+        name: The file of the request, if it is about one.
+        pauses_s: Seconds between attempts.
 
     Raises:
-        FileNotFoundError: there is no such repository, revision or file, or none that may be seen.
-        RefusedError: (a ValueError) access must be asked for, or the token is not valid, or not for this.
-        UnavailableError: (a ValueError) the Hub cannot be reached, or somebody else changed the repository meanwhile.
-        DatasetError: (a ValueError) the Hub does not take the request.
+        FileNotFoundError: There is no such repository, revision or file, or it is private.
+        RefusedError: (a ValueError) The repository is gated, or the token is invalid or lacks the permission.
+        UnavailableError: (a ValueError) The Hub cannot be reached, or somebody else changed the repository meanwhile.
+        DatasetError: (a ValueError) The Hub rejects the request.
+        OSError: The disk of the cache is full.
     """
+    item = HubItem(repo.repo_id, repo.revision, name, token=repo.token)
     for pause in (*pauses_s, None):
         try:
             return call()
         except Exception as error:
-            explained = _explained(error, repo, name)
+            explained = explain_hub_error(error, item)
             if explained is None:
                 raise
-            # Not chained: huggingface_hub's errors show URLs with signatures.
             if pause is None or not isinstance(explained, UnavailableError):
-                raise explained from None
-            logger.warning("%s; again in %g s", explained, pause)
+                raise explained from redacted_cause(error, item.secrets)
+            logger.warning("%s; next attempt in %g s", explained, pause)
         time.sleep(pause)
     raise AssertionError
-
-
-def _explained(error: Exception, repo: HubRepo, name: str | None) -> Exception | None:
-    """Return the error to raise instead of one of huggingface_hub; None if it is no such error."""
-    from huggingface_hub import constants, errors
-
-    where = f"{repo}/{name}" if name else str(repo)
-    if isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception):
-        error = error.__cause__  # of an upload
-    if isinstance(error, errors.HFValidationError):
-        return DatasetError(f"{repo} is not the name of a repository on the Hub: {error}")
-    if isinstance(error, errors.GatedRepoError):
-        return RefusedError(
-            f"{repo} is gated: ask for access at {constants.ENDPOINT}/datasets/{repo.repo_id}, then log in with `hf auth "
-            "login` or give token="
-        )
-    if isinstance(error, errors.RepositoryNotFoundError):
-        return FileNotFoundError(
-            f"there is no dataset {repo.repo_id} on the Hub at {constants.ENDPOINT}, or it is private: check the name, and "
-            "log in with `hf auth login` or give token= if it is private"
-        )
-    if isinstance(error, errors.RevisionNotFoundError):
-        return FileNotFoundError(f"{repo.repo_id} on the Hub has no branch, tag or commit {repo.revision!r}")
-    if isinstance(error, (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled)):
-        if constants.HF_HUB_OFFLINE:
-            return FileNotFoundError(
-                f"{where} is not in the Hub's cache, and HF_HUB_OFFLINE is set: load it once with network, with download=True "
-                "for all of it"
-            )
-        what = _describe(error.__cause__ or error, repo)
-        return DatasetError(f"{where} is not in the Hub's cache, and the Hub cannot be reached: {what}")
-    if isinstance(error, errors.EntryNotFoundError):
-        return FileNotFoundError(
-            f"there is no {name} in {repo} on the Hub: it is no dataset of label maps, or another config"
-        )
-    if isinstance(error, errors.HfHubHTTPError):
-        status = error.response.status_code
-        what = _describe(error, repo)
-        if status in (401, 403):
-            return RefusedError(f"{where}: the Hub refuses access: {what}: check the token, and what it may do")
-        if status >= 500 or status in (408, 409, 412, 429):
-            return UnavailableError(f"{where}: {what}")
-        return DatasetError(f"{where}: the Hub does not take the request: {what}")
-    is_of_httpx = type(error).__module__.partition(".")[0].startswith("httpx")  # httpx2, since huggingface_hub 2
-    is_no_answer = isinstance(
-        error, json.JSONDecodeError
-    )  # such as a proxy's page: the client looks only for some codes
-    if is_of_httpx or is_no_answer or (isinstance(error, OSError) and error.errno is None):
-        return UnavailableError(f"{where}: {_describe(error, repo)}")
-    return None
-
-
-def _describe(error: BaseException, repo: HubRepo) -> str:
-    text = " ".join(str(error).split())
-    for secret in filter(None, (repo.token, os.environ.get("HF_TOKEN"))):
-        text = text.replace(secret, "***")
-    text = re.sub(r"(\w://[^\s'\"?]*)\?[^\s'\"]*", r"\1", text)  # signed URLs of storage
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -100,7 +100,9 @@ class TestRevisions:
         ):
             load("org/other")
         hub.create("org/empty")
-        with pytest.raises(FileNotFoundError, match=r"there is no README.md in org/empty on the Hub: it is no dataset"):
+        with pytest.raises(
+            FileNotFoundError, match=r"there is no README.md in org/empty on the Hub: it is not a dataset"
+        ):
             load("org/empty")
 
     def test_arguments_of_the_hub_are_refused_elsewhere(self, served_folder):

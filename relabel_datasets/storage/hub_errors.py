@@ -1,0 +1,200 @@
+"""Errors of the Hugging Face Hub in the words of this package: what failed, and what to do.
+
+The messages of huggingface_hub, transformers and datasets give advice about arguments that users of this package do not pass
+(`force_download=True`), and may quote signed URLs. They are kept, redacted, as the cause of the error.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Literal
+
+from ..errors import DatasetError, RefusedError, UnavailableError
+from .redaction import redact, redacted_cause
+
+_TEMPORARY = (408, 409, 412, 425, 429)  # and 5xx
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_LOG_IN = "log in with `hf auth login`, set HF_TOKEN, or give token="
+
+
+@dataclass(frozen=True)
+class HubItem:
+    """What a request to the Hub is about.
+
+    Attributes:
+        repo_id: `"org/name"`.
+        revision: A branch, a tag or a commit; None is the default branch.
+        name: The file in the repository, if the request is about one.
+        kind: `"dataset"`: of label maps; `"images"`: another dataset, read by `datasets`; or `"model"`.
+        token: The token of the request, which no message contains.
+    """
+
+    repo_id: str
+    revision: str | None = None
+    name: str | None = None
+    kind: Literal["dataset", "images", "model"] = "dataset"
+    token: str | None = None
+
+    def __str__(self) -> str:
+        where = self.repo_id if self.revision is None else f"{self.repo_id}@{self.revision}"
+        return where if self.name is None else f"{where}/{self.name}"
+
+    @property
+    def noun(self) -> str:
+        """What a message calls the repository."""
+        return "model" if self.kind == "model" else "dataset"
+
+    @property
+    def page(self) -> str:
+        """The address of the repository's page."""
+        from huggingface_hub import constants
+
+        return f"{constants.ENDPOINT}/{'' if self.kind == 'model' else 'datasets/'}{self.repo_id}"
+
+    @property
+    def secrets(self) -> list[str]:
+        """Strings that no message contains."""
+        return [token for token in (self.token, os.environ.get("HF_TOKEN")) if token]
+
+
+def explain_hub_error(error: BaseException, item: HubItem) -> Exception | None:
+    """Return the error to raise instead of one of huggingface_hub or its HTTP client; None for any other error.
+
+    It is a FileNotFoundError for what does not exist, a RefusedError for missing rights, an UnavailableError where the same
+    request may succeed later, an OSError for a full disk, and else a DatasetError.
+    """
+    from huggingface_hub import errors
+
+    if isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception):
+        error = error.__cause__  # of an upload
+    if isinstance(error, errors.HFValidationError):
+        return DatasetError(f"{item.repo_id!r} is not the name of a repository on the Hub: expected org/name")
+    if isinstance(error, errors.GatedRepoError):
+        return RefusedError(f"{item.repo_id} is gated: ask for access at {item.page}, then {_LOG_IN}")
+    if isinstance(error, (errors.RepositoryNotFoundError, errors.RevisionNotFoundError)):
+        return _not_found(error, item)
+    if isinstance(error, (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled)):
+        return _not_in_cache(error, item)
+    if isinstance(error, errors.EntryNotFoundError):
+        expected = {
+            "dataset": "a dataset of label maps",
+            "images": "such a dataset",
+            "model": "a model of this library",
+        }
+        return FileNotFoundError(
+            f"there is no {item.name or 'such file'} in {item.repo_id} on the Hub: it is not {expected[item.kind]}, or has "
+            f"another revision; see {item.page}"
+        )
+    if isinstance(error, errors.HfHubHTTPError):
+        return _explain_status(error, item)
+    if isinstance(error, OSError) and error.errno in _DISK_FULL:
+        from huggingface_hub import constants
+
+        return OSError(
+            error.errno,
+            f"the disk of the Hub's cache {constants.HF_HUB_CACHE} is full: free some space, or choose another folder with "
+            "cache_dir= or the environment variable HF_HOME",
+        )
+    is_of_client = type(error).__module__.partition(".")[0] in ("httpx", "httpx2", "httpcore")
+    is_no_answer = isinstance(error, json.JSONDecodeError)  # such as the page of a proxy
+    is_short = type(error) is OSError and error.errno is None  # the length of a download is wrong
+    is_refused = isinstance(error, ConnectionError)  # of `datasets`, without its cause
+    if is_of_client or is_no_answer or is_short or is_refused:
+        what = "the Hub cannot be reached" if is_of_client or is_refused else "the request to the Hub failed"
+        return UnavailableError(
+            f"{item}: {what}: {describe_hub_error(error, item)}: check the connection, the proxy and HF_ENDPOINT, and try again"
+        )
+    return None
+
+
+@contextmanager
+def explaining_hub_errors(item: HubItem) -> Iterator[None]:
+    """Replace the errors of libraries that load from the Hub, see `explain_hub_error`; other errors pass."""
+    try:
+        yield
+    except Exception as error:
+        # The library's own error says less than the one of huggingface_hub that it comes from.
+        for link in sorted(_chain(error), key=lambda link: not type(link).__module__.startswith("huggingface_hub")):
+            explained = explain_hub_error(link, item)
+            if explained is not None:
+                raise explained from redacted_cause(error, item.secrets)
+        raise
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error and those that it comes from."""
+    link: BaseException | None = error
+    while link is not None:
+        yield link
+        link = link.__cause__ or link.__context__
+
+
+def describe_hub_error(error: BaseException, item: HubItem) -> str:
+    """Return what happened in one line, without advice and secrets."""
+    response = getattr(error, "response", None)
+    if response is not None:
+        status = int(response.status_code)
+        phrase = HTTPStatus(status).phrase if status in set(HTTPStatus) else ""
+        said = getattr(error, "server_message", None)
+        text = f"the Hub answers {status} {phrase}".rstrip() + (f" ({' '.join(str(said).split())})" if said else "")
+    elif isinstance(error, TimeoutError) or "Timeout" in type(error).__name__:
+        text = "no answer in time"
+    else:
+        first_line = next(iter(str(error).splitlines()), "")  # the rest is advice
+        text = f"{type(error).__name__}: {first_line}" if first_line else type(error).__name__
+    return redact(text, item.secrets)
+
+
+def _not_found(error: BaseException, item: HubItem) -> Exception:
+    from huggingface_hub import constants, errors
+
+    if isinstance(error, errors.RevisionNotFoundError):
+        return FileNotFoundError(
+            f"{item.repo_id} on the Hub has no branch, tag or commit {item.revision!r}: its revisions are at {item.page}/tree/main"
+        )
+    return FileNotFoundError(
+        f"there is no {item.noun} {item.repo_id} on the Hub at {constants.ENDPOINT}, or it is private: check the name, and if it "
+        f"is private, {_LOG_IN}"
+    )
+
+
+def _not_in_cache(error: BaseException, item: HubItem) -> Exception:
+    from huggingface_hub import constants
+
+    files = {"dataset": "with download=True for all of it", "images": "", "model": "or give a file with checkpoint="}
+    if constants.HF_HUB_OFFLINE:
+        advice = f"load it once with a network, {files[item.kind]}".rstrip(", ")
+        return FileNotFoundError(f"{item} is not in the Hub's cache, and HF_HUB_OFFLINE is set: {advice}")
+    what = describe_hub_error(error.__cause__ or error, item)
+    advice = "check the connection, the proxy and HF_ENDPOINT"
+    if item.kind == "model":
+        advice += ", or give a file with checkpoint="
+    return DatasetError(f"{item} is not in the Hub's cache, and the Hub cannot be reached: {what}: {advice}")
+
+
+def _explain_status(error: BaseException, item: HubItem) -> Exception:
+    response = error.response  # type: ignore[attr-defined]
+    status = int(response.status_code)
+    what = describe_hub_error(error, item)
+    if status in (401, 403):
+        return RefusedError(
+            f"{item}: the Hub refuses access: {what}: check the token and its permissions, or {_LOG_IN}"
+        )
+    if status == 429:
+        return UnavailableError(f"{item}: too many requests: {what}: {_wait(response.headers)}, or {_LOG_IN}")
+    if status >= 500 or status in _TEMPORARY:
+        return UnavailableError(f"{item}: {what}: try again later")
+    if status == 404:
+        return FileNotFoundError(f"{item} does not exist on the Hub: see {item.page}")
+    return DatasetError(f"{item}: the Hub rejects the request: {what}")
+
+
+def _wait(headers: Mapping[str, str]) -> str:
+    seconds = headers.get("Retry-After", "")
+    return f"wait {seconds} s" if seconds.isdecimal() else "wait some minutes"

@@ -1,0 +1,141 @@
+import errno
+import os
+import traceback
+from importlib.util import find_spec
+
+import pytest
+from huggingface_hub import errors
+
+import relabel_datasets as rd
+from relabel_datasets.errors import DatasetError, RefusedError, UnavailableError
+from relabel_datasets.storage.hub_errors import HubItem, explain_hub_error, explaining_hub_errors
+
+httpx = pytest.importorskip("httpx2" if find_spec("httpx2") else "httpx")  # the client of huggingface_hub 2 or 1
+SECRET, TOKEN = "51gnatur3", "hf_token_of_a_user"
+URL = f"https://cdn.host/x.tar?X-Amz-Signature={SECRET}"
+THEIR_ADVICE = (
+    "force_download",
+    "mozilla",
+    "local_files_only",
+    "Request ID",
+    "pass a token",
+    "HF_HUB_ENABLE",
+    "ignore",
+)
+ITEM = HubItem("org/photos", "main", "colours/_info.json", token=TOKEN)
+
+
+def answer(kind: type[errors.HfHubHTTPError], status: int, **headers: str) -> errors.HfHubHTTPError:
+    """Return the error that huggingface_hub makes of an answer, with its advice."""
+    response = httpx.Response(status, headers=headers, request=httpx.Request("GET", URL))
+    text = f"{status} Client Error: for url: {URL} (Request ID: 1)\nFor more information check: https://developer.mozilla.org/{status}"
+    return kind(f"{text}\nplease pass a token {TOKEN}", response=response)
+
+
+def not_in_cache(cause: Exception) -> errors.LocalEntryNotFoundError:
+    error = errors.LocalEntryNotFoundError("cannot find it: set local_files_only=False, or try force_download=True")
+    error.__cause__ = cause
+    return error
+
+
+HTTP = errors.HfHubHTTPError
+CASES = {
+    "no repository": (answer(errors.RepositoryNotFoundError, 404), FileNotFoundError, "or it is private: check the name"),
+    "no revision": (answer(errors.RevisionNotFoundError, 404), FileNotFoundError, "no branch, tag or commit 'main'"),
+    "no file": (answer(errors.RemoteEntryNotFoundError, 404), FileNotFoundError, "no colours/_info.json in org/photos"),
+    "404": (answer(HTTP, 404), FileNotFoundError, "does not exist on the Hub: see"),
+    "401": (answer(HTTP, 401), RefusedError, "answers 401 Unauthorized: check the token"),
+    "403": (answer(HTTP, 403), RefusedError, "answers 403 Forbidden: check the token"),
+    "gated": (answer(errors.GatedRepoError, 403), RefusedError, "is gated: ask for access at"),
+    "disabled": (answer(errors.DisabledRepoError, 403), RefusedError, "answers 403 Forbidden"),
+    "400": (answer(errors.BadRequestError, 400), DatasetError, "rejects the request: the Hub answers 400 Bad Request"),
+    "409": (answer(HTTP, 409), UnavailableError, "answers 409 Conflict: try again"),
+    "429": (answer(HTTP, 429, **{"Retry-After": "7"}), UnavailableError, "too many requests: .*: wait 7 s, or log in"),
+    "500": (answer(HTTP, 500), UnavailableError, "answers 500 Internal Server Error: try again later"),
+    "503": (answer(HTTP, 503), UnavailableError, "answers 503 Service Unavailable: try again later"),
+    "offline": (not_in_cache(httpx.ConnectError("refused")), DatasetError, "cannot be reached: ConnectError: refused: check"),
+    "timeout": (httpx.ReadTimeout("timed out"), UnavailableError, "no answer in time: check the connection"),
+    "connection": (httpx.ConnectError(f"no route to {URL}"), UnavailableError, "ConnectError: no route to https://cdn.host"),
+    "protocol": (httpx.RemoteProtocolError("peer closed"), UnavailableError, "peer closed"),
+    "length": (
+        OSError("Consistency check failed: file should be of size 9 but has size 3 (x).\nPlease retry with `force_download=True`."),
+        UnavailableError, "should be of size 9 but has size 3",
+    ),
+    "full disk": (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), OSError, "the disk of the Hub's cache .* is full: free"),
+    "name": (errors.HFValidationError("Repo id must use alphanumeric chars: ignore"), DatasetError, "expected org/name"),
+    "an upload": (RuntimeError("Error while uploading"), None, ""),
+    "others": (KeyError("x"), None, ""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("kind", ["dataset", "images", "model"])
+def test_every_error_has_advice_of_ours_and_none_of_theirs(case, kind):
+    error, expected, message = CASES[case]
+    item = HubItem(ITEM.repo_id, ITEM.revision, ITEM.name, kind, TOKEN)
+    explained = explain_hub_error(error, item)
+    if expected is None:
+        assert explained is None
+        return
+    assert type(explained) is expected
+    assert explained.args
+    with pytest.raises(expected, match=message):
+        raise explained
+    shown = str(explained)
+    assert "\n" not in shown
+    assert not [text for text in (*THEIR_ADVICE, SECRET, TOKEN) if text in shown]
+
+
+def test_the_cause_is_chained_without_secrets():
+    def fail():
+        with explaining_hub_errors(ITEM):
+            try:
+                raise CASES["503"][0]
+            except OSError as error:
+                raise ValueError("transformers says: pass force_download") from error
+
+    with pytest.raises(UnavailableError) as caught:
+        fail()
+    shown = "".join(traceback.format_exception(caught.value))
+    assert "transformers says" in shown
+    assert SECRET not in shown
+    assert TOKEN not in shown
+
+
+class TestWithoutNetwork:
+    """The Hub's address is that of a server that does not run."""
+
+    @pytest.fixture(autouse=True)
+    def _impatient(self, impatient, hf_cache):
+        pass
+
+    @pytest.mark.parametrize(
+        "load",
+        [
+            lambda: rd.TimmAnnotator("resnet18.a1_in1k", pretrained=True),
+            lambda: rd.load_classifier("resnet18.a1_in1k", pretrained=True),
+            lambda: rd.HFAnnotator("org/model"),
+            lambda: rd.load_dataset("org/name"),
+            lambda: rd.open_source("hf:org/name"),
+        ],
+        ids=["timm", "evaluate", "transformers", "dataset", "images"],
+    )
+    def test_every_download_says_what_to_do(self, load):
+        with pytest.raises((DatasetError, FileNotFoundError)) as caught:
+            load()
+        shown = str(caught.value)
+        assert "the Hub cannot be reached" in shown
+        assert "check the connection, the proxy and HF_ENDPOINT" in shown
+        assert not [text for text in THEIR_ADVICE if text in shown]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"depth": 3}, "with the model arguments .*depth.*: check their names"),
+        ({"num_classes": "x"}, "'num_classes': 'x'"),
+    ],
+)
+def test_wrong_model_arguments_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        rd.TimmAnnotator("resnet18", **arguments)
