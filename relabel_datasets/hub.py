@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from .data.datasets import RelabelDataset
 from .errors import DatasetError, UnavailableError
+from .keywords import checked_keywords
 from .naming import check_config
 from .report.overlay import contact_sheet
 from .shards.card import EXAMPLES_NAME, find_restricted_images, is_from_template, write_card
@@ -63,6 +64,7 @@ class Published:
     load_line: str
 
 
+@checked_keywords()
 def publish(
     folder: str | os.PathLike[str],
     repo_id: str,

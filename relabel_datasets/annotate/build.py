@@ -17,6 +17,7 @@ from ..data.skipped import Skipped
 from ..data.sources import ImageSource, source_sha256
 from ..data.spellings import check_distinct
 from ..errors import DatasetError
+from ..keywords import checked_keywords
 from ..labels.codec import resolve_dtype
 from ..labels.encoding import resolve_k
 from ..naming import check_config, check_split, default_config
@@ -37,6 +38,7 @@ from .work import Plan, Work, refuse_other_plan
 logger = logging.getLogger(__name__)
 
 
+@checked_keywords()
 def build(
     source: ImageSource,
     root: str | os.PathLike[str],

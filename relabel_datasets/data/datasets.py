@@ -13,8 +13,10 @@ import PIL.Image
 from torchvision.datasets import VisionDataset
 
 from ..errors import DatasetError
+from ..keywords import checked_keywords
 from ..labels.compose import run_batch, run_pipeline
 from ..labels.label_map import LabelMap
+from ..labels.v1_transforms import check_transforms
 from ..shards.images import decode_image
 from ..shards.index import Index
 from ..shards.packed import IndexedStrings
@@ -60,6 +62,7 @@ class RelabelDataset(VisionDataset):
         >>> image, soft_label = dataset[0]
     """
 
+    @checked_keywords()
     def __init__(
         self,
         root: str | os.PathLike[str] | Folder,
@@ -71,6 +74,7 @@ class RelabelDataset(VisionDataset):
         transforms: Callable[..., Any] | None = None,
     ) -> None:
         check_unmatched(unmatched)
+        check_transforms(transforms)
         folder = open_folder(root)
         super().__init__(str(folder), transforms=transforms)
         self.label_maps = LabelMaps(folder, name, split)

@@ -5,12 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal, overload
 
+from ..keywords import checked_keywords
 from ..shards.configs import open_config
 from ..storage.folders import Folder
 from ..storage.resolve import Path_, open_folder
 from .datasets import RelabelDataset
 from .joins import Images, OnUnmatched
 from .stream import RelabelStream
+
+_STREAM_ARGUMENTS = ("shuffle", "seed", "window", "remainder", "rank", "world_size", "batch_size")
+_HINTS = {
+    "batch_sampler": "give it to the DataLoader",
+    "data_files": "give the folder or URL of the dataset as 'path'",
+    "keep_in_memory": "leave it out, samples are read from disk when needed",
+    "num_proc": "leave it out, the DataLoader has num_workers",
+    "num_workers": "give it to the DataLoader",
+    "target_transform": "give 'transforms', called with (image, label map), such as a v2.Compose that ends in LabelPooling()",
+    "trust_remote_code": "leave it out, no code of a dataset is run",
+    "verification_mode": "leave it out, and see relabel_datasets.verify",
+}
 
 
 @overload
@@ -25,6 +38,7 @@ def load_dataset(path: Path_ | Folder, name: str | None = ..., split: None = ...
 @overload
 def load_dataset(path: Path_ | Folder, name: str | None = ..., split: str = ..., *, streaming: Literal[True],
                  **kwargs: Any) -> RelabelStream: ...  # fmt: skip
+@checked_keywords(*_STREAM_ARGUMENTS, hints=_HINTS)
 def load_dataset(
     path: Path_ | Folder,
     name: str | None = None,
@@ -73,7 +87,8 @@ def load_dataset(
         >>> image, label_map = dataset[0]
     """
     if order and not streaming:
-        raise TypeError(f"{sorted(order)} are arguments of a stream: give streaming=True, or use a RelabelSampler")
+        named = ", ".join(f"{name}=" for name in sorted(order))
+        raise TypeError(f"{named} only applies to a stream: give streaming=True, or use a RelabelSampler")
     folder = open_folder(
         path,
         namespace=namespace,

@@ -21,6 +21,8 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import Sampler
 
+from ..keywords import checked_keywords
+
 Rows = npt.NDArray[np.int64]
 Remainder = Literal["drop", "repeat", "uneven"]
 REMAINDERS = ("drop", "repeat", "uneven")
@@ -153,6 +155,7 @@ class RelabelSampler(Sampler[int]):
         >>> loader = RelabelLoader(dataset, batch_size=64, sampler=sampler, num_workers=4)
     """
 
+    @checked_keywords()
     def __init__(
         self,
         shard_lengths: Sequence[int],

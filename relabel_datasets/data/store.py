@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
+from ..keywords import checked_keywords
 from ..labels.label_map import LabelMap, read_label_maps
 from ..shards.configs import find_split, open_config
 from ..shards.index import Index
@@ -40,6 +41,7 @@ class LabelMaps(Mapping[str, LabelMap]):
         >>> label_map = label_maps["n01440764_10026"]
     """
 
+    @checked_keywords()
     def __init__(self, root: str | os.PathLike[str] | Folder, name: str | None = None, split: str = "train") -> None:
         folder, self.manifest = open_config(open_folder(root), name)
         self.split = find_split(self.manifest, split)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from ..keywords import checked_keywords
 from ..shards.tars import ShardReader
 from .datasets import RelabelDataset
 from .sampling import WINDOW, RelabelSampler, Remainder, Rows
@@ -52,6 +53,7 @@ class RelabelStream(IterableDataset[Any]):
         >>> loader = RelabelLoader(stream, batch_size=64, num_workers=4)
     """
 
+    @checked_keywords()
     def __init__(
         self,
         dataset: RelabelDataset,

@@ -18,6 +18,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
+from ..keywords import checked_keywords
 from .label_map import LabelMap, View
 from .pooling import pool_label_map
 from .pooling_checks import check_temperature, resolve_grid
@@ -248,6 +249,7 @@ class LabelPooling(v2.Transform):
 
     _transformed_types = (LabelMap,)
 
+    @checked_keywords()
     def __init__(
         self,
         output_size: int | Sequence[int] = 1,

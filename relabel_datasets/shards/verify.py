@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from ..errors import DatasetError
+from ..keywords import checked_keywords
 from ..naming import CONFIG_RULE, check_config, is_config
 from ..shards.manifest import Manifest
 from ..storage.folders import CARD_NAME, MANIFEST_NAME, MAX_CARD_BYTES, Folder, card_configs, default_cache, is_url
@@ -98,6 +99,7 @@ class VerifyReport:
         return "\n".join([*lines, f"{self.path}: {'ok' if self.ok else count}, {self.seconds:.1f} s"])
 
 
+@checked_keywords()
 def verify(
     path: str | os.PathLike[str],
     name: str | None = None,

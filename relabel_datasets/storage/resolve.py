@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DatasetError
+from ..keywords import checked_keywords
 from .folders import (
     Folder,
     LocalFolder,
@@ -35,6 +36,7 @@ _MAKERS = {"scenes-relabel": "relabel_datasets.demo:make_scenes_relabel"}
 _BUILDERS = {"imagenet-relabel": "imagenet_relabel.py", "imagenette-relabel": "imagenette_relabel.py"}
 
 
+@checked_keywords()
 def open_folder(
     path: Path_ | Folder,
     *,

@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from ..annotate.annotator import Annotator
 from ..data.datasets import RelabelDataset
+from ..keywords import checked_keywords
 from ..storage.folders import local_path
 from .checkpoints import BEGINNING, Checkpoints, Curve
 from .classifier import Classifier, Normalize, make_student
@@ -58,6 +59,7 @@ class Trained:
     seconds: float
 
 
+@checked_keywords()
 def train_student(
     dataset: RelabelDataset,
     out: Path | str,

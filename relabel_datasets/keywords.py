@@ -1,0 +1,90 @@
+"""Keyword arguments that do not exist: the error names the one that was meant."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import inspect
+from collections.abc import Callable, Collection
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+# Names that other libraries (torchvision, datasets, webdataset, timm, torch) and the command line have for our arguments.
+_FOREIGN: dict[str, tuple[str, ...]] = {
+    "annotator_name": ("name", "config"),
+    "auth_token": ("token",),
+    "bs": ("batch_size",),
+    "cls_mapping": ("class_mapping",),
+    "config": ("name", "config"),
+    "config_name": ("name", "config"),
+    "data_dir": ("path", "root"),
+    "data_files": ("path", "root"),
+    "dataset": ("path", "root", "source"),
+    "dataset_name": ("name",),
+    "folder": ("path", "root", "folder"),
+    "hf_token": ("token",),
+    "image_dir": ("images",),
+    "image_root": ("images",),
+    "name": ("config", "name"),
+    "nproc": ("num_workers", "num_threads"),
+    "num_proc": ("num_workers", "num_threads"),
+    "num_replicas": ("world_size",),
+    "out": ("root", "out"),
+    "output_dir": ("out", "root"),
+    "path": ("root", "folder", "path"),
+    "repo": ("repo_id", "path"),
+    "repo_id": ("path", "repo_id"),
+    "root": ("path", "root"),
+    "root_dir": ("path", "root"),
+    "shuffle_buffer": ("window",),
+    "shuffle_buffer_size": ("window",),
+    "size": ("output_size", "shard_size"),
+    "subset": ("name", "split"),
+    "t": ("temperature",),
+    "target_transform": ("transforms",),
+    "tau": ("temperature",),
+    "train": ("split",),
+    "transform": ("transforms",),
+    "url": ("path", "root"),
+    "use_auth_token": ("token",),
+    "workers": ("num_workers", "num_threads"),
+}
+
+
+def checked_keywords(*more: str, hints: dict[str, str] | None = None) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Return a decorator that raises a TypeError with a suggestion for keyword arguments that a function does not have.
+
+    Args:
+        more: Names that the function accepts by `**kwargs`.
+        hints: What to do about arguments that have no counterpart, by name.
+    """
+
+    def decorate(function: Callable[P, T]) -> Callable[P, T]:
+        kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+        parameters = inspect.signature(function).parameters.values()
+        known = [each.name for each in parameters if each.kind in kinds and each.name != "self"] + list(more)
+        name = function.__qualname__.removesuffix(".__init__")
+
+        @functools.wraps(function)
+        def checked(*args: P.args, **kwargs: P.kwargs) -> T:
+            unknown = [key for key in kwargs if key not in known]
+            if unknown:
+                problems = "; ".join(f"{key!r}: {_advice(key, known, hints or {})}" for key in unknown)
+                raise TypeError(f"{name}() has no argument {problems}")
+            return function(*args, **kwargs)
+
+        return checked
+
+    return decorate
+
+
+def _advice(name: str, known: Collection[str], hints: dict[str, str]) -> str:
+    if name in hints:
+        return hints[name]
+    foreign = next((each for each in _FOREIGN.get(name.lower(), ()) if each in known), None)
+    close = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.6)
+    if foreign or close:
+        return f"did you mean {foreign or close[0]!r}?"
+    return f"its arguments are {', '.join(known)}"

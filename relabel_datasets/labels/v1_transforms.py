@@ -1,0 +1,70 @@
+"""Recognize transforms of torchvision's first API, which a label map cannot follow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch import nn
+from torchvision.transforms import v2
+
+_V1_MODULES = ("torchvision.transforms.transforms", "torchvision.transforms.autoaugment")
+_TO_TENSOR = "v2.ToImage(), v2.ToDtype(torch.float32, scale=True)"
+_V2_NAMES = {"ToTensor": _TO_TENSOR, "MaybeToTensor": _TO_TENSOR, "ConvertImageDtype": "v2.ToDtype(..., scale=True)"}
+
+
+def check_transforms(transforms: Callable[..., Any] | None) -> None:
+    """Raise TypeError unless `transforms` may be called with an image and its label map.
+
+    Args:
+        transforms: Of a dataset; None passes.
+
+    Raises:
+        TypeError: It is not callable, or it is or contains a transform of `torchvision.transforms` (v1), which takes an image
+            alone. The message names the counterparts in v2.
+    """
+    if transforms is None:
+        return
+    if not callable(transforms):
+        raise TypeError(
+            f"transforms= must be called with an image and its label map, got {type(transforms).__name__}: give a v2.Compose"
+        )
+    v1 = [each for each in _flat(transforms) if _is_v1(each)]
+    if not v1:
+        return
+    steps = [each for each in v1 if not hasattr(each, "transforms")]
+    if any(type(each).__module__.startswith("timm.") for each in _flat(transforms)):
+        advice = "give relabel_datasets.timm_transforms(...), which has the arguments of timm's create_transform"
+    else:
+        replaced = ", ".join(dict.fromkeys(f"{type(each).__name__} -> {_v2_name(each)}" for each in steps))
+        advice = "import v2 from torchvision.transforms and use v2.Compose([...])" + (
+            f" with {replaced}" if replaced else ""
+        )
+    named = ", ".join(dict.fromkeys(type(each).__name__ for each in v1))
+    raise TypeError(
+        f"transforms= has transforms of torchvision.transforms (v1), which take an image alone, so the label map cannot follow "
+        f"them: {named}. Instead, {advice}"
+    )
+
+
+def _flat(transform: Any) -> Iterator[Any]:
+    """Yield a transform and, if it is a container of torchvision or torch, those in it."""
+    yield transform
+    is_container = _is_v1(transform) or isinstance(transform, (v2.Transform, nn.Sequential, nn.ModuleList))
+    if is_container:
+        inner = list(getattr(transform, "transforms", ())) or list(getattr(transform, "children", list)())
+        for each in inner:
+            yield from _flat(each)
+
+
+def _is_v1(transform: Any) -> bool:
+    """Return whether calling it runs code of v1: a subclass may have a call of its own that takes a pair."""
+    method = getattr(type(transform), "forward" if isinstance(transform, nn.Module) else "__call__", None)
+    return getattr(method, "__module__", "") in _V1_MODULES
+
+
+def _v2_name(transform: Any) -> str:
+    name = type(transform).__name__
+    if name in _V2_NAMES:
+        return _V2_NAMES[name]
+    return f"v2.{name}" if hasattr(v2, name) else "a transform of v2"

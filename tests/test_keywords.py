@@ -1,0 +1,137 @@
+import inspect
+import pickle
+
+import pytest
+import timm
+import torch
+from torchvision import transforms as v1
+from torchvision.transforms import v2
+
+import relabel_datasets as rd
+from relabel_datasets.labels.v1_transforms import check_transforms
+
+LOAD = {  # what people write -> what they mean
+    "transform": "transforms",
+    "trasforms": "transforms",
+    "Transforms": "transforms",
+    "config": "name",
+    "config_name": "name",
+    "subset": "name",
+    "root": "path",
+    "data_dir": "path",
+    "use_auth_token": "token",
+    "tokens": "token",
+    "batchsize": "batch_size",
+    "num_replicas": "world_size",
+    "image": "images",
+    "splits": "split",
+    "train": "split",
+    "stream": "streaming",
+    "cachedir": "cache_dir",
+    "revison": "revision",
+    "storage_option": "storage_options",
+    "shuffle_buffer_size": "window",
+}
+
+
+@pytest.mark.parametrize(("given", "meant"), LOAD.items())
+@pytest.mark.parametrize("streaming", [False, True])
+def test_load_dataset_names_the_keyword_that_was_meant(given, meant, streaming):
+    with pytest.raises(TypeError, match=rf"load_dataset\(\) has no argument '{given}': did you mean '{meant}'\?"):
+        rd.load_dataset("nowhere", streaming=streaming, **{given: None})
+
+
+@pytest.mark.parametrize(
+    "given", ["target_transform", "num_workers", "num_proc", "trust_remote_code", "keep_in_memory"]
+)
+def test_load_dataset_says_what_to_do_without_a_keyword_of_other_libraries(given):
+    with pytest.raises(TypeError, match=f"no argument '{given}': (give|leave it out)"):
+        rd.load_dataset("nowhere", **{given: None})
+
+
+def test_arguments_of_a_stream_ask_for_a_stream():
+    with pytest.raises(TypeError, match="batch_size=, shuffle= only applies to a stream: give streaming=True"):
+        rd.load_dataset("nowhere", shuffle=True, batch_size=3)
+
+
+def test_what_has_no_likeness_lists_the_arguments():
+    with pytest.raises(TypeError, match="'zzz': its arguments are path, name, split"):
+        rd.load_dataset("nowhere", zzz=1)
+
+
+@pytest.mark.parametrize(
+    ("call", "given", "meant"),
+    [
+        (rd.RelabelDataset, "transform", "transforms"),
+        (rd.RelabelDataset, "path", "root"),
+        (rd.RelabelDataset, "config", "name"),
+        (rd.RelabelStream, "batchsize", "batch_size"),
+        (rd.RelabelStream, "num_replicas", "world_size"),
+        (rd.RelabelSampler, "num_replicas", "world_size"),
+        (rd.LabelMaps, "config", "name"),
+        (rd.LabelPooling, "size", "output_size"),
+        (rd.LabelPooling, "tau", "temperature"),
+        (rd.build, "name", "config"),
+        (rd.build, "class_map", "class_mapping"),
+        (rd.publish, "tags", "tag"),
+        (rd.verify, "workers", "num_workers"),
+        (rd.train_student, "validations", "validation"),
+        (rd.open_folder, "use_auth_token", "token"),
+    ],
+)
+def test_other_entry_points_do_the_same(call, given, meant):
+    with pytest.raises(TypeError, match=rf"{call.__name__}\(\) has no argument '{given}': did you mean '{meant}'\?"):
+        call(**{given: None})
+
+
+def test_signatures_and_pickling_are_unchanged():
+    assert next(iter(inspect.signature(rd.LabelPooling).parameters)) == "output_size"
+    assert pickle.loads(pickle.dumps(rd.load_dataset)) is rd.load_dataset
+    assert pickle.loads(pickle.dumps(rd.LabelPooling(2))).output_size == 2
+
+
+class Pair(v1.Compose):
+    """A Compose of v1 whose call takes a pair."""
+
+    def __call__(self, image, label_map):
+        return image, label_map
+
+
+V1 = {
+    "Compose": (v1.Compose([v1.RandomResizedCrop(8), v1.ToTensor()]), "RandomResizedCrop -> v2.RandomResizedCrop"),
+    "ToTensor": (v1.ToTensor(), r"ToTensor -> v2.ToImage\(\), v2.ToDtype\(torch.float32, scale=True\)"),
+    "empty": (v1.Compose([]), "Compose.*use v2.Compose"),
+    "in v2": (v2.Compose([v2.Resize(8), v1.RandomHorizontalFlip()]), "RandomHorizontalFlip -> v2.RandomHorizontalFlip"),
+    "nested": (v2.Compose([v2.RandomApply([v1.ColorJitter(0.1)])]), "ColorJitter -> v2.ColorJitter"),
+    "sequential": (torch.nn.Sequential(v1.CenterCrop(8)), "CenterCrop -> v2.CenterCrop"),
+    "auto augment": (v2.Compose([v1.RandAugment()]), "RandAugment -> v2.RandAugment"),
+    "lambda": (v1.Compose([v1.Lambda(str)]), "Lambda -> v2.Lambda"),
+    "timm": (timm.data.create_transform(8, is_training=True), "timm_transforms"),
+}
+
+
+@pytest.mark.parametrize("case", V1)
+def test_transforms_of_v1_are_named_with_their_counterpart(case, dataset_folder):
+    transforms, message = V1[case]
+    with pytest.raises(TypeError, match=rf"transforms of torchvision.transforms \(v1\).*{message}"):
+        rd.load_dataset(dataset_folder, "colours", "train", transforms=transforms)
+
+
+@pytest.mark.parametrize(
+    "transforms",
+    [
+        None,
+        v2.Compose([v2.RandomResizedCrop(8), v2.RandomApply([v2.ColorJitter()]), rd.LabelPooling()]),
+        rd.LabelPooling(),
+        lambda image, label_map: (image, label_map),
+        Pair([]),
+        rd.timm_transforms(8),
+    ],
+)
+def test_all_that_takes_a_pair_is_accepted(transforms):
+    check_transforms(transforms)
+
+
+def test_what_cannot_be_called_is_refused():
+    with pytest.raises(TypeError, match=r"called with an image and its label map, got list: give a v2.Compose"):
+        check_transforms([v2.Resize(8)])
