@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..annotate.classes import candidate_rows
+from ..data.spellings import is_running_number, match_spellings, show_key
 from ..errors import DatasetError
 from ..shards.formats import IMAGE_EXTENSIONS
 
@@ -91,7 +92,8 @@ def find_objects(keys: Iterable[str], objects: Mapping[str, Objects]) -> dict[st
     """Return the objects of each image that has any, by key.
 
     Keys are matched with the names of the image files, without folder and extension. If none matches, they are matched with
-    the ids of a COCO file, as they are (`139`) or as COCO names its files (`000000000139`).
+    the ids of a COCO file, as they are (`139`) or as COCO names its files (`000000000139`). If none matches these either, other
+    spellings of the names are compared, see `data.spellings`.
 
     Args:
         keys: Keys of samples.
@@ -113,12 +115,32 @@ def find_objects(keys: Iterable[str], objects: Mapping[str, Objects]) -> dict[st
                 )
         if owners:
             return {key: table[name] for name, key in owners.items()}
+    if spelled := _find_spelled(keys, objects):
+        return spelled
     some = next(iter(objects), None)
     some_id = None if some is None else objects[some].image_id
     raise ValueError(
         f"none of the {len(keys)} images, such as {next(iter(keys), None)!r}, has boxes among the {len(objects)} that have, "
         f"such as {some!r}{'' if some_id is None else f' with the id {some_id}'}"
     )
+
+
+def _find_spelled(keys: Sequence[str], objects: Mapping[str, Objects]) -> dict[str, Objects]:
+    """Return the objects of images whose names are spelled otherwise in the file of boxes, if that is unambiguous."""
+    names = list(objects)
+    if not keys or not names or any(map(is_running_number, keys)):
+        return {}
+    match = match_spellings(names, keys)
+    if match is None or match.rows is None:
+        return {}
+    found = {keys[place]: objects[names[match.rows[place]]] for place in np.flatnonzero(match.rows >= 0).tolist()}
+    key, each = next(iter(found.items()))
+    name = next(name for name, other in objects.items() if other is each)
+    logger.warning(
+        "no image has the name of one with boxes, so boxes are found by %s, such as %s of %s",
+        match.spelling.what, show_key(name), show_key(key),
+    )  # fmt: skip
+    return found
 
 
 def _id_names(image_id: str | None) -> tuple[str, ...]:

@@ -24,6 +24,7 @@ Rows = npt.NDArray[np.int64]
 Spell = Callable[[str], str]
 
 _CLASS_SUFFIX = re.compile(r"(?<=.)_n\d{8}$")  # of ImageNet's files on the Hub
+_NUM_PROBES = 2000
 _RUNNING_NUMBER = re.compile(r"\d{8}")  # key of a row without file name
 
 
@@ -35,22 +36,29 @@ class Spelling(NamedTuple):
 
 
 def _normal(key: str) -> str:
+    if key.isascii() and "%" not in key:
+        return key  # most keys: there may be a million
     return unicodedata.normalize("NFC", unquote(key))
 
 
 def _without_extension(key: str) -> str:
     name = _normal(key)
-    while name.lower().endswith(IMAGE_EXTENSIONS):
+    while "." in name and name.lower().endswith(IMAGE_EXTENSIONS):
         name = name.rpartition(".")[0]
     return name
 
 
 def _last_parts(count: int) -> Spell:
-    return lambda key: "/".join(_without_extension(key).split("/")[-count:])
+    def spell(key: str) -> str:
+        name = _without_extension(key)
+        return "/".join(name.rsplit("/", count)[-count:]) if "/" in name else name
+
+    return spell
 
 
 def _without_class(key: str) -> str:
-    return _CLASS_SUFFIX.sub("", _last_parts(1)(key))
+    name = _without_extension(key).rpartition("/")[2]
+    return _CLASS_SUFFIX.sub("", name) if name[-10:-8] == "_n" else name
 
 
 SPELLINGS = (
@@ -114,10 +122,14 @@ def match_spellings(label_keys: Sequence[str], keys: Sequence[str]) -> SpellingM
 
     Args:
         label_keys: Keys of the label maps, by row.
-        keys: Keys of the images.
+        keys: Keys of the images, at least one. Of many, 2000 decide whether a spelling has any in common.
     """
+    label_keys, keys = list(label_keys), list(keys)  # decoded once: they are read several times
+    some = [keys[place] for place in np.unique(np.linspace(0, len(keys) - 1, _NUM_PROBES, dtype=int)).tolist()]
     for spelling in SPELLINGS:
         table = SpellingTable(label_keys, spelling.of)
+        if not (table.rows(some) >= 0).any():
+            continue
         rows = table.rows(keys)
         matched = rows[rows >= 0]
         if len(matched):

@@ -8,7 +8,7 @@ import pytest
 
 import relabel_datasets as rd
 from relabel_datasets.analysis.boxes import read_boxes
-from relabel_datasets.analysis.objects import find_objects
+from relabel_datasets.analysis.objects import Objects, find_objects
 from relabel_datasets.cli import main
 from tests.conftest import ColourNet, picture
 
@@ -140,6 +140,23 @@ def test_running_numbers_are_never_taken_for_ids(dataset_folder, tmp_path):
     assert list(find_objects(["000000000012"], objects)) == ["000000000012"]  # as COCO names its files
     with pytest.raises(ValueError, match="none of the 2 images"):
         find_objects(["00000012", "00000007"], objects)  # rows of a dataset without file names
+
+
+@pytest.mark.parametrize(
+    ("key", "name", "what"),
+    [
+        ("n01440764_10026_n01440764", "n01440764_10026", "without class suffix"),
+        ("n01440764_10026", "n01440764_10026_n01440764", "without class suffix"),
+        ("caf\u00e9", "cafe\u0301", "without folders"),
+        ("PHOTO", "photo", "lower case"),
+    ],
+)
+def test_boxes_are_found_by_other_spellings_of_a_name(key, name, what, caplog):
+    box = Objects((4, 4), np.array([[0.0, 0, 1, 1]]))
+    assert find_objects(["a/other", f"a/{key}"], {name: box, "third": box}) == {f"a/{key}": box}
+    assert what in caplog.text
+    with pytest.raises(ValueError, match="none of the 2 images"):
+        find_objects([f"a/{key}", f"b/{key}"], {name: box})  # it is not clear of which
 
 
 def test_boxes_measured_on_an_image_that_exif_turns_are_left_out(dataset_folder, tmp_path, caplog):
