@@ -34,13 +34,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _check_names(args: argparse.Namespace) -> None:
     """Raise DatasetError unless configs and splits are valid names, before anything is read or written."""
-    for option, check in (("config", check_config), ("split", check_split), ("validation", check_split)):
+    checks = {"config": check_config, "configs": check_config, "split": check_split, "validation": check_split}
+    if args.command == "evaluate":
+        del checks["split"]  # may be one of `datasets`, such as test[:100]
+    for option, check in checks.items():
         value = getattr(args, option, None)
-        is_foreign = (
-            option == "split" and args.command == "evaluate"
-        )  # may be a split of `datasets`, such as test[:100]
-        if isinstance(value, str) and not is_foreign:
-            check(value, f"--{option}")
+        for name in value if isinstance(value, list) else [value]:
+            if name is not None:
+                check(name, f"--{option}")
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -230,7 +230,9 @@ def _load_model(name: str, revision: str | None) -> PreTrainedModel:
             f"hf:{name} needs transformers, which is not installed: pip install 'relabel-datasets[hf]'"
         ) from error
     with explaining_hub_errors(HubItem(name, revision, kind="model")):
-        model, info = AutoModelForImageClassification.from_pretrained(name, revision=revision, output_loading_info=True)
+        model, info = AutoModelForImageClassification.from_pretrained(
+            name, revision=revision, output_loading_info=True, trust_remote_code=False
+        )
     missing = sorted(info["missing_keys"])
     if missing:  # transformers makes them up
         raise ValueError(
@@ -245,7 +247,7 @@ def _processor_inputs(name: str, revision: str | None) -> dict[str, Any]:
     from transformers import AutoImageProcessor
 
     try:
-        processor = AutoImageProcessor.from_pretrained(name, revision=revision)  # type: ignore[no-untyped-call]
+        processor = AutoImageProcessor.from_pretrained(name, revision=revision, trust_remote_code=False)  # type: ignore[no-untyped-call]
     except (OSError, ValueError) as error:
         raise ValueError(
             f"{name} has no image processor: give input_size, mean, std and interpolation"
