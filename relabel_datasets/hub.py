@@ -25,7 +25,7 @@ from .errors import DatasetError, UnavailableError
 from .keywords import checked_keywords
 from .naming import check_config
 from .report.overlay import contact_sheet
-from .shards.card import EXAMPLES_NAME, find_restricted_images, is_from_template, write_card
+from .shards.card import EXAMPLES_NAME, find_restricted_images, is_from_template, read_template, write_card
 from .shards.configs import open_manifest
 from .shards.manifest import Manifest
 from .shards.verify import verify
@@ -108,6 +108,9 @@ def publish(
     """
     root = local_path(folder, "the folder to publish")
     names = _find_configs(root, config)
+    read_card(root / CARD_NAME)  # if it cannot be read, better now than after hours; likewise the template
+    if card is not None:
+        read_template(card)
     for name in names:  # without the card, which is made anew
         report = verify(root / name, progress=progress)
         if not report.ok:

@@ -237,7 +237,8 @@ def _metadata(manifests: list[Manifest]) -> dict[str, Any]:
 
 def _features(manifest: Manifest) -> list[dict[str, Any]]:
     """Return what `datasets` reads from a sample; it would else guess from five samples of one split."""
-    names = {str(index): name for index, name in enumerate(manifest.classes)}
+    # PyYAML writes U+0085 as it is, which every reader takes for the end of a line
+    names = {str(index): name.replace("\x85", " ") for index, name in enumerate(manifest.classes)}
     extensions = sorted({split.image_extension for split in manifest.splits.values() if split.image_extension})
     return [
         *({"name": extension, "dtype": "image"} for extension in extensions),

@@ -90,8 +90,7 @@ def code(value: object) -> str:
     """Return a value as Markdown code that ends neither the code nor the cell of a table, in one line."""
     text = " ".join("".join(char if char.isprintable() else " " for char in str(value)).split())
     text = text.replace("|", "\N{BROKEN BAR}")  # GitHub's tables end a cell at a pipe in code, too
-    if not text:
-        return "(none)"
+    text = text or "(none)"
     fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
     pad = " " if text.startswith("`") or text.endswith("`") else ""
     return f"{fence}{pad}{text}{pad}{fence}"

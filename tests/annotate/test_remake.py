@@ -51,3 +51,50 @@ def test_other_weights_are_refused(annotator, checkpoints):
 def test_what_a_manifest_cannot_make_is_an_error_that_says_what_to_do(annotator, kind):
     with pytest.raises(ValueError, match=r"train_student\(annotator=\.\.\.\)"):
         remake_annotator({**annotator.describe(), "kind": kind}, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"name": "local-dir:/tmp/evil"}, "is no name of a model"),
+        ({"name": "/tmp/evil"}, "is no name of a model"),
+        ({"name": "../evil"}, "is no name of a model"),
+        ({"name": "hf-hub:../../evil"}, "is no name of a model"),
+        ({"name": "a/b/c"}, "is no name of a model"),
+        ({"name": "mobilenetv3_small_050\n"}, "is no name of a model"),
+        ({"name": None}, "is no name of a model"),
+        ({"name": ["mobilenetv3_small_050"]}, "is no name of a model"),
+        ({"kind": "transformers", "name": "/tmp/evil"}, "is no name of a model"),
+        ({"kind": "transformers", "name": "./evil"}, "is no name of a model"),
+        ({"kind": "transformers", "name": "https://host/evil"}, "is no name of a model"),
+        ({"model_args": {"checkpoint_path": "/tmp/evil.pth"}}, "model_args has checkpoint_path"),
+        ({"model_args": {"pretrained_cfg": {"file": "/tmp/evil.pth"}}}, "model_args has pretrained_cfg"),
+        ({"model_args": {"pretrained_cfg_overlay": {"url": "http://host/evil.pth"}}}, "has pretrained_cfg_overlay"),
+        ({"model_args": {"cache_dir": "/tmp/evil", "pretrained": True}}, "has cache_dir, pretrained"),
+        ({"model_args": {"checkpoint": "/tmp/evil.pth"}}, "model_args has checkpoint"),
+        ({"model_args": {"device": "cpu", "name": "x"}}, "model_args has device, name"),
+        ({"model_args": ["checkpoint_path"]}, "must be an object, got list"),
+    ],
+)
+@pytest.mark.parametrize("is_given", [False, True])
+def test_a_manifest_names_a_model_and_its_architecture_but_nothing_to_load(
+    annotator, checkpoints, monkeypatch, changes, message, is_given
+):
+    def create(*args, **kwargs):
+        raise AssertionError("nothing may be made")
+
+    monkeypatch.setattr(timm, "create_model", create)
+    with pytest.raises(ValueError, match=message):
+        remake_annotator(
+            {**annotator.describe(), **changes}, checkpoint=checkpoints[0] if is_given else None, device="cpu"
+        )
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["resnet50.a1_in1k", "hf-hub:timm/resnet50.a1_in1k", "hf-hub:timm/resnet50@main", "google/vit-base-patch16-224"],
+)
+def test_names_of_models_are_allowed(name):
+    from relabel_datasets.annotate.remake import _MODEL_NAME
+
+    assert _MODEL_NAME.fullmatch(name)
