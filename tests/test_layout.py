@@ -14,6 +14,7 @@ LAYERS = [
     "schema",
     "labels",
     "storage",
+    "console",
     "shards",
     "data",
     "annotate",
@@ -30,7 +31,9 @@ COMMANDS = {
     "cli",
     "command",
     "evaluate_command",
+    "image_options",
     "options",
+    "runner",
 }  # of the command line, wherever they are
 
 

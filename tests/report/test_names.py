@@ -32,3 +32,18 @@ def test_without_synsets_timm_is_not_needed(monkeypatch):
     assert legible_names(["cat", "dog"]) == ("cat", "dog")
     with pytest.raises(ImportError):
         legible_names(["n01440764"])
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("a\nb", r"a\nb"),
+        ("\x1b[31m", r"\x1b[31m"),
+        ("\0", r"\x00"),
+        ("a\rb", r"a\rb"),
+        ("a\u202eb", r"a\u202eb"),
+        ("a é 日", "a é 日"),
+    ],
+)
+def test_what_cannot_be_shown_is_escaped(name, shown):
+    assert legible_names([name, "dog"]) == (shown, "dog")

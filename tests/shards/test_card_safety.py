@@ -275,8 +275,7 @@ def _structure(card):
 def _card_of(root, value):
     def change(content):
         content["classes"] = [value, f"dog {value}", "emu"]
-        content["annotator"] |= {"name": value, "license": value or "none", "input_size": value}
-        content["encoding"] |= {"name": value, "k": value, "dtype": value}
+        content["annotator"] |= {"name": value, "license": value or "none"}
         content["made_with"] = value
 
     change_manifest(root / "data" / "colours" / "_info.json", change)
