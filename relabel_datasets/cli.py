@@ -73,7 +73,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     build.add_argument("--all-classes", action="store_true", help="keep all of the annotator's classes")
     build.add_argument("--card", help="template of the dataset card: a file, or a name in cards/")
-    build.add_argument("--batch-size", type=int, default=32, help="images annotated at a time (default: %(default)s)")
+    build.add_argument("--batch-size", type=int, default=32, help="images annotated at a time; the same for every run of a build (default: %(default)s)")
     build.add_argument("--threads", type=int, default=4, help="threads that decode images (default: %(default)s)")
     add_column_arguments(build)
     _add_engine_arguments(build)

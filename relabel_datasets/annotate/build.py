@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any, NamedTuple, cast
 
+import torch
 from tqdm.auto import tqdm
 
 from ..data.skipped import Skipped
@@ -59,7 +60,8 @@ def build(
 
     The images are dealt to the shards at random, by a fixed seed, so that each shard is a sample of the whole. Whatever
     stops a build, the finished shards are kept: a second run with the same arguments compares them with their records, by
-    size and sha256, makes the others, and so also mends a finished split on disk. One with other arguments is refused.
+    size and sha256, makes the others, and so also mends a finished split on disk. One with other arguments is refused, and
+    so is one with another batch size, type of device or version of torch, on which the last bits of the maps depend.
     Images that cannot be read are left out, shown, and listed in the manifest.
 
     Args:
@@ -117,6 +119,9 @@ def build(
             "shard_size": shard_size,
             "source_sha256": source_sha256(source),
             "made_with": f"relabel_datasets {version('relabel-datasets')}",
+            "batch_size": settings.batch_size,
+            "device": workers.description.device,
+            "torch": torch.__version__.partition("+")[0],  # without the build's tag
         }
         config = config or default_config(str(plan["annotator"]["name"]))
         work = Work(output, config, split, plan, classes.source, settings, classes.rows)
@@ -158,6 +163,9 @@ def _build(work: Work, workers: Workers, card: str | os.PathLike[str] | None, pr
     else:
         if manifest is not None:  # shards are added to those of an earlier run
             refuse_other_plan(work.folder, {"made_with": manifest.made_with}, {"made_with": work.plan["made_with"]})
+            if there is not None and there.computed_with is not None:
+                computed_with = there.computed_with
+                refuse_other_plan(work.folder, computed_with, {key: work.plan[key] for key in computed_with})
         with explaining_errors(work.folder):
             work.begin()
             if manifest is not None and there is not None:
@@ -322,6 +330,7 @@ def _finish(work: Work, manifest: Manifest | None, annotated: list[Annotated]) -
         image_extension=work.plan["image_extension"],
         key_rule=work.source.key_rule,
         source_sha256=work.plan["source_sha256"],
+        computed_with={key: work.plan[key] for key in ("batch_size", "device", "torch")},
         skipped=[skipped._asdict() for skipped in all_skipped],
     )
     work.output.write(work.file(entry.index), index)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import PIL.Image
+import torch
 from torch import Tensor
 
 from ..data.skipped import Skipped
@@ -28,10 +29,11 @@ class Description:
     classes: tuple[str, ...] | None
     num_classes: int
     content: dict[str, Any]  # what describe() said
+    device: str | None = None  # type of its device, such as "cuda"; None if the annotator does not tell
 
     @classmethod
     def of(cls, annotator: Annotator) -> Description:
-        return cls(annotator.classes, annotator.num_classes, annotator.describe())
+        return cls(annotator.classes, annotator.num_classes, annotator.describe(), _device_type(annotator))
 
     def preprocess(self, image: PIL.Image.Image) -> Tensor:
         raise NotImplementedError
@@ -41,6 +43,16 @@ class Description:
 
     def describe(self) -> dict[str, Any]:
         return self.content
+
+
+def _device_type(annotator: object) -> str | None:
+    """Return the type of the device of an annotator, or of the annotators that it wraps."""
+    device = getattr(annotator, "device", None)
+    if device is not None:
+        return torch.device(device).type
+    inner = getattr(annotator, "annotators", None) or (getattr(annotator, "annotator", None),)
+    types = {_device_type(each) for each in inner if each is not None}
+    return types.pop() if len(types) == 1 else None
 
 
 class Workers(Protocol):

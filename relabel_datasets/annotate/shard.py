@@ -33,14 +33,15 @@ _MAX_PENDING = 2  # batches that wait to be encoded: a device has the next to do
 
 @dataclass(frozen=True)
 class Settings:
-    """How label maps are made; equal settings give equal bytes.
+    """How label maps are made.
 
     Attributes:
         encoding: `"heatmaps"` or `"topk"`.
         k: classes kept; None takes the encoding's default.
         dtype: `"uint4"`, `"uint8"`, `"float16"`; None takes the encoding's default.
         images: whether the images' bytes go into the shards.
-        batch_size: images annotated at a time.
+        batch_size: Images annotated at a time. The last bits of logits depend on it, because libraries choose their
+            kernels by the shape of a batch; the manifest records it.
         num_threads: threads that read and decode images.
     """
 
@@ -95,6 +96,8 @@ def annotate_shard(
     check_refuses_truncated("building label maps")  # here, since a worker process may have imported what sets it
     annotated = Annotated(ShardInfo([], 0, ""))
     with ShardWriter(path, source.extension if settings.images else None) as writer:
+        # Every batch has the same shape, or the last bits of a map would depend on where its shard ends.
+        batch_size = min(settings.batch_size, len(source.keys))
         with _Encoder(writer, source, settings, on_progress) as encoder:
             for batch in _batches(source, indices, annotator, settings):
                 for item in batch:
@@ -102,7 +105,7 @@ def annotate_shard(
                         annotated.skipped.append(item)
                         on_skipped(item)
                 loaded = [item for item in batch if isinstance(item, _Loaded)]
-                dense = annotator(_stack([item.pixels for item in loaded])) if loaded else None
+                dense = annotator(_stack([item.pixels for item in loaded], batch_size)) if loaded else None
                 if dense is not None:
                     annotated.map_size = (dense.shape[2], dense.shape[3])
                 encoder.put(loaded, dense, len(batch))
@@ -170,7 +173,7 @@ class _Encoder:
 
     def _encode(self, loaded: list[_Loaded], dense: Tensor) -> None:
         source, settings = self._source, self._settings
-        encoded = encode_logits(dense, settings.encoding, settings.k)
+        encoded = encode_logits(dense, settings.encoding, settings.k).first(len(loaded))
         blobs = codec.encode(encoded, [item.size for item in loaded], settings.dtype)
         labels = [source.labels[item.position] for item in loaded]
         parts = [self.statistics, image_statistics(encoded, labels)]
@@ -182,12 +185,14 @@ class _Encoder:
             self._writer.add(source.keys[item.position], source.labels[item.position], item.data, blob)
 
 
-def _stack(pixels: list[Tensor]) -> Tensor:
-    """Return `[B, 3, h, w]`, in memory from which a GPU can copy while it computes."""
+def _stack(pixels: list[Tensor], batch_size: int) -> Tensor:
+    """Return `[batch_size, 3, h, w]`, filled up with the last image, in memory that a GPU copies asynchronously."""
     # Where nobody uses a GPU, pinning would take the memory of a CUDA context for nothing.
     pin: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
-    batch = torch.empty(len(pixels), *pixels[0].shape, dtype=pixels[0].dtype, pin_memory=pin, device="cpu")
-    return torch.stack(pixels, out=batch)
+    batch = torch.empty(batch_size, *pixels[0].shape, dtype=pixels[0].dtype, pin_memory=pin, device="cpu")
+    torch.stack(pixels, out=batch[: len(pixels)])
+    batch[len(pixels) :] = pixels[-1]
+    return batch
 
 
 def _batches(

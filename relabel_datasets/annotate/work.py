@@ -195,7 +195,7 @@ def refuse_other_plan(folder: str, found: Plan, plan: Plan) -> None:
         raise DatasetError(
             f"{folder} holds label maps made with another {' and '.join(other)}: "
             + "; ".join(f"{key} {_short(found.get(key))} there, {_short(plan[key])} now" for key in other)
-            + ". Choose another config name, or remove that folder"
+            + ". Give the values that are there, choose another config name, or remove that folder"
         )
 
 

@@ -25,6 +25,11 @@ class Encoded(NamedTuple):
     base: Tensor | None  # [B, C] (heatmaps) or None, which means 0 (topk)
     num_classes: int
 
+    def first(self, count: int) -> Encoded:
+        """Return the first images of the batch."""
+        base = None if self.base is None else self.base[:count]
+        return Encoded(self.logits[:count], self.classes[:count], base, self.num_classes)
+
 
 def encode_logits(dense: Tensor, encoding: str = "heatmaps", k: int | None = None) -> Encoded:
     """Encode dense logits.

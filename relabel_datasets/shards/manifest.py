@@ -18,8 +18,10 @@ from ..labels.limits import MAX_CLASSES, MAX_DENSE
 from ..naming import check_config, check_extension, check_file_name, check_sha256, check_split
 from ..schema import (
     FieldError,
+    Rule,
     dict_of,
     fail,
+    fields,
     free_form,
     integer,
     list_of,
@@ -57,6 +59,7 @@ class Split:
     key_rule: str | None  # how keys come from image paths, see data.keys.key_of; None where the source had keys
     source_sha256: str  # of the source's keys and labels, in its order
     skipped: list[dict[str, str]] = field(default_factory=list)  # images that could not be read: key, name, error
+    computed_with: dict[str, Any] | None = None  # batch_size, device and torch, on which the maps' last bits depend
 
 
 @dataclass(frozen=True)
@@ -134,22 +137,25 @@ class Manifest:
 
 _COUNT = integer(0, MAX_SAMPLES)
 _STATISTICS = tuple_of(_COUNT, _COUNT, _COUNT, number(), _COUNT)  # see labels.statistics.Statistics
-_SPLIT = record(
-    name=check_split,
-    num_samples=_COUNT,
-    filenames=list_of(lambda value, name: check_file_name(value, name, ".tar"), 1),
-    shard_lengths=list_of(_COUNT),
-    shard_bytes=list_of(integer(1)),
-    shard_sha256=list_of(check_sha256),
-    shard_statistics=list_of(_STATISTICS),
-    index=lambda value, name: check_file_name(value, name, ".safetensors"),
-    index_bytes=integer(1),
-    index_sha256=check_sha256,
-    image_extension=optional(check_extension),
-    key_rule=optional(text()),
-    source_sha256=check_sha256,
-    skipped=list_of(record(key=string(), name=string(), error=string())),
-)
+_COMPUTED_WITH = record(batch_size=integer(1), device=optional(text()), torch=text())
+_SPLIT_FIELDS: dict[str, Rule] = {
+    "name": check_split,
+    "num_samples": _COUNT,
+    "filenames": list_of(lambda value, name: check_file_name(value, name, ".tar"), 1),
+    "shard_lengths": list_of(_COUNT),
+    "shard_bytes": list_of(integer(1)),
+    "shard_sha256": list_of(check_sha256),
+    "shard_statistics": list_of(_STATISTICS),
+    "index": lambda value, name: check_file_name(value, name, ".safetensors"),
+    "index_bytes": integer(1),
+    "index_sha256": check_sha256,
+    "image_extension": optional(check_extension),
+    "key_rule": optional(text()),
+    "source_sha256": check_sha256,
+    "skipped": list_of(record(key=string(), name=string(), error=string())),
+    "computed_with": optional(_COMPUTED_WITH),
+}
+_SPLIT = fields(_SPLIT_FIELDS, optional=("computed_with",))  # shards of earlier versions lack it
 _MANIFEST = record(
     config=check_config,
     classes=list_of(text(), 2, MAX_CLASSES),

@@ -1,0 +1,258 @@
+"""What the bytes of a build depend on, with real networks, whose kernels libraries choose by the shape of a batch."""
+
+import io
+import json
+import tarfile
+
+import pytest
+import torch
+
+import relabel_datasets as rd
+from relabel_datasets.annotate.annotator import ModuleAnnotator
+from relabel_datasets.annotate.combine import Ensemble, FlipAveraged
+from relabel_datasets.annotate.engines import Description
+from relabel_datasets.data.sources import WebDatasetSource
+from relabel_datasets.shards.manifest import Manifest
+from tests.conftest import ColourNet, picture
+
+BATCH_SIZE = 16  # larger ones and smaller ones get other kernels
+NAMES = ("cat", "dog", "emu")
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """An ImageFolder of 40 images."""
+    root = tmp_path_factory.mktemp("images")
+    for i in range(40):
+        path = root / NAMES[i % 3] / f"{i:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture(i, (40, 40)).save(path)
+    return root
+
+
+def make_network():
+    """Return a small network with random weights, the same on every call and in every process."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return rd.TimmAnnotator("mobilenetv2_035", input_size=64, num_classes=3, classes=NAMES, device="cpu")
+
+
+class Recorder:
+    """An annotator that remembers the logits of each image."""
+
+    def __init__(self):
+        self._inner = make_network()
+        self.classes, self.num_classes, self.device = NAMES, 3, self._inner.device
+        self.preprocess, self.describe = self._inner.preprocess, self._inner.describe
+        self.logits: dict[bytes, bytes] = {}
+        self.sizes: set[int] = set()
+
+    def __call__(self, images):
+        logits = self._inner(images)
+        self.sizes.add(len(images))
+        for pixels, of_image in zip(images, logits, strict=True):
+            before = self.logits.setdefault(pixels.numpy().tobytes(), of_image.numpy().tobytes())
+            assert before == of_image.numpy().tobytes()
+        return logits
+
+
+class SomeAreBroken(rd.ImageFolderSource):
+    """The same images, of which every seventh cannot be read."""
+
+    def read(self, index):
+        return b"broken" if index % 7 == 0 else super().read(index)
+
+
+def build(source, root, annotator, *, shard_size=40, batch_size=BATCH_SIZE, **settings):
+    settings = rd.Settings(batch_size=batch_size, images=False, **settings)
+    return rd.build(source, root, annotator, config="net", shard_size=shard_size, settings=settings, progress=False)
+
+
+def shards_of(root):
+    return {path.name: path.read_bytes() for path in sorted((root / "net").glob("*.tar"))}
+
+
+@pytest.mark.filterwarnings("ignore:.*random weights")
+def test_logits_depend_neither_on_shards_nor_on_neighbours_nor_on_threads(tmp_path, images):
+    builds = {
+        "one shard": (rd.ImageFolderSource(images), {}),
+        "17 a shard": (rd.ImageFolderSource(images), {"shard_size": 17}),
+        "5 a shard": (rd.ImageFolderSource(images), {"shard_size": 5, "num_threads": 1}),
+        "broken neighbours": (SomeAreBroken(images), {"shard_size": 19, "num_threads": 7}),
+    }
+    recorders = {name: Recorder() for name in builds}
+    for name, (source, arguments) in builds.items():
+        build(source, tmp_path / name, recorders[name], **arguments)
+    whole = recorders["one shard"]
+    assert len(whole.logits) == 40
+    for recorder in recorders.values():
+        assert recorder.sizes == {BATCH_SIZE}
+        assert len(recorder.logits) >= 33
+        assert all(whole.logits[pixels] == logits for pixels, logits in recorder.logits.items())
+
+
+class Interrupted(Exception):
+    pass
+
+
+class Stopping(Recorder):
+    """An annotator that fails after some batches."""
+
+    def __init__(self, num_batches):
+        super().__init__()
+        self._left = num_batches
+
+    def __call__(self, images):
+        self._left -= 1
+        if self._left < 0:
+            raise Interrupted
+        return super().__call__(images)
+
+
+def test_shards_depend_neither_on_threads_nor_on_interruptions(tmp_path, images):
+    source = rd.ImageFolderSource(images)
+    for name, num_threads in (("one thread", 1), ("five threads", 5)):
+        build(source, tmp_path / name, make_network(), shard_size=17, num_threads=num_threads)
+    for num_batches in (1, 3, 1):  # in the first shard, in the second, and there again
+        with pytest.raises(Interrupted):
+            build(source, tmp_path / "interrupted", Stopping(num_batches), shard_size=17)
+    build(source, tmp_path / "interrupted", make_network(), shard_size=17)
+    whole = shards_of(tmp_path / "one thread")
+    assert len(whole) == 3
+    assert shards_of(tmp_path / "five threads") == whole
+    assert shards_of(tmp_path / "interrupted") == whole
+
+
+def test_a_dataset_smaller_than_a_batch_is_one_batch_of_its_size(tmp_path, images):
+    recorder = Recorder()
+    build(rd.ImageFolderSource(images), tmp_path, recorder, batch_size=256)
+    assert recorder.sizes == {40}
+
+
+CHANGES = {
+    "batch_size": (
+        {"batch_size": 8},
+        r"another batch_size: batch_size 16 there, 8 now\. Give the values that are there",
+    ),
+    "device": ({}, r"another device: device \"cpu\" there, \"mps\" now"),
+    "torch": ({}, r"another torch: torch \"\d[\d.]+\" there, \"99\.1\" now"),
+}
+
+
+def change(what, monkeypatch):
+    if what == "device":
+        monkeypatch.setattr("relabel_datasets.annotate.engines._device_type", lambda _: "mps")
+    if what == "torch":
+        monkeypatch.setattr(torch, "__version__", "99.1+cu999")
+    return CHANGES[what]
+
+
+def colours():
+    return ModuleAnnotator(ColourNet(), (48, 64), classes=NAMES, name="colours", device="cpu")
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_a_build_is_not_resumed_with_what_changes_the_last_bits(tmp_path, images, monkeypatch, what):
+    class StopsAfterAShard(ModuleAnnotator):
+        def __call__(self, pixels):
+            if list(tmp_path.glob("net/*.tar")):
+                raise Interrupted
+            return super().__call__(pixels)
+
+    source = rd.ImageFolderSource(images)
+    with pytest.raises(Interrupted):
+        build(source, tmp_path, StopsAfterAShard(ColourNet(), (48, 64), classes=NAMES, name="colours"), shard_size=9)
+    with monkeypatch.context() as patch:
+        arguments, message = change(what, patch)
+        with pytest.raises(rd.DatasetError, match=message):
+            build(source, tmp_path, colours(), shard_size=9, **arguments)
+    build(source, tmp_path, colours(), shard_size=9)
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_a_finished_split_is_not_mended_with_what_changes_the_last_bits(tmp_path, images, monkeypatch, what):
+    source = rd.ImageFolderSource(images)
+    manifest = build(source, tmp_path, colours(), shard_size=9)
+    shards = shards_of(tmp_path)
+    version = torch.__version__.partition("+")[0]
+    assert manifest.splits["train"].computed_with == {"batch_size": 16, "device": "cpu", "torch": version}
+    with monkeypatch.context() as patch:
+        arguments, message = change(what, patch)
+        build(source, tmp_path, colours(), shard_size=9, **arguments)  # nothing is missing
+        (tmp_path / "net" / next(iter(shards))).unlink()
+        with pytest.raises(rd.DatasetError, match=message):
+            build(source, tmp_path, colours(), shard_size=9, **arguments)
+    build(source, tmp_path, colours(), shard_size=9)
+    assert shards_of(tmp_path) == shards
+
+
+def test_a_manifest_that_does_not_tell_is_read_and_its_split_mended(tmp_path, images):
+    source = rd.ImageFolderSource(images)
+    build(source, tmp_path, colours(), shard_size=9)
+    shards = shards_of(tmp_path)
+    content = json.loads((tmp_path / "net" / "_info.json").read_bytes())
+    del content["splits"]["train"]["computed_with"], content["checksum"]
+    manifest = Manifest.load(tmp_path / "net")
+    assert manifest.splits["train"].computed_with is not None
+    from relabel_datasets.shards.manifest import _checksum
+
+    (tmp_path / "net" / "_info.json").write_text(json.dumps({**content, "checksum": _checksum(content)}))
+    assert Manifest.load(tmp_path / "net").splits["train"].computed_with is None
+    (tmp_path / "net" / next(iter(shards))).unlink()
+    build(source, tmp_path, colours(), shard_size=9, batch_size=3)
+    assert shards_of(tmp_path) == shards
+
+
+def test_the_device_is_that_of_the_networks():
+    class Custom(Recorder):
+        def __init__(self):
+            self.classes, self.num_classes, self.describe = NAMES, 3, dict
+
+    assert Description.of(colours()).device == "cpu"
+    assert Description.of(FlipAveraged(colours())).device == "cpu"
+    assert Description.of(Ensemble([colours(), FlipAveraged(colours())])).device == "cpu"
+    assert Description.of(Custom()).device is None
+
+
+@pytest.mark.slow
+def test_the_local_engine_and_ray_give_equal_shards_of_a_real_network(tmp_path, images):
+    pytest.importorskip("ray")
+    from relabel_datasets.annotate.ray_engine import RayEngine
+
+    source, threads = rd.ImageFolderSource(images), torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        build(source, tmp_path / "local", make_network(), shard_size=17)
+    finally:
+        torch.set_num_threads(threads)
+    settings = rd.Settings(batch_size=BATCH_SIZE, images=False)
+    engine = RayEngine(num_actors=2, cpus_per_actor=1)
+    rd.build(
+        source, tmp_path / "ray", make_network, config="net", shard_size=17, settings=settings, engine=engine,
+        progress=False,
+    )  # fmt: skip
+    assert shards_of(tmp_path / "ray") == shards_of(tmp_path / "local")
+
+
+@pytest.mark.slow
+def test_maps_of_mobilenet_depend_neither_on_shards_nor_threads_nor_interruptions(tmp_path, real_data):
+    with tarfile.open(real_data / "imagenette-val.tar") as tar, tarfile.open(tmp_path / "some.tar", "w") as some:
+        members = [member for member in tar if member.isfile()]
+        keys = sorted({member.name.partition(".")[0] for member in members})[:120]
+        for member in members:
+            if member.name.partition(".")[0] in keys:
+                some.addfile(member, io.BytesIO(tar.extractfile(member).read()))
+    source = WebDatasetSource([tmp_path / "some.tar"])
+
+    def annotator():
+        weights = real_data / "mobilenetv2_100.safetensors"
+        return rd.TimmAnnotator("mobilenetv2_100", checkpoint=weights, input_size=128, device="cpu")
+
+    maps = {}
+    for shard_size, num_threads in ((120, 1), (50, 4)):
+        root = tmp_path / str(shard_size)
+        build(source, root, annotator(), shard_size=shard_size, batch_size=32, num_threads=num_threads)
+        label_maps = rd.LabelMaps(root)
+        maps[shard_size] = {key: label_maps.map_bytes(row) for row, key in enumerate(label_maps)}
+    assert len(maps[120]) == 120
+    assert maps[50] == maps[120]
