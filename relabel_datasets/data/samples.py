@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import PIL.Image
 
 from ..errors import DatasetError
 from ..labels.label_map import LabelMap
+from ..schema import shown
 from ..shards.formats import IMAGE_EXTENSIONS
 from ..shards.images import decode_image, upright
+from ..shards.tars import parse_label
 
 _IMAGE_FIELDS = tuple(extension.lstrip(".") for extension in IMAGE_EXTENSIONS)
 
@@ -75,21 +78,28 @@ def _decode_batch(batch: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _label(sample: Mapping[str, Any], key: str) -> int:
-    try:
-        return int(sample["cls"])  # of bytes, too
-    except (KeyError, ValueError, TypeError):
-        raise DatasetError(f"sample {key!r}: 'cls' must be a class index, got {sample.get('cls')!r}") from None
+    stored = sample.get("cls")
+    label = parse_label(stored) if isinstance(stored, bytes) else stored
+    if isinstance(label, bool) or not isinstance(label, (int, np.integer)) or label < 0:
+        raise DatasetError(f"sample {key!r}: 'cls' must be a class index, got {shown(stored)}")
+    return int(label)
 
 
 def _label_map(sample: Mapping[str, Any], key: str, label: int) -> LabelMap:
     stored = sample.get("safetensors")
-    if isinstance(stored, LabelMap):  # webdataset was given a handler
-        return LabelMap.wrap(stored.logits, like=stored, key=key, label=label)
     if stored is None:
         raise DatasetError(f"sample {key!r} has no 'safetensors', its label map, only {sorted(sample)}")
-    if not isinstance(stored, bytes):
+    if isinstance(stored, LabelMap):  # webdataset was given a handler
+        label_map = LabelMap.wrap(stored.logits, like=stored, key=key, label=label)
+    elif isinstance(stored, bytes):
+        label_map = LabelMap.from_safetensors(stored, key=key, label=label)
+    else:
         raise TypeError(f"sample {key!r}: 'safetensors' must be bytes or a LabelMap, got {type(stored).__name__}")
-    return LabelMap.from_safetensors(stored, key=key, label=label)
+    if label >= label_map.num_classes:
+        raise DatasetError(
+            f"sample {key!r}: 'cls' must be in 0 .. {label_map.num_classes - 1}, the classes of its label map, got {label}"
+        )
+    return label_map
 
 
 def _image(stored: Any, name: str) -> PIL.Image.Image:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import tarfile
 import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -154,14 +153,16 @@ def _sample(label_maps: LabelMaps, row: int) -> _Sample:
 
 def _read_samples(path: Path, count: int) -> Iterator[_Sample]:
     """Yield the first samples of a shard, by its tar headers."""
-    try:
-        rows = read_rows(path)
-    except tarfile.TarError as error:
-        raise DatasetError(f"{path} is no uncompressed tar, or damaged: {error}") from None
+    rows = read_rows(path)
     with open_regular(path) as file:
         for row in rows[:count]:
             blob = os.pread(file.fileno(), row.map_size, row.map_offset)
-            yield _Sample(LabelMap.from_safetensors(blob, key=row.key, label=row.label), row.map_size, row.image_size)
+            label_map = LabelMap.from_safetensors(blob, key=row.key, label=row.label)
+            if row.label >= label_map.num_classes:
+                raise DatasetError(
+                    f"{path}: sample {row.key!r}: .cls is {row.label} of {label_map.num_classes} classes"
+                )
+            yield _Sample(label_map, row.map_size, row.image_size)
 
 
 def _show_samples(samples: Iterator[_Sample], names: Sequence[str], width: int) -> Iterator[str]:
@@ -181,10 +182,10 @@ def _show_samples(samples: Iterator[_Sample], names: Sequence[str], width: int) 
 
 def _side_by_side(label_map: LabelMap, names: Sequence[str], width: int) -> Iterator[str]:
     """Yield the lines of as many heatmaps of the strongest classes as fit, two characters a location, with their names."""
-    probabilities = label_map.dense().softmax(0)
     side = 2 * label_map.shape[-1] + 2  # with its frame
     fitting = max(1, (width - 2) // (side + 1))
     chosen = [index for index, _ in strongest(label_map, min(_NUM_HEATMAPS, fitting))]
+    probabilities = label_map.dense().softmax(0)
     blocks = [[names[index][:side].ljust(side), *_heatmap(probabilities[index])] for index in chosen]
     for parts in itertools.zip_longest(*blocks):
         yield "  " + " ".join(parts).rstrip()

@@ -11,18 +11,20 @@ import hashlib
 import itertools
 import mmap
 import os
+import re
 import tarfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from tqdm.auto import tqdm
 
 from ..errors import DatasetError
 from ..labels.statistics import Statistics
 from ..naming import check_key
+from ..schema import shown
 from ..storage.folders import Folder
 from ..storage.local import aside_of
 from ..storage.open_maps import MapTable
@@ -31,6 +33,8 @@ from .index import Row
 from .manifest import Split
 
 _BLOCK = 512
+# What Python's tarfile may raise for a damaged or hostile tar.
+DAMAGED_TAR = (tarfile.TarError, ValueError, OverflowError, MemoryError, RecursionError, EOFError, LookupError)
 _SYNC_BYTES = 32 << 20
 
 
@@ -203,32 +207,56 @@ class ShardReader:
         return self._maps.open(shard, lambda: self._folder.open(*extent))
 
 
+def parse_label(text: bytes) -> int | None:
+    """Return the class index in a `.cls` member; None if it is not a decimal number of at most 9 digits."""
+    return int(text) if re.fullmatch(rb"[0-9]{1,9}", text) else None
+
+
 def read_rows(path: Path) -> list[Row]:
-    """Return the rows of a whole shard, read from its tar headers; the index has them at once.
+    """Return the rows of a whole shard from its tar headers, for a shard without an index.
 
     Raises:
-        DatasetError: it is not a shard of label maps.
+        FileNotFoundError: There is no such file.
+        DatasetError: The file is not a shard of label maps. The message names the sample.
+    """
+    with open_regular(path) as file:
+        try:
+            extents = _member_extents(file)
+        except DAMAGED_TAR as error:
+            raise DatasetError(f"{path} is not an uncompressed tar, or damaged: {shown(str(error))}") from error
+        rows = []
+        for key, members in extents.items():
+            lacking = {"cls", "safetensors"} - members.keys()
+            if lacking:
+                raise DatasetError(f"{path} is not a shard of label maps: sample {key!r} has no .{min(lacking)}")
+            offset, size = members["cls"]
+            text = os.pread(file.fileno(), min(size, 20), offset)
+            label = parse_label(text)
+            if label is None:
+                raise DatasetError(f"{path}: sample {key!r}: .cls must be a class index, got {text!r}")
+            rows.append(Row(key, label, *members["safetensors"], *members.get("image", ())))
+        return rows
+
+
+def _member_extents(file: BinaryIO) -> dict[str, dict[str, tuple[int, int]]]:
+    """Return (offset, size) of the members of each sample, by `"cls"`, `"safetensors"` or `"image"`.
+
+    Raises:
+        tarfile.TarError, or another of `DAMAGED_TAR`: The tar is damaged.
     """
     extents: dict[str, dict[str, tuple[int, int]]] = {}
-    with open_regular(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
+    num_bytes = os.fstat(file.fileno()).st_size
+    with tarfile.open(fileobj=file, mode="r:") as tar:
         for member in tar:
+            # A negative size would lead tarfile back to members that it has read, for ever.
+            if not member.isfile() or member.issparse() or not 0 <= member.size <= num_bytes - member.offset_data:
+                raise tarfile.TarError(f"member {member.name!r} is not a whole file")
             folder, _, name = member.name.rpartition("/")
             stem, _, field = name.partition(".")
             key = f"{folder}/{stem}" if folder else stem
             kind = field if field in ("cls", "safetensors") else "image"
             extents.setdefault(key, {})[kind] = member.offset_data, member.size
-        try:
-            return [
-                Row(
-                    key,
-                    int(os.pread(file.fileno(), *reversed(each["cls"]))),
-                    *each["safetensors"],
-                    *each.get("image", ()),
-                )
-                for key, each in extents.items()
-            ]
-        except (KeyError, ValueError) as error:
-            raise DatasetError(f"{path} is not a shard of label maps: {error!r}") from error
+    return extents
 
 
 def make_split(name: str, filenames: Sequence[str], shards: Sequence[ShardInfo], index: bytes, **more: Any) -> Split:

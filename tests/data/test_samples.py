@@ -1,6 +1,7 @@
 """decode_sample on what `datasets` and `webdataset` read from real shards, compared with RelabelDataset."""
 
 import io
+import re
 
 import datasets
 import numpy as np
@@ -171,6 +172,15 @@ def test_an_image_in_another_resolution_takes_its_label_map_along():
     assert sample["label_map"].canvas_size == (12, 20)
 
 
+@pytest.mark.parametrize("label", [b"2", 2, np.int64(2)])
+def test_a_label_as_each_library_has_it_is_an_int(label):
+    decoded = rd.decode_sample(raw_sample(cls=label))["label"]
+    assert (type(decoded), decoded) == (int, 2)
+
+
+MAP = rd.LabelMap.from_logits(torch.randn(3, 2, 2))
+
+
 def test_a_field_of_an_extension_that_another_split_has_is_none_and_no_image():
     assert rd.decode_sample(raw_sample(picture(0, (6, 8)), png=None))["image"].size == (8, 6)
 
@@ -183,6 +193,13 @@ def test_a_field_of_an_extension_that_another_split_has_is_none_and_no_image():
         (raw_sample(__key__=None), rd.DatasetError, "no '__key__'"),
         (raw_sample(cls=None), rd.DatasetError, "'one': 'cls' must be a class index, got None"),
         (raw_sample(cls=b"cat"), rd.DatasetError, "'one': 'cls' must be a class index, got b'cat'"),
+        *[
+            (raw_sample(cls=value), rd.DatasetError, f"'one': 'cls' must be .*, got {re.escape(repr(value))}")
+            for value in (b"-1", b"", b" 1", b"1.0", b"1" * 40, -1, 1.7, 1.0, True, "1", [1], np.float32(1))
+        ],
+        (raw_sample(cls=b"3"), rd.DatasetError, "'one': 'cls' must be in 0 .. 2, the classes of its label map, got 3"),
+        (raw_sample(cls=10**9), rd.DatasetError, "'one': 'cls' must be in 0 .. 2"),
+        (raw_sample(cls=7, safetensors=MAP), rd.DatasetError, "'one': 'cls' must be in 0 .. 2"),
         (raw_sample(safetensors=None), rd.DatasetError, "'one' has no 'safetensors'"),
         (raw_sample(safetensors=b"1234"), rd.LabelMapError, "'one': 4 bytes"),
         (raw_sample(safetensors={}), TypeError, "'safetensors' must be bytes or a LabelMap, got dict"),

@@ -149,12 +149,33 @@ def _tar(path, members):
             tar.addfile(info, io.BytesIO(data))
 
 
+MAP = rd.LabelMap.from_logits(torch.randn(3, 2, 2)).to_safetensors()
+
+
+def _header(**fields):
+    """Return the header of a member, which a hostile tar may have."""
+    info = tarfile.TarInfo("a.cls")
+    for name, value in fields.items():
+        setattr(info, name, value)
+    return info.tobuf(tarfile.GNU_FORMAT)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"not a tar", r"bad\.tar is no uncompressed tar, or damaged"),
+        (_header(size=-1024) * 3, r"bad\.tar is not an uncompressed tar, or damaged"),
+        (_header(size=2**40) + bytes(2048), "member 'a.cls' is not a whole file"),
+        (_header(type=tarfile.DIRTYPE) + bytes(2048), "member 'a.cls' is not a whole file"),
+        (_header(type=tarfile.SYMTYPE, linkname="/etc/passwd") + bytes(2048), "member 'a.cls' is not a whole file"),
+        (
+            _header(type=tarfile.GNUTYPE_SPARSE, size=512) + bytes(2048),
+            r"bad\.tar is not an uncompressed tar, or damaged",
+        ),
+        (b"not a tar", r"bad\.tar is not an uncompressed tar, or damaged"),
         ({"a.jpg": b"", "a.cls": b"0"}, r"bad\.tar is not a shard of label maps"),
-        ({"a.safetensors": b"", "a.cls": b"zero"}, r"bad\.tar is not a shard of label maps"),
+        ({"a.safetensors": b"", "a.cls": b"zero"}, r"bad\.tar: sample 'a': \.cls must be a class index, got b'zero'"),
+        ({"a.safetensors": b"", "a.cls": b"-1"}, r"bad\.tar: sample 'a': \.cls must be a class index, got b'-1'"),
+        ({"a.safetensors": MAP, "a.cls": b"3"}, r"bad\.tar: sample 'a': \.cls is 3 of 3 classes"),
         ({"a.safetensors": b"nothing", "a.cls": b"0"}, "label map 'a'"),
     ],
 )

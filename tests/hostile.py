@@ -1,0 +1,302 @@
+"""Damaged and hostile datasets made from a good one, for the property test; run as a program, it limits its own memory.
+
+A mutation changes a field of the manifest, of the header of the index or of a label map, a value of a column, or bytes of a
+file. Sizes and hashes are then brought up to date, so that only the content can give the damage away.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import resource
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import load, save
+
+import relabel_datasets as rd
+from relabel_datasets.report.terminal import describe
+from relabel_datasets.shards.manifest import _checksum
+
+DOCUMENTED = (rd.DatasetError, rd.LabelMapError, rd.ImageError, FileNotFoundError)
+SHARD, INDEX, MANIFEST = "train-00001-of-00003.tar", "train.index.safetensors", "_info.json"
+MAX_BYTES = 1 << 30
+
+NAMES = [
+    "",
+    ".",
+    "..",
+    "../x",
+    "/etc/passwd",
+    "/dev/zero",
+    "a\nb",
+    "\x1b[2J",
+    "\ud800",
+    "train",
+    SHARD,
+    INDEX,
+    "README.md",
+]
+NUMBERS = [0, 1, -1, 2, 3, 7, 2**31, 2**32, 2**53 + 1, 2**63, 2**64, 10**30, 0.5, 5.0, 1e308, -0.0]
+SCALARS = st.one_of(
+    st.none(), st.booleans(), st.sampled_from(NUMBERS), st.integers(), st.floats(allow_nan=False, allow_infinity=False),
+    st.sampled_from(NAMES), st.text(max_size=8),
+)  # fmt: skip
+VALUES = st.recursive(
+    SCALARS,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=4), st.dictionaries(st.sampled_from(NAMES) | st.text(max_size=4), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+
+
+def places(value, path=()):
+    """Yield the path of every value in JSON."""
+    yield path
+    for key, entry in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        yield from places(entry, (*path, key))
+
+
+@st.composite
+def changed_json(draw, content):
+    """Return JSON with one to three fields replaced, removed, repeated or added."""
+    content = copy.deepcopy(content)
+    for _ in range(draw(st.integers(1, 3))):
+        path = draw(st.sampled_from(list(places(content))))
+        if not path:
+            if draw(st.integers(0, 9)) == 0:
+                return draw(VALUES)
+            continue
+        parent = content
+        for key in path[:-1]:
+            parent = parent[key]
+        action = draw(st.sampled_from(["replace", "replace", "replace", "remove", "repeat", "wrap", "add"]))
+        if action == "replace":
+            parent[path[-1]] = draw(VALUES)
+        elif action == "remove":
+            del parent[path[-1]]
+        elif action == "repeat" and isinstance(parent, list):
+            parent.append(copy.deepcopy(parent[path[-1]]))
+        elif action == "wrap":
+            parent[path[-1]] = [parent[path[-1]]]
+        elif isinstance(parent, dict):
+            parent[draw(st.text(max_size=4))] = draw(VALUES)
+    return content
+
+
+@st.composite
+def changed_bytes(draw, data):
+    """Return bytes with some flipped, cut, repeated, removed or appended."""
+    data = bytearray(data)
+    for _ in range(draw(st.integers(1, 4))):
+        at = draw(st.integers(0, max(0, len(data) - 1)))
+        action = draw(st.sampled_from(["flip", "flip", "flip", "cut", "remove", "insert", "zeros", "append"]))
+        if action == "flip" and data:
+            data[at] ^= draw(st.integers(1, 255))
+        elif action == "cut":
+            del data[at:]
+        elif action == "remove":
+            del data[at : at + draw(st.integers(1, 600))]
+        elif action == "insert":
+            data[at:at] = draw(st.binary(min_size=1, max_size=16))
+        elif action == "zeros":
+            length = min(draw(st.integers(1, 600)), len(data) - at)
+            data[at : at + length] = bytes(length)
+        else:
+            data += bytes(draw(st.integers(1, 1024)))
+    return bytes(data)
+
+
+def split_header(data):
+    length = int.from_bytes(data[:8], "little")
+    return json.loads(data[8 : 8 + length]), data[8 + length :]
+
+
+def join_header(header, data):
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + data
+
+
+@st.composite
+def changed_safetensors(draw, data, metadata=False):
+    """Return a safetensors file with another header."""
+    header, data = split_header(data)
+    if metadata and draw(st.booleans()):
+        inner = draw(changed_json(json.loads(header["__metadata__"]["relabel"])))
+        header["__metadata__"]["relabel"] = json.dumps(inner)
+        return join_header(header, data)
+    return join_header(draw(changed_json(header)), data)
+
+
+@st.composite
+def changed_columns(draw, data):
+    """Return an index with other values in its columns."""
+    columns = {name: column.copy() for name, column in load(data).items()}
+    for _ in range(draw(st.integers(1, 3))):
+        column = columns[draw(st.sampled_from(sorted(columns)))]
+        limits = np.iinfo(column.dtype)
+        value = draw(st.sampled_from([limits.min, limits.max, 0, 1]) | st.integers(limits.min, limits.max))
+        column[draw(st.integers(0, len(column) - 1))] = value
+    return save(columns)
+
+
+class Hostile:
+    """A folder that holds a good dataset of one config, and what is beside it."""
+
+    def __init__(self, good: Path, scratch: Path) -> None:
+        self.scratch, self.root = scratch, scratch / "dataset"
+        shutil.copytree(good, self.root)
+        shutil.rmtree(self.root / "labels-only")
+        (scratch / "beside").write_text("untouched")
+        self.folder = self.root / "colours"
+        self.good = {path.name: path.read_bytes() for path in self.folder.iterdir()}
+        self.manifest = json.loads(self.good[MANIFEST])
+        del self.manifest["checksum"]
+        self.card = (self.root / "README.md").read_bytes()
+        maps = rd.LabelMaps(self.root)
+        first = maps.split.shard_lengths[0]
+        self.extent, self.map = maps.index.extent(first, "map"), maps.map_bytes(first)
+
+    def variants(self):
+        """Return the strategy of (name of the file, its content or the manifest)."""
+        start, size = self.extent
+        shard = self.good[SHARD]
+
+        def with_map(blob):
+            return shard[:start] + blob[:size].ljust(size, b" ") + shard[start + size :]
+
+        return st.one_of(
+            st.tuples(st.just(MANIFEST), changed_json(self.manifest)),
+            st.tuples(st.just(MANIFEST), changed_json(self.manifest)),
+            st.tuples(st.just("raw manifest"), changed_bytes(self.good[MANIFEST])),
+            st.tuples(st.just(INDEX), changed_safetensors(self.good[INDEX])),
+            st.tuples(st.just(INDEX), changed_columns(self.good[INDEX])),
+            st.tuples(st.just(INDEX), changed_bytes(self.good[INDEX])),
+            st.tuples(st.just(SHARD), changed_safetensors(self.map, metadata=True).map(with_map)),
+            st.tuples(st.just(SHARD), changed_bytes(self.map).map(with_map)),
+            st.tuples(st.just(SHARD), changed_bytes(shard)),
+            st.tuples(st.just("map"), changed_safetensors(self.map, metadata=True)),
+            st.tuples(st.just("map"), changed_bytes(self.map)),
+            st.tuples(st.just("README.md"), changed_bytes(self.card)),
+        )
+
+    def write(self, name: str, content) -> None:
+        """Write the dataset with a variant, under sizes and hashes that fit it."""
+        import hashlib
+
+        files, manifest = dict(self.good), copy.deepcopy(self.manifest)
+        (self.root / "README.md").write_bytes(content if name == "README.md" else self.card)
+        if name == MANIFEST:
+            manifest = content
+        elif name in (INDEX, SHARD):
+            files[name] = content
+            train = manifest["splits"]["train"]
+            train["index_bytes"], train["index_sha256"] = len(files[INDEX]), hashlib.sha256(files[INDEX]).hexdigest()
+            for number, shard in enumerate(train["filenames"]):
+                train["shard_bytes"][number] = len(files[shard])
+                train["shard_sha256"][number] = hashlib.sha256(files[shard]).hexdigest()
+        sealed = {**manifest, "checksum": _checksum(manifest)} if isinstance(manifest, dict) else manifest
+        files[MANIFEST] = content if name == "raw manifest" else json.dumps(sealed).encode()
+        for file, data in files.items():
+            (self.folder / file).write_bytes(data)
+
+    def check(self, name: str, content) -> None:
+        """Read a variant in every way: only documented errors, and what reading refuses, verify reports."""
+        if name == "map":
+            _decode(content)
+            return
+        self.write(name, content)
+        before = snapshot(self.scratch)
+        report = rd.verify(self.root, num_workers=0, progress=False)
+        str(report), report.to_json()
+        errors = [error for error in (_load(self.root), _describe(self.root)) if error is not None]
+        if name != "README.md":
+            assert not (report.ok and errors), f"verify finds nothing, reading raises {errors!r}"
+        assert snapshot(self.scratch) == before
+
+
+def snapshot(folder: Path):
+    """Return what is in a folder."""
+    found = [(str(path), path.lstat().st_mtime_ns, path.lstat().st_size) for path in sorted(folder.rglob("*"))]
+    assert (folder / "beside").read_text() == "untouched"
+    return found
+
+
+def _load(root):
+    """Iterate over all of a dataset; return a documented error."""
+    try:
+        for dataset in rd.load_dataset(root, transforms=rd.LabelPooling()).values():
+            for index in range(len(dataset)):
+                dataset.label_maps.at(index)
+            list(dataset.__getitems__(range(len(dataset))))
+            dataset.targets.max(initial=0), list(dataset.keys), dataset.label_maps.index.rows(list(dataset.keys))
+    except DOCUMENTED as error:
+        return error
+    return None
+
+
+def _describe(root):
+    try:
+        describe(root, num_samples=20)
+    except DOCUMENTED as error:
+        return error
+    return None
+
+
+def _decode(blob):
+    try:
+        label_map = rd.LabelMap.from_safetensors(blob)
+        assert 0 <= label_map.classes.min() <= label_map.classes.max() < label_map.num_classes
+        assert np.isfinite(rd.LabelPooling()(label_map).numpy()).all()
+        rd.decode_sample({"__key__": "a", "cls": b"0", "safetensors": blob})
+    except DOCUMENTED:
+        pass
+
+
+def run(good: Path, scratch: Path, *, max_examples: int, seconds: float | None = None) -> int:
+    """Check variants until there are so many, or the time is over; return how many."""
+    import time
+
+    hostile = Hostile(good, scratch)
+    end, count = None if seconds is None else time.monotonic() + seconds, 0
+
+    @settings(
+        max_examples=max_examples, derandomize=seconds is None, database=None, deadline=None,
+        suppress_health_check=list(HealthCheck), phases=(Phase.generate, Phase.shrink), print_blob=False,
+    )  # fmt: skip
+    @given(hostile.variants())
+    def holds(variant):
+        nonlocal count
+        if end is None or time.monotonic() < end:
+            count += 1
+            hostile.check(*variant)
+
+    holds()
+    return count
+
+
+if __name__ == "__main__":
+    _good, _scratch, _seconds = Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3])
+    _written: list[str] = []
+
+    def _audit(event, arguments):
+        """Refuse to write outside of the scratch folder."""
+        if event == "open" and isinstance(arguments[0], str) and isinstance(arguments[2], int):
+            writes = arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+            if (
+                writes
+                and not Path(arguments[0]).resolve().is_relative_to(_scratch)
+                and arguments[0] != os.devnull
+            ):
+                _written.append(arguments[0])
+
+    sys.addaudithook(_audit)
+    _count = run(_good, _scratch, max_examples=10**6 if _seconds else 60, seconds=_seconds or None)
+    _peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(json.dumps({"variants": _count, "peak_bytes": _peak, "written_outside": sorted(set(_written))}))
