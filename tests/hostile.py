@@ -289,11 +289,7 @@ if __name__ == "__main__":
         """Refuse to write outside of the scratch folder."""
         if event == "open" and isinstance(arguments[0], str) and isinstance(arguments[2], int):
             writes = arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
-            if (
-                writes
-                and not Path(arguments[0]).resolve().is_relative_to(_scratch)
-                and arguments[0] != os.devnull
-            ):
+            if writes and not Path(arguments[0]).resolve().is_relative_to(_scratch) and arguments[0] != os.devnull:
                 _written.append(arguments[0])
 
     sys.addaudithook(_audit)

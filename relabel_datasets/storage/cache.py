@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import logging
 import os
 import re
 import shutil
@@ -20,6 +21,9 @@ from typing import BinaryIO
 from ..errors import DatasetError
 from ..naming import check_sha256
 from .local import open_for_lock
+from .recheck import has_other_content
+
+logger = logging.getLogger(__name__)
 
 _PART = ".part"
 _FILE = re.compile(r"[0-9a-f]{64}(\.part)?")  # nothing else in the folder is ours to count or delete
@@ -63,8 +67,12 @@ class ShardCache:
         path, part_path = self.folder / sha256, self.folder / (sha256 + _PART)
         while True:
             file = _open_whole(path, num_bytes)
-            if file is not None:
+            if file is not None and not has_other_content(file, sha256):
                 return file
+            if file is not None:
+                logger.warning("%s is damaged and is downloaded again: its SHA-256 is not its name", path)
+                file.close()
+                path.unlink(missing_ok=True)
             with _locked(part_path) as part:
                 if not path.exists():  # else another was first
                     self._make_room(num_bytes - os.fstat(part.fileno()).st_size, keep=path)

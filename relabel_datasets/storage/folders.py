@@ -15,6 +15,7 @@ import yaml
 from ..errors import DatasetError, RefusedError
 from ..naming import CONFIG_RULE, check_config, check_file_name, is_config
 from .cache import ShardCache
+from .recheck import has_other_content
 from .redaction import redact_path
 from .regular_files import open_regular, read_inside, read_regular
 from .remote import RemoteFiles
@@ -89,7 +90,7 @@ class Folder(Protocol):
 
 
 class LocalFolder:
-    """A folder on disk. Files are compared with the manifest by their size; `relabel verify` reads all of them."""
+    """A folder on disk. Files are compared with the manifest by their size, and by their SHA-256 as `recheck` says."""
 
     is_remote = False
 
@@ -139,6 +140,11 @@ class LocalFolder:
             raise DatasetError(
                 f"{path} has {size} bytes, its manifest says {num_bytes}: it is damaged or of another build, fetch or "
                 "build it anew"
+            )
+        if has_other_content(file, sha256):
+            file.close()
+            raise DatasetError(
+                f"{path} is damaged: its SHA-256 is not {sha256}, as its manifest says: fetch or build it again"
             )
         return file
 

@@ -24,6 +24,7 @@ from ..naming import check_config, check_file_name, check_sha256
 from .folders import CARD_NAME, MANIFEST_NAME, MAX_SMALL_BYTES, card_configs, default_cache, read_card
 from .hub_errors import HubItem, explain_hub_error
 from .local import sha256_of, write_atomically
+from .recheck import has_other_content
 from .redaction import redacted_cause
 from .regular_files import open_regular, read_regular
 
@@ -120,7 +121,8 @@ class HubRepo:
         state = f"{stat.st_ino} {stat.st_mtime_ns} {stat.st_size}".encode()
         with suppress(FileNotFoundError):
             if record.read_bytes() == state:
-                return None
+                with open_regular(path) as file:
+                    return f"its SHA-256 is no longer {sha256}" if has_other_content(file, sha256) else None
         actual = sha256_of(path)
         if actual != sha256:
             return f"its sha256 is {actual} instead of {sha256}"

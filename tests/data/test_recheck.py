@@ -1,0 +1,126 @@
+"""A byte that flips in a file on disk after it was verified: served by default, found with RELABEL_CHECK_ON_OPEN=1."""
+
+import logging
+import multiprocessing
+import os
+
+import pytest
+
+import relabel_datasets as rd
+from relabel_datasets.storage import recheck
+from relabel_datasets.storage.hub import HubRepo
+from relabel_datasets.storage.local import sha256_of
+from tests.data.conftest import SHARDS
+from tests.servers import FaultyServer
+
+pytestmark = pytest.mark.usefixtures("quick")
+
+
+@pytest.fixture(autouse=True)
+def _new_process(monkeypatch):
+    """Each test is a process that has checked nothing yet."""
+    monkeypatch.setattr(recheck, "_checked", set())
+
+
+def flip_image(folder, config="colours"):
+    """Flip a byte in the pixels of the first image in a shard, keeping its size; return the file."""
+    maps = rd.LabelMaps(folder, config)
+    offset, size = maps.index.extent(0, "image")
+    return maps.split.shard_sha256[0], offset + size // 2
+
+
+def flip(path, offset):
+    data = bytearray(path.read_bytes())
+    data[offset] ^= 0x01
+    path.write_bytes(data)
+
+
+def read_first(dataset):
+    return dataset.label_maps.image_bytes(0)
+
+
+def test_a_flipped_byte_in_the_cache_is_served_unless_the_check_is_on(served_folder, tmp_path, monkeypatch, caplog):
+    sha256, offset = flip_image(served_folder)
+    with FaultyServer(served_folder) as server:
+
+        def load():
+            return rd.load_dataset(server.url, "colours", "train", cache_dir=tmp_path)
+
+        good = read_first(load())
+        cached = tmp_path / "shards" / sha256
+        flip(cached, offset)
+        assert read_first(load()) != good
+        monkeypatch.setenv("RELABEL_CHECK_ON_OPEN", "1")
+        with caplog.at_level(logging.WARNING):
+            assert read_first(load()) == good
+        assert "is damaged and is downloaded again" in caplog.text
+        assert sha256_of(cached) == sha256
+
+
+def test_a_flipped_byte_on_disk_is_an_error_if_the_check_is_on(dataset_folder, monkeypatch):
+    _, offset = flip_image(dataset_folder)
+    path = dataset_folder / "colours" / SHARDS[0]
+    flip(path, offset)
+    assert read_first(rd.load_dataset(dataset_folder, "colours", "train"))
+    monkeypatch.setenv("RELABEL_CHECK_ON_OPEN", "1")
+    with pytest.raises(rd.DatasetError, match=f"{path} is damaged: its SHA-256 is not"):
+        read_first(rd.load_dataset(dataset_folder, "colours", "train"))
+
+
+def test_a_flipped_byte_in_the_hub_cache_is_fetched_again_if_the_check_is_on(served_folder, tmp_path, monkeypatch):
+    sha256, offset = flip_image(served_folder)
+    good = served_folder / "colours" / SHARDS[0]
+    path = tmp_path / SHARDS[0]
+    fetched = []
+
+    def fetch(self, name, *, anew=False):
+        fetched.append(anew)
+        if anew or not path.exists():
+            path.write_bytes(good.read_bytes())
+        return path
+
+    monkeypatch.setattr(HubRepo, "fetch", fetch)
+    repo = HubRepo("org/name", cache_dir=tmp_path)
+    repo.verified(SHARDS[0], good.stat().st_size, sha256)
+    stat = path.stat()
+    with path.open("r+b") as file:
+        file.seek(offset)
+        byte = file.read(1)[0]
+        file.seek(offset)
+        file.write(bytes([byte ^ 1]))
+
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # a failing disk does not change the time
+    assert sha256_of(repo.verified(SHARDS[0], good.stat().st_size, sha256)) != sha256
+    monkeypatch.setenv("RELABEL_CHECK_ON_OPEN", "1")
+    assert sha256_of(repo.verified(SHARDS[0], good.stat().st_size, sha256)) == sha256
+    assert fetched == [False, False, False, True]
+
+
+def test_each_file_is_hashed_once_in_a_process_and_its_forked_workers(dataset_folder, monkeypatch):
+    monkeypatch.setenv("RELABEL_CHECK_ON_OPEN", "1")
+    hashed = []
+    real = recheck.hashlib.file_digest
+    monkeypatch.setattr(recheck.hashlib, "file_digest", lambda file, name: hashed.append(os.fstat(file.fileno()).st_ino) or real(file, name))
+    for _ in range(3):
+        dataset = rd.load_dataset(dataset_folder, "colours", "train")
+        assert len(list(dataset.label_maps.values())) == 13
+    assert len(hashed) == len(set(hashed)) == 4  # the index and three shards
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        assert pool.apply(_count_checked) == 4
+
+
+def _count_checked():
+    return len(recheck._checked)
+
+
+@pytest.mark.parametrize("value", ["yes", "2", "true"])
+def test_another_value_is_refused(dataset_folder, monkeypatch, value):
+    monkeypatch.setenv("RELABEL_CHECK_ON_OPEN", value)
+    with pytest.raises(rd.DatasetError, match=f"RELABEL_CHECK_ON_OPEN must be 0 or 1, got '{value}'"):
+        rd.load_dataset(dataset_folder, "colours", "train")
+
+
+def test_the_check_is_off_by_default(dataset_folder, monkeypatch):
+    monkeypatch.delenv("RELABEL_CHECK_ON_OPEN", raising=False)
+    monkeypatch.setattr(recheck.hashlib, "file_digest", None)
+    assert len(list(rd.load_dataset(dataset_folder, "colours", "train").label_maps.values())) == 13
