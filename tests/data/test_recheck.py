@@ -100,7 +100,11 @@ def test_each_file_is_hashed_once_in_a_process_and_its_forked_workers(dataset_fo
     monkeypatch.setenv("RELABEL_CHECK_ON_OPEN", "1")
     hashed = []
     real = recheck.hashlib.file_digest
-    monkeypatch.setattr(recheck.hashlib, "file_digest", lambda file, name: hashed.append(os.fstat(file.fileno()).st_ino) or real(file, name))
+    monkeypatch.setattr(
+        recheck.hashlib,
+        "file_digest",
+        lambda file, name: hashed.append(os.fstat(file.fileno()).st_ino) or real(file, name),
+    )
     for _ in range(3):
         dataset = rd.load_dataset(dataset_folder, "colours", "train")
         assert len(list(dataset.label_maps.values())) == 13
