@@ -23,6 +23,7 @@ from ..labels.codec import resolve_dtype
 from ..labels.encoding import resolve_k
 from ..naming import check_config, check_split, default_config
 from ..shards.card import read_template, write_output_card
+from ..shards.formats import FIELDS
 from ..shards.images import check_refuses_truncated
 from ..shards.index import make_index
 from ..shards.manifest import Manifest, Split
@@ -30,6 +31,7 @@ from ..shards.tars import make_split
 from ..storage.folders import CARD_NAME, MANIFEST_NAME
 from ..storage.output import LocalOutput, explaining_errors, open_output
 from ..storage.redaction import redact_values
+from ..words import counted
 from .annotator import Annotator, ClassSubset
 from .classes import describe_pairs, match_classes
 from .engines import Description, Engine, MakeAnnotator, Workers, find_engine
@@ -101,6 +103,10 @@ def build(
     if card is not None:
         read_template(card)  # better now than after hours
     _check_images(source)
+    if settings.images and source.extension not in FIELDS:
+        raise ValueError(
+            f"the source's extension must be one of {FIELDS}, since timm reads no other, got {source.extension!r}"
+        )
     engine = find_engine(engine)
     output = open_output(root, storage_options)
     output.check_writable()
@@ -135,7 +141,7 @@ def _check_images(source: ImageSource) -> None:
         raise DatasetError("there are no images to annotate: the source is empty")
     if max(source.labels) < 0:
         raise DatasetError(
-            f"none of the {len(source.keys)} images has a class, first {source.name(0)}: labels that are missing or negative "
+            f"no image has a class ({counted(len(source.keys), 'image')}), first {source.name(0)}: labels that are missing or negative "
             "mean that an image has no class"
         )
 
@@ -347,7 +353,7 @@ def _finish(work: Work, manifest: Manifest | None, annotated: list[Annotated]) -
     if entry.skipped:
         num_images = entry.num_samples + len(entry.skipped)
         logger.warning(
-            "%d of %d images are skipped: see `skipped` in %s/%s",
+            "%d of %d images skipped: see `skipped` in %s/%s",
             len(entry.skipped),
             num_images,
             work.folder,

@@ -25,6 +25,7 @@ from ..labels.statistics import Statistics, add_up, crop_fidelity, image_statist
 from ..shards.images import check_refuses_truncated, decode_reduced
 from ..shards.tars import ShardInfo, ShardWriter
 from ..storage.open_maps import MACHINE_LIMITS, within_file_limit
+from ..words import counted
 from .annotator import Annotator
 
 _FIDELITY_CROPS = 256  # random crops a shard whose labels are compared with dense ones; more would cost time
@@ -112,7 +113,7 @@ def annotate_shard(
         # A last shard of one image may well be of a bad one; where none of several can be read, something else is wrong.
         if len(annotated.skipped) == len(indices) and (len(indices) > 1 or len(source.keys) == 1):
             raise DatasetError(
-                f"none of the {len(indices)} images of {path.name} can be used, first {annotated.skipped[0].error}"
+                f"no image of {path.name} can be used ({counted(len(indices), 'image')}), first {annotated.skipped[0].error}"
             )
         annotated.info = writer.close()._replace(statistics=encoder.statistics)
     return annotated

@@ -12,12 +12,16 @@ from typing import NamedTuple, NoReturn
 from ..errors import DatasetError, ImageError
 from ..shards.formats import IMAGE_EXTENSIONS
 from ..storage.regular_files import open_regular
+from ..words import counted
 from .clutter import is_clutter_name
 
 logger = logging.getLogger(__name__)
 
 _NUM_SHOWN = 10  # extensions of ignored files
-_LOOPS = "links to a folder above"
+_LOOPS = "link to a folder above"
+_OUTSIDE = "image outside of class folders"
+_NAMELESS = "file without extension"
+_NOUNS = (_LOOPS, _OUTSIDE, _NAMELESS)  # other keys are extensions
 
 
 class ImageFile(NamedTuple):
@@ -48,9 +52,9 @@ def scan_image_folder(root: str | os.PathLike[str]) -> tuple[tuple[str, ...], li
     classes = tuple(sorted(name for name, real in folders.items() if real not in above))
     outside = sum(_is_image(entry.name) for entry in entries if not entry.is_dir())
     if not classes:
-        found = f", but {outside} images outside of class folders" if outside else ""
+        found = f", but {counted(outside, 'image')} outside of them" if outside else ""
         raise FileNotFoundError(f"{base} has no class folders{found}: expected {base.name}/<class>/<image>")
-    ignored = Counter({"images outside of class folders": outside, _LOOPS: len(folders) - len(classes)})
+    ignored = Counter({_OUTSIDE: outside, _LOOPS: len(folders) - len(classes)})
     ignored = +ignored  # without zeros
     files = [
         ImageFile(path, label)
@@ -60,11 +64,11 @@ def scan_image_folder(root: str | os.PathLike[str]) -> tuple[tuple[str, ...], li
     empty = sorted(set(classes) - {classes[file.label] for file in files})
     if empty:
         raise FileNotFoundError(
-            f"{base}: no images in {len(empty)} class folders, such as {empty[:5]}{_listed(ignored, '; there are ')}. "
+            f"{base}: no images in {counted(len(empty), 'class folder')}, such as {empty[:5]}{_listed(ignored, '; ignored: ')}. "
             f"Images end in {', '.join(IMAGE_EXTENSIONS)}; remove folders that are not classes"
         )
     if ignored:
-        logger.warning("%s: %d files are ignored: %s", base, ignored.total(), _listed(ignored))
+        logger.warning("%s: %s ignored: %s", base, counted(ignored.total(), "file"), _listed(ignored))
     return classes, files
 
 
@@ -105,7 +109,7 @@ def _images_below(base: Path, folder: str, above: frozenset[str], ignored: Count
             if _is_image(name):
                 yield str(relative / name)
             else:
-                ignored[PurePosixPath(name).suffix.lower() or "files without extension"] += 1
+                ignored[PurePosixPath(name).suffix.lower() or _NAMELESS] += 1
 
 
 def _raise(error: OSError) -> NoReturn:
@@ -114,9 +118,16 @@ def _raise(error: OSError) -> NoReturn:
 
 def _listed(ignored: Counter[str], prefix: str = "") -> str:
     """Return numbers of ignored files by extension, most first; an empty text if there are none."""
-    shown = [f"{count} {kind}" for kind, count in ignored.most_common(_NUM_SHOWN)]
+    shown = [_counted_kind(count, kind) for kind, count in ignored.most_common(_NUM_SHOWN)]
     more = ignored.total() - sum(count for _, count in ignored.most_common(_NUM_SHOWN))
-    return prefix + ", ".join(shown + [f"{more} others"] * (more > 0)) if ignored else ""
+    return prefix + ", ".join(shown + [f"{more} more"] * (more > 0)) if ignored else ""
+
+
+def _counted_kind(count: int, kind: str) -> str:
+    if kind not in _NOUNS:
+        return f"{count} {kind}"
+    noun, rest = kind.split(" ", 1)
+    return f"{counted(count, noun)} {rest}"
 
 
 def read_image_file(path: Path) -> bytes:

@@ -193,7 +193,10 @@ def _load_saved(path: Path, split: str) -> datasets.Dataset:
 
     splits = path / "dataset_dict.json"
     if splits.is_file():
-        names = json.loads(splits.read_text(encoding="utf-8"))["splits"]
+        try:
+            names = list(map(str, json.loads(splits.read_bytes())["splits"]))
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            raise DatasetError(f"{splits} is not what DatasetDict.save_to_disk writes: {error!r}") from None
         path = path / pick_split({name: name for name in names}, split, str(path))
     try:
         return datasets.load_from_disk(str(path))

@@ -20,6 +20,7 @@ from ..errors import DatasetError
 from ..shards.formats import HEAD_BYTES, common_field
 from ..shards.packed import PackedStrings
 from ..storage.folders import local_path
+from ..words import counted
 from .skipped import Skipped
 from .tar_scan import scan_tar
 
@@ -93,16 +94,18 @@ class WebDatasetSource:
 
     def _report(self, num_nameless: int, num_hidden: int) -> None:
         where = f"{self._tars[0]}" if len(self._tars) == 1 else f"{len(self._tars)} tars, first {self._tars[0]}"
-        nameless = f"{num_nameless} files have no extension and belong to no sample"
+        nameless = f"{counted(num_nameless, 'file')} without extension ignored"
         if not len(self.keys):
             reasons = [f"first {self.skipped[0].error}"] if self.skipped else []
             reasons += [nameless] if num_nameless else []
-            reasons += [f"{num_hidden} hidden files are ignored"] if num_hidden else []
+            reasons += [f"{counted(num_hidden, 'hidden file')} ignored"] if num_hidden else []
             raise DatasetError(f"{where}: no sample with an image: {'; '.join(reasons) or 'no files'}")
         if self.skipped:
-            logger.warning("%s: %d samples are skipped, first %s", where, len(self.skipped), self.skipped[0].error)
+            logger.warning(
+                "%s: %s skipped, first %s", where, counted(len(self.skipped), "sample"), self.skipped[0].error
+            )
         if num_hidden:
-            logger.debug("%s: %d hidden files are ignored", where, num_hidden)
+            logger.debug("%s: %s ignored", where, counted(num_hidden, "hidden file"))
         if num_nameless:
             logger.warning("%s: %s", where, nameless)
 

@@ -123,8 +123,8 @@ def test_images_of_every_extension_are_found_in_a_folder_and_the_rest_is_counted
     assert classes == ("cat",)
     assert {file.path for file in files} == {f"cat/{ext[1:]}{ext.upper()}" for ext in IMAGE_EXTENSIONS}
     (message,) = caplog.messages
-    assert "5 files are ignored" in message
-    for count in ("2 .txt", "1 .mp4", "1 files without extension", "1 images outside of class folders"):
+    assert "5 files ignored" in message
+    for count in ("2 .txt", "1 .mp4", "1 file without extension", "1 image outside of class folders"):
         assert count in message
 
 
@@ -167,7 +167,10 @@ class Called:
         (["BMP"] * 3, "bmp", "the images have the extension .bmp"),
     ],
 )
-def test_verify_reports_an_extension_that_does_not_fit_the_bytes(kinds, extension, problem, tmp_path, annotator):
+def test_verify_reports_an_extension_that_does_not_fit_the_bytes(
+    kinds, extension, problem, tmp_path, annotator, monkeypatch
+):
+    monkeypatch.setattr("relabel_datasets.annotate.build.FIELDS", ("jpg", extension))  # as an earlier version built it
     images = [encoded(kind, i) for i, kind in enumerate(kinds)]
     source = Called(rd.HFSource(hugging_face(images, ["a.x", "b.x", "c.x"])), extension)
     rd.build(source, tmp_path, annotator, progress=False)
@@ -175,3 +178,10 @@ def test_verify_reports_an_extension_that_does_not_fit_the_bytes(kinds, extensio
     assert problem in str(report)
     assert len(report.problems) == 1
     assert json.loads(report.to_json())["ok"] is False
+
+
+def test_a_source_with_another_extension_is_refused_before_any_output(tmp_path, annotator):
+    source = Called(rd.HFSource(hugging_face([encoded("AVIF")] * 2, ["a.avif", "b.avif"])), "avif")
+    with pytest.raises(ValueError, match=r"extension must be one of \('jpg', 'png', 'webp'\), .* got 'avif'"):
+        rd.build(source, tmp_path / "data", annotator, progress=False)
+    assert not (tmp_path / "data").exists()

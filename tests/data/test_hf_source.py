@@ -84,8 +84,8 @@ def test_labels_of_every_type_are_class_indices_or_skipped_and_listed(name, tmp_
         ([[0], [1, 2], []], datasets.List(value("int64")), r"column 'label' cannot be the labels: .*List"),
         ([{"a": 0}] * 3, {"a": value("int64")}, r"column 'label' cannot be the labels"),
         ([b"0"] * 3, value("binary"), r"column 'label' cannot be the labels: .*binary"),
-        ([None] * 3, class_label(), r"none of the 3 images has a class, first row 0 of column 'image' \(k0\)"),
-        ([-1] * 3, class_label(), r"none of the 3 images has a class"),
+        ([None] * 3, class_label(), r"no image has a class \(3 images\), first row 0 of column 'image' \(k0\)"),
+        ([-1] * 3, class_label(), r"no image has a class"),
         ([0, 1, 7], value("int64"), r"row 2 of column 'image' \(k2\) has class index 7, but the annotator has only 3"),
     ],
 )

@@ -2,12 +2,16 @@
 
 import io
 import os
+import re
 import tarfile
 from urllib.parse import unquote_to_bytes
 
 import datasets
 import pytest
 import webdataset
+from datasets.packaged_modules.webdataset import webdataset as datasets_webdataset
+from hypothesis import given
+from hypothesis import strategies as st
 
 import relabel_datasets as rd
 from relabel_datasets.data.clutter import is_clutter
@@ -186,6 +190,19 @@ def test_percent_decoding_a_key_returns_the_normalized_path(path):
     assert is_key(key)
     normalized = "/".join(part for part in path.split("/") if part not in ("", "."))
     assert unquote_to_bytes(key) == os.fsencode(normalized)
+
+
+@given(st.text(st.characters(exclude_characters="\0"), min_size=1, max_size=40).filter(lambda text: text.strip("./")))
+def test_every_path_has_a_key_that_is_valid_decodes_to_it_and_is_read_back_by_every_reader(path):
+    key = key_from_path(path)
+    assert is_key(key)
+    assert key_from_member(key) == key
+    assert unquote_to_bytes(key) == "/".join(part for part in path.split("/") if part not in ("", ".")).encode()
+    member = f"{key}.jpg"
+    for base_plus_ext in (webdataset.tariterators.base_plus_ext, datasets_webdataset.base_plus_ext):
+        assert base_plus_ext(member) == (key, "jpg")
+    assert not member.rpartition("/")[2].startswith((".", "__"))  # `datasets` skips these
+    assert not re.match(r"__[^/]*__($|/)", member)  # webdataset skips these
 
 
 def test_a_key_of_a_tar_that_is_percent_encoded_is_kept():

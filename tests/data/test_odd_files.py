@@ -133,7 +133,7 @@ def test_a_loop_of_two_links_ends_and_holds_each_image_once_per_class(folder, ca
         + [f"{path}/photo_{i}" for path, i in (("dog", 1), ("dog", 4), ("dog/y", 0), ("dog/y", 3))]
         + ["emu/photo_2", "emu/photo_5"]
     )
-    assert "2 files are ignored: 2 links to a folder above" in caplog.text
+    assert "2 files ignored: 2 links to a folder above" in caplog.text
 
 
 @contextmanager
@@ -281,7 +281,7 @@ def test_hidden_files_of_a_tar_are_counted_for_debugging(tmp_path, caplog):
     with caplog.at_level(logging.DEBUG, logger="relabel_datasets"):
         rd.WebDatasetSource([path])
     (record,) = [record for record in caplog.records if record.name.startswith("relabel_datasets")]
-    assert (record.levelno, "2 hidden files are ignored" in record.getMessage()) == (logging.DEBUG, True)
+    assert (record.levelno, "2 hidden files ignored" in record.getMessage()) == (logging.DEBUG, True)
 
 
 @pytest.mark.skipif(shutil.which("tar") is None, reason="no tar")

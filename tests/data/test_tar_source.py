@@ -150,11 +150,11 @@ def empty(kind, folder):
             return folder / "s.tar", "s.tar is not an uncompressed tar, or damaged: empty file"
         case "images without extension":
             path = write_tar(folder / "s.tar", [("cat/a", jpeg(0)), ("cat/b", jpeg(1))])
-            return path, "no sample with an image: 2 files have no extension and belong to no sample"
+            return path, "no sample with an image: 2 files without extension ignored"
         case "hidden images":
             return write_tar(
                 folder / "s.tar", [("cat/.a.jpg", jpeg(0)), ("._b.jpg", b"")]
-            ), "no sample with an image: 2 hidden files are ignored"
+            ), "no sample with an image: 2 hidden files ignored"
         case "only text":
             return write_tar(folder / "s.tar", [("a.txt", b"x"), ("a.cls", b"0")]), "a has no image, only .cls, .txt"
         case "no classes":
@@ -163,12 +163,12 @@ def empty(kind, folder):
             return folder, "has no class folders"
         case "images outside of class folders":
             (folder / "a.jpg").write_bytes(jpeg(0))
-            return folder, "but 1 images outside of class folders: expected images/<class>/<image>"
+            return folder, "but 1 image outside of them: expected images/<class>/<image>"
         case "a class folder without images":
             for name in ("cat/a.jpg", "dog/b.txt"):
                 (folder / name).parent.mkdir()
                 (folder / name).write_bytes(jpeg(0))
-            return folder, "no images in 1 class folders, such as ['dog']; there are 1 .txt"
+            return folder, "no images in 1 class folder, such as ['dog']; ignored: 1 .txt"
         case "a split without rows":
             import datasets
 
@@ -190,12 +190,12 @@ def empty(kind, folder):
             )
             rows = datasets.Dataset.from_dict({"image": [None] * 3, "label": [0] * 3}, features=features)
             rows.save_to_disk(folder / "saved")
-            return folder / "saved", "none of the 3 images of train-00000-of-00001.tar can be used, first row "
+            return folder / "saved", "no image of train-00000-of-00001.tar can be used (3 images), first row "
         case "damaged images":
             for name in ("cat/a.jpg", "dog/b.jpg", "emu/c.jpg"):
                 (folder / name).parent.mkdir()
                 (folder / name).write_bytes(b"text")
-            return folder, "none of the 3 images of train-00000-of-00001.tar can be used, first "
+            return folder, "no image of train-00000-of-00001.tar can be used (3 images), first "
     raise AssertionError(kind)
 
 
