@@ -11,7 +11,6 @@ import webdataset
 
 import relabel_datasets as rd
 from relabel_datasets.analysis.metrics import real_labels
-from relabel_datasets.data.joins import _split_folder
 from tests.conftest import ColourNet, picture
 
 # webdataset leaves its tars to the garbage collector
@@ -189,9 +188,15 @@ def picture_of(image):
     return next(i for i in range(COUNT) if picture(i, (24, 32)).tobytes() == image.tobytes())
 
 
-def test_the_folder_of_kaggles_validation_images_is_found_below_its_root(label_only, tmp_path):
-    for root in (write_folder(tmp_path, "kaggle val"), tmp_path / "ILSVRC"):
-        assert _split_folder(root, "validation") == tmp_path / "ILSVRC" / "Data" / "CLS-LOC" / "val"
+def test_the_folder_of_kaggles_validation_images_is_found_below_its_root(tmp_path):
+    source = rd.ImageFolderSource(write_folder(tmp_path / "val", "val"))
+    annotator = rd.ModuleAnnotator(ColourNet(), (24, 32), classes=SYNSETS, name="colours")
+    settings = rd.Settings(images=False)
+    rd.build(source, tmp_path / "data", annotator, split="validation", settings=settings, progress=False)
+    for root in (write_folder(tmp_path / "kaggle", "kaggle val"), tmp_path / "kaggle" / "ILSVRC"):
+        dataset = rd.RelabelDataset(tmp_path / "data", split="validation", images=root)
+        for i, key in enumerate(dataset.keys):
+            assert picture_of(dataset.image(i)) == int(key.rpartition("_")[2])
 
 
 @pytest.mark.parametrize(
