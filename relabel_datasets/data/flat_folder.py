@@ -12,14 +12,20 @@ from .clutter import is_clutter_name
 from .folder_scan import read_image_file
 from .keys import key_of
 
+_HF_FILES = ("state.json", "dataset_dict.json")  # of `datasets.Dataset.save_to_disk`
+
 
 def is_flat_folder(path: str | os.PathLike[str]) -> bool:
-    """Return whether a path is a folder that has image files and no folders in it; hidden ones do not count."""
+    """Return whether a path is a folder of image files alone: no folders, tars or saved Hugging Face dataset in it.
+
+    Hidden files and folders do not count.
+    """
     if not Path(path).is_dir():
         return False
     with os.scandir(path) as entries:
         visible = [entry for entry in entries if not is_clutter_name(entry.name)]
-    return any(map(_is_image, visible)) and not any(entry.is_dir() for entry in visible)
+    is_other = any(entry.is_dir() or entry.name.endswith(".tar") or entry.name in _HF_FILES for entry in visible)
+    return not is_other and any(map(_is_image, visible))
 
 
 def _is_image(entry: os.DirEntry[str]) -> bool:

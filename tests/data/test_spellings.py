@@ -199,6 +199,15 @@ def test_the_folder_of_kaggles_validation_images_is_found_below_its_root(tmp_pat
             assert picture_of(dataset.image(i)) == int(key.rpartition("_")[2])
 
 
+def test_an_image_beside_tars_or_a_saved_dataset_is_not_taken_for_the_images(label_only, tmp_path):
+    (tmp_path / "tars").mkdir()
+    write_tar(tmp_path / "tars" / "s.tar", "hub")
+    hugging_face("hub").save_to_disk(tmp_path / "saved")
+    for root in (tmp_path / "tars", tmp_path / "saved"):
+        (root / "preview.png").write_bytes(png(0))
+        assert len(rd.RelabelDataset(label_only("folder"), images=root)) == COUNT
+
+
 @pytest.mark.parametrize(
     ("label_names", "kind", "names", "message"),
     [
