@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 
 from relabel_datasets import ImageFolderSource, Settings, build
-from relabel_datasets.cli import add_annotator_arguments, annotator_from
+from relabel_datasets.cli.annotator_options import add_annotator_arguments, annotator_from
 from relabel_datasets.storage.folders import default_cache
 
 

@@ -1,31 +1,19 @@
-"""Multi-label, localised soft labels for image datasets: ReLabel label maps and LabelPooling.
+"""Localized multi-label soft labels for image datasets: ReLabel label maps and LabelPooling.
 
-Importing this package loads torch and torchvision, but not timm or what else only the making of label maps needs.
+Names are imported on first use, so that `import relabel_datasets` takes no time and the producer's libraries are loaded only
+where label maps are made.
+
+Example:
+    >>> import relabel_datasets as rd
+    >>> dataset = rd.load_dataset("scenes-relabel", split="train", transforms=transforms)  # ending in rd.LabelPooling()
+    >>> image, soft_label = dataset[0]
 """
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .data.datasets import RelabelDataset
-from .data.hf_source import HFSource
-from .data.loading import load_dataset
-from .data.samples import decode_sample
-from .data.sampling import RelabelSampler
-from .data.sources import ImageFolderSource, open_source
-from .data.store import LabelMaps
-from .data.stream import RelabelLoader, RelabelStream
-from .data.stream_joins import join
-from .data.tar_source import WebDatasetSource
-from .errors import DatasetError, ImageError, LabelMapError
-from .labels.batch import LabelMapBatch, collate
-from .labels.label_map import LabelMap, View
-from .labels.pooling import pool_labels
-from .labels.transforms import LabelPooling
-from .shards.images import decode_image
-from .shards.verify import VerifyReport, verify
-from .storage.resolve import open_folder
+from ._lazy import import_lazily
 
 if TYPE_CHECKING:
     from .analysis.analyze import analyze
@@ -40,8 +28,26 @@ if TYPE_CHECKING:
     from .annotate.ray_engine import RayEngine
     from .annotate.shard import Settings
     from .annotate.timm_annotator import TimmAnnotator
+    from .data.datasets import RelabelDataset
+    from .data.hf_source import HFSource
+    from .data.loading import load_dataset
+    from .data.samples import decode_sample
+    from .data.sampling import RelabelSampler
+    from .data.sources import ImageFolderSource, open_source
+    from .data.store import LabelMaps
+    from .data.stream import RelabelLoader, RelabelStream
+    from .data.stream_joins import join
+    from .data.tar_source import WebDatasetSource
+    from .errors import DatasetError, ImageError, LabelMapError
     from .hub import Published, publish
+    from .labels.batch import LabelMapBatch, collate
+    from .labels.label_map import LabelMap, View
+    from .labels.pooling import pool_labels
+    from .labels.transforms import LabelPooling
     from .report.html_report import write_report
+    from .shards.images import decode_image
+    from .shards.verify import VerifyReport, verify
+    from .storage.resolve import open_folder
     from .train.classifier import Classifier, load_classifier
     from .train.compare import Student, compare
     from .train.evaluate import evaluate
@@ -50,14 +56,22 @@ if TYPE_CHECKING:
     from .train.timm_transforms import timm_transforms
     from .train.tokens import MixToken, TokenLabelPooling, TokenStudent, token_label_loss
 
-# What a training script need not wait for is imported when first asked for: timm alone takes seconds.
-_LAZY = {
+_MODULES = {
     "Annotator": "annotate.annotator",
     "AnnotatorEntry": "annotate.catalogue",
     "Classifier": "train.classifier",
+    "DatasetError": "errors",
     "Ensemble": "annotate.combine",
     "FlipAveraged": "annotate.combine",
     "HFAnnotator": "annotate.hf_annotator",
+    "HFSource": "data.hf_source",
+    "ImageError": "errors",
+    "ImageFolderSource": "data.sources",
+    "LabelMap": "labels.label_map",
+    "LabelMapBatch": "labels.batch",
+    "LabelMapError": "errors",
+    "LabelMaps": "data.store",
+    "LabelPooling": "labels.transforms",
     "Machine": "train.recipe",
     "MixToken": "train.tokens",
     "ModuleAnnotator": "annotate.annotator",
@@ -66,26 +80,41 @@ _LAZY = {
     "PublishedMaps": "annotate.published",
     "RayEngine": "annotate.ray_engine",
     "Recipe": "train.recipe",
+    "RelabelDataset": "data.datasets",
+    "RelabelLoader": "data.stream",
+    "RelabelSampler": "data.sampling",
+    "RelabelStream": "data.stream",
     "Settings": "annotate.shard",
     "Student": "train.compare",
     "TimmAnnotator": "annotate.timm_annotator",
     "TokenLabelPooling": "train.tokens",
     "TokenStudent": "train.tokens",
+    "VerifyReport": "shards.verify",
+    "View": "labels.label_map",
+    "WebDatasetSource": "data.tar_source",
     "analyze": "analysis.analyze",
     "build": "annotate.build",
+    "collate": "labels.batch",
     "compare": "train.compare",
+    "decode_image": "shards.images",
+    "decode_sample": "data.samples",
     "describe_annotators": "annotate.catalogue",
     "detect_order": "annotate.orientation",
     "evaluate": "train.evaluate",
     "import_label_maps": "annotate.importers",
+    "join": "data.stream_joins",
     "load_classifier": "train.classifier",
+    "load_dataset": "data.loading",
+    "open_folder": "storage.resolve",
+    "open_source": "data.sources",
+    "pool_labels": "labels.pooling",
     "publish": "hub",
     "timm_transforms": "train.timm_transforms",
     "token_label_loss": "train.tokens",
     "train_student": "train.loop",
+    "verify": "shards.verify",
     "write_report": "report.html_report",
 }
-
 __all__ = [
     "PRESETS",
     "Annotator",
@@ -148,9 +177,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_LAZY[name]}", __name__), name)
+    return import_lazily(__name__, _MODULES, name)
 
 
 def __dir__() -> list[str]:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import unicodedata
+
+_SAFE_CATEGORIES = {"Zs", "Co", "Cn"}  # spaces, private use and unassigned: `str.isprintable` rejects them, too
+
 
 def counted(number: int, noun: str) -> str:
     """Return a number and a noun whose plural ends in s.
@@ -11,3 +15,32 @@ def counted(number: int, noun: str) -> str:
         ('1 file', '2 files')
     """
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def printable(text: object, *, keep: str = "") -> str:
+    r"""Return a text in which characters that could control a terminal are escaped as in Python: `\x1b`, `\u202e`.
+
+    Escaped are the control characters C0 and C1 including newlines, bidirectional overrides and other invisible format
+    characters (zero-width space, joiners, tags), line and paragraph separators, and lone surrogates, which stand for bytes of
+    file names that are not UTF-8.
+
+    Args:
+        text: A class name, key, file name or message; other objects are converted with `str`.
+        keep: Characters that stay.
+
+    Example:
+        >>> printable("cat\x1b[2J\u202e")
+        'cat\\x1b[2J\\u202e'
+    """
+    text = str(text)
+    return text if text.isprintable() else "".join(map(_Escaped(keep).__getitem__, text))
+
+
+class _Escaped(dict[str, str]):
+    def __init__(self, keep: str) -> None:
+        self.update(zip(keep, keep, strict=True))
+
+    def __missing__(self, character: str) -> str:
+        is_safe = character.isprintable() or unicodedata.category(character) in _SAFE_CATEGORIES
+        self[character] = character if is_safe else character.encode("unicode_escape").decode()
+        return self[character]

@@ -123,17 +123,17 @@ def weights(tmp_path):
 
 
 COMMANDS = {
-    "verify": ["{data}/colours", "--workers", "0", "--json", "{disk}/report.json"],
-    "analyze": ["{data}", "--config", "colours", "--crops", "26", "--out", "{disk}/analysis"],
-    "report": ["{data}", "--config", "colours", "--crops", "26", "--out", "{disk}/report.html"],
+    "verify": ["{data}/colours", "--num-workers", "0", "--json", "{disk}/report.json"],
+    "analyze": ["{data}", "--config", "colours", "--num-crops", "26", "--out", "{disk}/analysis"],
+    "report": ["{data}", "--config", "colours", "--num-crops", "26", "--out", "{disk}/report.html"],
     "pictures": ["{data}", "--config", "colours", "--count", "2", "--out", "{disk}/pictures"],
     "annotators": ["test_resnet*", "--input-size", "64", "--json", "{disk}/annotators.json"],
     "evaluate": [
-        "test_resnet", "{data}", "--config", "colours", "--split", "train", "--weights", "{weights}", "--model-args",
-        '{{"num_classes": 3}}', "--device", "cpu", "--num-workers", "0", "--image-size", "64", "--json", "{disk}/a.json",
+        "test_resnet", "{data}", "--config", "colours", "--split", "train", "--checkpoint", "{weights}", "--model-kwargs",
+        "num_classes=3", "--device", "cpu", "--num-workers", "0", "--image-size", "64", "--json", "{disk}/a.json",
     ],
     "build": [
-        "{images}", "{disk}/built", "--annotator", "test_resnet", "--checkpoint", "{weights}", "--model-arg",
+        "{images}", "{disk}/built", "--annotator", "test_resnet", "--checkpoint", "{weights}", "--model-kwargs",
         "num_classes=3", "--input-size", "64", "--device", "cpu",
     ],
 }  # fmt: skip

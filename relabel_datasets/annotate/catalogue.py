@@ -184,11 +184,11 @@ def _try_model(name: str, size: tuple[int, int] | None) -> AnnotatorEntry:
     module = _module_of(name)
     own_size = size or check_size(config.input_size[1:])
     # Some are published without a classifier; one that is trained later is as good.
-    model_args = {} if config.num_classes else {"num_classes": 1000}
+    model_kwargs = {} if config.num_classes else {"num_classes": 1000}
     reason = "" if config.num_classes else "published without a classifier"
     torch.manual_seed(0)
     try:
-        model, own_size = create_model(name, False, None, size, model_args)
+        model, own_size = create_model(name, False, None, size, model_kwargs)
         _wake(model)
         dense = make_dense(model.eval(), name, "local")
         with torch.inference_mode():

@@ -50,7 +50,7 @@ class TimmAnnotator(ModuleAnnotator):
         head: `"local"` or `"linearised"`: what a map is where the head is not linear; else both are the same.
         classes: names of the C classes. Default: ImageNet's synsets where the model's config is for ImageNet's number
             of classes, else unknown. Give them for a model that was trained on other classes.
-        **model_args: of `timm.create_model`, such as `num_classes` or `pad_type="same"`. Plain values, since they are
+        **model_kwargs: of `timm.create_model`, such as `num_classes` or `pad_type="same"`. Plain values, since they are
             recorded. `img_size` is the size that the weights are made for, where they are made for one.
 
     Attributes:
@@ -60,7 +60,7 @@ class TimmAnnotator(ModuleAnnotator):
         FileNotFoundError: there is no such checkpoint.
         ValueError: the checkpoint does not fit the model, the model has no map of features, no classifier, or cannot
             take the input size.
-        TypeError: `model_args` are not plain values.
+        TypeError: `model_kwargs` are not plain values.
 
     Example:
         >>> annotator = TimmAnnotator("tf_efficientnet_l2.ns_jft_in1k_475", pretrained=True, dtype="bfloat16")
@@ -86,18 +86,18 @@ class TimmAnnotator(ModuleAnnotator):
         compile: bool = False,  # noqa: A002  see ModuleAnnotator
         head: str = "local",
         classes: Sequence[str] | None = None,
-        **model_args: Any,
+        **model_kwargs: Any,
     ) -> None:
         from timm.data.config import resolve_model_data_config  # timm takes seconds to import
 
         if head not in HEADS:
             raise ValueError(f"head must be one of {list(HEADS)}, got {head!r}")
         try:
-            self.model_args: dict[str, Any] = json.loads(json.dumps(model_args))
+            self.model_kwargs: dict[str, Any] = json.loads(json.dumps(model_kwargs))
         except TypeError as error:
             raise TypeError(f"model_args are recorded, so they must be plain values: {error}") from error
         size = None if input_size is None else check_size(input_size)
-        model, size = create_model(name, pretrained, checkpoint, size, model_args)
+        model, size = create_model(name, pretrained, checkpoint, size, model_kwargs)
         config = resolve_model_data_config(model)  # type: ignore[no-untyped-call]
         dense = make_dense(model, name, head)
         super().__init__(
@@ -119,5 +119,5 @@ class TimmAnnotator(ModuleAnnotator):
 
     def describe(self) -> dict[str, Any]:
         """Return what decides the maps, as JSON values; `linear_head` says whether local ones are exact."""
-        own = {"kind": "timm", "model_args": self.model_args, "head": self.head, "linear_head": self.linear_head}
+        own = {"kind": "timm", "model_args": self.model_kwargs, "head": self.head, "linear_head": self.linear_head}
         return {**super().describe(), **own, "license": self.license}

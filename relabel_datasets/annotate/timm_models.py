@@ -31,7 +31,7 @@ def create_model(
     pretrained: bool,
     checkpoint: str | Path | None,
     input_size: tuple[int, int] | None,
-    model_args: dict[str, Any],
+    model_kwargs: dict[str, Any],
 ) -> tuple[TimmModel, tuple[int, int]]:
     """Return the model, with its weights, and the input size that it is now made for.
 
@@ -49,24 +49,24 @@ def create_model(
     if not pretrained and checkpoint is None:
         logger.warning("%s has random weights: give pretrained=True or a checkpoint, unless this is a test", name)
     _check_name(name)
-    model: TimmModel = _create(name, pretrained, model_args)
+    model: TimmModel = _create(name, pretrained, model_kwargs)
     if model.num_classes < 1:
         raise ValueError(
             f"{name} has no classifier: choose weights that have one, or give num_classes and a checkpoint"
         )
     config = model.pretrained_cfg
-    own_size = check_size(model_args.get("img_size") or config["input_size"][1:])
-    fixed = config.get("fixed_input_size", False) and not model_args.get("dynamic_img_size", False)
+    own_size = check_size(model_kwargs.get("img_size") or config["input_size"][1:])
+    fixed = config.get("fixed_input_size", False) and not model_kwargs.get("dynamic_img_size", False)
     resize = fixed and input_size is not None and input_size != own_size
     if resize and not hasattr(model, "set_input_size"):
         # timm still fits its pretrained weights to the size, but a checkpoint must then have been made for it.
         try:
-            model = _create(name, pretrained, {**model_args, "img_size": input_size})
+            model = _create(name, pretrained, {**model_kwargs, "img_size": input_size})
         except ValueError as error:
             raise ValueError(f"{name} cannot take input_size={input_size}, only {own_size}: {error}") from error
         resize = False
     if checkpoint is not None:
-        _load_checkpoint(model, name, Path(checkpoint), model_args)
+        _load_checkpoint(model, name, Path(checkpoint), model_kwargs)
     if resize:
         model.set_input_size(img_size=input_size)
     return model, input_size or own_size
@@ -90,7 +90,7 @@ def imagenet_classes(model: TimmModel) -> tuple[str, ...] | None:
     return tuple(ImageNetInfo(subset).label_names())  # type: ignore[no-untyped-call]
 
 
-def _create(name: str, pretrained: bool, model_args: dict[str, Any]) -> TimmModel:
+def _create(name: str, pretrained: bool, model_kwargs: dict[str, Any]) -> TimmModel:
     """Return `timm.create_model(...)`.
 
     Raises:
@@ -101,9 +101,9 @@ def _create(name: str, pretrained: bool, model_args: dict[str, Any]) -> TimmMode
 
     with explaining_hub_errors(HubItem(_hub_name(name), kind="model")):
         try:
-            return timm.create_model(name, pretrained=pretrained, **model_args)
+            return timm.create_model(name, pretrained=pretrained, **model_kwargs)
         except (TypeError, AssertionError, KeyError, AttributeError, RuntimeError, ValueError) as error:
-            given = f"with the model arguments {model_args}: check their names and values" if model_args else ""
+            given = f"with the model arguments {model_kwargs}: check their names and values" if model_kwargs else ""
             raise ValueError(f"timm cannot create {name} {given} ({type(error).__name__}: {error})") from error
 
 
@@ -124,7 +124,7 @@ def _check_name(name: str) -> None:
         raise ValueError(f"timm has no model {name!r}: {hint}")
 
 
-def _load_checkpoint(model: TimmModel, name: str, path: Path, model_args: dict[str, Any]) -> None:
+def _load_checkpoint(model: TimmModel, name: str, path: Path, model_kwargs: dict[str, Any]) -> None:
     import timm.models
 
     try:
@@ -132,7 +132,7 @@ def _load_checkpoint(model: TimmModel, name: str, path: Path, model_args: dict[s
     except (RuntimeError, ValueError, KeyError, AttributeError, EOFError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(
-            f"checkpoint {str(path)!r} does not fit {name} with {model_args}: give the model_args it was made with "
+            f"checkpoint {str(path)!r} does not fit {name} with {model_kwargs}: give the model_kwargs it was made with "
             f"(num_classes, img_size, ...), or the right file. {reason[:500]}"
         ) from error
 

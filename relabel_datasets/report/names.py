@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from ..annotate.classes import class_words
-from ..console import printable
+from ..words import printable
 
 
 def legible_names(classes: Sequence[str]) -> tuple[str, ...]:

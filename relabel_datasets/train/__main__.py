@@ -1,8 +1,8 @@
-"""`python -m relabel_datasets.train`, also under torchrun."""
+"""Run `relabel train` as `python -m relabel_datasets.train` or `torchrun -m relabel_datasets.train`."""
 
 import sys
 
-from .command import main
+from ..cli.train import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -90,7 +90,9 @@ class Checkpoints:
         self._folder, self._recipe = folder, recipe
         self._model, self._optimizer, self._ema, self._scaler = model, optimizer, ema, scaler
         self._args = argparse.Namespace(
-            model=recipe.model, recipe={**asdict(recipe), "model_args": dict(recipe.model_args)}, classes=list(classes)
+            model=recipe.model,
+            recipe={**asdict(recipe), "model_kwargs": dict(recipe.model_kwargs)},
+            classes=list(classes),
         )
         self._saver = _Saver(
             model,

@@ -83,7 +83,7 @@ def autocast(device: torch.device, dtype: Dtype) -> torch.autocast:
 
 def make_student(recipe: Recipe, num_classes: int) -> nn.Module:
     """Return the recipe's model with new weights, which its seed decides."""
-    arguments = dict(recipe.model_args)
+    arguments = dict(recipe.model_kwargs)
     if recipe.drop_path is not None:
         arguments["drop_path_rate"] = recipe.drop_path
     with torch.random.fork_rng(devices=[]):
@@ -97,7 +97,7 @@ def load_classifier(
     *,
     pretrained: bool = False,
     weights: str | os.PathLike[str] | None = None,
-    model_args: Mapping[str, Any] | None = None,
+    model_kwargs: Mapping[str, Any] | None = None,
     image_size: int | None = None,
     crop_pct: float | None = None,
     device: str | torch.device | None = None,
@@ -109,7 +109,7 @@ def load_classifier(
             timm model.
         pretrained: load the weights that timm knows for the name.
         weights: file with the weights of a timm model.
-        model_args: of `timm.create_model`, for a name.
+        model_kwargs: of `timm.create_model`, for a name.
         image_size: pixels of a side that it sees. Default: the checkpoint's, or timm's for tests.
         crop_pct: share of a side that is left of an image. Default: likewise.
         device: where to compute. Default: a GPU where there is one.
@@ -122,11 +122,11 @@ def load_classifier(
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     path = local_path(model, "the model") if is_url(model) else Path(model)
     if path.is_file() or path.suffix in (".tar", ".pth", ".pt"):
-        if pretrained or weights is not None or model_args:
+        if pretrained or weights is not None or model_kwargs:
             raise ValueError(f"{model} is a checkpoint, which has its weights and arguments: give none beside it")
         return _of_checkpoint(path, image_size, crop_pct, place)
     made, _ = create_model(
-        os.fspath(model), pretrained, None if weights is None else Path(weights), None, dict(model_args or {})
+        os.fspath(model), pretrained, None if weights is None else Path(weights), None, dict(model_kwargs or {})
     )
     config = resolve_model_data_config(made, use_test_size=True)  # type: ignore[no-untyped-call]
     size = config["input_size"][1:] if image_size is None else (image_size, image_size)

@@ -51,7 +51,7 @@ class Recipe:
             ablation of it (`global-multi`, `localized-single`, `global-single`), the annotator's answer to each crop
             (`distilled`), or labels of tokens beside that of the crop (`tokens`).
         model: name of a timm model.
-        model_args: more arguments of `timm.create_model`.
+        model_kwargs: more arguments of `timm.create_model`.
         image_size: pixels of a side of a training crop.
         eval_size: pixels of a side of a validation image; None: as in training.
         crop_pct: share of a side that is left of a validation image after cropping its middle.
@@ -81,7 +81,7 @@ class Recipe:
 
     labels: str = "relabel"
     model: str = "resnet50"
-    model_args: Mapping[str, Any] = field(default_factory=dict)
+    model_kwargs: Mapping[str, Any] = field(default_factory=dict)
     image_size: int = 224
     eval_size: int | None = None
     crop_pct: float = 0.875

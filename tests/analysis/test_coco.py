@@ -116,7 +116,9 @@ def test_coco_boxes_give_analyze_what_the_same_csv_gives(kind, dataset_folder, e
 def test_the_commands_read_coco_and_log_unmatched_categories(dataset_folder, tmp_path, capsys, caplog):
     content = coco(categories=[*CATEGORIES[:2], {"id": 90, "name": "person"}])
     boxes = write(tmp_path / "instances.json", content)
-    assert main(["analyze", str(dataset_folder), "--config", "colours", "--boxes", str(boxes), "--crops", "13"]) == 0
+    assert (
+        main(["analyze", str(dataset_folder), "--config", "colours", "--boxes", str(boxes), "--num-crops", "13"]) == 0
+    )
     assert "13/13" in capsys.readouterr().err
     text = "1 of 3 object classes match none of the 3 classes, such as 'cat': 'person'; their boxes count only where"
     assert text in caplog.text

@@ -11,7 +11,7 @@ import torch
 
 import relabel_datasets as rd
 from relabel_datasets.annotate.custom import load_annotator
-from relabel_datasets.annotator_options import add_annotator_arguments, annotator_from
+from relabel_datasets.cli.annotator_options import add_annotator_arguments, annotator_from
 from tests.conftest import picture
 
 SOURCE = """
@@ -80,7 +80,7 @@ def test_classes_come_from_a_file(source, tmp_path):
         ("{source}:make_annotator", ["--input-size", "64"], "decides for itself about input_size"),
         ("{source}:make_module", ["--checkpoint", "x.pt"], "--checkpoint cannot be given for .*only for a timm model"),
         ("{source}:make_module", ["--head", "linearised"], "--head cannot be given"),
-        ("hf:some/model", ["--model-arg", "a=1"], "--model-arg cannot be given for --annotator hf:some/model"),
+        ("hf:some/model", ["--model-kwargs", "a=1"], "--model-kwargs cannot be given for --annotator hf:some/model"),
         ("test_resnet", ["--input-size", "1", "2", "3"], "--input-size takes one side, or height and width"),
     ],
 )

@@ -298,7 +298,7 @@ def test_the_command_imports_and_says_how_to_load(tmp_path, release, image_folde
     arguments = ["import", str(pack(release, tmp_path / "release.tar")), str(tmp_path / "data"), "--format", "relabel"]
     classes = tmp_path / "classes.txt"
     classes.write_text("\n".join([*CLASSES, "polar bear"]))
-    options = ["--images", str(image_folder), "--classes", str(classes), "--config", "mine", "--store", "uint8"]
+    options = ["--images", str(image_folder), "--classes", str(classes), "--config", "mine", "--storage-dtype", "uint8"]
     assert main([*arguments, "--order", "wh", *options, "--shard-size", "9", "--skip-bad"]) == 0
     printed = capsys.readouterr().out
     assert "13 samples in 2 shards" in printed
@@ -314,7 +314,7 @@ def test_the_command_finds_the_order_out(tmp_path, image_folder, annotator, caps
     arguments = ["import", str(tmp_path / "release"), str(tmp_path / "data"), "--format", "relabel", "--order", "auto"]
     assert main(arguments) == 1
     assert "give --images and --annotator" in capsys.readouterr().err
-    monkeypatch.setattr("relabel_datasets.cli.annotator_from", lambda args: annotator)
+    monkeypatch.setattr("relabel_datasets.cli.import_maps.annotator_from", lambda args: annotator)
     assert main([*arguments, "--images", str(image_folder), "--annotator", "colours"]) == 0
     assert "order wh: correlation" in capsys.readouterr().err
     assert rd.LabelMaps(tmp_path / "data").manifest.annotator["order"] == "wh"

@@ -84,7 +84,7 @@ def real_images(real_data, folder, count):
 @pytest.mark.slow
 def test_25_kills_of_a_real_build(tmp_path, real_data):
     images, model = real_images(real_data, tmp_path, 400)
-    job = job_of(tmp_path, images, model="mobilenetv2_100", model_args=model, batch_size=16, shard_size=25)
+    job = job_of(tmp_path, images, model="mobilenetv2_100", model_kwargs=model, batch_size=16, shard_size=25)
     job |= {"kills": 25, "seconds_alive": 4}
     assert kill_builds(job)["kills"] == 25
     assert_all_equal(tmp_path / "out", undisturbed(tmp_path, job))

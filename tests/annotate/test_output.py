@@ -130,7 +130,7 @@ def test_an_upload_that_fails_or_arrives_cut_is_tried_again(source, annotator, w
 def test_the_command_writes_to_s3_with_credentials_of_the_environment(
     tmp_path, image_folder, checkpoint, monkeypatch, capsys
 ):
-    model = ["--annotator", "mobilenetv3_small_050", "--model-arg", "num_classes=3", "--input-size", "64"]
+    model = ["--annotator", "mobilenetv3_small_050", "--model-kwargs", "num_classes=3", "--input-size", "64"]
     arguments = [*model, "--checkpoint", checkpoint, "--shard-size", "5"]
     assert main(["build", str(image_folder), str(tmp_path / "whole"), *arguments]) == 0
     (tmp_path / "empty").mkdir()

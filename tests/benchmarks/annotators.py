@@ -139,11 +139,11 @@ def main() -> None:
         one = rd.TimmAnnotator("mobilenetv2_100", checkpoint=args.mobilenet, input_size=224, pad_type="same", **half)
         rows = torch.tensor(match_classes(one.classes, held_out.classes))
         compare("mobilenetv2_100", "ImageNet", {"local": one}, images, rows[labels], args.crops)
-    for name, model_args in MODELS.items():
-        weights = train(name, model_args, source, args.steps)
+    for name, model_kwargs in MODELS.items():
+        weights = train(name, model_kwargs, source, args.steps)
         heads = {
             head: rd.TimmAnnotator(
-                name, checkpoint=weights, input_size=SIZE, head=head, num_classes=10, **half, **model_args
+                name, checkpoint=weights, input_size=SIZE, head=head, num_classes=10, **half, **model_kwargs
             )
             for head in ("local", "linearised")
         }

@@ -30,12 +30,12 @@ import torch
 import relabel_datasets as rd
 from relabel_datasets.annotate import shard
 from relabel_datasets.annotate.classes import match_classes
-from relabel_datasets.cli import add_annotator_arguments, annotator_from
+from relabel_datasets.cli.annotator_options import add_annotator_arguments, annotator_from
 
 
 def timm_model(args: argparse.Namespace, annotator: rd.TimmAnnotator) -> torch.nn.Module:
     """Return timm's own model with the same weights, nothing of ours about it."""
-    model = timm.create_model(args.annotator, pretrained=args.checkpoint is None, **annotator.model_args)
+    model = timm.create_model(args.annotator, pretrained=args.checkpoint is None, **annotator.model_kwargs)
     if args.checkpoint:
         timm.models.load_checkpoint(model, str(args.checkpoint))
     return model.to(annotator.device, memory_format=torch.channels_last).eval()

@@ -20,7 +20,7 @@ from torchvision.ops import roi_align
 from torchvision.transforms import v2
 
 import relabel_datasets as rd
-from relabel_datasets.cli import add_annotator_arguments, annotator_from
+from relabel_datasets.cli.annotator_options import add_annotator_arguments, annotator_from
 from relabel_datasets.labels import codec
 from relabel_datasets.labels.encoding import encode_logits
 from relabel_datasets.shards.tars import ShardWriter

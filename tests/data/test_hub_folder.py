@@ -306,9 +306,9 @@ def test_verify_reads_a_dataset_on_the_hub(hub, capsys):
 
     hub.repos[REPO].tags["v1"] = hub.repos[REPO].head.oid
     broken = hub.files(REPO)[f"colours/{SHARDS[0]}"]
-    assert main(["verify", REPO, "--workers", "1"]) == 0
+    assert main(["verify", REPO, "--num-workers", "1"]) == 0
     hub.commit(REPO, {f"colours/{SHARDS[0]}": broken[:-1] + b"1"})
-    assert main(["verify", REPO, "--revision", "v1", "--workers", "1"]) == 0
+    assert main(["verify", REPO, "--revision", "v1", "--num-workers", "1"]) == 0
     capsys.readouterr()
-    assert main(["verify", REPO, "--workers", "1", "--json", "-"]) == 1
+    assert main(["verify", REPO, "--num-workers", "1", "--json", "-"]) == 1
     assert SHARDS[0] in json.dumps(json.loads(capsys.readouterr().out))

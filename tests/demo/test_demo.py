@@ -28,7 +28,7 @@ def test_the_saved_annotator_is_the_one_that_made_the_maps(scenes_relabel):
     annotator = load_annotator(scenes_relabel / "annotator.safetensors")
     manifest = rd.load_dataset(scenes_relabel, split="train").label_maps.manifest
     assert annotator.describe() == manifest.annotator
-    assert annotator.model_args == DENSE_ARGS
+    assert annotator.model_kwargs == DENSE_ARGS
 
 
 def test_mosaics_lay_tiles_side_by_side_then_below():

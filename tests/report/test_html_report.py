@@ -210,9 +210,9 @@ def test_the_command_writes_the_page_and_prints_its_path(dataset_folder, image_f
         str(dataset_folder),
         "--config",
         "labels-only",
-        "--samples",
+        "--num-samples",
         "4",
-        "--crops",
+        "--num-crops",
         "99",
         "--out",
         str(out),
@@ -226,8 +226,9 @@ def test_the_command_writes_the_page_and_prints_its_path(dataset_folder, image_f
     assert main([*arguments, "--no-images"]) == 0
     assert Page(out).data["sample-3"]["image"] is None
     capsys.readouterr()
-    assert main([*arguments, "--samples", "0"]) == 1
-    assert "num_samples" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main([*arguments, "--num-samples", "0"])
+    assert "argument --num-samples: expected an integer of at least 1, got '0'" in capsys.readouterr().err
 
 
 DRIVER = """

@@ -205,7 +205,7 @@ def test_the_command_writes_what_it_says(folder, images, tmp_path, capsys):
     printed = capsys.readouterr().out.splitlines()
     assert printed == [str(tmp_path / "out" / f"photo_{i}.png") for i in range(2)]
     assert sorted(map(str, (tmp_path / "out").iterdir())) == printed
-    assert main([*command, "--out", str(tmp_path / "out"), "--count", "2", "--samples", "5"]) == 0
+    assert main([*command, "--out", str(tmp_path / "out"), "--count", "2", "--num-samples", "5"]) == 0
     assert "several_classes.png" in capsys.readouterr().out
     assert main([*command, "--out", str(tmp_path / "none"), "--key", "nobody"]) == 1
     assert "no sample 'nobody'" in capsys.readouterr().err

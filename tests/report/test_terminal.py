@@ -188,7 +188,7 @@ def test_what_is_no_shard_is_told_of(tmp_path, content, message):
 
 def test_the_command_prints_it_in_the_terminals_width(folder, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "30")
-    assert main(["inspect", str(folder), "--config", "colours", "--samples", "1"]) == 0
+    assert main(["inspect", str(folder), "--config", "colours", "--num-samples", "1"]) == 0
     captured = capsys.readouterr()
     assert captured.out == describe(folder, "colours", num_samples=1, width=30) + "\n"
     assert captured.err == ""
@@ -202,7 +202,7 @@ def test_the_command_prints_it_in_the_terminals_width(folder, capsys, monkeypatc
         (["{folder}/nowhere.tar"], "nowhere.tar"),
         (["{folder}", "--config", "blue"], "no config 'blue'"),
         (["{folder}", "--split", "test"], "no split 'test'"),
-        (["{folder}", "--samples", "-1"], "num_samples must not be negative, got -1"),
+        (["{folder}", "--num-samples", "-1"], "num_samples must not be negative, got -1"),
         (["{folder}/colours/train-00001-of-00003.tar", "--split", "train"], "is a shard, of one config and split"),
     ],
 )

@@ -17,7 +17,7 @@ def test_the_command_scores_maps_trains_students_and_uses_results_again(scenes, 
     command = [
         "compare", str(scenes), "--presets", "single-label", "relabel", "distillation", "--seeds", "2", "--out",
         str(tmp_path / "runs"), *OPTIONS, "--epochs", "1", "--mix-off-epochs", "0", "--batch-size", "24", "--num-workers", "0",
-        "--checkpoint", str(scenes / "annotator.safetensors"), "--annotator-size", "32",
+        "--checkpoint", str(scenes / "annotator.safetensors"), "--annotator-input-size", "32",
     ]  # fmt: skip
     assert main(command) == 0
     printed = capsys.readouterr().out

@@ -209,9 +209,9 @@ def test_a_timm_model_by_name_with_weights_of_a_file(scenes, tmp_path, capsys):
     torch.manual_seed(0)
     model = timm.create_model("resnet10t", num_classes=len(CLASSES), **MODEL_ARGS)
     save_file(model.state_dict(), tmp_path / "weights.safetensors")
-    model_args = json.dumps({**MODEL_ARGS, "num_classes": len(CLASSES)})
-    options = ["--weights", str(tmp_path / "weights.safetensors"), "--model-args", model_args, "--image-size", "32",
-               "--crop-pct", "1", "--device", "cpu", "--num-workers", "0"]  # fmt: skip
+    model_kwargs = [f"{key}={value}" for key, value in {**MODEL_ARGS, "num_classes": len(CLASSES)}.items()]
+    options = ["--checkpoint", str(tmp_path / "weights.safetensors"), "--model-kwargs", *model_kwargs,
+               "--image-size", "32", "--crop-pct", "1", "--device", "cpu", "--num-workers", "0"]  # fmt: skip
     assert main(["evaluate", "resnet10t", str(scenes), *options]) == 0
     whole = rd.RelabelDataset(scenes, split="validation")
     right = 0
@@ -228,7 +228,7 @@ def test_a_timm_model_by_name_with_weights_of_a_file(scenes, tmp_path, capsys):
         (["none.pth.tar", "{scenes}"], "no checkpoint none.pth.tar"),
         (["resnet10x", "{scenes}"], "timm has no model 'resnet10x'"),
         (["resnet10t", "/nowhere"], "no dataset at /nowhere"),
-        (["resnet10t", "{scenes}", "--weights", "none.safetensors"], "no checkpoint 'none.safetensors'"),
+        (["resnet10t", "{scenes}", "--checkpoint", "none.safetensors"], "no checkpoint 'none.safetensors'"),
         (["none.pth.tar", "{scenes}", "--pretrained"], "is a checkpoint, which has its weights"),
     ],
 )

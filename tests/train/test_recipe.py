@@ -1,11 +1,9 @@
-import argparse
-import dataclasses
-import inspect
+from dataclasses import fields
 
 import pytest
 
 from relabel_datasets.cli import make_parser
-from relabel_datasets.train.options import add_options, given_options
+from relabel_datasets.cli.student_options import RECIPE_HELP, RUNTIME_HELP, recipe_values, runtime_from
 from relabel_datasets.train.recipe import LABELS, PRESETS, Machine, Recipe
 
 
@@ -47,45 +45,53 @@ def test_a_change_to_what_there_is_not_is_an_error():
         Recipe().changed(lr=0.1)
 
 
-@pytest.mark.parametrize("cls", [Recipe, Machine])
-def test_each_field_has_an_option_with_help(cls):
-    parser = argparse.ArgumentParser()
-    add_options(parser, cls, "all")
-    options = {action.dest: action for action in parser._actions if action.dest != "help"}
-    names = [field.name for field in dataclasses.fields(cls)]
-    assert list(options) == names
-    documented = inspect.getdoc(cls)
-    for name in names:
-        assert options[name].option_strings[0] == f"--{name.replace('_', '-')}"
-        assert options[name].help.split()[0] in documented
-        assert len(options[name].help) > 5
-    assert given_options(parser.parse_args([]), cls) == {}
+@pytest.mark.parametrize(("cls", "helps"), [(Recipe, RECIPE_HELP), (Machine, RUNTIME_HELP)])
+def test_every_value_has_a_help_text(cls, helps):
+    assert set(helps) == {field.name for field in fields(cls)}
 
 
 def test_options_become_values_of_their_fields():
-    parser = argparse.ArgumentParser()
-    add_options(parser, Recipe, "recipe", leave_out=("seed",))
-    add_options(parser, Machine, "machine")
-    args = parser.parse_args(
-        ["--model-args", '{"depth": 12}', "--ema-decay", "0.99", "--auto-augment", "rand-m9", "--eval-size", "64",
+    arguments = [
+        "train",
+        "data",
+        "--out",
+        "run",
+        "--model-kwargs",
+        "depth=12",
+        "flag=true",
+        "pad=same",
+        "--model-kwargs",
+        "sizes=[1,2]",
+    ]
+    args = make_parser().parse_args(
+        [*arguments, "--ema-decay", "0.99", "--auto-augment", "rand-m9", "--eval-size", "64",
          "--dtype", "bfloat16", "--no-progress", "--compile", "--window", "3"]
     )  # fmt: skip
-    recipe = Recipe(**given_options(args, Recipe))
-    assert recipe == Recipe(
-        model_args={"depth": 12}, ema_decay=0.99, auto_augment="rand-m9", eval_size=64, dtype="bfloat16"
+    kwargs = {"depth": 12, "flag": True, "pad": "same", "sizes": [1, 2]}
+    assert PRESETS["relabel"].changed(**recipe_values(args)) == Recipe(
+        model_kwargs=kwargs, ema_decay=0.99, auto_augment="rand-m9", eval_size=64, dtype="bfloat16"
     )
-    assert Machine(**given_options(args, Machine)) == Machine(progress=False, compile=True, window=3)
-    with pytest.raises(SystemExit):
-        parser.parse_args(["--seed", "1"])
+    assert runtime_from(args) == Machine(progress=False, compile=True, window=3)
 
 
-@pytest.mark.parametrize("text", ["{", "[1]"])
-def test_json_that_is_no_object_is_an_error_that_shows_one(text, capsys):
-    parser = argparse.ArgumentParser()
-    add_options(parser, Recipe, "recipe")
-    with pytest.raises(SystemExit):
-        parser.parse_args(["--model-args", text])
-    assert '{"depth": 12}' in capsys.readouterr().err
+def test_options_that_are_not_given_are_those_of_the_preset():
+    args = make_parser().parse_args(["train", "data", "--out", "run"])
+    assert recipe_values(args) == {}
+    assert runtime_from(args) == Machine()
+
+
+@pytest.mark.parametrize("option", ["--labels", "--seed"])
+def test_values_that_differ_between_students_are_no_options_of_compare(option, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        make_parser().parse_args(["compare", "data", option, "1"])
+    assert option in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["depth", "=12", "a-b=1"])
+def test_model_kwargs_that_are_no_pairs_are_an_error_that_shows_one(text, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        make_parser().parse_args(["train", "data", "--out", "run", "--model-kwargs", text])
+    assert "expected KEY=VALUE, such as pad_type=same" in capsys.readouterr().err
 
 
 def test_help_of_train_names_every_preset_and_torchrun(capsys):

@@ -7,10 +7,10 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
-from .console import OutputClosedError, printable, safe_output
+from ..words import printable
+from .console import OutputClosedError, safe_output
 from .explain import explain
 
 INTERRUPTED, CLOSED = 130, 141  # exit codes as shells have them: 128 and the number of SIGINT, SIGPIPE
@@ -79,10 +79,10 @@ def _run(
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser with the option `--debug`; that of a program with subcommands may stand before or after the subcommand."""
+    """A parser with the option `--debug`, which may be given before or after a subcommand."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})  # an abbreviation may be a typo of another option
         self.add_argument(
             "--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error"
         )
@@ -90,35 +90,6 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Print the usage and a message of one line, and exit with code 2."""
         super().error(printable(message))
-
-
-def path_argument(text: str) -> Path:
-    """Return the path of an option that must be on this machine, for `type=` of an argument.
-
-    Raises:
-        argparse.ArgumentTypeError: The option is a URL.
-    """
-    from .storage.folders import local_path
-
-    try:
-        return local_path(text, "the path")
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def output_argument(text: str) -> Path:
-    """Return the path of a file to write at the end of a command; "-" is stdout where the command says so.
-
-    Raises:
-        argparse.ArgumentTypeError: The path is a URL, or its folder does not exist or cannot be written to.
-    """
-    path = path_argument(text)
-    folder = path.absolute().parent
-    if not folder.is_dir():
-        raise argparse.ArgumentTypeError(f"the folder {folder} does not exist: create it first")
-    if not os.access(folder, os.W_OK):
-        raise argparse.ArgumentTypeError(f"the folder {folder} cannot be written to: choose another one")
-    return path
 
 
 def _flush(stream: TextIO) -> None:

@@ -5,7 +5,8 @@ import sys
 import pytest
 from tqdm import tqdm
 
-from relabel_datasets.console import OutputClosedError, SafeFormatter, SafeStream, printable, safe_output
+from relabel_datasets.cli.console import OutputClosedError, SafeFormatter, SafeStream, safe_output
+from relabel_datasets.words import printable
 
 HOSTILE = {  # text -> what a terminal gets
     "\x1b[2J": "\\x1b[2J",

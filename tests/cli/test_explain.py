@@ -4,8 +4,8 @@ import os
 import pytest
 import torch
 
+from relabel_datasets.cli.explain import explain
 from relabel_datasets.errors import DatasetError
-from relabel_datasets.explain import explain
 
 
 def system_error(number: int, *path: str) -> OSError:

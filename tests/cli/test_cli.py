@@ -1,13 +1,18 @@
+import argparse
 import json
+import subprocess
+import sys
+from importlib.metadata import version
 
 import pytest
 import timm
 from safetensors.torch import save_file
 
 import relabel_datasets as rd
-from relabel_datasets.cli import main
+from relabel_datasets.cli import main, make_parser
+from tests.conftest import ROOT
 
-MODEL = ("--annotator", "mobilenetv3_small_050", "--input-size", "64", "96", "--model-arg", "num_classes=3")
+MODEL = ("--annotator", "mobilenetv3_small_050", "--input-size", "64", "96", "--model-kwargs", "num_classes=3")
 
 
 @pytest.fixture
@@ -37,7 +42,7 @@ def test_build_of_label_maps_alone(tmp_path, image_folder, checkpoint, capsys):
         "topk",
         "--k",
         "2",
-        "--store",
+        "--storage-dtype",
         "uint8",
         "--config",
         "mine",
@@ -56,7 +61,6 @@ def test_build_of_label_maps_alone(tmp_path, image_folder, checkpoint, capsys):
     [
         (["build", "/nowhere", "out", *MODEL], "no image folder at /nowhere"),
         (["build", "{images}", "out", *MODEL, "--checkpoint", "/no.safetensors"], "/no.safetensors"),
-        (["build", "{images}", "out", *MODEL, "--model-arg", "novalue"], "KEY=VALUE"),
         (["build", "{images}", "out", *MODEL, "--input-size", "1", "2", "3"], "--input-size"),
         (["build", "{images}", "out", "--annotator", "no_such_model"], "no_such_model"),
     ],
@@ -71,7 +75,7 @@ def test_errors_are_one_message_and_exit_code_1(image_folder, arguments, message
 
 
 def test_verify_of_a_good_dataset(dataset_folder, tmp_path, capsys):
-    assert main(["verify", str(dataset_folder), "--workers", "0", "--json", str(tmp_path / "report.json")]) == 0
+    assert main(["verify", str(dataset_folder), "--num-workers", "0", "--json", str(tmp_path / "report.json")]) == 0
     captured = capsys.readouterr()
     lines = captured.out.splitlines()
     assert lines[:2] == [
@@ -87,11 +91,11 @@ def test_verify_of_a_good_dataset(dataset_folder, tmp_path, capsys):
 def test_verify_of_a_damaged_dataset(dataset_folder, capsys):
     shard = dataset_folder / "colours" / "train-00001-of-00003.tar"
     shard.write_bytes(b"\xff" + shard.read_bytes()[1:])
-    assert main(["verify", str(dataset_folder), "--quick", "--workers", "1"]) == 1
+    assert main(["verify", str(dataset_folder), "--quick", "--num-workers", "1"]) == 1
     assert "colours/train-00001-of-00003.tar: " in capsys.readouterr().out
-    assert main(["verify", str(dataset_folder), "--config", "labels-only", "--workers", "0"]) == 0
+    assert main(["verify", str(dataset_folder), "--config", "labels-only", "--num-workers", "0"]) == 0
     capsys.readouterr()
-    assert main(["verify", str(dataset_folder), "--json", "-", "--workers", "0"]) == 1
+    assert main(["verify", str(dataset_folder), "--json", "-", "--num-workers", "0"]) == 1
     captured = capsys.readouterr()
     problems = json.loads(captured.out)["problems"]
     assert {problem["shard"] for problem in problems} == {shard.name}
@@ -103,7 +107,7 @@ def test_verify_of_a_damaged_dataset(dataset_folder, capsys):
     [
         (["/nowhere"], "no dataset at /nowhere"),
         (["{root}", "--config", "blue"], "no config 'blue'"),
-        (["{root}", "--workers", "-1"], "num_workers"),
+        (["{root}", "--num-workers", "-1"], "num_workers"),
     ],
 )
 def test_verify_of_nothing_is_one_message_and_exit_code_1(dataset_folder, arguments, message, capsys):
@@ -120,13 +124,64 @@ def test_ctrl_c_says_whether_the_command_goes_on_later(command, goes_on, capsys,
     def stop(args):
         raise KeyboardInterrupt
 
-    module = "report.analyze_command" if command == "analyze" else "cli"
-    monkeypatch.setattr(f"relabel_datasets.{module}._{command}", stop)
+    monkeypatch.setattr(f"relabel_datasets.cli.{command}._run", stop)
     arguments = {"build": ["images", "out", "--annotator", "any"], "verify": ["path"]}
     assert main([command, *arguments.get(command, [])]) == 130
     assert ("continues from here" in capsys.readouterr().err) is goes_on
 
 
-def test_without_a_command_the_usage_is_shown():
-    with pytest.raises(SystemExit, match="2"):
-        main([])
+def test_without_a_command_the_help_is_shown(capsys):
+    assert main([]) == 0
+    assert "show the version" in capsys.readouterr().out
+
+
+COMMANDS = {
+    "demo", "build", "import", "annotators", "verify", "inspect", "analyze", "report", "pictures", "train", "evaluate",
+    "compare", "publish",
+}  # fmt: skip
+QUICK = [[], ["--help"], ["--version"], ["biuld"], ["build", "--help"], ["train", "--help"], ["verify", "--quik", "x"]]
+
+
+@pytest.mark.parametrize("arguments", QUICK, ids=" ".join)
+def test_help_version_and_typos_import_nothing_heavy(arguments):
+    code = f"""
+import sys
+from relabel_datasets.cli import main
+try:
+    main({arguments!r})
+finally:
+    heavy = {{"torch", "torchvision", "timm", "datasets", "numpy", "PIL", "fsspec", "huggingface_hub"}} & set(sys.modules)
+    print("heavy", sorted(heavy))
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert run.stdout.splitlines()[-1] == "heavy []", run.stderr
+
+
+def test_python_m_runs_the_command_and_the_version_is_that_of_the_package():
+    run = subprocess.run(
+        [sys.executable, "-m", "relabel_datasets", "--version"], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert run.stdout == f"relabel-datasets {version('relabel-datasets')}\n"
+
+
+def _options(parser):
+    (subparsers,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    return subparsers.choices
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_every_command_has_an_example_and_every_option_a_help_text(command):
+    parser = _options(make_parser())[command]
+    assert "relabel" in parser.epilog
+    assert "example" in parser.epilog
+    for action in parser._actions:
+        assert action.help, action.option_strings or action.dest
+        assert len(action.help.split()) > 2, action.option_strings
+        first = action.help.split()[0].lower()
+        assert first not in {"of", "to", "in", "at", "with", "by", "from", "that", "which", "where", "how", "as"}, (
+            action.help
+        )
+
+
+def test_the_commands_are_these():
+    assert set(_options(make_parser())) == COMMANDS

@@ -10,14 +10,13 @@ import logging
 import os
 import re
 import sys
-import unicodedata
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any, TextIO, cast
 
-from .storage.redaction import redact, secrets_of
+from ..storage.redaction import redact, secrets_of
+from ..words import printable
 
-_SAFE_CATEGORIES = {"Zs", "Co", "Cn"}  # spaces, private use and unassigned: `str.isprintable` rejects them, too
 _MIN_SECRET = 8  # characters; a shorter one may be a word of our own messages
 _TOKENS = ("HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")  # in the environment
 _CURSOR_MOVES = re.compile(r"(?:\n|\x1b\[A)+")  # which progress bars below one another write
@@ -26,35 +25,6 @@ _COLOR = re.compile(r"\x1b\[[\d;]*m")  # of other libraries' messages
 
 class OutputClosedError(Exception):
     """The reader of stdout or stderr is gone, as in `relabel ... | head`."""
-
-
-def printable(text: object, *, keep: str = "") -> str:
-    r"""Return a text in which characters that could control a terminal are escaped as in Python: `\x1b`, `\u202e`.
-
-    Escaped are the control characters C0 and C1 including newlines, bidirectional overrides and other invisible format
-    characters (zero-width space, joiners, tags), line and paragraph separators, and lone surrogates, which stand for bytes of
-    file names that are not UTF-8.
-
-    Args:
-        text: A class name, key, file name or message; other objects are converted with `str`.
-        keep: Characters that stay.
-
-    Example:
-        >>> printable("cat\x1b[2J\u202e")
-        'cat\\x1b[2J\\u202e'
-    """
-    text = str(text)
-    return text if text.isprintable() else "".join(map(_Escaped(keep).__getitem__, text))
-
-
-class _Escaped(dict[str, str]):
-    def __init__(self, keep: str) -> None:
-        self.update(zip(keep, keep, strict=True))
-
-    def __missing__(self, character: str) -> str:
-        is_safe = character.isprintable() or unicodedata.category(character) in _SAFE_CATEGORIES
-        self[character] = character if is_safe else character.encode("unicode_escape").decode()
-        return self[character]
 
 
 class SafeStream:

@@ -4,8 +4,7 @@ import sys
 
 import pytest
 
-from relabel_datasets import runner
-from relabel_datasets.cli import main, make_parser
+from relabel_datasets.cli import main, make_parser, runner
 from tests.conftest import ROOT
 
 
@@ -64,7 +63,7 @@ import sys, types
 package = types.ModuleType("relabel_datasets")  # without torch, which takes seconds to import
 package.__path__ = [{str(ROOT / "relabel_datasets")!r}]
 sys.modules["relabel_datasets"] = package
-from relabel_datasets import runner
+from relabel_datasets.cli import runner
 def work(args):
     for _ in range(100_000):
         sys.stdout.write("a line\\n")
@@ -131,7 +130,7 @@ class TestArguments:
             ["compare", "x", "--out"],
             ["evaluate", "m", "x", "--json"],
             ["evaluate", "m", "x", "--boxes"],
-            ["evaluate", "m", "x", "--weights"],
+            ["evaluate", "m", "x", "--checkpoint"],
             ["verify", "x", "--json"],
             ["annotators", "--json"],
         ],

@@ -1,55 +1,80 @@
-"""Options of the command line that choose an annotator: of timm, of transformers, or a user's own."""
+"""Options that choose an annotator: a timm model, a transformers model, or a user's own."""
 
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from .runner import path_argument
+from .options import add_model_kwargs, path_argument, positive
 
 if TYPE_CHECKING:
-    from .annotate.annotator import Annotator
+    from ..annotate.annotator import Annotator
 
 _TIMM_SOURCES = ("hf-hub:", "hf_hub:", "local-dir:", "modelscope:")  # what timm takes before a colon
 
 
 def add_annotator_arguments(parser: argparse.ArgumentParser, default: str | None = None) -> None:
-    """Add the options that choose an annotator; builder scripts use them, too."""
+    """Add the options that choose an annotator. Builder scripts use them as well.
+
+    Args:
+        parser: Parser of the command.
+        default: Annotator to use if none is given. None makes `--annotator` required.
+    """
     group = parser.add_argument_group("annotator")
     group.add_argument(
-        "--annotator",
-        metavar="MODEL",
-        required=default is None,
-        default=default,
-        help="any timm model, hf:NAME of transformers, or your own package.module:function or path/to/file.py:function",
-    )
-    group.add_argument("--checkpoint", type=path_argument, help="weights (default: timm's pretrained ones, downloaded)")
-    group.add_argument("--input-size", type=int, nargs="+", metavar="PX", help="one side, or height and width")
-    group.add_argument("--mean", type=float, nargs=3, help="(default: the model's own)")
-    group.add_argument("--std", type=float, nargs=3, help="(default: the model's own)")
-    group.add_argument("--interpolation", help="(default: the model's own)")
+        "--annotator", metavar="MODEL", required=default is None, default=default,
+        help="timm model, hf:NAME of a transformers model, or your own package.module:function or path/to/file.py:function"
+        + (f" (default: {default})" if default else ""),
+    )  # fmt: skip
     group.add_argument(
-        "--model-arg", action="append", default=[], metavar="KEY=VALUE", help="timm argument; repeatable"
-    )
-    group.add_argument("--classes-file", type=path_argument, metavar="FILE", help="names of its classes, one a line")
+        "--checkpoint", type=path_argument, metavar="FILE",
+        help="file with the weights of a timm model (default: the pretrained ones, downloaded)",
+    )  # fmt: skip
     group.add_argument(
-        "--head",
-        choices=["local", "linearised"],
-        default="local",
-        help="maps of heads that are not linear: the head at each location, or linearised, whose mean over the image "
-        "is the model's own output (default: %(default)s)",
-    )
-    group.add_argument("--flip", action="store_true", help="mean over the image and its mirror image; twice the work")
+        "--input-size", type=positive, nargs="+", metavar="PX",
+        help="side, or height and width, that images are resized to, in pixels (default: that of the model)",
+    )  # fmt: skip
     group.add_argument(
-        "--scales", type=float, nargs="+", metavar="X", help="mean over input sizes, as factors of the one above"
+        "--mean",
+        type=float,
+        nargs=3,
+        metavar=("R", "G", "B"),
+        help="mean of normalized pixels (default: that of the model)",
     )
-    group.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
-    group.add_argument("--device", help="such as cuda or cpu (default: cuda where there is one)")
-    group.add_argument("--compile", action="store_true", help="through torch.compile: a minute to start, then faster")
+    group.add_argument(
+        "--std", type=float, nargs=3, metavar=("R", "G", "B"),
+        help="standard deviation of normalized pixels (default: that of the model)",
+    )  # fmt: skip
+    group.add_argument("--interpolation", help="interpolation of the resize (default: that of the model)")
+    add_model_kwargs(group)
+    group.add_argument(
+        "--classes-file", type=path_argument, metavar="FILE",
+        help="text file with the names of the annotator's classes, one per line (default: those of the model)",
+    )  # fmt: skip
+    group.add_argument(
+        "--head", choices=["local", "linearised"], default="local",
+        help="maps of nonlinear heads: apply the head at each location, or linearize it so that the mean over the image "
+        "equals the output of the model (default: %(default)s)",
+    )  # fmt: skip
+    group.add_argument(
+        "--flip", action="store_true", help="average the maps of the image and its mirror image, at twice the cost"
+    )
+    group.add_argument(
+        "--scales",
+        type=float,
+        nargs="+",
+        metavar="X",
+        help="average over input sizes, given as factors of --input-size",
+    )
+    group.add_argument(
+        "--dtype", choices=["float32", "bfloat16", "float16"], default="float32",
+        help="precision of the forward pass (default: %(default)s)",
+    )  # fmt: skip
+    group.add_argument("--device", help="device such as cuda or cpu (default: cuda if available)")
+    group.add_argument("--compile", action="store_true", help="use torch.compile: a slower start, then faster")
 
 
 def annotator_from(args: argparse.Namespace) -> Annotator:
@@ -69,7 +94,7 @@ def annotator_from(args: argparse.Namespace) -> Annotator:
         sizes = [_scaled(size, grid, scale) for scale in args.scales]
         annotators = [annotator if other == size else make(other) for other in sizes]
     if args.flip or args.scales:
-        from .annotate.combine import Ensemble, FlipAveraged
+        from ..annotate.combine import Ensemble, FlipAveraged
 
         members: Sequence[Annotator] = [FlipAveraged(one) for one in annotators] if args.flip else annotators
         return Ensemble(members) if args.scales else members[0]
@@ -103,21 +128,20 @@ def _factory(args: argparse.Namespace) -> Callable[[tuple[int, int] | None], Ann
     options = {key: value for key, value in given.items() if value is not None}
     name = args.annotator
     if name.startswith("hf:"):
-        from .annotate.hf_annotator import HFAnnotator
+        from ..annotate.hf_annotator import HFAnnotator
 
-        _refuse(args, name, "checkpoint", "model_arg")
+        _refuse(args, name, "checkpoint", "model_kwargs")
         hf = partial(HFAnnotator, name.removeprefix("hf:"), head=args.head, **options)
         return lambda size: hf(input_size=size)
     if ":" in name and not name.startswith(_TIMM_SOURCES):
-        from .annotate.custom import load_annotator
+        from ..annotate.custom import load_annotator
 
-        _refuse(args, name, "checkpoint", "model_arg", *(["head"] if args.head != "local" else []))
+        _refuse(args, name, "checkpoint", "model_kwargs", *(["head"] if args.head != "local" else []))
         return lambda size: load_annotator(name, **options, **({} if size is None else {"input_size": size}))
-    from .annotate.timm_annotator import TimmAnnotator  # timm takes seconds to import
+    from ..annotate.timm_annotator import TimmAnnotator  # timm takes seconds to import
 
-    model_args = dict(map(_model_argument, args.model_arg))
     weights = {"pretrained": args.checkpoint is None, "checkpoint": args.checkpoint}
-    return lambda size: TimmAnnotator(name, input_size=size, head=args.head, **weights, **options, **model_args)
+    return lambda size: TimmAnnotator(name, input_size=size, head=args.head, **weights, **options, **args.model_kwargs)
 
 
 def _refuse(args: argparse.Namespace, name: str, *options: str) -> None:
@@ -143,13 +167,3 @@ def _scaled(size: tuple[int, int], grid: tuple[int, int], scale: float) -> tuple
 def _round(scaled: float, side: int, cells: int) -> int:
     stride = side // cells if side % cells == 0 else 32  # convolutions without padding give other numbers of cells
     return side if scaled == side else max(1, round(scaled / stride)) * stride
-
-
-def _model_argument(text: str) -> tuple[str, Any]:
-    key, equals, value = text.partition("=")
-    if not equals:
-        raise ValueError(f"--model-arg takes KEY=VALUE, got {text!r}")
-    try:
-        return key, json.loads(value)
-    except json.JSONDecodeError:
-        return key, value  # a word

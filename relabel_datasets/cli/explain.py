@@ -6,7 +6,7 @@ import errno
 import os
 import re
 
-from .storage.redaction import redact_path
+from ..storage.redaction import redact_path
 
 _MAX_LENGTH = 1500  # characters
 _EXTRAS = {"ray": "ray", "s3fs": "s3", "tensorboard": "tensorboard", "transformers": "hf"}

@@ -1,0 +1,172 @@
+"""`relabel build`: annotate images and write shards."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from .annotator_options import add_annotator_arguments, annotator_from
+from .image_options import add_columns
+from .options import add_command, add_config, add_split, path_argument, positive
+
+if TYPE_CHECKING:
+    from ..annotate.engines import Engine
+
+
+def add_parser(commands: Any) -> None:
+    """Add the subcommand."""
+    parser = add_command(
+        commands,
+        "build",
+        "annotate images and write label maps as shards",
+        _run,
+        examples=[
+            "relabel build photos/train OUT --annotator resnet50.a1_in1k",
+            "relabel build hf:cifar10 s3://bucket/OUT --annotator my_models.py:annotator --no-images",
+        ],
+        note="Builds are resumable: rerun the same command after any interruption.",
+    )
+    parser.add_argument(
+        "images", metavar="IMAGES",
+        help="ImageFolder, WebDataset tars (a folder or a glob), saved Hugging Face dataset, or hf:NAME",
+    )  # fmt: skip
+    add_columns(parser)
+    parser.add_argument("out", metavar="OUT", help="folder or URL of the dataset; the config is written to OUT/CONFIG")
+    add_config(parser, default="the name of the annotator")
+    add_split(parser)
+    parser.add_argument(
+        "--no-images", action="store_true", help="store label maps only; they are joined with images by key when loaded"
+    )
+    add_writing_options(
+        parser, storage_dtypes=["uint4", "uint8", "float16"], default="uint4 for heatmaps, float16 for topk"
+    )
+    parser.add_argument(
+        "--encoding", choices=["heatmaps", "topk"], default="heatmaps",
+        help="heatmaps: all locations of the most important classes; topk: the best classes at each location, as in the "
+        "paper (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--k", type=positive, metavar="K",
+        help="number of classes to keep per image (heatmaps, default: 10) or per location (topk, default: 5)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--class-mapping", type=path_argument, metavar="JSON",
+        help="JSON file that maps each class of the images to a class name or index of the annotator (default: by name)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--all-classes", action="store_true", help="keep all classes of the annotator instead of those of the images"
+    )
+    parser.add_argument(
+        "--batch-size",
+        type=positive,
+        default=32,
+        metavar="N",
+        help="images per batch of the annotator, which must not change when a build is resumed (default: %(default)s)",
+    )
+    _add_engine_options(parser)
+    add_annotator_arguments(parser)
+
+
+def add_writing_options(parser: argparse.ArgumentParser, storage_dtypes: list[str], default: str) -> None:
+    """Add the options of commands that write shards."""
+    parser.add_argument(
+        "--storage-dtype", choices=storage_dtypes, help=f"precision of the stored logits (default: {default})"
+    )
+    parser.add_argument(
+        "--shard-size", type=positive, default=5000, metavar="N", help="samples per shard (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--card", metavar="TEMPLATE",
+        help="template of the dataset card: a file, or a name in cards/ (default: that of the existing card, else default)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--num-threads",
+        type=positive,
+        default=4,
+        metavar="N",
+        help="threads that read and decode files (default: %(default)s)",
+    )
+
+
+def _add_engine_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("engine", "where annotators run")
+    group.add_argument(
+        "--engine",
+        choices=["local", "ray"],
+        default="local",
+        help="this process, or a Ray cluster (default: %(default)s)",
+    )
+    group.add_argument(
+        "--address", help="Ray cluster: auto, host:port or ray://host:port (default: start one on this machine)"
+    )
+    group.add_argument(
+        "--actors",
+        type=positive,
+        metavar="N",
+        help="maximum number of Ray actors (default: as many as the cluster has room for)",
+    )
+    group.add_argument(
+        "--gpus-per-actor",
+        type=float,
+        metavar="N",
+        help="GPUs per Ray actor (default: 1 if the cluster has GPUs, else 0)",
+    )
+    group.add_argument("--cpus-per-actor", type=positive, metavar="N", help="CPUs per Ray actor (default: 1)")
+
+
+def _run(args: argparse.Namespace) -> None:
+    from ..annotate.build import build
+    from ..annotate.shard import Settings
+    from ..data.sources import open_source
+
+    settings = Settings(
+        encoding=args.encoding,
+        k=args.k,
+        dtype=args.storage_dtype,
+        images=not args.no_images,
+        batch_size=args.batch_size,
+        num_threads=args.num_threads,
+    )
+    manifest = build(
+        open_source(args.images, args.split, image_column=args.image_column, label_column=args.label_column),
+        args.out,
+        partial(annotator_from, args),  # created once the output is known to be writable, and on each node
+        config=args.config,
+        split=args.split,
+        settings=settings,
+        shard_size=args.shard_size,
+        class_mapping=None
+        if args.class_mapping is None
+        else json.loads(args.class_mapping.read_text(encoding="utf-8")),
+        all_classes=args.all_classes,
+        card=args.card,
+        engine=_engine_from(args),
+    )
+    sys.stdout.write(describe_result(manifest, args.out, args.split, args.images if args.no_images else None))
+
+
+def describe_result(manifest: Any, out: Any, split: str, images: str | None) -> str:
+    """Return what a command that wrote shards prints: the size of the split, and the line that loads it."""
+    entry = manifest.splits[split]
+    num_shards, num_skipped = len(entry.filenames), len(entry.skipped)
+    argument = "" if images is None else f", images={images!r}"
+    return (
+        f"{str(out).rstrip('/')}/{manifest.config}: {entry.num_samples} samples in "
+        f"{num_shards} {'shard' if num_shards == 1 else 'shards'}, {sum(entry.shard_bytes) / 1e6:.1f} MB, "
+        f"{num_skipped} {'image' if num_skipped == 1 else 'images'} skipped\n"
+        f"load_dataset({str(out)!r}, {manifest.config!r}, split={split!r}{argument})\n"
+    )
+
+
+def _engine_from(args: argparse.Namespace) -> Engine:
+    from ..annotate.engines import find_engine
+    from ..annotate.ray_engine import RayEngine
+
+    if args.engine == "ray":
+        return RayEngine(args.address, args.actors, args.gpus_per_actor, args.cpus_per_actor or 1)
+    if any(value is not None for value in (args.address, args.actors, args.gpus_per_actor, args.cpus_per_actor)):
+        raise ValueError("--address, --actors, --gpus-per-actor and --cpus-per-actor need --engine ray")
+    return find_engine(args.engine)

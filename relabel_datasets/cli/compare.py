@@ -1,0 +1,100 @@
+"""`relabel compare`: students and label maps of several annotators in one table."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from ..train.recipe import PRESETS
+from .options import add_command, path_argument, positive
+from .student_options import (
+    add_data_options,
+    add_recipe_options,
+    add_runtime_options,
+    load_splits,
+    recipe_values,
+    remake,
+    runtime_from,
+)
+
+if TYPE_CHECKING:
+    from ..train.compare import Student
+
+
+def add_parser(commands: Any) -> None:
+    """Add the subcommand."""
+    parser = add_command(
+        commands,
+        "compare",
+        "score the label maps of several annotators and the students trained with them, in one table",
+        _run,
+        examples=[
+            "relabel compare OUT",
+            "relabel compare OUT --presets single-label relabel --out runs --model resnet18 --epochs 20",
+        ],
+    )
+    add_data_options(parser)
+    parser.add_argument(
+        "--configs", nargs="+", metavar="CONFIG", help="names of the configs to compare (default: all of the dataset)"
+    )
+    parser.add_argument(
+        "--presets", nargs="+", choices=list(PRESETS), default=[],
+        help="recipes to train students with, one per config if the recipe uses label maps (default: score label maps only)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--seeds",
+        type=positive,
+        default=3,
+        help="number of students per row, with seeds 0, 1, ... (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--out", type=path_argument, metavar="FOLDER", help="folder for the runs, table.md and results.json"
+    )
+    add_recipe_options(parser, leave_out=("labels", "seed"))
+    add_runtime_options(parser)
+
+
+def _run(args: argparse.Namespace) -> None:
+    from ..data.store import LabelMaps
+    from ..storage.local import write_atomically
+    from ..train.compare import compare, score_label_maps
+
+    logging.getLogger("timm").setLevel(logging.WARNING)  # it logs its checkpoints after each epoch
+    if args.presets and args.out is None:
+        raise ValueError("students need a folder for their runs: give --out")
+    configs = args.configs or _all_configs(args.path)
+    sys.stdout.write("| label maps | top1 | ece |\n| --- | ---: | ---: |\n")
+    for config in configs:
+        scores = score_label_maps(LabelMaps(args.path, config, args.split))
+        sys.stdout.write(f"| {config} | {100 * scores['top1']:.1f} | {scores['ece']:.3f} |\n")
+    if args.presets:
+        students = [student for preset in args.presets for student in _students(args, preset, configs)]
+        comparison = compare(students, args.out, seeds=args.seeds, machine=runtime_from(args))
+        sys.stdout.write(f"\n{comparison.to_markdown()}")
+        write_atomically(args.out / "table.md", comparison.to_markdown().encode())
+        write_atomically(args.out / "results.json", comparison.to_json().encode())
+
+
+def _students(args: argparse.Namespace, preset: str, configs: list[str]) -> list[Student]:
+    """Return one student per config if the preset learns from label maps, else one in total."""
+    from ..train.compare import Student
+
+    recipe = PRESETS[preset].changed(**recipe_values(args))
+    students = []
+    for config in configs if recipe.told.pooled else configs[:1]:
+        name = f"{preset}, {config}" if recipe.told.pooled else preset
+        annotator = partial(remake, args, config) if recipe.told.distilled else None
+        students.append(Student(name, recipe, partial(load_splits, args, config), annotator))
+    return students
+
+
+def _all_configs(path: str) -> list[str]:
+    from ..shards.manifest import Manifest
+    from ..storage.resolve import open_folder
+
+    folder = open_folder(path)
+    configs = folder.configs()
+    return [Manifest.read(folder).config] if configs is None else configs

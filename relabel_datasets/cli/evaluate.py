@@ -1,0 +1,118 @@
+"""`relabel evaluate`: the metrics of a classifier on images with classes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import Any
+
+from .image_options import add_columns
+from .options import (
+    add_boxes,
+    add_command,
+    add_config,
+    add_json,
+    add_model_kwargs,
+    path_argument,
+    positive,
+)
+
+_SHARES = {
+    "top1": "top-1 accuracy",
+    "top5": "top-5 accuracy",
+    "real": "ReaL accuracy",
+    "multi_label": "multi-label accuracy",
+    "set_recall": "recall of all classes",
+    "map": "mean average precision",
+}
+
+
+def add_parser(commands: Any) -> None:
+    """Add the subcommand."""
+    parser = add_command(
+        commands,
+        "evaluate",
+        "measure a student, or any timm model, on images with classes",
+        _run,
+        examples=[
+            "relabel evaluate runs/student/best.pth.tar photos/validation",
+            "relabel evaluate resnet50.a1_in1k photos/validation --pretrained --among",
+        ],
+    )
+    parser.add_argument("model", metavar="MODEL", help="checkpoint of `relabel train`, or name of a timm model")
+    parser.add_argument(
+        "images",
+        metavar="IMAGES",
+        help="ImageFolder, WebDataset tars, Hugging Face dataset, or a dataset with label maps",
+    )
+    add_config(parser)
+    parser.add_argument("--split", default="validation", help="name of the split of a dataset (default: %(default)s)")
+    add_columns(parser)
+    add_boxes(parser)
+    parser.add_argument(
+        "--among", action="store_true", help="let only the classes of the images compete, not all classes of the model"
+    )
+    parser.add_argument(
+        "--image-size",
+        type=positive,
+        metavar="PX",
+        help="side of the input in pixels (default: of the checkpoint, or timm's)",
+    )
+    parser.add_argument(
+        "--crop-pct", type=float, metavar="SHARE",
+        help="share of a side that the center crop keeps, 0 to 1 (default: of the checkpoint, or timm's)",
+    )  # fmt: skip
+    group = parser.add_argument_group("weights of a timm model")
+    group.add_argument(
+        "--pretrained", action="store_true", help="use timm's pretrained weights, downloaded if necessary"
+    )
+    group.add_argument("--checkpoint", type=path_argument, metavar="FILE", help="file with the weights")
+    add_model_kwargs(group)
+    group = parser.add_argument_group("machine")
+    group.add_argument(
+        "--batch-size", type=positive, default=64, metavar="N", help="images per batch (default: %(default)s)"
+    )
+    group.add_argument(
+        "--num-workers", type=int, default=4, metavar="N", help="processes that read images (default: %(default)s)"
+    )
+    group.add_argument("--device", help="device such as cuda or cpu (default: cuda if available)")
+    add_json(parser, "the metrics")
+
+
+def _run(args: argparse.Namespace) -> None:
+    from ..storage.local import write_atomically
+    from ..train.classifier import load_classifier
+    from ..train.evaluate import evaluate, open_images
+
+    images = open_images(
+        args.images, args.config, args.split, image_column=args.image_column, label_column=args.label_column
+    )
+    classifier = load_classifier(
+        args.model,
+        pretrained=args.pretrained,
+        weights=args.checkpoint,
+        model_kwargs=args.model_kwargs or None,
+        image_size=args.image_size,
+        crop_pct=args.crop_pct,
+        device=args.device,
+    )
+    metrics = evaluate(
+        classifier,
+        images,
+        boxes=args.boxes,
+        among=args.among,
+        batch_size=args.batch_size,
+        num_workers=args.num_workers,
+    )
+    sys.stdout.write(to_markdown(metrics))
+    if args.json is not None:
+        write_atomically(args.json, (json.dumps(metrics, indent=1) + "\n").encode())
+
+
+def to_markdown(metrics: dict[str, Any]) -> str:
+    """Return a table of metrics."""
+    rows = [f"| {text} | {metrics[name]:.2%} |\n" for name, text in _SHARES.items() if name in metrics]
+    if "ece" in metrics:
+        rows.append(f"| expected calibration error | {metrics['ece']:.4f} |\n")
+    return "| metric | value |\n| --- | ---: |\n" + "".join(rows)

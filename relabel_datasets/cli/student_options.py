@@ -1,0 +1,163 @@
+"""Options of `relabel train` and `relabel compare`: the data, the recipe, the machine, and how they become objects."""
+
+from __future__ import annotations
+
+import argparse
+import types
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from ..train.recipe import Machine, Recipe
+from .image_options import IMAGES_HELP, add_images, images_to_join
+from .options import add_model_kwargs, add_path, add_split, path_argument, positive
+
+if TYPE_CHECKING:
+    from ..annotate.annotator import Annotator
+    from ..data.datasets import RelabelDataset
+
+RECIPE_HELP = {
+    "labels": "targets of the student: the class index (single, smoothed), the pooled label map (relabel), an ablation of it "
+    "(global-multi, localized-single, global-single), the annotator's answer to each crop (distilled), or labels of tokens "
+    "(tokens)",
+    "model": "name of a timm model",
+    "model_kwargs": "more arguments of timm.create_model, such as drop_rate=0.1",
+    "image_size": "side of a training crop in pixels",
+    "eval_size": "side of a validation image in pixels (default: as in training)",
+    "crop_pct": "share of a side that the center crop of a validation image keeps, 0 to 1",
+    "min_area": "smallest share of the image area that a training crop shows, 0 to 1",
+    "color_jitter": "strength of color jitter; 0 turns it off",
+    "auto_augment": "policy of timm's RandAugment and similar, such as rand-m9-mstd0.5-inc1",
+    "random_erasing": "probability of random erasing, 0 to 1",
+    "mixup": "alpha of mixup; 0 turns it off",
+    "cutmix": "alpha of CutMix, or of MixToken for labels of tokens; 0 turns it off. With mixup, one of both is drawn per batch",
+    "mix_off_epochs": "number of final epochs without mixup and CutMix",
+    "epochs": "number of passes over the training images",
+    "batch_size": "images per step, for all ranks together",
+    "optimizer": "name of a timm optimizer",
+    "learning_rate": "highest learning rate, at this batch size",
+    "momentum": "momentum of the optimizer, if it has one",
+    "weight_decay": "weight decay of all weights except biases and norms",
+    "warmup_epochs": "number of epochs in which the learning rate rises",
+    "clip_grad": "maximum norm of the gradients (default: no clipping)",
+    "ema_decay": "decay of the moving average of the weights, which is then validated and saved (default: no average)",
+    "drop_path": "rate of stochastic depth",
+    "dtype": "precision of the forward pass",
+    "seed": "seed of the weights, the order and the crops",
+}
+RUNTIME_HELP = {
+    "device": "device such as cuda or cpu (default: a GPU if available; under torchrun, one per rank)",
+    "num_workers": "worker processes per rank that load crops",
+    "channels_last": "use the memory format that convolutions prefer",
+    "compile": "compile the student with torch.compile",
+    "window": "number of shards that the shuffle mixes at a time",
+    "save_every": "steps between checkpoints within an epoch; 0 saves at the end of epochs only",
+    "validate_every": "epochs between validations; the last epoch is always validated",
+    "log_every": "steps between rows of steps.csv",
+    "tensorboard": "also log to TensorBoard",
+    "progress": "show a progress bar",
+}
+
+
+def add_data_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say which data students train and validate on, and the annotator of distilled labels."""
+    add_path(parser)
+    add_split(parser)
+    parser.add_argument(
+        "--validation",
+        default="validation",
+        metavar="SPLIT",
+        help="name of the validation split (default: %(default)s)",
+    )
+    add_images(parser, f"{IMAGES_HELP}, or the folder above both splits")
+    parser.add_argument(
+        "--validation-images", metavar="PATH", help="the same for the validation split (default: that of --images)"
+    )
+    group = parser.add_argument_group("annotator", "for distilled labels only: the annotator that made the label maps")
+    group.add_argument(
+        "--checkpoint",
+        type=path_argument,
+        metavar="FILE",
+        help="file with its weights (default: the pretrained ones, downloaded)",
+    )
+    group.add_argument(
+        "--annotator-input-size", type=positive, metavar="PX",
+        help="side in pixels that crops are resized to for it (default: as for the label maps)",
+    )  # fmt: skip
+
+
+def add_recipe_options(parser: argparse.ArgumentParser, leave_out: tuple[str, ...] = ()) -> None:
+    """Add an option for each value of a recipe."""
+    group = parser.add_argument_group("recipe", "values that differ from those of the preset")
+    _add_fields(group, Recipe, RECIPE_HELP, leave_out)
+
+
+def add_runtime_options(parser: argparse.ArgumentParser) -> None:
+    """Add an option for each value of the runtime configuration."""
+    _add_fields(parser.add_argument_group("machine"), Machine, RUNTIME_HELP, (), show_defaults=True)
+
+
+def recipe_values(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the values of the recipe that were given."""
+    return _given(args, Recipe)
+
+
+def runtime_from(args: argparse.Namespace) -> Machine:
+    """Return the runtime configuration."""
+    return Machine(**_given(args, Machine))
+
+
+def load_splits(args: argparse.Namespace, config: str | None) -> tuple[RelabelDataset, RelabelDataset]:
+    """Return the training and the validation dataset."""
+    from ..data.loading import load_dataset
+
+    def load(split: str, images: str | None) -> RelabelDataset:
+        return load_dataset(args.path, config, split, images=images_to_join(images, split, args.image_column))
+
+    return load(args.split, args.images), load(args.validation, args.validation_images or args.images)
+
+
+def remake(args: argparse.Namespace, config: str | None) -> Annotator:
+    """Return the annotator that made the label maps of a config."""
+    from ..annotate.remake import remake_annotator
+    from ..shards.configs import open_config
+    from ..storage.resolve import open_folder
+
+    description = open_config(open_folder(args.path), config)[1].annotator
+    size = args.annotator_input_size
+    return remake_annotator(
+        description, checkpoint=args.checkpoint, input_size=size, device=getattr(args, "device", None)
+    )  # fmt: skip
+
+
+def _add_fields(
+    group: Any, cls: type, helps: Mapping[str, str], leave_out: tuple[str, ...], *, show_defaults: bool = False
+) -> None:
+    """Add an option for each field of a dataclass. Options that are not given are absent from the namespace."""
+    hints = get_type_hints(cls)
+    for field in fields(cls):
+        if field.name in leave_out:
+            continue
+        flag, text, kind = f"--{field.name.replace('_', '-')}", helps[field.name], hints[field.name]
+        if show_defaults and "default:" not in text:
+            text += f" (default: {field.default})"
+        common: dict[str, Any] = {"dest": field.name, "default": argparse.SUPPRESS, "help": text.replace("%", "%%")}
+        if kind is bool:
+            group.add_argument(flag, action=argparse.BooleanOptionalAction, **common)
+        elif get_origin(kind) is Literal:
+            group.add_argument(flag, choices=get_args(kind), **common)
+        elif get_origin(kind) is Mapping:
+            add_model_kwargs(group, default=argparse.SUPPRESS)
+        else:
+            group.add_argument(flag, type=_plain_type(kind), metavar=field.name.rpartition("_")[2].upper(), **common)
+
+
+def _given(args: argparse.Namespace, cls: type) -> dict[str, Any]:
+    return {field.name: getattr(args, field.name) for field in fields(cls) if hasattr(args, field.name)}
+
+
+def _plain_type(kind: Any) -> Any:
+    """Return the type of a value that may also be None."""
+    if get_origin(kind) in (Union, types.UnionType):
+        return next(option for option in get_args(kind) if option is not type(None))
+    return kind
