@@ -22,7 +22,16 @@ from relabel_datasets.shards.tars import ShardWriter
 from relabel_datasets.storage.folders import LocalFolder, card_configs, remote_folder
 from relabel_datasets.storage.hub import HubFolder, HubRepo
 from tests.annotate.releases import publish, random_map, write_release
-from tests.bad_names import BAD_CONFIGS, BAD_FILES, BAD_KEYS, BAD_SHA256, BAD_SPLITS, change_manifest, snapshot
+from tests.bad_names import (
+    BAD_CONFIGS,
+    BAD_FILES,
+    BAD_KEYS,
+    BAD_NAMES,
+    BAD_SHA256,
+    BAD_SPLITS,
+    change_manifest,
+    snapshot,
+)
 from tests.conftest import ColourNet, picture
 
 
@@ -83,6 +92,13 @@ API_SPLITS = {
 }
 
 
+FOLDERS = {
+    "local": lambda root: LocalFolder(root / "data" / "colours"),
+    "remote": lambda root: remote_folder("http://127.0.0.1:9/data").child("colours"),  # where nobody answers
+    "Hub": lambda root: HubFolder(HubRepo("org/name"), "colours/"),
+}
+
+
 def _refusal(call):
     """Return the message of the DatasetError that a call raises."""
     try:
@@ -131,6 +147,14 @@ COMMANDS = {
 NO_SPLIT = ("verify", "publish", "evaluate")
 
 
+@pytest.mark.usefixtures("untouched")
+@pytest.mark.parametrize("make", FOLDERS.values(), ids=FOLDERS)
+def test_a_bad_file_name_is_refused_before_anything_is_opened_or_requested(place, make):
+    folder = make(place)
+    answers = {what: _refusal(lambda name=name: folder.open(name, 1, "0" * 64)) for what, name in BAD_NAMES.items()}
+    assert {what: text for what, text in answers.items() if "is not a valid file name" not in text} == {}
+
+
 OPTIONS = [
     *((command, "--configs" if command == "compare" else "--config", BAD_CONFIGS) for command in COMMANDS),
     *((command, "--split", BAD_SPLITS) for command in COMMANDS if command not in NO_SPLIT),
@@ -143,7 +167,8 @@ OPTIONS = [
     ("command", "option", "names"), OPTIONS, ids=lambda value: value if isinstance(value, str) else ""
 )
 def test_a_bad_name_is_refused_by_every_command_in_one_line_that_names_the_option(capsys, command, option, names):
-    for name in names.values():
+    for what in ("empty", "dot", "parent", "absolute", "newline", "option", "escape sequence", "lone surrogate"):
+        name = names[what]
         assert main([*COMMANDS[command], f"{option}={name}"]) == 1
         error = capsys.readouterr().err
         assert error.startswith(f"relabel {command}: {option}: {name!r:.20}")

@@ -9,6 +9,7 @@ import os
 import platform
 import re
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -268,7 +269,8 @@ class RemoteOutput:
         digest = hashlib.sha256(str(self).encode()).hexdigest()[:16]
         folder = Path(tempfile.gettempdir()) / f"relabel-build-{os.getuid()}-{digest}"
         folder.mkdir(mode=0o700, exist_ok=True)
-        if folder.stat().st_uid != os.getuid():
+        status = folder.lstat()  # others may put a link into /tmp that leads to a folder of this user's
+        if status.st_uid != os.getuid() or not stat.S_ISDIR(status.st_mode):
             raise PermissionError(f"{folder} is another user's: set TMPDIR to another folder for temporary files")
         return folder
 

@@ -223,3 +223,19 @@ def test_the_command_builds_with_it(tmp_path, image_folder, capsys):
     annotator = rd.HFAnnotator(folder, head="linearised", device="cpu")
     dense = annotator(annotator.preprocess(picture(1))[None])
     assert dense.shape == (1, 3, 4, 4)
+
+
+def test_no_code_of_a_models_repository_is_run(tmp_path):
+    canary = tmp_path / "canary"
+    folder = tmp_path / "model"
+    save(folder, "ResNet", {"embedding_size": 8, "hidden_sizes": [8, 8], "depths": [1, 1]})
+    config = json.loads((folder / "config.json").read_text())
+    config |= {
+        "model_type": "evil",
+        "auto_map": {"AutoConfig": "evil.EvilConfig", "AutoModelForImageClassification": "evil.Evil"},
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "evil.py").write_text(f"import pathlib\npathlib.Path({str(canary)!r}).touch()\n")
+    with pytest.raises((ValueError, OSError)):
+        rd.HFAnnotator(folder, device="cpu")
+    assert not canary.exists()

@@ -3,6 +3,7 @@ import sys
 import pytest
 
 from relabel_datasets.report.names import legible_names
+from tests.bad_names import change_manifest
 
 
 def test_synsets_have_their_first_word_and_other_classes_their_names():
@@ -47,3 +48,27 @@ def test_without_synsets_timm_is_not_needed(monkeypatch):
 )
 def test_what_cannot_be_shown_is_escaped(name, shown):
     assert legible_names([name, "dog"]) == (shown, "dog")
+
+
+def test_reports_plots_and_pictures_hold_any_class_name(dataset_folder, tmp_path):
+    import relabel_datasets as rd
+    from relabel_datasets.analysis.analyze import analyze
+    from relabel_datasets.report.html_report import write_report
+    from relabel_datasets.report.pictures import draw_pictures
+    from relabel_datasets.report.plots import save_plots
+    from relabel_datasets.report.terminal import describe
+    from tests.report.pages import Page
+
+    nasty = "a\nb\rc\0\x07\x1b[31m\u2028\u202e|`$x$</script><script>{{ 7 * 7 }}--><!--"
+
+    def change(content):
+        content["classes"] = [nasty, f"dog {nasty}", f"emu {nasty}"]
+        content["annotator"]["name"] = content["made_with"] = nasty
+
+    change_manifest(dataset_folder / "colours" / "_info.json", change)
+    path = write_report(dataset_folder, tmp_path / "report.html", "colours", num_crops=100, progress=False)
+    assert len(Page(path).scripts) == 1
+    (tmp_path / "plots").mkdir()
+    assert save_plots(analyze(dataset_folder, "colours", num_crops=100, progress=False), tmp_path / "plots")
+    assert draw_pictures(rd.load_dataset(dataset_folder, "colours", "train"), tmp_path / "pictures")
+    assert "samples in" in describe(dataset_folder, "colours")
