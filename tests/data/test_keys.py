@@ -10,7 +10,7 @@ import datasets
 import pytest
 import webdataset
 from datasets.packaged_modules.webdataset import webdataset as datasets_webdataset
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import relabel_datasets as rd
@@ -43,6 +43,7 @@ MEMBERS = {
     "q%41.jpg": "q%2541",
     "r\\s.jpg": "r%5Cs",
     "t\nu.jpg": "t%0Au",
+    "t\x7f.jpg": "t%7F",
     "v..jpg": "v",
     "w:*?[x]{y}.jpg": "w:*?[x]{y}",
     f"{'folder/' * 30}z.jpg": f"{'folder/' * 30}z",
@@ -95,8 +96,8 @@ def test_names_of_tar_members_become_keys_that_every_reader_reads(tar_of_names, 
 
 
 def test_label_maps_of_a_tar_join_with_it_at_once_and_as_it_streams(tar_of_names, tmp_path, annotator):
-    settings = rd.Settings(images=False)
-    rd.build(rd.open_source(tar_of_names), tmp_path / "data", annotator, settings=settings, progress=False)
+    options = {"settings": rd.Settings(images=False), "progress": False}
+    rd.build(rd.open_source(tar_of_names), tmp_path / "data", annotator, **options)
     joined = rd.load_dataset(tmp_path / "data", split="train", images=tar_of_names)
     assert len(joined) == len(MEMBERS)
     label_maps = rd.LabelMaps(tmp_path / "data", split="train")
@@ -192,12 +193,18 @@ def test_percent_decoding_a_key_returns_the_normalized_path(path):
     assert unquote_to_bytes(key) == os.fsencode(normalized)
 
 
-@given(st.text(st.characters(exclude_characters="\0"), min_size=1, max_size=40).filter(lambda text: text.strip("./")))
+PATHS = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=40) | st.binary(max_size=40).map(
+    os.fsdecode
+)
+
+
+@settings(deadline=None, derandomize=True)
+@given(PATHS.filter(lambda path: any(part not in ("", ".") for part in path.split("/"))))
 def test_every_path_has_a_key_that_is_valid_decodes_to_it_and_is_read_back_by_every_reader(path):
     key = key_from_path(path)
     assert is_key(key)
     assert key_from_member(key) == key
-    assert unquote_to_bytes(key) == "/".join(part for part in path.split("/") if part not in ("", ".")).encode()
+    assert unquote_to_bytes(key) == os.fsencode("/".join(part for part in path.split("/") if part not in ("", ".")))
     member = f"{key}.jpg"
     for base_plus_ext in (webdataset.tariterators.base_plus_ext, datasets_webdataset.base_plus_ext):
         assert base_plus_ext(member) == (key, "jpg")
