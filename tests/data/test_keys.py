@@ -193,8 +193,10 @@ def test_percent_decoding_a_key_returns_the_normalized_path(path):
     assert unquote_to_bytes(key) == os.fsencode(normalized)
 
 
-PATHS = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=40) | st.binary(max_size=40).map(
-    os.fsdecode
+PATHS = (
+    st.text("_.%/\\ aA0\t2E\x7f\x85\u2028", max_size=12)
+    | st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=40)
+    | st.binary(max_size=40).map(os.fsdecode)
 )
 
 
