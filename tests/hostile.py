@@ -7,11 +7,14 @@ file. Sizes and hashes are then brought up to date, so that only the content can
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import os
 import resource
 import shutil
 import sys
+import time
+import traceback
 from pathlib import Path
 
 import numpy as np
@@ -188,8 +191,6 @@ class Hostile:
 
     def write(self, name: str, content) -> None:
         """Write the dataset with a variant, under sizes and hashes that fit it."""
-        import hashlib
-
         files, manifest = dict(self.good), copy.deepcopy(self.manifest)
         (self.root / "README.md").write_bytes(content if name == "README.md" else self.card)
         if name == MANIFEST:
@@ -259,26 +260,36 @@ def _decode(blob):
         pass
 
 
-def run(good: Path, scratch: Path, *, max_examples: int, seconds: float | None = None) -> int:
-    """Check variants until there are so many, or the time is over; return how many."""
-    import time
+def run(good: Path, scratch: Path, *, max_examples: int, seconds: float | None = None) -> tuple[int, list[str]]:
+    """Check variants until there are `max_examples`, or the time is over.
 
+    Returns:
+        How many were checked, and the first failure of each kind.
+    """
     hostile = Hostile(good, scratch)
-    end, count = None if seconds is None else time.monotonic() + seconds, 0
+    end, count, failures = None if seconds is None else time.monotonic() + seconds, 0, dict[str, str]()
 
     @settings(
         max_examples=max_examples, derandomize=seconds is None, database=None, deadline=None,
-        suppress_health_check=list(HealthCheck), phases=(Phase.generate, Phase.shrink), print_blob=False,
+        suppress_health_check=list(HealthCheck), phases=(Phase.generate,),
     )  # fmt: skip
     @given(hostile.variants())
-    def holds(variant):
+    def check(variant):
         nonlocal count
-        if end is None or time.monotonic() < end:
-            count += 1
+        if end is not None and time.monotonic() > end:
+            return
+        count += 1
+        try:
             hostile.check(*variant)
+        except Exception as error:  # noqa: BLE001  all kinds of failures are reported, each once
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            failures.setdefault(
+                f"{type(error).__name__} {where.filename}:{where.lineno}",
+                f"{variant[0]}: {str(variant[1])[:3000]}\n{traceback.format_exc()}",
+            )
 
-    holds()
-    return count
+    check()
+    return count, list(failures.values())
 
 
 if __name__ == "__main__":
@@ -293,6 +304,7 @@ if __name__ == "__main__":
                 _written.append(arguments[0])
 
     sys.addaudithook(_audit)
-    _count = run(_good, _scratch, max_examples=10**6 if _seconds else 60, seconds=_seconds or None)
+    _count, _failures = run(_good, _scratch, max_examples=10**6 if _seconds else 60, seconds=_seconds or None)
     _peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     print(json.dumps({"variants": _count, "peak_bytes": _peak, "written_outside": sorted(set(_written))}))
+    sys.exit("\n\n".join(_failures))
