@@ -19,7 +19,7 @@ def check(good, scratch, seconds):
     result = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-8000:]
     report = json.loads(result.stdout.splitlines()[-1])
-    assert report["peak_bytes"] < MAX_BYTES
+    assert report["grown_bytes"] < MAX_BYTES
     assert report["written_outside"] == []
     return report["variants"]
 
