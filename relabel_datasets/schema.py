@@ -38,9 +38,10 @@ def parse_json(data: bytes) -> Any:
         ValueError: The text is not UTF-8 or not JSON, is too large, is nested too deeply, repeats a key of an object, or
             has a number that is not finite.
     """
-    num_values = sum(data.count(character) for character in (b",", b"[", b"{"))
-    if len(data) > _MAX_BYTES or num_values > _MAX_VALUES:
-        raise ValueError(f"it has {len(data)} bytes and about {num_values} values, too many to be what it should be")
+    if len(data) > _MAX_BYTES:
+        raise ValueError(f"it has {len(data)} bytes, more than {_MAX_BYTES}")
+    if len(data) > _MAX_VALUES and sum(map(data.count, (b",", b"[", b"{"))) > _MAX_VALUES:
+        raise ValueError(f"it has too many values, more than {_MAX_VALUES}")
     try:
         return _DECODER.decode(data.decode())  # json.loads would also accept UTF-16 and UTF-32
     except RecursionError:
@@ -161,7 +162,13 @@ def list_of(rule: Rule, low: int = 0, high: int = MAX_INT) -> Rule:
             limits = f"{low}" if low == high else f"at least {low}" if high == MAX_INT else f"{low} to {high}"
             fail(name, f"a list of {limits} values", value)
         for place, entry in enumerate(value):
-            rule(entry, f"{name}[{place}]")
+            try:
+                rule(entry, name)
+            except ValueError:
+                rule(
+                    entry, f"{name}[{place}]"
+                )  # fails again, by its name: making all names would take most of the time
+                raise
 
     return check
 
@@ -173,7 +180,11 @@ def tuple_of(*rules: Rule) -> Rule:
         if not isinstance(value, list) or len(value) != len(rules):
             fail(name, f"a list of {len(rules)} values", value)
         for place, (rule, entry) in enumerate(zip(rules, value, strict=True)):
-            rule(entry, f"{name}[{place}]")
+            try:
+                rule(entry, name)
+            except ValueError:
+                rule(entry, f"{name}[{place}]")
+                raise
 
     return check
 
@@ -185,7 +196,11 @@ def dict_of(rule: Rule, low: int = 0) -> Rule:
         if not isinstance(value, dict) or len(value) < low:
             fail(name, f"a dict with at least {low} keys" if low else "a dict", value)
         for key, entry in value.items():
-            rule(entry, f"{name}[{shown(key)}]" if name else shown(key))
+            try:
+                rule(entry, name)
+            except ValueError:
+                rule(entry, f"{name}[{shown(key)}]")
+                raise
 
     return check
 
@@ -197,18 +212,23 @@ def record(**rules: Rule) -> Rule:
 
 def fields(rules: Mapping[str, Rule], optional: Collection[str] = ()) -> Rule:
     """Return the rule of a dict that has no fields but these, of which it may lack the optional ones."""
-    needed = rules.keys() - set(optional)
+    known, needed = rules.keys(), rules.keys() - set(optional)
 
     def check(value: Any, name: str) -> None:
         if not isinstance(value, dict):
             fail(name or "the content", "a dict", value)
-        prefix = f"{name}." if name else ""
-        for missing in sorted(needed - value.keys()):
-            raise FieldError(f"{prefix}{missing} is missing")
-        for unknown in sorted(value.keys() - rules.keys()):
-            raise FieldError(f"{prefix}{shown(unknown)} is not a known field")
+        if not needed <= value.keys() <= known:
+            prefix = f"{name}." if name else ""
+            missing, unknown = sorted(needed - value.keys()), sorted(value.keys() - known)
+            raise FieldError(
+                f"{prefix}{missing[0]} is missing" if missing else f"{prefix}{shown(unknown[0])} is not a known field"
+            )
         for field, entry in value.items():
-            rules[field](entry, f"{prefix}{field}")
+            try:
+                rules[field](entry, name)
+            except ValueError:
+                rules[field](entry, f"{name}.{field}" if name else field)
+                raise
 
     return check
 
