@@ -14,6 +14,8 @@ import PIL.Image
 import torch
 from torch import Tensor, nn
 
+from ..devices import find_device
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -104,7 +106,7 @@ class ModuleAnnotator:
         self.dtype = dtype
         self.name = type(module).__name__ if name is None else name
         self._weights_sha256 = hash_weights(module)
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = find_device(device)
         self._memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self._module = module.to(self.device).to(memory_format=self._memory_format).eval().requires_grad_(False)
         self._mean = torch.tensor(self.mean, dtype=torch.float32, device=self.device)[:, None, None] * 255

@@ -31,7 +31,7 @@ from ..shards.tars import make_split
 from ..storage.folders import CARD_NAME, MANIFEST_NAME
 from ..storage.output import LocalOutput, explaining_errors, open_output
 from ..storage.redaction import redact_values
-from ..words import counted
+from ..words import counted, printable
 from .annotator import Annotator, ClassSubset
 from .classes import describe_pairs, match_classes
 from .engines import Description, Engine, MakeAnnotator, Workers, find_engine
@@ -310,7 +310,7 @@ def _annotate(work: Work, workers: Workers, progress: bool) -> list[Annotated]:
 
 
 def _report(skipped: Skipped) -> None:
-    tqdm.write(f"skipped: {skipped.error}", file=sys.stderr)
+    tqdm.write(printable(f"skipped: {skipped.error}"), file=sys.stderr)
 
 
 def _skipped_by(source: ImageSource) -> Iterator[Skipped]:

@@ -15,6 +15,7 @@ import PIL.Image
 import torch
 from torch import Tensor, nn
 
+from ..devices import find_device
 from ..storage.hub_errors import HubItem, explaining_hub_errors
 from ..storage.redaction import redacted_cause
 from .annotator import IMAGENET_MEAN, IMAGENET_STD, ModuleAnnotator, check_size
@@ -78,6 +79,7 @@ class HFAnnotator(ModuleAnnotator):
         head: str = "local",
         classes: Sequence[str] | None = None,
     ) -> None:
+        device = find_device(device)  # before a download
         if head not in HEADS:
             raise ValueError(f"head must be one of {list(HEADS)}, got {head!r}")
         name = str(name_or_path)

@@ -37,6 +37,7 @@ from ..shards.tars import ShardInfo, ShardWriter, make_split, shard_names
 from ..storage.folders import local_path
 from ..storage.local import write_atomically
 from ..storage.output import explaining_errors
+from ..words import printable
 from .pairing import FoundImages, find_images
 from .published import FORMATS, PublishedMaps
 
@@ -226,7 +227,7 @@ def _write_shards(
                     statistics.append(_write_batch(writer, job, [item for item in batch if isinstance(item, _Loaded)]))
                     bad = [item for item in batch if isinstance(item, Skipped)]
                     for skipped in bad:
-                        tqdm.write(f"skipped: {skipped.error}", file=sys.stderr)
+                        tqdm.write(printable(f"skipped: {skipped.error}"), file=sys.stderr)
                     written.skipped += bad
                     bar.update(len(batch))
                 written.shards.append(writer.close()._replace(statistics=add_up(statistics)))

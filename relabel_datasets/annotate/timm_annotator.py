@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from ..devices import find_device
 from .annotator import ModuleAnnotator, check_size
 from .heads import HEADS
 from .timm_models import create_model, imagenet_classes, make_dense
@@ -90,6 +91,7 @@ class TimmAnnotator(ModuleAnnotator):
     ) -> None:
         from timm.data.config import resolve_model_data_config  # timm takes seconds to import
 
+        device = find_device(device)  # before a download
         if head not in HEADS:
             raise ValueError(f"head must be one of {list(HEADS)}, got {head!r}")
         try:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import reprlib
 import sys
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..storage.redaction import redact_path
 from .annotator_options import add_annotator_arguments, annotator_from
 from .image_options import add_columns
 from .options import add_command, add_config, add_split, path_argument, positive
@@ -138,9 +141,7 @@ def _run(args: argparse.Namespace) -> None:
         split=args.split,
         settings=settings,
         shard_size=args.shard_size,
-        class_mapping=None
-        if args.class_mapping is None
-        else json.loads(args.class_mapping.read_text(encoding="utf-8")),
+        class_mapping=None if args.class_mapping is None else _read_class_mapping(args.class_mapping),
         all_classes=args.all_classes,
         card=args.card,
         engine=_engine_from(args),
@@ -152,13 +153,33 @@ def describe_result(manifest: Any, out: Any, split: str, images: str | None) -> 
     """Return what a command that wrote shards prints: the size of the split, and the line that loads it."""
     entry = manifest.splits[split]
     num_shards, num_skipped = len(entry.filenames), len(entry.skipped)
-    argument = "" if images is None else f", images={images!r}"
+    argument = "" if images is None else f", images={redact_path(images)!r}"
+    shown = redact_path(str(out)).rstrip("/")  # a URL is shown without its credentials
     return (
-        f"{str(out).rstrip('/')}/{manifest.config}: {entry.num_samples} samples in "
+        f"{shown}/{manifest.config}: {entry.num_samples} samples in "
         f"{num_shards} {'shard' if num_shards == 1 else 'shards'}, {sum(entry.shard_bytes) / 1e6:.1f} MB, "
         f"{num_skipped} {'image' if num_skipped == 1 else 'images'} skipped\n"
-        f"load_dataset({str(out)!r}, {manifest.config!r}, split={split!r}{argument})\n"
+        f"load_dataset({shown!r}, {manifest.config!r}, split={split!r}{argument})\n"
     )
+
+
+def _read_class_mapping(path: Path) -> dict[str, str | int]:
+    """Return the content of the file of `--class-mapping`.
+
+    Raises:
+        ValueError: It is not a JSON object whose values are names or indices of classes.
+    """
+    expected = '--class-mapping takes a JSON object of names or indices, such as {"cat": "tabby", "dog": 207}'
+    try:
+        mapping = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON ({error}): {expected}") from error
+    if not isinstance(mapping, dict):
+        raise ValueError(f"{path} holds a JSON {type(mapping).__name__}: {expected}")
+    for name, value in mapping.items():
+        if not isinstance(value, (str, int)) or isinstance(value, bool):
+            raise ValueError(f"{path} maps class {name!r} to {reprlib.repr(value)}: {expected}")
+    return mapping
 
 
 def _engine_from(args: argparse.Namespace) -> Engine:

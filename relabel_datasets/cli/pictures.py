@@ -6,6 +6,7 @@ import argparse
 import sys
 from typing import Any
 
+from ..words import printable
 from .image_options import add_images, images_to_join
 from .options import add_command, add_config, add_num_samples, add_path, add_split, path_argument, positive
 
@@ -52,4 +53,4 @@ def _run(args: argparse.Namespace) -> None:
     paths = draw_pictures(
         dataset, args.out, keys=args.key, classes=args.classes, count=args.count, num_samples=args.num_samples
     )
-    sys.stdout.writelines(f"{path}\n" for path in paths)
+    sys.stdout.writelines(f"{printable(path)}\n" for path in paths)

@@ -23,6 +23,7 @@ from ..storage.folders import Folder, is_url, without_file_scheme
 from ..storage.redaction import redact_path
 from ..storage.regular_files import open_regular
 from ..storage.resolve import open_folder
+from ..words import printable
 from .names import legible_names
 from .overlay import strongest
 
@@ -65,8 +66,13 @@ def describe(
     if os.fspath(path).partition("?")[0].endswith(".tar"):
         if name is not None or split is not None:
             raise ValueError(f"{redact_path(path)} is a shard, of one config and split: name them for a dataset")
-        return "\n".join(_describe_shard(without_file_scheme(path), num_samples, width))
-    return "\n".join(_describe_dataset(open_folder(path), name, split, num_samples, width))
+        return _joined(_describe_shard(without_file_scheme(path), num_samples, width))
+    return _joined(_describe_dataset(open_folder(path), name, split, num_samples, width))
+
+
+def _joined(lines: Iterator[str]) -> str:
+    """Return lines of text, in which names of a dataset are safe for a terminal."""
+    return "\n".join(line[: line.startswith("\n")] + printable(line[line.startswith("\n") :]) for line in lines)
 
 
 def _describe_dataset(root: Folder, name: str | None, split: str | None, num_samples: int, width: int) -> Iterator[str]:
@@ -112,7 +118,7 @@ def _describe_config(folder: Folder, manifest: Manifest) -> Iterator[str]:
         f"annotator  {annotator.get('name')}, {annotator.get('kind')}" + _input_of(annotator),
         f"maps       {size} locations, {encoding['name']} {encoding['k']}, stored as {encoding['dtype']}",
     ):
-        yield textwrap.fill(line, 110, initial_indent="  ", subsequent_indent=" " * 13)
+        yield from textwrap.wrap(printable(line), 110, initial_indent="  ", subsequent_indent=" " * 13)
     for split in manifest.splits.values():
         images = f"{split.image_extension} images" if split.image_extension else "no images"
         skipped = f", {len(split.skipped)} images skipped" if split.skipped else ""

@@ -23,6 +23,7 @@ from ..storage.folders import CARD_NAME, MANIFEST_NAME, MAX_CARD_BYTES, Folder, 
 from ..storage.hub import HubRepo
 from ..storage.regular_files import read_inside
 from ..storage.resolve import find, hub_url
+from ..words import printable
 from .check import Found, Shards, Source, SplitToCheck, check_image_extension, compare_sha256
 from .configs import open_config
 from .images import check_refuses_truncated
@@ -44,7 +45,7 @@ class Problem:
 
     def __str__(self) -> str:
         where = "/".join(filter(None, (self.config, self.shard or self.split)))
-        return ": ".join(filter(None, (where, self.key and repr(self.key), self.problem)))
+        return printable(": ".join(filter(None, (where, self.key and repr(self.key), self.problem))))
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,8 @@ class VerifyReport:
         if len(self.problems) > _SHOWN:
             lines.append(f"... and {len(self.problems) - _SHOWN} more")
         count = "1 problem" if len(self.problems) == 1 else f"{len(self.problems)} problems"
-        return "\n".join([*lines, f"{self.path}: {'ok' if self.ok else count}, {self.seconds:.1f} s"])
+        lines.append(f"{self.path}: {'ok' if self.ok else count}, {self.seconds:.1f} s")
+        return "\n".join(map(printable, lines))
 
 
 @checked_keywords()

@@ -18,6 +18,7 @@ from timm.data.config import resolve_model_data_config
 from torch import Tensor, nn
 
 from ..annotate.timm_models import create_model, imagenet_classes
+from ..devices import find_device
 from ..storage.folders import is_url, local_path
 from .checkpoints import load_checkpoint
 from .recipe import Dtype, Recipe
@@ -119,7 +120,7 @@ def load_classifier(
         ValueError: a checkpoint that is none, weights that do not fit, a model that timm has not, or arguments for a name
             beside a checkpoint.
     """
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    place = find_device(device)
     path = local_path(model, "the model") if is_url(model) else Path(model)
     if path.is_file() or path.suffix in (".tar", ".pth", ".pt"):
         if pretrained or weights is not None or model_kwargs:

@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from ..annotate.annotator import Annotator
 from ..data.datasets import RelabelDataset
+from ..devices import find_device
 from ..keywords import checked_keywords
 from ..storage.folders import local_path
 from .checkpoints import BEGINNING, Checkpoints, Curve
@@ -101,7 +102,7 @@ def train_student(
 @contextlib.contextmanager
 def _process_group(device: str | None) -> Iterator[tuple[torch.device, int, int]]:
     """Yield (device, rank, number of ranks): of torchrun's group, which is made here unless it is there."""
-    name = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    name = str(find_device(device))
     if dist.is_available() and dist.is_initialized():
         place = torch.device("cuda", torch.cuda.current_device()) if name == "cuda" else torch.device(name)
         yield place, dist.get_rank(), dist.get_world_size()

@@ -1,0 +1,34 @@
+"""The device to compute on."""
+
+from __future__ import annotations
+
+import torch
+
+
+def find_device(device: str | torch.device | None = None) -> torch.device:
+    """Return a device that can be used.
+
+    Args:
+        device: Such as `"cuda"`, `"cuda:1"` or `"cpu"`. Default: the current CUDA device, or the CPU if there is none.
+
+    Raises:
+        ValueError: PyTorch does not know the device, or cannot use it on this machine.
+    """
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+        if found.type == "cuda":  # without a context on the first GPU, which each rank would make
+            if not 0 <= (found.index or 0) < torch.cuda.device_count():
+                raise RuntimeError("PyTorch finds no such GPU")
+        else:
+            torch.empty(1, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # of torch without CUDA, of drivers
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        usable = "cpu" + "".join(f", cuda:{index}" for index in range(torch.cuda.device_count()))
+        raise ValueError(
+            f"the device {str(device)!r} (--device, device=) cannot be used on this machine: {reason}. Usable devices: {usable}"
+        ) from error
+    if found.type == "meta":
+        raise ValueError("the device 'meta' computes nothing: give cpu or cuda")
+    return found
