@@ -97,7 +97,7 @@ def test_errors_have_no_secrets(call, position, server, tmp_path, kept):
 COMMANDS = {
     "inspect": ["{url}"],
     "inspect a shard": ["{url}/colours/train-00000-of-00003.tar"],
-    "verify": ["{url}", "--workers", "0"],
+    "verify": ["{url}", "--num-workers", "0"],
     "verify --revision": ["{url}", "--revision", "v1"],
     "analyze": ["{url}", "--config", "none"],
     "pictures": ["{url}", "--config", "none", "--out", "{tmp}/pictures"],
@@ -130,9 +130,9 @@ def test_what_succeeds_shows_and_writes_no_secrets(position, server, tmp_path, k
     assert report.ok
     for command in (
         ["inspect", url],
-        ["verify", url, "--workers", "0", "--json", str(tmp_path / "verify.json")],
-        ["analyze", url, "--config", "colours", "--crops", "26", "--out", str(tmp_path / "analysis")],
-        ["report", url, "--config", "colours", "--crops", "26", "--out", str(tmp_path / "report.html")],
+        ["verify", url, "--num-workers", "0", "--json", str(tmp_path / "verify.json")],
+        ["analyze", url, "--config", "colours", "--num-crops", "26", "--out", str(tmp_path / "analysis")],
+        ["report", url, "--config", "colours", "--num-crops", "26", "--out", str(tmp_path / "report.html")],
     ):
         assert main(command) == 0
     kept(repr(dataset), repr(report), str(report), report.to_json(), str(dataset.root))
