@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 _PART = ".part"
 _FILE = re.compile(r"[0-9a-f]{64}(\.part)?")  # nothing else in the folder is ours to count or delete
 _FREE_SHARE = 10  # without a limit, a tenth of the disk is left free
+_ELSEWHERE = "choose another folder with cache_dir= or the environment variable RELABEL_CACHE"
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 Download = Callable[[BinaryIO], None]  # completes a file that may hold the beginning already
@@ -107,8 +108,7 @@ class ShardCache:
                 if not self._delete_oldest():
                     raise OSError(
                         error.errno,
-                        f"the disk of the cache {self.folder} is full: free some space, or choose another folder with "
-                        "cache_dir= or the environment variable RELABEL_CACHE",
+                        f"the disk of the cache {self.folder} is full: free some space, or {_ELSEWHERE}",
                     ) from None
             else:
                 return
@@ -150,11 +150,12 @@ class ShardCache:
 
 def _open_whole(path: Path, num_bytes: int) -> BinaryIO | None:
     try:
-        file = path.open("rb")
+        with _explaining(path.parent, "cannot be read"):
+            file = path.open("rb")
     except FileNotFoundError:
         return None
     if os.fstat(file.fileno()).st_size == num_bytes:
-        with suppress(PermissionError):  # another user's
+        with suppress(OSError):  # another user's, or on a read-only file system
             os.utime(file.fileno())  # now it is the most recently opened
         return file
     file.close()  # somebody cut it off: it is not what was put there
@@ -182,9 +183,11 @@ def _delete(path: Path) -> bool:
 def _locked(path: Path) -> Iterator[BinaryIO]:
     """Open a file for reading and writing, made if need be with its folder, as the only one; others wait."""
     while True:
-        descriptor = open_for_lock(path)
+        with _explaining(path.parent, "cannot be written to"):
+            descriptor = open_for_lock(path)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            with _explaining(path.parent, "is on a file system without file locks"):
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
             # Else whoever held the lock renamed or deleted the file: this lock is on nothing.
             if _is_at(path, descriptor):
                 file = os.fdopen(descriptor, "r+b", closefd=False)
@@ -198,8 +201,20 @@ def _locked(path: Path) -> Iterator[BinaryIO]:
                 return
         finally:
             # Not left to close(): a process forked meanwhile holds the file open, too.
-            fcntl.flock(descriptor, fcntl.LOCK_UN)
+            with suppress(OSError):  # the file system has no locks
+                fcntl.flock(descriptor, fcntl.LOCK_UN)
             os.close(descriptor)
+
+
+@contextmanager
+def _explaining(folder: Path, problem: str) -> Iterator[None]:
+    """Say of an OSError what is wrong with the folder of the cache, and what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            error.errno, f"the cache {folder} {problem} ({os.strerror(error.errno or 0)}): {_ELSEWHERE}"
+        ) from None
 
 
 def _is_at(path: Path, descriptor: int) -> bool:

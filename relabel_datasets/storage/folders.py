@@ -253,8 +253,21 @@ def local_path(path: str | os.PathLike[str], what: str) -> Path:
 
 
 def default_cache() -> Path:
-    """Return the folder of short names and of remote shards: `RELABEL_CACHE`, else `~/.cache/relabel_datasets`."""
-    return Path(os.environ.get("RELABEL_CACHE") or Path.home() / ".cache" / "relabel_datasets")
+    """Return the folder of short names and of remote shards: `RELABEL_CACHE`, else `~/.cache/relabel_datasets`.
+
+    Raises:
+        OSError: There is neither that variable nor a home directory.
+    """
+    folder = os.environ.get("RELABEL_CACHE")
+    if folder:
+        return Path(folder)
+    try:
+        return Path.home() / ".cache" / "relabel_datasets"
+    except RuntimeError:
+        raise OSError(
+            "there is no home directory for the cache: choose a folder with cache_dir= or the environment variable "
+            "RELABEL_CACHE"
+        ) from None
 
 
 def find_limit(limit: int | str | None) -> int | None:

@@ -71,7 +71,13 @@ class MapTable:
 
         def map_file() -> mmap.mmap:
             with open_file() as file:
-                return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                try:
+                    return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                except OSError as error:
+                    if error.errno != errno.ENODEV:
+                        raise
+                    advice = "its file system has no memory maps: copy the dataset, or move the cache, to another disk"
+                    raise OSError(errno.ENODEV, advice, file.name) from None
 
         with _lock:
             _close_oldest(max_open_maps() - 1)

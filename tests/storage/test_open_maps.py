@@ -209,7 +209,7 @@ datasets = [rd.load_dataset(f"{sys.argv[1]}/{name}", "many", "train", transforms
 both = ConcatDataset(datasets)
 torch.manual_seed(0)
 here = [sorted(both[i] for i in torch.randperm(len(both)).tolist()) for _ in range(2)]
-loader = DataLoader(both, 4, shuffle=True, num_workers=2, multiprocessing_context=sys.argv[2], collate_fn=list)
+loader = DataLoader(both, 4, shuffle=True, num_workers=2, collate_fn=list)
 there = [sorted(sample for batch in loader for sample in batch) for _ in range(2)]
 stream = rd.RelabelStream(datasets[0], seed=1)
 streamed = sorted(sample for batch in rd.RelabelLoader(stream, 4, num_workers=2, collate_fn=list) for sample in batch)
@@ -239,9 +239,8 @@ def many_shards(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
-def test_600_shards_of_two_datasets_are_read_with_256_open_files(many_shards, method):
-    here, there, streamed = run_with_limit(READS_ALL, many_shards, method, num_files=256)
+def test_600_shards_of_two_datasets_are_read_with_256_open_files(many_shards):
+    here, there, streamed = run_with_limit(READS_ALL, many_shards, num_files=256)
     expected = [[8, f"{i:03d}"] for i in range(300)]
     assert here == [sorted(expected * 2)] * 2
     assert there == [sorted(expected * 2)] * 2
