@@ -247,7 +247,7 @@ def local_path(path: str | os.PathLike[str], what: str) -> Path:
         ValueError: The path is a URL.
     """
     text = without_file_scheme(path)
-    if is_like_url(text) and not Path(text).exists():
+    if (is_like_url(text) or redact_path(text) != text) and not Path(text).exists():  # the scheme may be missing
         raise ValueError(f"{what} must be a local path, got the URL {redact_path(path)}: copy it to this machine first")
     return Path(text)
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ..annotate.timm_models import create_model, imagenet_classes
 from ..devices import find_device
 from ..storage.folders import is_url, local_path
+from ..storage.redaction import redact_path
 from .checkpoints import load_checkpoint
 from .recipe import Dtype, Recipe
 
@@ -121,7 +122,7 @@ def load_classifier(
             beside a checkpoint.
     """
     place = find_device(device)
-    path = local_path(model, "the model") if is_url(model) else Path(model)
+    path = local_path(model, "the model") if is_url(model) or redact_path(model) != os.fspath(model) else Path(model)
     if path.is_file() or path.suffix in (".tar", ".pth", ".pt"):
         if pretrained or weights is not None or model_kwargs:
             raise ValueError(f"{model} is a checkpoint, which has its weights and arguments: give none beside it")
