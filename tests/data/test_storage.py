@@ -139,7 +139,7 @@ def test_a_manifest_that_is_there_but_cannot_be_read_is_told_of_itself(remote, m
         (b"---\na: [\n---\n", "not the card of a dataset"),
         (b"---\nlicense: mit\n---\n", "not the card of a dataset"),
         (b"---\nconfigs: 3\n---\n", "not the card of a dataset"),
-        (b"---\n\xff\n---\n", "not the card of a dataset"),
+        (b"---\n\xff\n---\n", "not UTF-8"),
         (b"---\n- a\n---\n", "not the card of a dataset"),
     ],
 )
