@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ._lazy import import_lazily
 
 if TYPE_CHECKING:
-    from .analysis.analyze import analyze
+    from .analysis.analysis import analyze
     from .annotate.annotator import Annotator, ModuleAnnotator
     from .annotate.build import build
     from .annotate.catalogue import AnnotatorEntry, describe_annotators
@@ -92,7 +92,7 @@ _MODULES = {
     "VerifyReport": "shards.verify",
     "View": "labels.label_map",
     "WebDatasetSource": "data.tar_source",
-    "analyze": "analysis.analyze",
+    "analyze": "analysis.analysis",
     "build": "annotate.build",
     "collate": "labels.batch",
     "compare": "train.compare",

@@ -7,14 +7,19 @@ import unicodedata
 _SAFE_CATEGORIES = {"Zs", "Co", "Cn"}  # spaces, private use and unassigned: `str.isprintable` rejects them, too
 
 
-def counted(number: int, noun: str) -> str:
-    """Return a number and a noun whose plural ends in s.
+def counted(number: int, noun: str, plural: str | None = None) -> str:
+    """Return a number and a noun, in the plural unless the number is 1.
+
+    Args:
+        number: The number.
+        noun: The noun in the singular.
+        plural: The noun in the plural. Default: the noun and an s.
 
     Example:
-        >>> counted(1, "file"), counted(2, "file")
-        ('1 file', '2 files')
+        >>> counted(1, "file"), counted(2, "file"), counted(0, "box", "boxes")
+        ('1 file', '2 files', '0 boxes')
     """
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+    return f"{number} {noun if number == 1 else plural or noun + 's'}"
 
 
 def printable(text: object, *, keep: str = "") -> str:

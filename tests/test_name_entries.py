@@ -11,7 +11,7 @@ import yaml
 from safetensors.numpy import load, save
 
 import relabel_datasets as rd
-from relabel_datasets.analysis.analyze import analyze
+from relabel_datasets.analysis.analysis import analyze
 from relabel_datasets.annotate.annotator import ModuleAnnotator
 from relabel_datasets.annotate.importers import import_label_maps
 from relabel_datasets.annotate.published import PublishedMaps

@@ -1,6 +1,6 @@
-"""What label maps say of whole images, of random crops of them, and of where objects are.
+"""Measure the labels of whole images and of random crops, and how well heatmaps localize objects.
 
-Shapes: B images, C classes, K stored logits, H x W locations.
+Shapes: B images, M crops, C classes, K stored logits, H x W locations.
 """
 
 from __future__ import annotations
@@ -29,31 +29,34 @@ from .overlap import Floats, overlaps
 logger = logging.getLogger(__name__)
 
 Column = npt.NDArray[Any]
-SHARE = 0.1  # of a crop's label, from which on a class counts as one of the crop's
+SHARE = 0.1  # lowest probability at which a class counts as present in a crop
 IOU_LEVELS = (0.3, 0.5, 0.7)
-_THRESHOLDS = np.linspace(0, 1, 21)[1:]  # of heatmaps, from their least value to their greatest
+_THRESHOLDS = np.linspace(0, 1, 21)[1:]  # of heatmaps that are scaled to 0..1
 _BATCH_CROPS = 4096
 _BATCH_MAPS = 1024
 
 
 @dataclass(frozen=True)
 class MapMeasures:
-    """Measures of label maps, in columns of equal length each.
+    """Measures of label maps, in columns. All columns of one attribute have the same length.
 
     Attributes:
-        images: of N images: `key`; `label`, its original class; `best`, the class that the whole map ranks first; the
-            probabilities `p_label` and `p_best` of these; `entropy` of the whole label in nats; `num_confident`, classes with a
-            probability of at least one half at some location where they are stored.
-        crops: of random crops: `image`, its place in `images`; `best`; `confidence`, the probability of `best`; `agrees`,
-            whether `best` is the original class; `entropy`; `num_classes` with a share of at least 0.1; and, where objects were
-            given, `best_iou`, the greatest overlap with one of the image's own class.
-        places: of images with objects: `image`; `pointed`, whether the highest place of the original class's heatmap lies in an
-            object of it; and `iou`, `[n, 20]`, the best overlap of an object with the box around all locations above a threshold.
+        images: One row per image. `key`: sample key. `label`: original class. `best`: class with the highest probability in the
+            pooled label of the whole image. `p_label`, `p_best`: probabilities of these classes. `entropy`: entropy of the
+            pooled label in nats. `num_confident`: number of classes that have a probability of at least 0.5 at a location
+            where they are stored.
+        crops: One row per random crop. `image`: row in `images`. `best`: class with the highest probability. `confidence`:
+            probability of `best`. `agrees`: whether `best` is the original class. `entropy`: entropy in nats. `num_classes`:
+            number of classes with a probability of at least 0.1. `best_iou`, only if objects are given: highest
+            intersection over union with an object of the original class.
+        localization: One row per image, empty unless objects are given. `image`: row in `images`. `pointed`: whether the
+            maximum of the original class's heatmap lies inside an object of this class. `iou`, `[n, 20]`: for each of 20
+            thresholds, highest intersection over union of an object with the box around all locations above the threshold.
     """
 
     images: Mapping[str, Column]
     crops: Mapping[str, Column]
-    places: Mapping[str, Column]
+    localization: Mapping[str, Column]
 
 
 def measure_maps(
@@ -65,54 +68,66 @@ def measure_maps(
     seed: int = 0,
     progress: bool = True,
 ) -> MapMeasures:
-    """Pool whole images and random crops (`RandomResizedCrop`, 8 % to 100 % of the area) and measure their labels.
+    """Pool the labels of whole images and random crops, and measure them.
+
+    Crops are those of `RandomResizedCrop`, 8 % to 100 % of the area. Localization follows two metrics:
+
+    - The pointing game (Zhang et al., "Top-down neural attention by excitation backprop", 2016), without its tolerance of 15
+      pixels, because a location is larger than that.
+    - MaxBoxAccV2 (Choe et al., "Evaluating weakly supervised object localization methods right", 2020), but with the box
+      around all locations above a threshold instead of the largest connected component.
 
     Args:
-        label_maps: of a split.
-        objects: By file name without extension, see `find_objects`. Images that have none are then left out.
-        num_crops: over all images, rounded up to as many of each.
-        num_samples: look at this many images only, spread evenly. Default: all.
-        seed: decides the crops.
-        progress: whether to show a progress bar on stderr.
+        label_maps: Label maps of a split.
+        objects: Objects by file name of the image without extension, see `find_objects`. Images without objects are left out.
+            Default: None, measure all images and no localization.
+        num_crops: Number of crops over all images, rounded up to a multiple of the number of images. Default: 100,000.
+        num_samples: Number of images to measure, spread evenly over the split. Default: all.
+        seed: Seed of the random crops. Default: 0.
+        progress: Whether to show a progress bar on stderr. Default: True.
+
+    Returns:
+        The measures in columns.
 
     Raises:
-        ValueError: none of the images has objects, two that have some are called the same, or the split is empty.
-
-    The highest place is the pointing game's (Zhang et al., "Top-down neural attention by excitation backprop", 2016), without
-    its tolerance of 15 pixels: a location is larger. The overlap is that of MaxBoxAccV2 (Choe et al., "Evaluating weakly
-    supervised object localization methods right", 2020), but the box is around all locations above a threshold and not around
-    the largest connected ones.
+        ValueError: None of the images has objects, two images with objects have the same name, or the split is empty.
     """
     if not len(label_maps):
-        raise ValueError(f"split {label_maps.split.name!r} has no samples")
+        raise ValueError(f"split {label_maps.split.name!r} has no samples to measure: choose another split")
     by_row = {} if objects is None else _objects_by_row(label_maps, objects)
     rows = _spread(range(len(label_maps)) if objects is None else list(by_row), num_samples)
     per_image = math.ceil(num_crops / len(rows))
     size = max(1, min(256, _BATCH_CROPS // per_image))
     generator = np.random.default_rng(seed)
-    images, crops, places = _Columns(), _Columns(), _Columns()
+    images, crops, localization = _Columns(), _Columns(), _Columns()
     with tqdm(total=len(rows), desc="pool", unit="img", disable=not progress) as bar:
         for start in range(0, len(rows), size):
             batch = rows[start : start + size]
             encoded, keys, labels, sizes = _stack(label_maps, batch)
-            images.add(key=np.array(keys), **_of_images(encoded, labels))
+            images.add(key=np.array(keys), **_measure_images(encoded, labels))
             boxes = random_resized_crops(np.repeat(sizes, per_image, 0), generator)
-            owner = np.repeat(np.arange(len(batch)), per_image)
-            found = dict(image=start + owner, **_of_crops(encoded, labels, boxes, owner))
+            owners = np.repeat(np.arange(len(batch)), per_image)
+            crop_columns = dict(image=start + owners, **_measure_crops(encoded, labels, boxes, owners))
             if objects is not None:
                 names = [label_maps.manifest.classes[label] for label in labels.tolist()]
-                theirs = [by_row[row].of_class(name) for row, name in zip(batch, names, strict=True)]
-                found["best_iou"] = overlaps(boxes, [theirs[i] for i in owner]).best
-                places.add(image=start + np.arange(len(batch)), **_of_places(encoded, labels, theirs))
-            crops.add(**found)
+                object_boxes = [by_row[row].of_class(name) for row, name in zip(batch, names, strict=True)]
+                crop_columns["best_iou"] = overlaps(boxes, [object_boxes[i] for i in owners]).best
+                localization.add(
+                    image=start + np.arange(len(batch)), **_measure_localization(encoded, labels, object_boxes)
+                )
+            crops.add(**crop_columns)
             bar.update(len(batch))
-    return MapMeasures(images.joined(), crops.joined(), places.joined())
+    return MapMeasures(images.joined(), crops.joined(), localization.joined())
 
 
-def suspects(images: Mapping[str, Column]) -> npt.NDArray[np.int_]:
-    """Return the places in `images` of those whose map ranks another class than their own first: perhaps labelled wrongly.
+def find_suspects(images: Mapping[str, Column]) -> npt.NDArray[np.int_]:
+    """Find images that may have a wrong label: their map ranks another class first.
 
-    By falling odds of that class against their own.
+    Args:
+        images: Columns `label`, `best`, `p_label` and `p_best` of images, see `MapMeasures.images`.
+
+    Returns:
+        Rows of these images, sorted by decreasing odds of `best` against `label`.
     """
     odds = np.log(np.maximum(images["p_best"], 1e-30)) - np.log(np.maximum(images["p_label"], 1e-30))
     wrong = np.flatnonzero(images["best"] != images["label"])
@@ -120,7 +135,7 @@ def suspects(images: Mapping[str, Column]) -> npt.NDArray[np.int_]:
 
 
 class _Columns:
-    """Columns that grow."""
+    """Columns that are collected batch by batch."""
 
     def __init__(self) -> None:
         self._parts: dict[str, list[Column]] = {}
@@ -140,39 +155,43 @@ def _spread(rows: Sequence[int], num_samples: int | None) -> list[int]:
 
 
 def _objects_by_row(label_maps: LabelMaps, objects: Mapping[str, Objects]) -> dict[int, Objects]:
-    """Return the objects of each sample that has any, by row, without those that were measured on an unturned image."""
+    """Return the objects of each sample that has any, by row, except boxes that were measured before EXIF rotated the image."""
     keys = list(label_maps)
-    found = find_objects(keys, objects)
-    by_row = {row: found[key] for row, key in enumerate(keys) if key in found}
+    by_key = find_objects(keys, objects)
+    by_row = {row: by_key[key] for row, key in enumerate(keys) if key in by_key}
     rows = list(by_row)
-    turned = []
+    rotated = []
     for start in range(0, len(rows), _BATCH_MAPS):
         batch = rows[start : start + _BATCH_MAPS]
         for row, label_map in zip(batch, label_maps.at_rows(batch), strict=True):
             size = by_row[row].size
             if label_map.canvas_size != size and label_map.canvas_size == size[::-1]:
-                turned.append(row)
-    if turned:
+                rotated.append(row)
+    if rotated:
         logger.warning(
-            "%d of %d images with boxes, such as %r, are left out: EXIF turns the image, and its boxes were measured before",
-            len(turned), len(rows), keys[turned[0]],
+            "left out %d of %d images with boxes, such as %r: EXIF rotates the image, and its boxes were measured before the "
+            "rotation",
+            len(rotated), len(rows), keys[rotated[0]],
         )  # fmt: skip
-        by_row = {row: each for row, each in by_row.items() if row not in set(turned)}
+        by_row = {row: image_objects for row, image_objects in by_row.items() if row not in set(rotated)}
     if not by_row:
-        raise ValueError(f"all {len(rows)} images with boxes are turned by EXIF, and their boxes were measured before")
+        raise ValueError(
+            f"EXIF rotates all {len(rows)} images with boxes, and their boxes were measured before the rotation: give boxes of the "
+            "rotated images"
+        )
     return by_row
 
 
 def _stack(label_maps: LabelMaps, rows: list[int]) -> tuple[Encoded, list[str], Tensor, list[tuple[int, int]]]:
-    """Return maps as one batch, with their keys, labels `[B]`, and sizes (height, width)."""
+    """Return maps as one batch, with their keys, labels `[B]`, and image sizes (height, width)."""
     maps = label_maps.at_rows(rows)
     batch = LabelMapBatch.of(maps)
     encoded = Encoded(batch.logits, batch.classes, batch.dense_base(), batch.num_classes)
     labels = torch.tensor(label_maps.index.labels[rows].astype(np.int64))
-    return encoded, [label_maps.index.key(row) for row in rows], labels, [each.canvas_size for each in maps]
+    return encoded, [label_maps.index.key(row) for row in rows], labels, [label_map.canvas_size for label_map in maps]
 
 
-def _of_images(encoded: Encoded, labels: Tensor) -> dict[str, Column]:
+def _measure_images(encoded: Encoded, labels: Tensor) -> dict[str, Column]:
     whole = torch.tensor([[0.0, 0.0, 1.0, 1.0]]).expand(len(labels), -1)
     soft = _pool(encoded, whole)
     p_best, best = soft.max(1)
@@ -186,43 +205,43 @@ def _of_images(encoded: Encoded, labels: Tensor) -> dict[str, Column]:
     }
 
 
-def _of_crops(encoded: Encoded, labels: Tensor, boxes: Floats, owner: npt.NDArray[np.int_]) -> dict[str, Column]:
-    """Return measures of boxes `[M, 4]`, each of the image that `owner` `[M]` says."""
+def _measure_crops(encoded: Encoded, labels: Tensor, boxes: Floats, owners: npt.NDArray[np.int_]) -> dict[str, Column]:
+    """Return measures of crops with boxes `[M, 4]`; `owners` `[M]` are the indices of their images in the batch."""
     columns = _Columns()
     for start in range(0, len(boxes), _BATCH_CROPS):
-        whose = torch.from_numpy(owner[start : start + _BATCH_CROPS])
-        base = None if encoded.base is None else encoded.base[whose]
-        some = Encoded(encoded.logits[whose], encoded.classes[whose], base, encoded.num_classes)
-        soft = _pool(some, torch.from_numpy(boxes[start : start + _BATCH_CROPS]).float())
+        images = torch.from_numpy(owners[start : start + _BATCH_CROPS])
+        base = None if encoded.base is None else encoded.base[images]
+        repeated = Encoded(encoded.logits[images], encoded.classes[images], base, encoded.num_classes)
+        soft = _pool(repeated, torch.from_numpy(boxes[start : start + _BATCH_CROPS]).float())
         confidence, best = soft.max(1)
         columns.add(
             best=best.numpy(),
             confidence=confidence.numpy(),
-            agrees=(best == labels[whose]).numpy(),
+            agrees=(best == labels[images]).numpy(),
             entropy=_entropy(soft),
             num_classes=(soft >= SHARE).sum(1).numpy(),
         )
     return columns.joined()
 
 
-def _of_places(encoded: Encoded, labels: Tensor, boxes: list[Floats]) -> dict[str, Column]:
-    heatmaps, is_stored = _heatmaps(encoded, labels)
+def _measure_localization(encoded: Encoded, labels: Tensor, object_boxes: list[Floats]) -> dict[str, Column]:
+    heatmaps, varies = _heatmaps(encoded, labels)
     height, width = heatmaps.shape[1:]
     y, x = np.divmod(heatmaps.reshape(len(heatmaps), -1).argmax(1), width)
     points = np.stack([(x + 0.5) / width, (y + 0.5) / height], 1)
     pointed = [
-        stored and bool(((theirs[:, :2] <= point) & (point <= theirs[:, 2:])).all(1).any())
-        for stored, point, theirs in zip(is_stored, points, boxes, strict=True)
+        is_known and bool(((boxes[:, :2] <= point) & (point <= boxes[:, 2:])).all(1).any())
+        for is_known, point, boxes in zip(varies, points, object_boxes, strict=True)
     ]
-    found = _boxes_above(heatmaps)
-    found[~is_stored] = 0
+    estimates = _boxes_above(heatmaps)
+    estimates[~varies] = 0
     count = len(_THRESHOLDS)
-    iou = overlaps(found.reshape(-1, 4), [theirs for theirs in boxes for _ in range(count)]).best
-    return {"pointed": np.array(pointed), "iou": np.where(is_stored[:, None], iou.reshape(-1, count), 0)}
+    iou = overlaps(estimates.reshape(-1, 4), [boxes for boxes in object_boxes for _ in range(count)]).best
+    return {"pointed": np.array(pointed), "iou": np.where(varies[:, None], iou.reshape(-1, count), 0)}
 
 
 def _heatmaps(encoded: Encoded, labels: Tensor) -> tuple[Floats, npt.NDArray[np.bool_]]:
-    """Return `[B, H, W]` logits of the images' own classes, in 0..1 from least to greatest; and `[B]`: which vary."""
+    """Return heatmaps `[B, H, W]` of the original classes, scaled to 0..1, and `[B]`: whether each is not constant."""
     logits, own = encoded.logits.float(), labels[:, None, None, None]
     base = logits.new_zeros(len(labels)) if encoded.base is None else encoded.base.gather(1, labels[:, None])[:, 0]
     base = base[:, None, None, None].float()
@@ -234,7 +253,7 @@ def _heatmaps(encoded: Encoded, labels: Tensor) -> tuple[Floats, npt.NDArray[np.
 
 
 def _boxes_above(heatmaps: Floats) -> Floats:
-    """Return `[B, 20, 4]`: the box around all locations at or above each threshold, in 0..1."""
+    """Return boxes `[B, 20, 4]` in 0..1, each around all locations at or above a threshold."""
     above = heatmaps[:, None] >= _THRESHOLDS[:, None, None] - 1e-9
     sides = []
     for axis, length in ((2, heatmaps.shape[2]), (3, heatmaps.shape[1])):  # columns, then rows

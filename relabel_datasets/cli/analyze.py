@@ -41,7 +41,7 @@ def add_parser(commands: Any) -> None:
 
 
 def _run(args: argparse.Namespace) -> None:
-    from ..analysis.analyze import analyze
+    from ..analysis.analysis import analyze
     from ..report.plots import save_plots
     from ..storage.local import write_atomically
 

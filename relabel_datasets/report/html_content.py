@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 
 from markupsafe import Markup
 
-from ..analysis.analyze import Analysis, Table
+from ..analysis.analysis import Analysis, Table
 from ..data.store import LabelMaps
 from ..labels.statistics import CONFIDENT
 from ..shards.manifest import Manifest

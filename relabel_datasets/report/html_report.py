@@ -15,7 +15,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from ..analysis.analyze import analyze
+from ..analysis.analysis import analyze
 from ..analysis.label_maps import measure_maps
 from ..data.datasets import RelabelDataset
 from ..data.joins import Images

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..analysis.label_maps import measure_maps, suspects
+from ..analysis.label_maps import find_suspects, measure_maps
 from ..data.datasets import RelabelDataset
 from ..labels.transforms import LabelPooling
 from .names import legible_names
@@ -70,7 +70,7 @@ def _save_sheets(
     images = measure_maps(dataset.label_maps, num_crops=1, num_samples=num_samples, progress=progress).images
     several = np.lexsort((-images["entropy"], -images["num_confident"]))
     paths = []
-    for name, title, order in (("several_classes", _SEVERAL, several), ("suspects", _SUSPECTS, suspects(images))):
+    for name, title, order in (("several_classes", _SEVERAL, several), ("suspects", _SUSPECTS, find_suspects(images))):
         if chosen := _present(dataset, images["key"][order].tolist(), count):
             paths.append(save_png(sheet(dataset, chosen, title), folder / f"{name}.png"))
     return paths

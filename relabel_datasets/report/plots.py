@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..analysis.analyze import Analysis, Table
+from ..analysis.analysis import Analysis, Table
 from ..storage.local import write_atomically
 from .names import legible_names
 

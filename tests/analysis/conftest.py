@@ -1,4 +1,4 @@
-"""What tests of the analysis share: scenes whose maps have many classes, and where their objects are."""
+"""Fixtures of the analysis tests: scenes whose label maps have many classes, and the boxes of their objects."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ENCODINGS = ("heatmaps", "topk")
 
 
 class RandomNet(torch.nn.Module):
-    """A fully-convolutional classifier of the scenes that has not learnt: its classes differ from place to place."""
+    """An untrained fully convolutional classifier; its predictions vary between locations."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class RandomNet(torch.nn.Module):
 
 @pytest.fixture(scope="session")
 def scenes(tmp_path_factory) -> Path:
-    """A dataset of 48 scenes with a config for each encoding, and `train-boxes.csv` beside it in `pictures`."""
+    """A folder with a dataset of 48 scenes, one config per encoding, and `pictures/train-boxes.csv`."""
     root = tmp_path_factory.mktemp("scenes")
     draw_scenes(root / "pictures", "train", 4 * len(CLASSES))
     annotator = ModuleAnnotator(RandomNet(), (80, 112), classes=CLASSES, name="random")  # maps of 5 x 7
@@ -46,5 +46,5 @@ def scenes(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def scene_boxes(scenes) -> Path:
-    """The table of the objects of the scenes."""
+    """The CSV table of the objects in the scenes."""
     return scenes / "pictures" / "train-boxes.csv"

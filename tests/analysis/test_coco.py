@@ -1,4 +1,4 @@
-"""COCO's JSON as `--boxes`: read, matched by name or id, and what is no COCO refused in one short line."""
+"""COCO JSON as `--boxes`: reading, matching by name or id, and short errors for other files."""
 
 import json
 import logging
@@ -55,33 +55,39 @@ def csv_of_the_same(path):
     return write(path, "image,width,height,class,xmin,ymin,xmax,ymax\n" + "\n".join(rows))
 
 
-RENAMED = {  # the same boxes, as other tools and other keys have them
+RENAMED = {  # the same boxes in variants of the format
     "file names": coco(),
     "file names with folders": coco(
-        images=[{**each, "file_name": f"val\\deep/{each['file_name']}"} for each in IMAGES]
+        images=[{**image, "file_name": f"val\\deep/{image['file_name']}"} for image in IMAGES]
     ),
-    "addresses, as in LVIS": coco(
+    "URLs, as in LVIS": coco(
         images=[
-            {"coco_url": f"http://images.cocodataset.org/val/{each['file_name']}"}
-            | {name: each[name] for name in ("id", "width", "height")}
-            for each in IMAGES
+            {"coco_url": f"http://images.cocodataset.org/val/{image['file_name']}"}
+            | {name: image[name] for name in ("id", "width", "height")}
+            for image in IMAGES
         ]
     ),
-    "ids in texts": coco(annotations=[{**each, "image_id": str(each["image_id"])} for each in ANNOTATIONS]),
+    "ids as strings": coco(
+        annotations=[{**annotation, "image_id": str(annotation["image_id"])} for annotation in ANNOTATIONS]
+    ),
     "ids that are the names": coco(
-        images=[{**each, "id": f"photo_{i:02d}", "file_name": f"{i}.png"} for i, each in enumerate(IMAGES)],
-        annotations=[{**each, "image_id": f"photo_{i:02d}"} for i, each in enumerate(ANNOTATIONS)],
+        images=[{**image, "id": f"photo_{i:02d}", "file_name": f"{i}.png"} for i, image in enumerate(IMAGES)],
+        annotations=[{**annotation, "image_id": f"photo_{i:02d}"} for i, annotation in enumerate(ANNOTATIONS)],
     ),
-    "sizes in floats": coco(images=[{**each, "width": float(each["width"])} for each in IMAGES]),
-    "segmentation only": coco(annotations=[{k: v for k, v in each.items() if k != "bbox"} for each in ANNOTATIONS]),
+    "sizes as floats": coco(images=[{**image, "width": float(image["width"])} for image in IMAGES]),
+    "segmentation only": coco(
+        annotations=[{k: v for k, v in annotation.items() if k != "bbox"} for annotation in ANNOTATIONS]
+    ),
     "no iscrowd and no segmentation": coco(
-        annotations=[{k: v for k, v in each.items() if k not in ("iscrowd", "segmentation")} for each in ANNOTATIONS]
+        annotations=[
+            {k: v for k, v in annotation.items() if k not in ("iscrowd", "segmentation")} for annotation in ANNOTATIONS
+        ]
     ),
-    "crowds beside them": coco(
+    "additional crowds": coco(
         annotations=[*ANNOTATIONS, {**ANNOTATIONS[0], "bbox": [0, 0, 32, 48], "category_id": 3, "iscrowd": 1}]
     ),
-    "boxes without width beside them": coco(annotations=[*ANNOTATIONS, {**ANNOTATIONS[0], "bbox": [1, 1, 0, 5]}]),
-    "images without objects beside them": coco(images=[*IMAGES, {"id": 99, "file_name": "x", "width": 1, "height": 1}]),
+    "additional boxes without width": coco(annotations=[*ANNOTATIONS, {**ANNOTATIONS[0], "bbox": [1, 1, 0, 5]}]),
+    "additional images without objects": coco(images=[*IMAGES, {"id": 99, "file_name": "x", "width": 1, "height": 1}]),
 }
 
 
@@ -105,47 +111,47 @@ def expected(dataset_folder, tmp_path_factory):
     return rd.analyze(dataset_folder, "colours", boxes=boxes, num_crops=26, progress=False)
 
 
-@pytest.mark.parametrize("kind", RENAMED)
-def test_coco_boxes_give_analyze_what_the_same_csv_gives(kind, dataset_folder, expected, tmp_path):
-    boxes = write(tmp_path / "boxes.json", RENAMED[kind])
-    found = rd.analyze(dataset_folder, "colours", boxes=boxes, num_crops=26, progress=False)
-    assert found.to_json() == expected.to_json()
-    assert found.summary["label maps and objects"]["images"] == 13
+@pytest.mark.parametrize("variant", RENAMED)
+def test_coco_and_csv_boxes_give_the_same_analysis(variant, dataset_folder, expected, tmp_path):
+    boxes = write(tmp_path / "boxes.json", RENAMED[variant])
+    analysis = rd.analyze(dataset_folder, "colours", boxes=boxes, num_crops=26, progress=False)
+    assert analysis.to_json() == expected.to_json()
+    assert analysis.summary["label maps and objects"]["images"] == 13
 
 
-def test_the_commands_read_coco_and_log_unmatched_categories(dataset_folder, tmp_path, capsys, caplog):
+def test_the_command_reads_coco_and_logs_unmatched_categories(dataset_folder, tmp_path, capsys, caplog):
     content = coco(categories=[*CATEGORIES[:2], {"id": 90, "name": "person"}])
     boxes = write(tmp_path / "instances.json", content)
     assert (
         main(["analyze", str(dataset_folder), "--config", "colours", "--boxes", str(boxes), "--num-crops", "13"]) == 0
     )
     assert "13/13" in capsys.readouterr().err
-    text = "1 of 3 object classes match none of the 3 classes, such as 'cat': 'person'; their boxes count only where"
+    text = "1 of 3 object classes match none of the 3 classes, such as 'cat': 'person'; their boxes count only for"
     assert text in caplog.text
 
 
 def test_a_file_without_categories_has_boxes_of_unknown_classes(tmp_path):
-    found = read_boxes(write(tmp_path / "boxes.json", coco(categories=None)))
-    assert found["photo_04"].names == ()
-    assert found["photo_04"].boxes_xyxy == pytest.approx(np.array([[4 / 32, 5 / 48, 20.5 / 32, 30 / 48]]))
+    objects = read_boxes(write(tmp_path / "boxes.json", coco(categories=None)))
+    assert objects["photo_04"].names == ()
+    assert objects["photo_04"].boxes_xyxy == pytest.approx(np.array([[4 / 32, 5 / 48, 20.5 / 32, 30 / 48]]))
 
 
-def test_running_numbers_are_never_taken_for_ids(dataset_folder, tmp_path):
-    images = [{**each, "file_name": f"elsewhere_{i}.jpg"} for i, each in enumerate(IMAGES)]
+def test_consecutive_numbers_as_keys_are_not_matched_with_ids(dataset_folder, tmp_path):
+    images = [{**image, "file_name": f"elsewhere_{i}.jpg"} for i, image in enumerate(IMAGES)]
     boxes = write(tmp_path / "boxes.json", coco(images=images))
     with pytest.raises(
-        ValueError, match=r"none of the 13 images, .*, has boxes among the 13 that have, .*with the id 0"
+        ValueError, match=r"none of the 13 images .*, matches any of the 13 images with boxes, .*with the id 0"
     ):
         rd.analyze(dataset_folder, "colours", boxes=boxes, progress=False)
     objects = read_boxes(boxes)
     assert list(find_objects(["12", "x/7"], objects)) == ["12", "x/7"]
     assert list(find_objects(["000000000012"], objects)) == ["000000000012"]  # as COCO names its files
     with pytest.raises(ValueError, match="none of the 2 images"):
-        find_objects(["00000012", "00000007"], objects)  # rows of a dataset without file names
+        find_objects(["00000012", "00000007"], objects)  # keys of a dataset without file names
 
 
 @pytest.mark.parametrize(
-    ("key", "name", "what"),
+    ("key", "name", "spelling"),
     [
         ("n01440764_10026_n01440764", "n01440764_10026", "without class suffix"),
         ("n01440764_10026", "n01440764_10026_n01440764", "without class suffix"),
@@ -153,90 +159,114 @@ def test_running_numbers_are_never_taken_for_ids(dataset_folder, tmp_path):
         ("PHOTO", "photo", "lower case"),
     ],
 )
-def test_boxes_are_found_by_other_spellings_of_a_name(key, name, what, caplog):
+def test_boxes_are_matched_by_other_spellings_of_a_name(key, name, spelling, caplog):
     box = Objects((4, 4), np.array([[0.0, 0, 1, 1]]))
     assert find_objects(["a/other", f"a/{key}"], {name: box, "third": box}) == {f"a/{key}": box}
-    assert what in caplog.text
+    assert spelling in caplog.text
     with pytest.raises(ValueError, match="none of the 2 images"):
-        find_objects([f"a/{key}", f"b/{key}"], {name: box})  # it is not clear of which
+        find_objects([f"a/{key}", f"b/{key}"], {name: box})  # ambiguous
 
 
-def test_boxes_measured_on_an_image_that_exif_turns_are_left_out(dataset_folder, tmp_path, caplog):
-    swapped = [{**each, "width": each["height"], "height": each["width"]} for each in IMAGES[:1]]
+def test_boxes_measured_before_an_exif_rotation_are_left_out(dataset_folder, tmp_path, caplog):
+    swapped = [{**image, "width": image["height"], "height": image["width"]} for image in IMAGES[:1]]
     boxes = write(tmp_path / "boxes.json", coco(images=[*swapped, *IMAGES[1:]]))
-    found = rd.analyze(dataset_folder, "colours", boxes=boxes, num_crops=13, progress=False)
-    assert found.summary["label maps and objects"]["images"] == 12
-    assert "1 of 13 images with boxes, such as 'photo_00', are left out: EXIF turns the image" in caplog.text
+    analysis = rd.analyze(dataset_folder, "colours", boxes=boxes, num_crops=13, progress=False)
+    assert analysis.summary["label maps and objects"]["images"] == 12
+    assert "left out 1 of 13 images with boxes, such as 'photo_00': EXIF rotates the image" in caplog.text
 
 
 FILLER = "secret content of the file " * 500
 BAD = {  # name: (content, message)
     "results": (
         [{"image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4], "score": 0.5}] * 99,
-        "is a list, as COCO's resu",
+        "is a list, as in COCO resu",
     ),
-    "another object": ({FILLER: 1, **{str(i): FILLER for i in range(99)}}, r"has other content \(fields 'secret"),
-    "an empty object": ({}, "has other content"),
-    "a text": (json.dumps(FILLER), "has other content"),
-    "a number": ("17", "has other content"),
-    "cut off": (json.dumps(coco())[:-200], "is no JSON, or damaged"),
-    "lines of JSON": ("\n".join(json.dumps({"image": "a", "x": FILLER}) for _ in range(9)), "is no JSON, or damaged"),
+    "another object": (
+        {FILLER: 1, **{str(i): FILLER for i in range(99)}},
+        r"is not a COCO file, got the fields 'secret",
+    ),
+    "an empty object": ({}, "is not a COCO file"),
+    "a string": (json.dumps(FILLER), "is not a COCO file"),
+    "a number": ("17", "is not a COCO file"),
+    "truncated": (json.dumps(coco())[:-200], "is not a JSON file, or is corrupt"),
+    "lines of JSON": (
+        "\n".join(json.dumps({"image": "a", "x": FILLER}) for _ in range(9)),
+        "is not a JSON file, or is corrupt",
+    ),
     "nested too deeply": ("[" * 200_000, "nested too deeply"),
-    "an endless integer": ('{"images": ' + "9" * 5000 + "}", "is no JSON, or damaged"),
+    "an endless integer": ('{"images": ' + "9" * 5000 + "}", "is not a JSON file, or is corrupt"),
     "images that are a table": (coco(images={"0": {"id": 0, "note": FILLER}}), "'images' must be a list of objects"),
-    "annotations that are texts": (coco(annotations=[FILLER]), "'annotations' must be a list of objects"),
-    "images without ids": (coco(images=[{"file_name": FILLER}]), "image 0: 'id' must be a number or a text, got None"),
+    "annotations that are strings": (coco(annotations=[FILLER]), "'annotations' must be a list of objects"),
+    "images without ids": (
+        coco(images=[{"file_name": FILLER}]),
+        "image 0: 'id' must be an integer or a string, got None",
+    ),
     "repeated ids": (coco(images=[IMAGES[0], IMAGES[0]]), "image 0: another image has the same id '0'"),
     "file names that are lists": (
         coco(images=[{**IMAGES[0], "file_name": [FILLER]}]),
-        "'file_name' must be a text, got",
+        "'file_name' must be a string, got",
     ),
-    "no width": (coco(images=[{"id": 0, "file_name": "a", "height": 5}]), "image 0: 'width' must be the image's width"),
+    "no width": (
+        coco(images=[{"id": 0, "file_name": "a", "height": 5}]),
+        "image 0: 'width' must be the width of the image",
+    ),
     "no height": (
         coco(images=[{"id": 0, "file_name": "a", "width": 5}]),
-        "image 0: 'height' must be the image's height",
+        "image 0: 'height' must be the height of the image",
     ),
-    "a width of 0": (coco(images=[{**IMAGES[0], "width": 0}]), "'width' must be the image's width in pixels, got 0"),
-    "half a pixel": (coco(images=[{**IMAGES[0], "width": 31.5}]), "'width' must be .* got 31.5: boxes need it"),
+    "a width of 0": (
+        coco(images=[{**IMAGES[0], "width": 0}]),
+        "'width' must be the width of the image in pixels, got 0",
+    ),
+    "half a pixel": (coco(images=[{**IMAGES[0], "width": 31.5}]), "'width' must be .* got 31.5"),
     "a width that is infinite": (coco(images=[{**IMAGES[0], "width": float("inf")}]), "'width' must be .* got inf"),
     "no annotations": (coco(annotations=[]), "has no objects: 13 images, 0 crowds"),
-    "only crowds": (one(iscrowd=1), "has no objects: 13 images, 1 crowds"),
-    "only boxes without height": (one(bbox=[1, 2, 3, 0]), "has no objects: 13 images, 0 crowds, 1 boxes without"),
-    "captions": (one(bbox=None, segmentation=None, category_id=None, caption=FILLER), "'category_id' must be a number"),
-    "panoptic": (one(bbox=None, segmentation=None, segments_info=[{}]), "panoptic annotations have no boxes"),
-    "no box": (one(bbox=None, segmentation=None), "annotation 100: 'bbox' must be x, y, width and height .* or 'segm"),
-    "an outline that is run-length": (
-        one(bbox=None, segmentation={"counts": FILLER}),
-        "'bbox' must be x, y, width and",
+    "only crowds": (one(iscrowd=1), "has no objects: 13 images, 1 crowd,"),
+    "only boxes without height": (one(bbox=[1, 2, 3, 0]), "has no objects: 13 images, 0 crowds, 1 box without"),
+    "captions": (
+        one(bbox=None, segmentation=None, category_id=None, caption=FILLER),
+        "'category_id' must be an integer",
     ),
-    "an outline of odd length": (one(bbox=None, segmentation=[[1, 2, 3]]), "'bbox' must be x, y, width and height"),
-    "three numbers": (one(bbox=[1, 2, 3]), "'bbox' must be x, y, width and height in pixels, got"),
-    "numbers in texts": (one(bbox=["1", "2", "3", "4"]), "'bbox' must be x, y, width and height"),
-    "NaN": (one(bbox=[1, 2, float("nan"), 4]), "'bbox' must be x, y, width and height in pixels, got"),
-    "a huge number": (one(bbox=[1, 2, 10**400, 4]), "'bbox' must be x, y, width and height in pixels, got"),
-    "truth values": (one(bbox=[True, True, True, True]), "'bbox' must be x, y, width and height in pixels, got"),
+    "panoptic": (one(bbox=None, segmentation=None, segments_info=[{}]), "panoptic annotations have no boxes"),
+    "no box": (
+        one(bbox=None, segmentation=None),
+        r"annotation 100: 'bbox' must be \[x, y, width, height\] .*\(or 'segm",
+    ),
+    "an outline in run-length encoding": (
+        one(bbox=None, segmentation={"counts": FILLER}),
+        r"'bbox' must be \[x, y, width, h",
+    ),
+    "an outline with an odd number of coordinates": (
+        one(bbox=None, segmentation=[[1, 2, 3]]),
+        r"'bbox' must be \[x, y, width, height\]",
+    ),
+    "three numbers": (one(bbox=[1, 2, 3]), r"'bbox' must be \[x, y, width, height\] in pixels, got"),
+    "numbers as strings": (one(bbox=["1", "2", "3", "4"]), r"'bbox' must be \[x, y, width, height\]"),
+    "NaN": (one(bbox=[1, 2, float("nan"), 4]), r"'bbox' must be \[x, y, width, height\] in pixels, got"),
+    "a huge number": (one(bbox=[1, 2, 10**400, 4]), r"'bbox' must be \[x, y, width, height\] in pixels, got"),
+    "booleans": (one(bbox=[True, True, True, True]), r"'bbox' must be \[x, y, width, height\] in pixels, got"),
     "a negative width": (one(bbox=[9, 9, -3, 4]), "annotation 100: the box .* is empty or leaves the image"),
     "outside the image": (
         one(bbox=[30, 5, 16, 25]),
         "annotation 100: the box .* leaves the image of height 48 and width 32",
     ),
-    "an unknown image": (one(image_id=FILLER), "image_id 'secret.* is none of the 13 images"),
-    "an unknown category": (one(category_id=1), "category_id '1' is none of the 3 categories"),
-    "a category without name": (coco(categories=[{"id": 1, "name": ["a"]}]), "category 1: 'name' must be a text"),
-    "two images of one name": (
-        coco(images=[{**each, "file_name": f"{i}/a.jpg"} for i, each in enumerate(IMAGES)]),
-        "images '0' and '1' are both called 'a' without folder and extension",
+    "an unknown image": (one(image_id=FILLER), "image_id 'secret.* must be the id of one of the 13 images"),
+    "an unknown category": (one(category_id=1), "category_id '1' must be the id of one of the 3 categories"),
+    "a category without name": (coco(categories=[{"id": 1, "name": ["a"]}]), "category 1: 'name' must be a string"),
+    "two images with one name": (
+        coco(images=[{**image, "file_name": f"{i}/a.jpg"} for i, image in enumerate(IMAGES)]),
+        "images '0' and '1' have the same name 'a' without folder and extension",
     ),
 }
 
 
 @pytest.mark.parametrize("suffix", [".json", ".txt"])
 @pytest.mark.parametrize("name", BAD)
-def test_any_other_json_is_refused_in_one_short_line(name, suffix, tmp_path, capsys):
+def test_other_json_raises_an_error_of_one_short_line(name, suffix, tmp_path, capsys):
     content, message = BAD[name]
     path = write(tmp_path / f"boxes{suffix}", content)
     if suffix == ".txt" and not path.read_text().startswith(("{", "[")):
-        message = "has the columns"  # of a table
+        message = "has the columns"  # read as a table
     with pytest.raises(rd.DatasetError, match=message) as error:
         read_boxes(path)
     assert str(error.value).startswith(str(path))
@@ -247,12 +277,12 @@ def test_any_other_json_is_refused_in_one_short_line(name, suffix, tmp_path, cap
         assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_a_byte_order_mark_and_other_encodings(tmp_path):
+def test_a_byte_order_mark_is_accepted_and_utf16_raises_an_error(tmp_path):
     path = tmp_path / "boxes.json"
     path.write_bytes(b"\xef\xbb\xbf" + json.dumps(coco()).encode())
     assert len(read_boxes(path)) == 13
     path.write_bytes(json.dumps(coco()).encode("utf-16"))
-    with pytest.raises(rd.DatasetError, match="is no JSON, or damaged"):
+    with pytest.raises(rd.DatasetError, match="is not a JSON file, or is corrupt"):
         read_boxes(path)
 
 
@@ -260,7 +290,7 @@ def test_skipped_boxes_are_counted_in_the_log(tmp_path, caplog):
     caplog.set_level(logging.WARNING)
     flat = [{**ANNOTATIONS[i], "bbox": [1, 1, i % 2, 1 - i % 2]} for i in range(4)]
     assert len(read_boxes(write(tmp_path / "boxes.json", coco(annotations=[*ANNOTATIONS[4:], *flat])))) == 9
-    assert "4 boxes without width or height are skipped" in caplog.text
+    assert "skipped 4 boxes without width or height" in caplog.text
 
 
 @pytest.mark.slow
@@ -274,4 +304,4 @@ def test_outlines_of_a_huge_file_are_dropped_while_it_is_parsed(tmp_path):
     assert len(read_boxes(path)) == 13
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 2.5 * path.stat().st_size  # the text twice; the parsed outlines would take five times as much
+    assert peak < 2.5 * path.stat().st_size  # twice the text; the parsed outlines would need five times as much

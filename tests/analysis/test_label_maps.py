@@ -1,4 +1,4 @@
-"""Measures of scenes against a reference in plain loops, with torchvision's roi_align on dense maps."""
+"""Measures of scenes against a reference in plain loops that uses torchvision's roi_align on dense maps."""
 
 import csv
 import math
@@ -11,7 +11,7 @@ from torchvision.ops import roi_align
 import relabel_datasets as rd
 from relabel_datasets.analysis import label_maps as module
 from relabel_datasets.analysis.boxes import Objects, read_boxes
-from relabel_datasets.analysis.label_maps import MapMeasures, measure_maps, suspects
+from relabel_datasets.analysis.label_maps import MapMeasures, find_suspects, measure_maps
 from relabel_datasets.demo.scenes import CLASSES
 from tests.analysis.conftest import ENCODINGS
 
@@ -20,17 +20,17 @@ NUM_CROPS = 48 * 5
 
 @pytest.fixture(scope="module", params=ENCODINGS)
 def measured(request, scenes, scene_boxes):
-    """Label maps, their measures in batches of few images, and the boxes of the crops."""
+    """Label maps, their measures in small batches, and the boxes of the crops."""
     label_maps = rd.LabelMaps(scenes / "dataset", request.param)
     crops = []
 
-    def drawn(*arguments):
+    def record_crops(*arguments):
         crops.append(random_resized_crops(*arguments))
         return crops[-1]
 
     random_resized_crops = module.random_resized_crops
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "random_resized_crops", drawn)
+        patch.setattr(module, "random_resized_crops", record_crops)
         patch.setattr(module, "_BATCH_CROPS", 37)
         objects = read_boxes(scene_boxes)
         measures = measure_maps(label_maps, objects=objects, num_crops=NUM_CROPS, progress=False)
@@ -39,7 +39,7 @@ def measured(request, scenes, scene_boxes):
 
 @pytest.fixture(scope="module")
 def rows(scene_boxes):
-    """The table of objects as it is, by picture."""
+    """Rows of the CSV table of objects, by picture."""
     rows = {}
     with scene_boxes.open(newline="") as file:
         for row in csv.DictReader(file):
@@ -48,7 +48,7 @@ def rows(scene_boxes):
 
 
 def _pooled(dense, box):
-    """Return the label of one box in the unit square, by torchvision."""
+    """Return the label of one box in the unit square, pooled by torchvision."""
     _, height, width = dense.shape
     scaled = torch.tensor([[0, box[0] * width, box[1] * height, box[2] * width, box[3] * height]], dtype=torch.float32)
     return roi_align(dense[None], scaled, 1, aligned=True)[0, :, 0, 0].softmax(0).tolist()
@@ -68,29 +68,34 @@ def _entropy(label):
 
 
 def _own_boxes(rows, name):
-    """Return the boxes of the picture's label in pixels of the picture, and its size."""
+    """Return the boxes of the objects of the picture's class in pixels, and the picture's width and height."""
     boxes = [[float(row[side]) for side in ("x1", "y1", "x2", "y2")] for row in rows if row["class"] == name]
     return boxes, int(rows[0]["width"]), int(rows[0]["height"])
 
 
-def test_whole_images_are_measured_as_in_plain_loops(measured):
+def test_measures_of_whole_images_equal_a_reference_in_plain_loops(measured):
     label_maps, measures, _ = measured
     assert measures.images["key"].tolist() == list(label_maps)
     for i, label_map in enumerate(label_maps.values()):
         label = _pooled(label_map.dense(), (0, 0, 1, 1))
         best = max(range(len(label)), key=label.__getitem__)
-        stored = label_map.classes.expand(label_map.shape).flatten(1).T.tolist()  # others are not looked at
-        places = label_map.dense().flatten(1).softmax(0).T.tolist()
-        confident = {index for at, place in zip(stored, places, strict=True) for index in at if place[index] >= 0.5}
-        found = {name: column[i] for name, column in measures.images.items()}
-        assert (found["label"], found["best"], found["num_confident"]) == (label_map.label, best, len(confident))
-        assert found["p_best"] == pytest.approx(label[best], abs=1e-5)
-        assert found["p_label"] == pytest.approx(label[label_map.label], abs=1e-5)
-        assert found["entropy"] == pytest.approx(_entropy(label), abs=1e-4)
-    assert len(set(measures.images["num_confident"].tolist())) > 2  # or there would be little to compare
+        stored = label_map.classes.expand(label_map.shape).flatten(1).T.tolist()  # only stored classes count
+        probabilities = label_map.dense().flatten(1).softmax(0).T.tolist()
+        confident = {
+            index
+            for classes, location in zip(stored, probabilities, strict=True)
+            for index in classes
+            if location[index] >= 0.5
+        }
+        image = {name: column[i] for name, column in measures.images.items()}
+        assert (image["label"], image["best"], image["num_confident"]) == (label_map.label, best, len(confident))
+        assert image["p_best"] == pytest.approx(label[best], abs=1e-5)
+        assert image["p_label"] == pytest.approx(label[label_map.label], abs=1e-5)
+        assert image["entropy"] == pytest.approx(_entropy(label), abs=1e-4)
+    assert len(set(measures.images["num_confident"].tolist())) > 2  # otherwise the comparison would be trivial
 
 
-def test_crops_are_measured_as_in_plain_loops(measured, rows):
+def test_measures_of_crops_equal_a_reference_in_plain_loops(measured, rows):
     label_maps, measures, crops = measured
     keys = measures.images["key"].tolist()
     assert np.bincount(measures.crops["image"]).tolist() == [5] * 48
@@ -100,17 +105,17 @@ def test_crops_are_measured_as_in_plain_loops(measured, rows):
         label = _pooled(label_map.dense(), crop)
         boxes, width, height = _own_boxes(rows[label_map.key], CLASSES[label_map.label])
         pixels = [crop[0] * width, crop[1] * height, crop[2] * width, crop[3] * height]
-        found = {name: column[i] for name, column in measures.crops.items()}
-        assert found["confidence"] == pytest.approx(max(label), abs=1e-5)
-        assert label[found["best"]] == pytest.approx(max(label), abs=1e-5)
-        assert found["agrees"] == (found["best"] == label_map.label)
-        assert found["entropy"] == pytest.approx(_entropy(label), abs=1e-4)
-        assert found["num_classes"] == sum(value >= 0.1 for value in label)
-        assert found["best_iou"] == pytest.approx(max(_iou(pixels, box) for box in boxes))
+        measured_crop = {name: column[i] for name, column in measures.crops.items()}
+        assert measured_crop["confidence"] == pytest.approx(max(label), abs=1e-5)
+        assert label[measured_crop["best"]] == pytest.approx(max(label), abs=1e-5)
+        assert measured_crop["agrees"] == (measured_crop["best"] == label_map.label)
+        assert measured_crop["entropy"] == pytest.approx(_entropy(label), abs=1e-4)
+        assert measured_crop["num_classes"] == sum(value >= 0.1 for value in label)
+        assert measured_crop["best_iou"] == pytest.approx(max(_iou(pixels, box) for box in boxes))
     assert measures.crops["agrees"].any()
 
 
-def test_places_are_measured_as_in_plain_loops(measured, rows):
+def test_localization_equals_a_reference_in_plain_loops(measured, rows):
     label_maps, measures, _ = measured
     for i, (key, label_map) in enumerate(label_maps.items()):
         boxes, width, height = _own_boxes(rows[key], CLASSES[label_map.label])
@@ -121,7 +126,7 @@ def test_places_are_measured_as_in_plain_loops(measured, rows):
         y, x = divmod(values.index(high), across)
         point = (x + 0.5) / across * width, (y + 0.5) / down * height
         pointed = any(x1 <= point[0] <= x2 and y1 <= point[1] <= y2 for x1, y1, x2, y2 in boxes)
-        assert measures.places["pointed"][i] == (pointed and high > low), key
+        assert measures.localization["pointed"][i] == (pointed and high > low), key
         for step in range(1, 21):
             above = [
                 (x, y) for y in range(down) for x in range(across)
@@ -130,57 +135,57 @@ def test_places_are_measured_as_in_plain_loops(measured, rows):
             expected = 0.0
             if above:
                 xs, ys = [x for x, _ in above], [y for _, y in above]
-                around = [
+                enclosing = [
                     min(xs) / across * width, min(ys) / down * height,
                     (max(xs) + 1) / across * width, (max(ys) + 1) / down * height,
                 ]  # fmt: skip
-                expected = max(_iou(around, box) for box in boxes)
-            assert measures.places["iou"][i, step - 1] == pytest.approx(expected), (key, step)
-    assert 0 < measures.places["pointed"].mean() < 1
+                expected = max(_iou(enclosing, box) for box in boxes)
+            assert measures.localization["iou"][i, step - 1] == pytest.approx(expected), (key, step)
+    assert 0 < measures.localization["pointed"].mean() < 1
 
 
-def test_a_heatmap_points_at_its_object_and_finds_its_box():
+def test_a_heatmap_localizes_its_object():
     dense = torch.zeros(3, 4, 5)
     dense[1, 1:3, 2:4] = 9
-    dense[1, 2, 3] = 10  # the highest place, at (0.7, 0.625)
+    dense[1, 2, 3] = 10  # the maximum, at (0.7, 0.625)
     encoded = rd.LabelMap.from_logits(dense)
     batch = module.Encoded(encoded.logits[None], encoded.classes[None], encoded.base[None], 3)
     boxes = np.array([[0.0, 0, 0.3, 0.3], [0.4, 0.25, 0.8, 0.75]])
-    found = module._of_places(batch, torch.tensor([1]), [boxes])
-    assert found["pointed"].tolist() == [True]
-    assert found["iou"].max() == pytest.approx(1)
-    missed = module._of_places(batch, torch.tensor([1]), [boxes[:1]])
+    localized = module._measure_localization(batch, torch.tensor([1]), [boxes])
+    assert localized["pointed"].tolist() == [True]
+    assert localized["iou"].max() == pytest.approx(1)
+    missed = module._measure_localization(batch, torch.tensor([1]), [boxes[:1]])
     assert missed["pointed"].tolist() == [False]
-    for label in (0, 2):  # flat heatmaps point nowhere
-        flat = module._of_places(batch, torch.tensor([label]), [boxes])
+    for label in (0, 2):  # constant heatmaps localize nothing
+        flat = module._measure_localization(batch, torch.tensor([label]), [boxes])
         assert flat["pointed"].tolist() == [False]
         assert not flat["iou"].any()
 
 
-def test_numbers_of_crops_and_images_and_the_seed(scenes):
+def test_num_crops_num_samples_and_seed_select_images_and_crops(scenes):
     label_maps = rd.LabelMaps(scenes / "dataset", "heatmaps")
     few = measure_maps(label_maps, num_crops=30, num_samples=7, progress=False)
     assert few.images["key"].tolist() == [label_maps.index.key(row) for row in (0, 8, 16, 24, 31, 39, 47)]
     assert np.bincount(few.crops["image"]).tolist() == [5] * 7  # rounded up
-    assert few.places == {}
+    assert few.localization == {}
     again, other = (measure_maps(label_maps, num_crops=30, num_samples=7, seed=s, progress=False) for s in (0, 1))
     assert all(np.array_equal(again.crops[name], few.crops[name]) for name in few.crops)
     assert not np.array_equal(other.crops["confidence"], few.crops["confidence"])
 
 
-def test_images_without_objects_are_left_out_and_unknown_names_told_of(scenes, scene_boxes):
+def test_images_without_objects_are_left_out_and_unknown_names_raise_an_error(scenes, scene_boxes):
     label_maps = rd.LabelMaps(scenes / "dataset", "topk")
     objects = read_boxes(scene_boxes)
-    some = {key: objects[key] for key in list(objects)[::5]}
-    measures = measure_maps(label_maps, objects=some, num_crops=1, progress=False)
-    assert set(measures.images["key"].tolist()) == set(some)
-    with pytest.raises(ValueError, match=r"none of the 48 images, such as 'train_.*', has boxes among the 1 that have"):
+    subset = {key: objects[key] for key in list(objects)[::5]}
+    measures = measure_maps(label_maps, objects=subset, num_crops=1, progress=False)
+    assert set(measures.images["key"].tolist()) == set(subset)
+    with pytest.raises(
+        ValueError, match=r"none of the 48 images .*, such as 'train_.*', matches any of the 1 image with boxes"
+    ):
         measure_maps(label_maps, objects={"other": objects["train_00000"]}, progress=False)
 
 
-def test_samples_are_found_by_the_names_of_their_images_and_not_where_two_have_the_same(
-    image_folder, annotator, tmp_path
-):
+def test_samples_are_matched_by_image_name_and_repeated_names_raise_an_error(image_folder, annotator, tmp_path):
     for name, path in (("v1.0 %", "cat/photo_00.jpg"), ("photo_02", "dog/photo_01.jpg")):
         (image_folder / path).rename((image_folder / path).with_name(f"{name}.jpg"))
     rd.build(rd.ImageFolderSource(image_folder), tmp_path / "data", annotator, progress=False)
@@ -188,22 +193,22 @@ def test_samples_are_found_by_the_names_of_their_images_and_not_where_two_have_t
     box = Objects((40, 56), np.array([[0.0, 0, 1, 1]]))
     measures = measure_maps(label_maps, objects={"v1.0 %": box, "photo_03": box}, num_crops=1, progress=False)
     assert sorted(measures.images["key"].tolist()) == ["cat/photo_03", "cat/v1%2E0 %25"]
-    with pytest.raises(ValueError, match=r"'.*/photo_02' and '.*/photo_02' are of images of the same name"):
+    with pytest.raises(ValueError, match=r"'.*/photo_02' and '.*/photo_02' have images of the same name 'photo_02'"):
         measure_maps(label_maps, objects={"photo_02": box}, progress=False)
 
 
-def test_suspects_are_those_that_disagree_by_falling_odds():
+def test_suspects_are_sorted_by_decreasing_odds():
     images = {
         "label": np.array([0, 1, 2, 0]),
         "best": np.array([1, 1, 0, 2]),
         "p_label": np.array([0.3, 0.9, 0.0, 0.1]),
         "p_best": np.array([0.4, 0.9, 0.5, 0.6]),
     }
-    assert suspects(images).tolist() == [2, 3, 0]
+    assert find_suspects(images).tolist() == [2, 3, 0]
 
 
-def test_columns_of_measures_have_one_length_each(measured):
+def test_columns_of_one_attribute_have_the_same_length(measured):
     _, measures, _ = measured
     assert isinstance(measures, MapMeasures)
-    for columns, length in ((measures.images, 48), (measures.crops, NUM_CROPS), (measures.places, 48)):
+    for columns, length in ((measures.images, 48), (measures.crops, NUM_CROPS), (measures.localization, 48)):
         assert {len(column) for column in columns.values()} == {length}

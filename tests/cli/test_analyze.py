@@ -46,7 +46,7 @@ def test_boxes_alone_and_nothing_written_unless_asked_for(boxes, tmp_path, capsy
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "nothing to analyse: give a dataset, boxes, or both"),
+        ([], "nothing to analyze: give a dataset, boxes, or both"),
         (["--boxes", "/nowhere"], "no boxes at /nowhere"),
         (["/nowhere"], "no dataset at /nowhere"),
         (["{folder}", "--config", "colours", "--out", "{boxes}"], "boxes.csv"),

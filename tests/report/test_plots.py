@@ -5,7 +5,7 @@ import matplotlib as mpl
 import pytest
 from PIL import Image
 
-from relabel_datasets.analysis.analyze import Analysis, Table
+from relabel_datasets.analysis.analysis import Analysis, Table
 from relabel_datasets.report.plots import plot, save_plots, to_bytes
 
 IOU = [(i / 10, (i + 1) / 10) for i in range(10)]

@@ -1,4 +1,4 @@
-"""`analyze`: all that can be counted of a dataset, of boxes, or of both, as numbers and tables."""
+"""`analyze`: Measure a dataset, boxes of objects, or both; return numbers and tables."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 
 from ..data.store import LabelMaps
+from ..keywords import checked_keywords
 from ..labels.crops import random_resized_crops
 from ..labels.statistics import CONFIDENT, Statistics, add_up
 from ..shards.manifest import Manifest, Split
 from ..storage.folders import Folder
 from ..storage.resolve import open_folder
 from .boxes import read_boxes
-from .label_maps import IOU_LEVELS, SHARE, MapMeasures, measure_maps, suspects
+from .label_maps import IOU_LEVELS, SHARE, MapMeasures, find_suspects, measure_maps
 from .objects import Objects, in_classes
 from .overlap import Overlaps, overlaps, share_above
 
@@ -28,13 +29,22 @@ _BINS = np.linspace(0, 1, 11)  # of intersection over union
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of numbers and texts, under names."""
+    """Rows of values under column names.
+
+    Attributes:
+        columns: Names of the columns.
+        rows: Rows, each with one value per column.
+    """
 
     columns: tuple[str, ...]
     rows: Sequence[tuple[Any, ...]]
 
     def to_csv(self) -> str:
-        """Return it as CSV, the names first; what is not a number there (NaN) is empty."""
+        """Return the table as CSV text.
+
+        Returns:
+            A header line and one line per row. NaN becomes an empty cell.
+        """
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(self.columns)
@@ -44,38 +54,43 @@ class Table:
 
 @dataclass(frozen=True)
 class Analysis:
-    """What was counted.
+    """Result of `analyze`.
 
     Attributes:
-        summary: numbers by topic and name; shares are 0..1, entropies in nats.
-        tables: by name.
+        summary: Values by topic and name. Shares are in 0..1, entropies in nats.
+        tables: Tables by name.
     """
 
     summary: Mapping[str, Mapping[str, Any]]
     tables: Mapping[str, Table]
 
     def to_json(self) -> str:
-        """Return all of it as JSON."""
+        """Return the summary and the tables as JSON.
+
+        Returns:
+            An object with the fields `summary` and `tables`; each table is a list of objects, one per row.
+        """
         tables = {
             name: [dict(zip(table.columns, map(_rounded, row), strict=True)) for row in table.rows]
             for name, table in self.tables.items()
         }
         summary = {
-            topic: {name: _rounded(value) for name, value in each.items()} for topic, each in self.summary.items()
+            topic: {name: _rounded(value) for name, value in values.items()} for topic, values in self.summary.items()
         }
         return json.dumps({"summary": summary, "tables": tables}, indent=1)
 
     def __str__(self) -> str:
         lines = []
-        for topic, numbers in self.summary.items():
+        for topic, values in self.summary.items():
             lines.append(topic)
-            lines += [f"  {name:<52} {_shown(name, value)}" for name, value in numbers.items()]
+            lines += [f"  {name:<52} {_shown(name, value)}" for name, value in values.items()]
         return "\n".join(lines)
 
 
+@checked_keywords()
 def analyze(
-    dataset: str | os.PathLike[str] | Folder | None = None,
-    name: str | None = None,
+    path: str | os.PathLike[str] | Folder | None = None,
+    config: str | None = None,
     split: str = "train",
     *,
     boxes: str | os.PathLike[str] | None = None,
@@ -84,47 +99,54 @@ def analyze(
     seed: int = 0,
     progress: bool = True,
 ) -> Analysis:
-    """Count what crops, label maps and objects have to do with each other.
+    """Measure crop-object overlap and label map statistics.
 
-    Of a dataset: how many classes images and crops show, which classes are taken for each other, which images' maps disagree
-    with their labels, and how close the stored maps are to the annotator's. Of boxes: how much random crops overlap the objects
-    (`RandomResizedCrop` of 8 % to 100 % of the area). Of both, for the images that have boxes: how confidence and agreement
-    follow the overlap, and how well the heatmaps find the objects.
+    - Of a dataset: number of classes in images and crops, pairs of confused classes, images whose maps contradict their labels,
+      and fidelity of the stored maps to the annotator's output.
+    - Of boxes: overlap of random crops (`RandomResizedCrop`, 8 % to 100 % of the area) with the objects.
+    - Of both, for the images that have boxes: confidence and agreement by overlap, and how well heatmaps localize the objects.
 
     Args:
-        dataset: as `load_dataset` takes it; images are not read. Default: boxes alone.
-        name: the config; may be left out where there is only one.
-        split: of the dataset.
-        boxes: File or folder of boxes, see `read_boxes`. Samples are found by file name without extension, or by the id of a
-            COCO image, see `find_objects`. Classes are found by name; the log lists those that are not.
-        num_crops: over all images, rounded up to as many of each.
-        num_samples: look at this many images only, spread evenly. Default: all.
-        seed: decides the crops.
-        progress: whether to show progress bars on stderr.
+        path: Dataset, as for `load_dataset`. Images are not read. Default: boxes only.
+        config: Name of the config. Default: the only config of the dataset.
+        split: Name of the split. Default: "train".
+        boxes: File or folder of boxes, see `read_boxes`. Samples are matched by file name without extension, or by the id of a
+            COCO image, see `find_objects`. Classes are matched by name; a warning lists object classes that match none.
+        num_crops: Number of random crops over all images, rounded up to a multiple of the number of images. Default: 100,000.
+        num_samples: Number of images to measure, spread evenly over the split. Default: all.
+        seed: Seed of the random crops. Default: 0.
+        progress: Whether to show progress bars on stderr. Default: True.
+
+    Returns:
+        The numbers by topic and the tables by name.
 
     Raises:
-        FileNotFoundError: no such dataset or boxes.
-        ValueError: neither is given, they have no image in common, numbers are not positive, or a file is bad.
+        FileNotFoundError: The dataset or the boxes do not exist.
+        ValueError: Neither a dataset nor boxes are given, they have no image in common, a number is not positive, or a file is
+            corrupt.
+
+    Example:
+        >>> print(analyze("scenes-relabel", split="validation"))
     """
-    if dataset is None and boxes is None:
-        raise ValueError("nothing to analyse: give a dataset, boxes, or both")
+    if path is None and boxes is None:
+        raise ValueError("nothing to analyze: give a dataset, boxes, or both")
     if num_crops < 1 or (num_samples is not None and num_samples < 1):
         raise ValueError(f"num_crops and num_samples must be at least 1, got {num_crops} and {num_samples}")
     objects = None if boxes is None else read_boxes(boxes, progress=progress)
     summary: dict[str, dict[str, Any]] = {}
     tables: dict[str, Table] = {}
     if objects is not None:
-        found = _overlaps_of(list(objects.values()), num_crops, seed)
+        crop_overlaps = _crop_overlaps(list(objects.values()), num_crops, seed)
         summary["crops and objects"] = {
             "images with boxes": len(objects),
-            "boxes": sum(len(each.boxes_xyxy) for each in objects.values()),
-            "crops": len(found.best),
-            **{f"share above IoU 0.5, {key}": share_above(values) for key, values in found._asdict().items()},
+            "boxes": sum(len(image_objects.boxes_xyxy) for image_objects in objects.values()),
+            "crops": len(crop_overlaps.best),
+            **{f"share above IoU 0.5, {name}": share_above(iou) for name, iou in crop_overlaps._asdict().items()},
         }
-        tables["overlap"] = _histogram(found)
-    if dataset is not None:
-        folder = open_folder(dataset)
-        label_maps = LabelMaps(folder, name, split)
+        tables["overlap"] = _histogram(crop_overlaps)
+    if path is not None:
+        folder = open_folder(path)
+        label_maps = LabelMaps(folder, config, split)
         options: dict[str, Any] = {
             "num_crops": num_crops,
             "num_samples": num_samples,
@@ -132,31 +154,31 @@ def analyze(
             "progress": progress,
         }
         measures = measure_maps(label_maps, **options)
-        summary["label maps"] = {**_summary(measures), **_fidelity_of(label_maps.split)}
-        tables.update(_tables(measures, label_maps.manifest.classes))
-        tables["fidelity"] = _fidelity(folder, label_maps)
+        summary["label maps"] = {**_map_summary(measures), **_split_fidelity(label_maps.split)}
+        tables.update(_map_tables(measures, label_maps.manifest.classes))
+        tables["fidelity"] = _fidelity_table(folder, label_maps)
         if objects is not None:
             objects = in_classes(objects, label_maps.manifest.classes)
             measures = measure_maps(label_maps, objects=objects, **options)
-            summary["label maps and objects"] = _summary_of_places(measures)
-            tables["by_overlap"] = _by_overlap(measures)
+            summary["label maps and objects"] = _localization_summary(measures)
+            tables["by_overlap"] = _overlap_table(measures)
     return Analysis(summary, tables)
 
 
-def _overlaps_of(objects: Sequence[Objects], num_crops: int, seed: int) -> Overlaps:
+def _crop_overlaps(objects: Sequence[Objects], num_crops: int, seed: int) -> Overlaps:
     per_image = -(-num_crops // len(objects))
-    sizes = np.repeat([each.size for each in objects], per_image, 0)
+    sizes = np.repeat([image_objects.size for image_objects in objects], per_image, 0)
     crops = random_resized_crops(sizes, np.random.default_rng(seed))
-    return overlaps(crops, [each.boxes_xyxy for each in objects for _ in range(per_image)])
+    return overlaps(crops, [image_objects.boxes_xyxy for image_objects in objects for _ in range(per_image)])
 
 
-def _histogram(found: Overlaps) -> Table:
-    counts = [np.histogram(values, _BINS)[0].tolist() for values in found]
+def _histogram(crop_overlaps: Overlaps) -> Table:
+    counts = [np.histogram(iou, _BINS)[0].tolist() for iou in crop_overlaps]
     rows = zip(_BINS[:-1].tolist(), _BINS[1:].tolist(), *counts, strict=True)
     return Table(("iou_from", "iou_to", *Overlaps._fields), list(rows))
 
 
-def _summary(measures: MapMeasures) -> dict[str, Any]:
+def _map_summary(measures: MapMeasures) -> dict[str, Any]:
     images, crops = measures.images, measures.crops
     return {
         "images": len(images["key"]),
@@ -173,37 +195,37 @@ def _summary(measures: MapMeasures) -> dict[str, Any]:
     }
 
 
-def _fidelity_of(split: Split) -> dict[str, Any]:
-    """Return what was measured against the dense logits as the maps of a split were made, if it was."""
-    found = add_up([Statistics(), *split.shard_statistics])
-    if not found.crops:
+def _split_fidelity(split: Split) -> dict[str, Any]:
+    """Return how well stored labels match the dense logits; empty unless the build measured it."""
+    statistics = add_up([Statistics(), *split.shard_statistics])
+    if not statistics.crops:
         return {}
     return {
-        "KL of dense from stored labels, nats": found.kl / found.crops,
-        "crops of the same best class as dense, share": found.same_best / found.crops,
+        "KL of dense from stored labels, nats": statistics.kl / statistics.crops,
+        "crops of the same best class as dense, share": statistics.same_best / statistics.crops,
     }
 
 
-def _fidelity(folder: Folder, label_maps: LabelMaps) -> Table:
-    """Return the same of all configs beside the one of the maps, so that encodings can be compared."""
+def _fidelity_table(folder: Folder, label_maps: LabelMaps) -> Table:
+    """Return the fidelity of all configs of the dataset, so that encodings can be compared."""
     configs = folder.configs()
     manifests = [label_maps.manifest] if configs is None else [Manifest.read(folder.child(name)) for name in configs]
     rows = []
     for manifest in manifests:
         encoding = manifest.encoding
         for split in manifest.splits.values():
-            if found := _fidelity_of(split):
+            if fidelity := _split_fidelity(split):
                 size = "x".join(map(str, (*encoding["map_size"], len(manifest.classes))))
                 encoded = encoding["name"], encoding["k"], encoding["dtype"]
-                rows.append((manifest.config, split.name, size, *encoded, *found.values()))
+                rows.append((manifest.config, split.name, size, *encoded, *fidelity.values()))
     return Table(("config", "split", "map", "encoding", "k", "dtype", "kl", "same_best"), rows)
 
 
-def _summary_of_places(measures: MapMeasures) -> dict[str, Any]:
-    accuracies = [_mean_above(measures.places["iou"], level) for level in IOU_LEVELS]
+def _localization_summary(measures: MapMeasures) -> dict[str, Any]:
+    accuracies = [_localized_share(measures.localization["iou"], level) for level in IOU_LEVELS]
     return {
         "images": len(measures.images["key"]),
-        "pointing game, share": _mean(measures.places["pointed"]),
+        "pointing game, share": _mean(measures.localization["pointed"]),
         **{f"localised at IoU {level}, share": value for level, value in zip(IOU_LEVELS, accuracies, strict=True)},
         "localised, mean of these, share": float(np.mean(accuracies)),
         "crops": len(measures.crops["best"]),
@@ -213,49 +235,51 @@ def _summary_of_places(measures: MapMeasures) -> dict[str, Any]:
     }
 
 
-def _mean_above(iou: Any, level: float) -> float:
-    """Return the share of images localised at a level, with the threshold of heatmaps that is best for all of them."""
+def _localized_share(iou: Any, level: float) -> float:
+    """Return the share of images localized at an IoU level, with the heatmap threshold that is best over all images."""
     return float((iou >= level).mean(0).max())
 
 
-def _by_overlap(measures: MapMeasures) -> Table:
+def _overlap_table(measures: MapMeasures) -> Table:
     crops = measures.crops
-    place = np.clip(np.digitize(crops["best_iou"], _BINS) - 1, 0, len(_BINS) - 2)
+    bins = np.clip(np.digitize(crops["best_iou"], _BINS) - 1, 0, len(_BINS) - 2)
     rows: list[tuple[Any, ...]] = []
     for i, (low, high) in enumerate(zip(_BINS[:-1].tolist(), _BINS[1:].tolist(), strict=True)):
-        chosen = place == i
+        chosen = bins == i
         rows.append((low, high, int(chosen.sum()), _mean(crops["confidence"][chosen]), _mean(crops["agrees"][chosen])))
     return Table(("iou_from", "iou_to", "crops", "confidence", "agreement"), rows)
 
 
-def _tables(measures: MapMeasures, classes: Sequence[str]) -> dict[str, Table]:
+def _map_tables(measures: MapMeasures, classes: Sequence[str]) -> dict[str, Table]:
     images, crops = measures.images, measures.crops
-    most = int(max(images["num_confident"].max(), crops["num_classes"].max()))
-    numbers = [
+    highest_count = int(max(images["num_confident"].max(), crops["num_classes"].max()))
+    class_counts = [
         (count, _mean(images["num_confident"] == count), _mean(crops["num_classes"] == count))
-        for count in range(most + 1)
+        for count in range(highest_count + 1)
     ]
     per_class = []
     for label, name in enumerate(classes):
         chosen = images["label"] == label
         columns = (images["best"] == label, images["p_label"], images["entropy"], images["num_confident"])
         per_class.append((name, int(chosen.sum()), *(_mean(column[chosen]) for column in columns)))
-    found = suspects(images)
-    pairs, counts = np.unique(np.stack([images["label"][found], images["best"][found]]), axis=1, return_counts=True)
+    suspects = find_suspects(images)
+    pairs, counts = np.unique(
+        np.stack([images["label"][suspects], images["best"][suspects]]), axis=1, return_counts=True
+    )
     confused = [
         (classes[label], classes[best], int(count))
         for label, best, count in sorted(zip(*pairs.tolist(), counts.tolist(), strict=True), key=lambda row: -row[2])
     ]
-    listed = [
+    suspect_rows = [
         (str(images["key"][i]), classes[images["label"][i]], classes[images["best"][i]], float(images["p_label"][i]),
          float(images["p_best"][i]))
-        for i in found.tolist()
+        for i in suspects.tolist()
     ]  # fmt: skip
     return {
-        "num_classes": Table(("classes", f"images_confident_{CONFIDENT}", f"crops_share_{SHARE}"), numbers),
+        "num_classes": Table(("classes", f"images_confident_{CONFIDENT}", f"crops_share_{SHARE}"), class_counts),
         "classes": Table(("class", "images", "agreement", "p_label", "entropy", "num_confident"), per_class),
         "confused": Table(("label", "best", "images"), confused),
-        "suspects": Table(("key", "label", "best", "p_label", "p_best"), listed),
+        "suspects": Table(("key", "label", "best", "p_label", "p_best"), suspect_rows),
     }
 
 
