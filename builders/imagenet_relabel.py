@@ -16,7 +16,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from relabel_datasets import ImageFolderSource, Settings, build
+from relabel_datasets import BuildConfig, ImageFolderSource, build
 from relabel_datasets.cli.annotator_options import add_annotator_arguments, annotator_from
 from relabel_datasets.storage.folders import default_cache
 
@@ -37,7 +37,7 @@ def main() -> None:
                 args.out,
                 annotator,
                 split=split,
-                settings=Settings(images=False, batch_size=args.batch_size, num_threads=8),
+                build_config=BuildConfig(images=False, batch_size=args.batch_size, num_threads=8),
                 shard_size=10_000,
                 card="imagenet-relabel",
             )

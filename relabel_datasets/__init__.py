@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from .annotate.orientation import detect_order
     from .annotate.published import PublishedMaps
     from .annotate.ray_engine import RayEngine
-    from .annotate.shard import Settings
+    from .annotate.shard import BuildConfig
     from .annotate.timm_annotator import TimmAnnotator
     from .data.datasets import RelabelDataset
     from .data.hf_source import HFSource
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from .data.stream_joins import join
     from .data.tar_source import WebDatasetSource
     from .errors import DatasetError, ImageError, LabelMapError
-    from .hub import Published, publish
+    from .hub import PublishResult, publish
     from .labels.batch import LabelMapBatch, collate
     from .labels.label_map import LabelMap, View
     from .labels.pooling import pool_labels
@@ -49,10 +49,10 @@ if TYPE_CHECKING:
     from .shards.verify import VerifyReport, verify
     from .storage.resolve import open_folder
     from .train.classifier import Classifier, load_classifier
-    from .train.compare import Student, compare
+    from .train.compare import ComparisonEntry, compare
     from .train.evaluate import evaluate
     from .train.loop import train_student
-    from .train.recipe import PRESETS, Machine, Recipe
+    from .train.recipe import PRESETS, Recipe, RuntimeConfig
     from .train.timm_transforms import timm_transforms
     from .train.tokens import MixToken, TokenLabelPooling, TokenStudent, token_label_loss
 
@@ -72,11 +72,11 @@ _MODULES = {
     "LabelMapError": "errors",
     "LabelMaps": "data.store",
     "LabelPooling": "labels.transforms",
-    "Machine": "train.recipe",
+    "RuntimeConfig": "train.recipe",
     "MixToken": "train.tokens",
     "ModuleAnnotator": "annotate.annotator",
     "PRESETS": "train.recipe",
-    "Published": "hub",
+    "PublishResult": "hub",
     "PublishedMaps": "annotate.published",
     "RayEngine": "annotate.ray_engine",
     "Recipe": "train.recipe",
@@ -84,8 +84,8 @@ _MODULES = {
     "RelabelLoader": "data.stream",
     "RelabelSampler": "data.sampling",
     "RelabelStream": "data.stream",
-    "Settings": "annotate.shard",
-    "Student": "train.compare",
+    "BuildConfig": "annotate.shard",
+    "ComparisonEntry": "train.compare",
     "TimmAnnotator": "annotate.timm_annotator",
     "TokenLabelPooling": "train.tokens",
     "TokenStudent": "train.tokens",
@@ -119,7 +119,9 @@ __all__ = [
     "PRESETS",
     "Annotator",
     "AnnotatorEntry",
+    "BuildConfig",
     "Classifier",
+    "ComparisonEntry",
     "DatasetError",
     "Ensemble",
     "FlipAveraged",
@@ -132,10 +134,9 @@ __all__ = [
     "LabelMapError",
     "LabelMaps",
     "LabelPooling",
-    "Machine",
     "MixToken",
     "ModuleAnnotator",
-    "Published",
+    "PublishResult",
     "PublishedMaps",
     "RayEngine",
     "Recipe",
@@ -143,8 +144,7 @@ __all__ = [
     "RelabelLoader",
     "RelabelSampler",
     "RelabelStream",
-    "Settings",
-    "Student",
+    "RuntimeConfig",
     "TimmAnnotator",
     "TokenLabelPooling",
     "TokenStudent",

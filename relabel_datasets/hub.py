@@ -46,7 +46,7 @@ _REPO_TYPE = "dataset"
 
 
 @dataclass(frozen=True)
-class Published:
+class PublishResult:
     """What `publish` did.
 
     Attributes:
@@ -76,7 +76,7 @@ def publish(
     restricted_images: str | None = None,
     token: str | None = None,
     progress: bool = True,
-) -> Published:
+) -> PublishResult:
     """Upload the configs of a dataset to a dataset repository of the Hub, and verify what has arrived.
 
     The folder is verified first. What the repository holds already is not uploaded again, so that the same call goes on where
@@ -126,7 +126,7 @@ def publish(
     split = next(iter(manifest.splits.values()))
     images = "" if split.image_extension else ', images="path/to/images"'
     line = f'load_dataset("{repo_id}", "{name}", split="{split.name}", revision="{tag}"{images})'
-    return Published(repo_id, commit, tag, f"{publisher.api.endpoint}/datasets/{repo_id}", line)
+    return PublishResult(repo_id, commit, tag, f"{publisher.api.endpoint}/datasets/{repo_id}", line)
 
 
 class _File(NamedTuple):

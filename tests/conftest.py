@@ -147,18 +147,18 @@ def annotator():
 def dataset_folder(tmp_path: Path, image_folder: Path, annotator) -> Path:
     """A dataset with a config `colours` in 3 shards, images inside, and a config `labels-only` of the same images."""
     from relabel_datasets.annotate.build import build
-    from relabel_datasets.annotate.shard import Settings
+    from relabel_datasets.annotate.shard import BuildConfig
     from relabel_datasets.data.sources import ImageFolderSource
 
     root = tmp_path / "dataset"
     for config, images in (("colours", True), ("labels-only", False)):
-        settings = Settings(images=images, batch_size=4)
+        build_config = BuildConfig(images=images, batch_size=4)
         build(
             ImageFolderSource(image_folder),
             root,
             annotator,
             config=config,
-            settings=settings,
+            build_config=build_config,
             shard_size=5,
             progress=False,
         )

@@ -18,7 +18,9 @@ def test_cuda_without_a_gpu_is_an_error_of_every_entry_point(dataset_folder, tmp
     for call in (
         lambda: rd.TimmAnnotator("test_resnet", device="cuda"),
         lambda: rd.load_classifier("test_resnet", device="cuda"),
-        lambda: rd.train_student(dataset, tmp_path / "run", machine=rd.Machine(device="cuda"), recipe=rd.Recipe()),
+        lambda: rd.train_student(
+            dataset, tmp_path / "run", runtime=rd.RuntimeConfig(device="cuda"), recipe=rd.Recipe()
+        ),
     ):
         with pytest.raises(
             ValueError, match=r"device 'cuda' .*cannot be used on this machine: PyTorch finds no such GPU"

@@ -58,7 +58,7 @@ def folder(dataset_folder) -> Path:
     return dataset_folder
 
 
-def publish(folder: Path, repo: str = REPO, **arguments: object) -> rd.Published:
+def publish(folder: Path, repo: str = REPO, **arguments: object) -> rd.PublishResult:
     return rd.publish(folder, repo, progress=False, **arguments)
 
 
@@ -133,7 +133,7 @@ class TestPublishing:
         publish(folder)
         uploads = len(local_hub.uploads)
         rd.build(rd.ImageFolderSource(image_folder), folder, annotator, config="colours", split="validation",
-                 shard_size=5, progress=False, settings=rd.Settings(batch_size=4))  # fmt: skip
+                 shard_size=5, progress=False, build_config=rd.BuildConfig(batch_size=4))  # fmt: skip
         second = publish(folder)
         assert second.tag == "v2"
         assert_holds(local_hub, folder)
@@ -201,7 +201,7 @@ class TestPublishing:
     def test_a_split_that_would_be_lost_is_refused(self, local_hub, folder, image_folder, annotator):
         more = shutil.copytree(folder, folder.with_name("more"))
         rd.build(rd.ImageFolderSource(image_folder), more, annotator, config="colours", split="validation",
-                 shard_size=5, progress=False, settings=rd.Settings(batch_size=4))  # fmt: skip
+                 shard_size=5, progress=False, build_config=rd.BuildConfig(batch_size=4))  # fmt: skip
         publish(more)
         head = local_hub.repos[REPO].head.oid
         with pytest.raises(DatasetError, match=r"has split \['validation'\] of config 'colours', which .* lacks"):

@@ -19,7 +19,7 @@ from ..data.sources import ImageSource, source_sha256
 from ..data.spellings import check_distinct
 from ..errors import DatasetError
 from ..keywords import checked_keywords
-from ..labels.codec import resolve_dtype
+from ..labels.codec import resolve_storage_dtype
 from ..labels.encoding import resolve_k
 from ..naming import check_config, check_split, default_config
 from ..shards.card import read_template, write_output_card
@@ -35,7 +35,7 @@ from ..words import counted, printable
 from .annotator import Annotator, ClassSubset
 from .classes import describe_pairs, match_classes
 from .engines import Description, Engine, MakeAnnotator, Workers, find_engine
-from .shard import Annotated, Settings
+from .shard import Annotated, BuildConfig
 from .work import Plan, Work, refuse_other_plan
 
 logger = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ def build(
     *,
     config: str | None = None,
     split: str = "train",
-    settings: Settings = Settings(),
+    build_config: BuildConfig = BuildConfig(),
     shard_size: int = 5000,
     class_mapping: Mapping[str, str | int] | None = None,
     all_classes: bool = False,
@@ -75,7 +75,7 @@ def build(
             are others than the source's, its rows are matched to these by name, see `match_classes`.
         config: name of the config. Default: the annotator's name.
         split: name of the split.
-        settings: how label maps are made and stored.
+        build_config: how label maps are made and stored.
         shard_size: samples a shard.
         class_mapping: dataset class -> the annotator's class or its index, where names do not match.
         all_classes: keep all of the annotator's classes. The dataset then has these, and the class index of each image is
@@ -94,7 +94,7 @@ def build(
     """
     check_refuses_truncated("building label maps")
     check_distinct(source.keys, "the images")
-    settings = _resolved(settings)
+    build_config = _resolved(build_config)
     check_split(split, "split=")
     if config is not None:
         check_config(config, "config=")
@@ -103,14 +103,14 @@ def build(
     if card is not None:
         read_template(card)  # better now than after hours
     _check_images(source)
-    if settings.images and source.extension not in FIELDS:
+    if build_config.images and source.extension not in FIELDS:
         raise ValueError(
             f"the source's extension must be one of {FIELDS}, since timm reads no other, got {source.extension!r}"
         )
     engine = find_engine(engine)
     output = open_output(root, storage_options)
     output.check_writable()
-    make = _Given(cast(Annotator, annotator)) if hasattr(annotator, "describe") else annotator
+    make = _ConstantFactory(cast(Annotator, annotator)) if hasattr(annotator, "describe") else annotator
     with engine.start(make) as workers:
         classes = _resolve_classes(workers.description, source, class_mapping, all_classes)
         described: Annotator = workers.description
@@ -119,18 +119,18 @@ def build(
         plan: Plan = {
             "annotator": redact_values(described.describe()),
             "classes": list(classes.names),
-            "encoding": {"name": settings.encoding, "k": settings.k, "dtype": settings.dtype},
-            "images": settings.images,
-            "image_extension": source.extension if settings.images else None,
+            "encoding": {"name": build_config.encoding, "k": build_config.k, "dtype": build_config.storage_dtype},
+            "images": build_config.images,
+            "image_extension": source.extension if build_config.images else None,
             "shard_size": shard_size,
             "source_sha256": source_sha256(source),
             "made_with": f"relabel_datasets {version('relabel-datasets')}",
-            "batch_size": settings.batch_size,
+            "batch_size": build_config.batch_size,
             "device": workers.description.device,
             "torch": torch.__version__.partition("+")[0],  # without the build's tag
         }
         config = config or default_config(str(plan["annotator"]["name"]))
-        work = Work(output, config, split, plan, classes.source, settings, classes.rows)
+        work = Work(output, config, split, plan, classes.source, build_config, classes.rows)
         with output.lock(work.lock_name, f"split {split!r} of {work.folder}"):
             return _build(work, workers, card, progress)
 
@@ -147,7 +147,7 @@ def _check_images(source: ImageSource) -> None:
 
 
 @dataclass(frozen=True)
-class _Given:
+class _ConstantFactory:
     """Makes the annotator that was given, where it is."""
 
     annotator: Annotator
@@ -242,17 +242,19 @@ class _Relabelled:
         return self._source.extension
 
 
-def _resolved(settings: Settings) -> Settings:
+def _resolved(build_config: BuildConfig) -> BuildConfig:
     """Return the settings with every default filled in, as they go into the manifest.
 
     Raises:
         ValueError: they are not settings that an encoder takes.
     """
     for name in ("batch_size", "num_threads"):
-        if getattr(settings, name) < 1:
-            raise ValueError(f"{name} must be at least 1, got {getattr(settings, name)}")
-    k = resolve_k(settings.encoding, settings.k)
-    return replace(settings, k=k, dtype=resolve_dtype(settings.encoding, settings.dtype))
+        if getattr(build_config, name) < 1:
+            raise ValueError(f"{name} must be at least 1, got {getattr(build_config, name)}")
+    k = resolve_k(build_config.encoding, build_config.k)
+    return replace(
+        build_config, k=k, storage_dtype=resolve_storage_dtype(build_config.encoding, build_config.storage_dtype)
+    )
 
 
 def _existing(work: Work) -> Manifest | None:
@@ -327,7 +329,7 @@ def _finish(work: Work, manifest: Manifest | None, annotated: list[Annotated]) -
     work.check_complete(annotated)
     rows = [row for each in annotated for row in each.info.rows]
     all_skipped = [*_skipped_by(work.source), *(skipped for each in annotated for skipped in each.skipped)]
-    index = make_index(rows, images=work.settings.images)
+    index = make_index(rows, images=work.build_config.images)
     entry = make_split(
         work.split,
         work.names,

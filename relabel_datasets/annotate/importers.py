@@ -57,7 +57,7 @@ def import_label_maps(
     include_images: bool = False,
     config: str | None = None,
     split: str = "train",
-    dtype: str | None = None,
+    storage_dtype: str | None = None,
     shard_size: int = 5000,
     skip_bad: bool = False,
     num_threads: int = 4,
@@ -66,7 +66,7 @@ def import_label_maps(
 ) -> Manifest:
     """Write the label maps of a release as a split of a new config, in the `topk` encoding; return its manifest.
 
-    Scores, classes and their places stay as published, but for the rounding to `dtype`. Samples are dealt to shards by
+    Scores, classes and their places stay as published, but for the rounding to `storage_dtype`. Samples are dealt to shards by
     the same fixed shuffle as in `build`. The config is written whole or not at all. Maps are taken to be of whole images, as
     the releases' training code does.
 
@@ -84,7 +84,7 @@ def import_label_maps(
         include_images: whether the images' bytes go into the shards, which for many images may then not be published.
         config: name of the config. Default: the format's.
         split: name of the split.
-        dtype: how logits are stored: `"float16"`, within 1/2048 of each score, or `"uint8"`. Default: `"float16"`.
+        storage_dtype: how logits are stored: `"float16"`, within 1/2048 of each score, or `"uint8"`. Default: `"float16"`.
         shard_size: samples a shard.
         skip_bad: leave out files that are damaged or no label maps, maps without image and images without map; they are
             shown and listed in the manifest. By default the first bad file stops the import.
@@ -113,7 +113,7 @@ def import_label_maps(
     for name, value in (("shard_size", shard_size), ("num_threads", num_threads)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
-    dtype = codec.resolve_dtype("topk", dtype)
+    storage_dtype = codec.resolve_storage_dtype("topk", storage_dtype)
     if card is not None:
         read_template(card)  # better now than after minutes
     root = local_path(root, "the folder of the dataset")
@@ -123,7 +123,7 @@ def import_label_maps(
     found = None if images is None else find_images(maps, images, split)
     if found is not None and not skip_bad:
         found.check_complete()
-    job = _Job(maps, order == "wh", _common_shape(maps), found, include_images, dtype, skip_bad)
+    job = _Job(maps, order == "wh", _common_shape(maps), found, include_images, storage_dtype, skip_bad)
     folder.mkdir(parents=True)
     try:
         with explaining_errors(folder):
@@ -156,7 +156,7 @@ class _Job:
     shape: tuple[int, ...]  # [K, H, W] or [K, W, H], as in the files
     images: FoundImages | None
     include_images: bool
-    dtype: str
+    storage_dtype: str
     skip_bad: bool
 
     @property
@@ -254,7 +254,7 @@ def _write_batch(writer: ShardWriter, job: _Job, loaded: list[_Loaded]) -> Stati
     logits = torch.stack([item.logits for item in loaded])
     classes = torch.stack([item.classes for item in loaded])
     encoded = Encoded(logits, classes, None, job.maps.num_classes)
-    blobs = codec.encode(encoded, [item.canvas for item in loaded], job.dtype)
+    blobs = codec.encode(encoded, [item.canvas for item in loaded], job.storage_dtype)
     labels = [job.maps.labels[item.position] for item in loaded]
     for item, label, blob in zip(loaded, labels, blobs, strict=True):
         writer.add(job.maps.keys[item.position], label, item.image, blob)
@@ -289,7 +289,7 @@ def _finish(folder: Path, split: str, job: _Job, written: _Written) -> Manifest:
             "canvas": "map" if job.images is None else "images",
             "num_classes": maps.num_classes,
         },
-        encoding={"name": "topk", "k": job.shape[0], "dtype": job.dtype, "map_size": list(job.map_size)},
+        encoding={"name": "topk", "k": job.shape[0], "dtype": job.storage_dtype, "map_size": list(job.map_size)},
         splits={split: entry},
         made_with=f"relabel_datasets {version('relabel-datasets')}",
     )

@@ -33,13 +33,13 @@ _MAX_PENDING = 2  # batches that wait to be encoded: a device has the next to do
 
 
 @dataclass(frozen=True)
-class Settings:
+class BuildConfig:
     """How label maps are made.
 
     Attributes:
         encoding: `"heatmaps"` or `"topk"`.
         k: classes kept; None takes the encoding's default.
-        dtype: `"uint4"`, `"uint8"`, `"float16"`; None takes the encoding's default.
+        storage_dtype: `"uint4"`, `"uint8"`, `"float16"`; None takes the encoding's default.
         images: whether the images' bytes go into the shards.
         batch_size: Images annotated at a time. The last bits of logits depend on it, because libraries choose their
             kernels by the shape of a batch; the manifest records it.
@@ -48,7 +48,7 @@ class Settings:
 
     encoding: str = "heatmaps"
     k: int | None = None
-    dtype: str | None = None
+    storage_dtype: str | None = None
     images: bool = True
     batch_size: int = 32
     num_threads: int = 4
@@ -75,7 +75,7 @@ def annotate_shard(
     source: ImageSource,
     indices: Sequence[int],
     annotator: Annotator,
-    settings: Settings,
+    build_config: BuildConfig,
     on_progress: Callable[[int], object] = lambda _count: None,
     on_skipped: Callable[[Skipped], object] = lambda _skipped: None,
 ) -> Annotated:
@@ -86,7 +86,7 @@ def annotate_shard(
         source: where the images are.
         indices: which of them, in the order they are to stand in the shard.
         annotator: gives dense logits in the dataset's classes.
-        settings: how maps are stored.
+        build_config: how maps are stored.
         on_progress: called with the number of images done since the last call, skipped ones included.
         on_skipped: called with every image that cannot be read.
 
@@ -96,11 +96,11 @@ def annotate_shard(
     """
     check_refuses_truncated("building label maps")  # here, since a worker process may have imported what sets it
     annotated = Annotated(ShardInfo([], 0, ""))
-    with ShardWriter(path, source.extension if settings.images else None) as writer:
+    with ShardWriter(path, source.extension if build_config.images else None) as writer:
         # Every batch has the same shape, or the last bits of a map would depend on where its shard ends.
-        batch_size = min(settings.batch_size, len(source.keys))
-        with _Encoder(writer, source, settings, on_progress) as encoder:
-            for batch in _batches(source, indices, annotator, settings):
+        batch_size = min(build_config.batch_size, len(source.keys))
+        with _Encoder(writer, source, build_config, on_progress) as encoder:
+            for batch in _batches(source, indices, annotator, build_config):
                 for item in batch:
                     if isinstance(item, Skipped):
                         annotated.skipped.append(item)
@@ -123,9 +123,9 @@ class _Encoder:
     """One thread that encodes and writes batches, in order, while the annotator is at the next."""
 
     def __init__(
-        self, writer: ShardWriter, source: ImageSource, settings: Settings, on_done: Callable[[int], object]
+        self, writer: ShardWriter, source: ImageSource, build_config: BuildConfig, on_done: Callable[[int], object]
     ) -> None:
-        self._writer, self._source, self._settings, self._on_done = writer, source, settings, on_done
+        self._writer, self._source, self._settings, self._on_done = writer, source, build_config, on_done
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="encode")
         self._pending: deque[tuple[int, Future[None]]] = deque()
         self._random = np.random.default_rng(0)  # the same crops on every run
@@ -173,9 +173,9 @@ class _Encoder:
             self._encode(loaded, dense)
 
     def _encode(self, loaded: list[_Loaded], dense: Tensor) -> None:
-        source, settings = self._source, self._settings
-        encoded = encode_logits(dense, settings.encoding, settings.k).first(len(loaded))
-        blobs = codec.encode(encoded, [item.size for item in loaded], settings.dtype)
+        source, build_config = self._source, self._settings
+        encoded = encode_logits(dense, build_config.encoding, build_config.k).first(len(loaded))
+        blobs = codec.encode(encoded, [item.size for item in loaded], build_config.storage_dtype)
         labels = [source.labels[item.position] for item in loaded]
         parts = [self.statistics, image_statistics(encoded, labels)]
         rest = min(_FIDELITY_CROPS - self.statistics.crops, len(blobs))
@@ -197,7 +197,7 @@ def _stack(pixels: list[Tensor], batch_size: int) -> Tensor:
 
 
 def _batches(
-    source: ImageSource, indices: Sequence[int], annotator: Annotator, settings: Settings
+    source: ImageSource, indices: Sequence[int], annotator: Annotator, build_config: BuildConfig
 ) -> Iterator[list[_Loaded | Skipped]]:
     """Yield the images in batches; the next two are read and decoded by threads while one is annotated."""
 
@@ -213,15 +213,15 @@ def _batches(
         return _Loaded(index, data, size, annotator.preprocess(image))
 
     target = _resized_to(annotator)
-    with ThreadPoolExecutor(settings.num_threads, thread_name_prefix="decode") as pool:
+    with ThreadPoolExecutor(build_config.num_threads, thread_name_prefix="decode") as pool:
         waiting = iter(indices)
         futures: list[Future[_Loaded | Skipped]] = []
         try:
             while True:
-                futures += [pool.submit(load, i) for i in islice(waiting, 3 * settings.batch_size - len(futures))]
+                futures += [pool.submit(load, i) for i in islice(waiting, 3 * build_config.batch_size - len(futures))]
                 if not futures:
                     return
-                batch, futures = futures[: settings.batch_size], futures[settings.batch_size :]
+                batch, futures = futures[: build_config.batch_size], futures[build_config.batch_size :]
                 yield [future.result() for future in batch]
         finally:
             for future in futures:  # the consumer stopped early: do not decode what nobody will take

@@ -23,7 +23,7 @@ from ..shards.manifest import Split
 from ..shards.tars import ShardInfo, index_name, read_rows, shard_names
 from ..storage.output import LocalOutput, Output, explaining_errors
 from .annotator import Annotator, ClassSubset
-from .shard import Annotated, Settings, annotate_shard
+from .shard import Annotated, BuildConfig, annotate_shard
 
 Plan = dict[str, Any]
 
@@ -38,7 +38,7 @@ class Work:
         split: name of the split.
         plan: everything that decides its bytes, as JSON values.
         source: the images, with labels as they are to be stored.
-        settings: how label maps are stored.
+        build_config: how label maps are stored.
         rows: which of the annotator's classes are kept, see `ClassSubset`; None: all.
     """
 
@@ -47,7 +47,7 @@ class Work:
     split: str
     plan: Plan
     source: ImageSource
-    settings: Settings
+    build_config: BuildConfig
     rows: Sequence[int] | None = None
 
     @cached_property
@@ -128,7 +128,7 @@ class Work:
         path = self.output.shard_path(self.file(self.names[number]))
         with explaining_errors(path.parent):
             return annotate_shard(
-                path, self.source, self.shards[number], annotator, self.settings, on_progress, on_skipped
+                path, self.source, self.shards[number], annotator, self.build_config, on_progress, on_skipped
             )
 
     def store(self, number: int, annotated: Annotated) -> None:

@@ -122,13 +122,13 @@ def _add_engine_options(parser: argparse.ArgumentParser) -> None:
 
 def _run(args: argparse.Namespace) -> None:
     from ..annotate.build import build
-    from ..annotate.shard import Settings
+    from ..annotate.shard import BuildConfig
     from ..data.sources import open_source
 
-    settings = Settings(
+    build_config = BuildConfig(
         encoding=args.encoding,
         k=args.k,
-        dtype=args.storage_dtype,
+        storage_dtype=args.storage_dtype,
         images=not args.no_images,
         batch_size=args.batch_size,
         num_threads=args.num_threads,
@@ -139,7 +139,7 @@ def _run(args: argparse.Namespace) -> None:
         partial(annotator_from, args),  # created once the output is known to be writable, and on each node
         config=args.config,
         split=args.split,
-        settings=settings,
+        build_config=build_config,
         shard_size=args.shard_size,
         class_mapping=None if args.class_mapping is None else _read_class_mapping(args.class_mapping),
         all_classes=args.all_classes,

@@ -21,7 +21,7 @@ from .student_options import (
 )
 
 if TYPE_CHECKING:
-    from ..train.compare import Student
+    from ..train.compare import ComparisonEntry
 
 
 def add_parser(commands: Any) -> None:
@@ -72,22 +72,22 @@ def _run(args: argparse.Namespace) -> None:
         sys.stdout.write(f"| {config} | {100 * scores['top1']:.1f} | {scores['ece']:.3f} |\n")
     if args.presets:
         students = [student for preset in args.presets for student in _students(args, preset, configs)]
-        comparison = compare(students, args.out, seeds=args.seeds, machine=runtime_from(args))
+        comparison = compare(students, args.out, seeds=args.seeds, runtime=runtime_from(args))
         sys.stdout.write(f"\n{comparison.to_markdown()}")
         write_atomically(args.out / "table.md", comparison.to_markdown().encode())
         write_atomically(args.out / "results.json", comparison.to_json().encode())
 
 
-def _students(args: argparse.Namespace, preset: str, configs: list[str]) -> list[Student]:
+def _students(args: argparse.Namespace, preset: str, configs: list[str]) -> list[ComparisonEntry]:
     """Return one student per config if the preset learns from label maps, else one in total."""
-    from ..train.compare import Student
+    from ..train.compare import ComparisonEntry
 
     recipe = PRESETS[preset].changed(**recipe_values(args))
     students = []
-    for config in configs if recipe.told.pooled else configs[:1]:
-        name = f"{preset}, {config}" if recipe.told.pooled else preset
-        annotator = partial(remake, args, config) if recipe.told.distilled else None
-        students.append(Student(name, recipe, partial(load_splits, args, config), annotator))
+    for config in configs if recipe.label_config.pooled else configs[:1]:
+        name = f"{preset}, {config}" if recipe.label_config.pooled else preset
+        annotator = partial(remake, args, config) if recipe.label_config.distilled else None
+        students.append(ComparisonEntry(name, recipe, partial(load_splits, args, config), annotator))
     return students
 
 

@@ -70,7 +70,7 @@ def _run(args: argparse.Namespace) -> None:
         include_images=args.include_images,
         config=args.config,
         split=args.split,
-        dtype=args.storage_dtype,
+        storage_dtype=args.storage_dtype,
         shard_size=args.shard_size,
         skip_bad=args.skip_bad,
         num_threads=args.num_threads,

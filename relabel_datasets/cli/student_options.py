@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from ..train.recipe import Machine, Recipe
+from ..train.recipe import Recipe, RuntimeConfig
 from .image_options import IMAGES_HELP, add_images, images_to_join
 from .options import add_model_kwargs, add_path, add_split, path_argument, positive
 
@@ -94,7 +94,7 @@ def add_recipe_options(parser: argparse.ArgumentParser, leave_out: tuple[str, ..
 
 def add_runtime_options(parser: argparse.ArgumentParser) -> None:
     """Add an option for each value of the runtime configuration."""
-    _add_fields(parser.add_argument_group("machine"), Machine, RUNTIME_HELP, (), show_defaults=True)
+    _add_fields(parser.add_argument_group("machine"), RuntimeConfig, RUNTIME_HELP, (), show_defaults=True)
 
 
 def recipe_values(args: argparse.Namespace) -> dict[str, Any]:
@@ -102,9 +102,9 @@ def recipe_values(args: argparse.Namespace) -> dict[str, Any]:
     return _given(args, Recipe)
 
 
-def runtime_from(args: argparse.Namespace) -> Machine:
+def runtime_from(args: argparse.Namespace) -> RuntimeConfig:
     """Return the runtime configuration."""
-    return Machine(**_given(args, Machine))
+    return RuntimeConfig(**_given(args, RuntimeConfig))
 
 
 def load_splits(args: argparse.Namespace, config: str | None) -> tuple[RelabelDataset, RelabelDataset]:

@@ -81,9 +81,9 @@ def _run(args: argparse.Namespace) -> None:
     logging.getLogger("timm").setLevel(logging.WARNING)  # it logs its checkpoints after each epoch
     recipe = PRESETS[args.preset].changed(**recipe_values(args))
     dataset, validation = load_splits(args, args.config)
-    annotator = remake(args, args.config) if recipe.told.distilled else None
+    annotator = remake(args, args.config) if recipe.label_config.distilled else None
     trained = train_student(
-        dataset, args.out, recipe, validation=validation, annotator=annotator, machine=runtime_from(args)
+        dataset, args.out, recipe, validation=validation, annotator=annotator, runtime=runtime_from(args)
     )
     if os.environ.get("RANK", "0") == "0":  # under torchrun all ranks have the metrics
         shares = "".join(f", {name} {value:.4f}" for name, value in trained.metrics.items())

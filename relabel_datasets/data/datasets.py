@@ -22,7 +22,7 @@ from ..shards.index import Index
 from ..shards.packed import IndexedStrings
 from ..storage.folders import Folder
 from ..storage.resolve import open_folder
-from .joins import Images, Joined, OnUnmatched, Rows, Unmatched, check_unmatched, join_images
+from .joins import Images, JoinResult, OnUnmatched, Rows, Unmatched, check_unmatched, join_images
 from .store import LabelMaps
 
 
@@ -169,7 +169,7 @@ class _Keys(IndexedStrings):
         return self._index.key(place if self._rows is None else int(self._rows[place]))
 
 
-def _find_images(label_maps: LabelMaps, images: Images | None, unmatched: OnUnmatched) -> Joined:
+def _find_images(label_maps: LabelMaps, images: Images | None, unmatched: OnUnmatched) -> JoinResult:
     if images is not None:
         return join_images(label_maps, images, unmatched)
     if not label_maps.index.has_images:
@@ -177,4 +177,4 @@ def _find_images(label_maps: LabelMaps, images: Images | None, unmatched: OnUnma
             f"the shards of config {label_maps.manifest.config!r} hold no images: say where they are with images=, "
             "such as the root of an ImageFolder, or use LabelMaps for the label maps alone"
         )
-    return Joined(label_maps.image_bytes, None, Unmatched())
+    return JoinResult(label_maps.image_bytes, None, Unmatched())

@@ -69,7 +69,7 @@ class Unmatched(NamedTuple):
     extra: int = 0  # images without label map
 
 
-class Joined(NamedTuple):
+class JoinResult(NamedTuple):
     """Images in the order of the label maps."""
 
     read: ImageBytes  # row of the label map -> bytes of its image
@@ -83,7 +83,7 @@ def check_unmatched(unmatched: str) -> None:
         raise ValueError(f"unmatched must be one of {_UNMATCHED}, got {unmatched!r}")
 
 
-def join_images(label_maps: LabelMaps, images: Images, unmatched: OnUnmatched) -> Joined:
+def join_images(label_maps: LabelMaps, images: Images, unmatched: OnUnmatched) -> JoinResult:
     """Return the images of the label maps.
 
     Args:
@@ -116,7 +116,7 @@ def join_images(label_maps: LabelMaps, images: Images, unmatched: OnUnmatched) -
         if unmatched == "error":
             raise DatasetError(f"{text}. Give the images of this split, or unmatched='skip' to leave these out")
         logger.warning("%s: these are left out", text)
-    return Joined(read, np.flatnonzero(found) if len(missing) else None, counts)
+    return JoinResult(read, np.flatnonzero(found) if len(missing) else None, counts)
 
 
 class Extra(NamedTuple):

@@ -12,7 +12,9 @@ from ..naming import escape_key
 
 KEY_RULES = ("stem", "path")
 
-_PLAIN = re.compile(r"(?!__|\s)[^/%.\\\x00-\x1f\x7f]+(?<!\s)(/(?!__|\s)[^/%.\\\x00-\x1f\x7f]+(?<!\s))*")  # nothing to change
+_PLAIN = re.compile(
+    r"(?!__|\s)[^/%.\\\x00-\x1f\x7f]+(?<!\s)(/(?!__|\s)[^/%.\\\x00-\x1f\x7f]+(?<!\s))*"
+)  # nothing to change
 
 
 def key_from_path(path: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any, Literal, overload
 from ..keywords import checked_keywords
 from ..shards.configs import open_config
 from ..storage.folders import Folder
-from ..storage.resolve import Path_, open_folder
+from ..storage.resolve import PathLike, open_folder
 from .datasets import RelabelDataset
 from .joins import Images, OnUnmatched
 from .stream import RelabelStream
@@ -27,20 +27,20 @@ _HINTS = {
 
 
 @overload
-def load_dataset(path: Path_ | Folder, name: str | None = ..., split: None = ..., *, streaming: Literal[False] = ...,
+def load_dataset(path: PathLike | Folder, name: str | None = ..., split: None = ..., *, streaming: Literal[False] = ...,
                  **kwargs: Any) -> dict[str, RelabelDataset]: ...  # fmt: skip
 @overload
-def load_dataset(path: Path_ | Folder, name: str | None = ..., split: str = ..., *, streaming: Literal[False] = ...,
+def load_dataset(path: PathLike | Folder, name: str | None = ..., split: str = ..., *, streaming: Literal[False] = ...,
                  **kwargs: Any) -> RelabelDataset: ...  # fmt: skip
 @overload
-def load_dataset(path: Path_ | Folder, name: str | None = ..., split: None = ..., *, streaming: Literal[True],
+def load_dataset(path: PathLike | Folder, name: str | None = ..., split: None = ..., *, streaming: Literal[True],
                  **kwargs: Any) -> dict[str, RelabelStream]: ...  # fmt: skip
 @overload
-def load_dataset(path: Path_ | Folder, name: str | None = ..., split: str = ..., *, streaming: Literal[True],
+def load_dataset(path: PathLike | Folder, name: str | None = ..., split: str = ..., *, streaming: Literal[True],
                  **kwargs: Any) -> RelabelStream: ...  # fmt: skip
 @checked_keywords(*_STREAM_ARGUMENTS, hints=_HINTS)
 def load_dataset(
-    path: Path_ | Folder,
+    path: PathLike | Folder,
     name: str | None = None,
     split: str | None = None,
     *,
@@ -51,7 +51,7 @@ def load_dataset(
     namespace: str | None = None,
     revision: str | None = None,
     token: str | None = None,
-    cache_dir: Path_ | None = None,
+    cache_dir: PathLike | None = None,
     cache_limit: int | str | None = None,
     storage_options: dict[str, Any] | None = None,
     download: bool = False,

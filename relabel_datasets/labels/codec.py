@@ -52,20 +52,20 @@ class Decoded(NamedTuple):
     canvas_size: tuple[int, int]
 
 
-def encode(encoded: Encoded, canvas_sizes: list[tuple[int, int]], dtype: str | None = None) -> list[bytes]:
+def encode(encoded: Encoded, canvas_sizes: list[tuple[int, int]], storage_dtype: str | None = None) -> list[bytes]:
     """Return the safetensors bytes of each label map of a batch.
 
     Args:
         encoded: B maps.
         canvas_sizes: B times (height, width) of the image in pixels.
-        dtype: `"uint4"` (heatmaps only), `"uint8"` or `"float16"`. Default: `"uint4"` for heatmaps, else `"float16"`.
+        storage_dtype: `"uint4"` (heatmaps only), `"uint8"` or `"float16"`. Default: `"uint4"` for heatmaps, else `"float16"`.
 
     Raises:
-        ValueError: what `decode` would refuse, an unknown dtype, or logits that are too large for float16.
+        ValueError: what `decode` would refuse, an unknown storage dtype, or logits that are too large for float16.
     """
-    dtype = resolve_dtype("topk" if encoded.base is None else "heatmaps", dtype)
+    storage_dtype = resolve_storage_dtype("topk" if encoded.base is None else "heatmaps", storage_dtype)
     _check_encodable(encoded, canvas_sizes)
-    batch = _stored_tensors(encoded, dtype)
+    batch = _stored_tensors(encoded, storage_dtype)
     blobs = []
     for i, canvas in enumerate(canvas_sizes):
         metadata = {"canvas": list(canvas), "num_classes": encoded.num_classes, "version": VERSION}
@@ -74,19 +74,19 @@ def encode(encoded: Encoded, canvas_sizes: list[tuple[int, int]], dtype: str | N
     return blobs
 
 
-def resolve_dtype(encoding: str, dtype: str | None) -> str:
+def resolve_storage_dtype(encoding: str, storage_dtype: str | None) -> str:
     """Return how logits of an encoding are stored, its default for None.
 
     Raises:
-        ValueError: unknown dtype, or uint4 for topk.
+        ValueError: unknown storage dtype, or uint4 for topk.
     """
-    if dtype is None:
+    if storage_dtype is None:
         return DEFAULT_DTYPES[encoding]
-    if dtype not in STORED_DTYPES:
-        raise ValueError(f"dtype must be one of {STORED_DTYPES}, got {dtype!r}")
-    if dtype == "uint4" and encoding == "topk":
+    if storage_dtype not in STORED_DTYPES:
+        raise ValueError(f"storage_dtype must be one of {STORED_DTYPES}, got {storage_dtype!r}")
+    if storage_dtype == "uint4" and encoding == "topk":
         raise ValueError("topk maps are stored as 'float16' or 'uint8', not 'uint4': neighbours hold other classes")
-    return dtype
+    return storage_dtype
 
 
 def _check_encodable(encoded: Encoded, canvas_sizes: list[tuple[int, int]]) -> None:
@@ -118,26 +118,26 @@ def _check_encodable(encoded: Encoded, canvas_sizes: list[tuple[int, int]]) -> N
             raise ValueError(f"{name} must be finite and within float16's +-{limit:.0f}")
 
 
-def _stored_tensors(encoded: Encoded, dtype: str) -> dict[str, Array]:
+def _stored_tensors(encoded: Encoded, storage_dtype: str) -> dict[str, Array]:
     """Return the tensors to store, each with a batch dimension in front."""
     classes = encoded.classes if encoded.base is None else encoded.classes[:, :, 0, 0]
     stored: dict[str, Array] = {"classes": classes.cpu().numpy().astype(_class_dtype(encoded.num_classes))}
     logits = encoded.logits.float()
-    if dtype == "float16":
+    if storage_dtype == "float16":
         stored["logits"] = logits.half().cpu().numpy()
         if encoded.base is not None:
             stored["base"] = encoded.base.half().cpu().numpy()
         return stored
     low, high = _float16_range(logits.flatten(2))
     if encoded.base is None:
-        quantized = _round_to_levels(logits, low[..., None, None], high[..., None, None], _LEVELS[dtype])
+        quantized = _round_to_levels(logits, low[..., None, None], high[..., None, None], _LEVELS[storage_dtype])
     else:
-        quantized = quantize_heatmaps(logits, low, high, _LEVELS[dtype])
+        quantized = quantize_heatmaps(logits, low, high, _LEVELS[storage_dtype])
         base = _base_of_the_rest(encoded.base.float(), classes)
         base_low, base_high = _float16_range(base[:, None])
-        stored["base"] = _pack(_round_to_levels(base, base_low, base_high, _LEVELS[dtype]), dtype)
+        stored["base"] = _pack(_round_to_levels(base, base_low, base_high, _LEVELS[storage_dtype]), storage_dtype)
         low, high = torch.cat([low, base_low], 1), torch.cat([high, base_high], 1)
-    stored["logits"] = _pack(quantized, dtype)
+    stored["logits"] = _pack(quantized, storage_dtype)
     stored["ranges"] = torch.stack([low, high], dim=2).half().cpu().numpy()
     return stored
 
@@ -170,10 +170,10 @@ def _round_to_levels(values: Tensor, low: Tensor, high: Tensor, levels: int) -> 
     return ((values - low) / step).round().clamp(0, levels - 1).to(torch.uint8)
 
 
-def _pack(levels: Tensor, dtype: str) -> Array:
+def _pack(levels: Tensor, storage_dtype: str) -> Array:
     """Return `[B, N, ...]` levels as bytes; two 4-bit levels to a byte, `[B, ceil(N/2), ...]`."""
     values = levels.cpu().numpy()
-    if dtype == "uint8":
+    if storage_dtype == "uint8":
         return values
     half = -(-values.shape[1] // 2)
     packed = values[:, :half].copy()

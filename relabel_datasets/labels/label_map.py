@@ -298,14 +298,14 @@ class LabelMap(TVTensor):
         dense = base[:, None, None].expand(-1, *num_locations).clone()
         return dense.scatter_(0, self.classes.expand(self.shape), self.logits)
 
-    def to_safetensors(self, dtype: str | None = None) -> bytes:
+    def to_safetensors(self, storage_dtype: str | None = None) -> bytes:
         """Serialize the map as safetensors bytes, in the format of `labels/codec.py`.
 
         Equal maps give equal bytes. View, key and label are not stored: a stored map covers the whole image, and the
         dataset holds the key and the label.
 
         Args:
-            dtype: Storage dtype of the logits: `"uint4"` or `"uint8"`, quantized over the range of each heatmap, or
+            storage_dtype: Storage dtype of the logits: `"uint4"` or `"uint8"`, quantized over the range of each heatmap, or
                 `"float16"`. Default: `"uint4"` for heatmaps, `"float16"` for topk.
 
         Returns:
@@ -317,7 +317,7 @@ class LabelMap(TVTensor):
         """
         base = self.base
         encoded = Encoded(self.logits[None], self.classes[None], None if base is None else base[None], self.num_classes)
-        return codec.encode(encoded, [self.canvas_size], dtype)[0]
+        return codec.encode(encoded, [self.canvas_size], storage_dtype)[0]
 
     @classmethod
     def from_safetensors(cls, blob: bytes, *, key: str | None = None, label: int | None = None) -> LabelMap:

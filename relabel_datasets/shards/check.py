@@ -95,7 +95,7 @@ def compare_sha256(file: BinaryIO, name: str, expected: str) -> None:
 
 
 @dataclass
-class Found:
+class ShardScan:
     """What was found in a shard."""
 
     problems: list[tuple[str | None, str]] = field(default_factory=list)  # (key, text)
@@ -107,7 +107,7 @@ class Found:
     )  # see `formats.field_of`, of all images that can be decoded
 
 
-class Shards(Dataset[Found]):
+class Shards(Dataset[ShardScan]):
     """The shards of some splits: `[i]` checks one."""
 
     def __init__(self, splits: list[SplitToCheck]) -> None:
@@ -116,7 +116,7 @@ class Shards(Dataset[Found]):
     def __len__(self) -> int:
         return len(self._shards)
 
-    def __getitem__(self, index: int) -> Found:
+    def __getitem__(self, index: int) -> ShardScan:
         return ShardCheck(*self._shards[index]).run()
 
 
@@ -133,9 +133,9 @@ class ShardCheck:
         self._num_classes = len(split.manifest.classes)
         image = split.split.image_extension
         self._extensions = (*([image] if image else []), "cls", "safetensors")
-        self._found = Found()
+        self._found = ShardScan()
 
-    def run(self) -> Found:
+    def run(self) -> ShardScan:
         scratch = self._split.source.scratch
         try:
             # A cache of its own: it is gone after the check, and no other shard of equal content is taken for this one.

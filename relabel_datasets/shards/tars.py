@@ -26,7 +26,7 @@ from ..labels.statistics import Statistics
 from ..naming import check_key
 from ..schema import shown
 from ..storage.folders import Folder
-from ..storage.local import aside_of
+from ..storage.local import temp_path_for
 from ..storage.open_maps import MapTable
 from ..storage.regular_files import create_new, open_regular
 from .index import Row
@@ -57,7 +57,7 @@ class ShardWriter:
 
     def __init__(self, path: Path, image_extension: str | None) -> None:
         self._path, self._image_extension = path, image_extension
-        self._aside = aside_of(path)
+        self._aside = temp_path_for(path)
         self._file = create_new(self._aside)
         self._hash = hashlib.sha256()
         self._offset = self._synced = 0

@@ -24,7 +24,7 @@ from ..storage.hub import HubRepo
 from ..storage.regular_files import read_inside
 from ..storage.resolve import find, hub_url
 from ..words import printable
-from .check import Found, Shards, Source, SplitToCheck, check_image_extension, compare_sha256
+from .check import Shards, ShardScan, Source, SplitToCheck, check_image_extension, compare_sha256
 from .configs import open_config
 from .images import check_refuses_truncated
 from .index import Index
@@ -263,7 +263,7 @@ def _num_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _check_split(split: SplitToCheck, results: Iterator[Found], problems: list[Problem], bar: Any) -> SplitCounts:
+def _check_split(split: SplitToCheck, results: Iterator[ShardScan], problems: list[Problem], bar: Any) -> SplitCounts:
     seen: dict[int, str] = {}  # shard by the hash of a key, which takes less memory than the key
     num_samples = num_shards = num_bytes = 0
     image_fields: set[str | None] = set()

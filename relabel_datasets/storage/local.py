@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no space, no quota, or a limit of the size of files
 
 
-def aside_of(path: Path) -> Path:
+def temp_path_for(path: Path) -> Path:
     """Return where this process writes a file before it renames it, beside its place: no other process of any node."""
     return path.with_name(f".{path.name}.{platform.node()}-{os.getpid()}.tmp")
 
@@ -60,7 +60,7 @@ def write_atomically(path: Path, content: bytes) -> None:
     Raises:
         OSError: The file cannot be written; the previous one is unchanged, and no temporary file is left.
     """
-    aside = aside_of(path)
+    aside = temp_path_for(path)
     try:
         with explaining_full_disk(path), create_new(aside) as file:
             file.write(content)

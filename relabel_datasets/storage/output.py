@@ -22,7 +22,7 @@ import fsspec
 
 from ..errors import DatasetError
 from .folders import MAX_SMALL_BYTES, is_url, without_file_scheme
-from .local import FileLock, aside_of, is_explained, sha256_of, write_atomically
+from .local import FileLock, is_explained, sha256_of, temp_path_for, write_atomically
 from .regular_files import create_new, read_regular
 from .remote import RemoteFiles
 
@@ -102,7 +102,7 @@ class LocalOutput:
         missing = [path for path in (self._root, *self._root.parents) if not path.exists()]
         try:
             self._root.mkdir(parents=True, exist_ok=True)
-            with create_new(aside_of(self._root / _PROBE)) as file:
+            with create_new(temp_path_for(self._root / _PROBE)) as file:
                 file.write(b"0")
         except OSError as error:
             raise _explained(error, f"{self} cannot be written to") from error

@@ -26,7 +26,7 @@ from .redaction import redact_path
 
 logger = logging.getLogger(__name__)
 
-Path_ = str | os.PathLike[str]
+PathLike = str | os.PathLike[str]
 
 # Short names are folders in the cache, or repositories of this name on the Hub. What can be made without data has its maker
 # here, "module:function", called with the folder and imported by name since it stands above this module; the others are
@@ -38,13 +38,13 @@ _BUILDERS = {"imagenet-relabel": "imagenet_relabel.py", "imagenette-relabel": "i
 
 @checked_keywords()
 def open_folder(
-    path: Path_ | Folder,
+    path: PathLike | Folder,
     *,
     namespace: str | None = None,
     revision: str | None = None,
     token: str | None = None,
     storage_options: dict[str, Any] | None = None,
-    cache_dir: Path_ | None = None,
+    cache_dir: PathLike | None = None,
     cache_limit: int | str | None = None,
 ) -> Folder:
     """Return the folder of a dataset, local or remote; everything that takes the folder of a dataset takes it.
@@ -88,8 +88,8 @@ def open_folder(
 
 
 def find(
-    path: Path_, *, namespace: str | None = None, revision: str | None = None, token: str | None = None,
-    cache_dir: Path_ | None = None,
+    path: PathLike, *, namespace: str | None = None, revision: str | None = None, token: str | None = None,
+    cache_dir: PathLike | None = None,
 ) -> Path | str | HubRepo:  # fmt: skip
     """Return where a dataset is, see `open_folder`: a local path, a URL, or a repository at a commit of the Hub."""
     text = without_file_scheme(path)
@@ -127,7 +127,7 @@ def hub_url(repo: HubRepo) -> tuple[str, dict[str, Any]]:
 
 
 def _find_short_name(
-    name: str, namespace: str | None, revision: str | None, token: str | None, cache_dir: Path_ | None
+    name: str, namespace: str | None, revision: str | None, token: str | None, cache_dir: PathLike | None
 ) -> Path | HubRepo:
     cached = (default_cache() if cache_dir is None else Path(cache_dir)) / name
     if name in _MAKERS:

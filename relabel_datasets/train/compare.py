@@ -21,13 +21,13 @@ from ..labels.pooling import pool_label_map
 from ..storage.folders import local_path
 from ..storage.local import write_atomically
 from .loop import train_student
-from .recipe import Machine, Recipe
+from .recipe import Recipe, RuntimeConfig
 
 _MOST = 50_000  # label maps that a score looks at
 
 
 @dataclass(frozen=True)
-class Student:
+class ComparisonEntry:
     """One row of a comparison.
 
     Attributes:
@@ -79,7 +79,7 @@ class Comparison:
 
 
 def compare(
-    students: Sequence[Student], out: Path | str, *, seeds: int = 3, machine: Machine = Machine()
+    students: Sequence[ComparisonEntry], out: Path | str, *, seeds: int = 3, runtime: RuntimeConfig = RuntimeConfig()
 ) -> Comparison:
     """Train each student with seeds 0, 1, ... and return what came out; runs that are there are gone on with.
 
@@ -89,7 +89,7 @@ def compare(
         students: the rows; all names differ.
         out: folder, with a run in `<name>/seed-<n>` for each.
         seeds: how many of each.
-        machine: how the machine is used.
+        runtime: how the machine is used.
 
     Raises:
         ValueError: no seeds, or names that are not unique.
@@ -101,13 +101,13 @@ def compare(
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for seed in range(seeds):
         for student in students:
-            result = _run(student, local_path(out, "out=") / student.name / f"seed-{seed}", seed, machine)
+            result = _run(student, local_path(out, "out=") / student.name / f"seed-{seed}", seed, runtime)
             metrics[student.name].append(result["metrics"])
             seconds[student.name].append(result["seconds_per_epoch"])
     return Comparison(metrics, seconds)
 
 
-def _run(student: Student, folder: Path, seed: int, machine: Machine) -> dict[str, Any]:
+def _run(student: ComparisonEntry, folder: Path, seed: int, runtime: RuntimeConfig) -> dict[str, Any]:
     """Train a student, unless its result is there."""
     recipe = student.recipe.changed(seed=seed)
     path = folder / "result.json"
@@ -118,7 +118,7 @@ def _run(student: Student, folder: Path, seed: int, machine: Machine) -> dict[st
             return found
     dataset, validation = student.load()
     annotator = None if student.annotator is None else student.annotator()
-    trained = train_student(dataset, folder, recipe, validation=validation, annotator=annotator, machine=machine)
+    trained = train_student(dataset, folder, recipe, validation=validation, annotator=annotator, runtime=runtime)
     result = {
         "recipe": described,
         "metrics": dict(trained.metrics),

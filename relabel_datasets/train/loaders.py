@@ -15,7 +15,7 @@ from ..data.datasets import RelabelDataset
 from ..data.stream import RelabelLoader, RelabelStream
 from ..labels.label_map import LabelMap
 from ..labels.transforms import LabelPooling
-from .recipe import Labels, Recipe
+from .recipe import LabelConfig, Recipe
 from .seeds import SeededTransforms
 from .timm_transforms import TimmTransforms, timm_transforms
 from .tokens import TokenLabelPooling
@@ -61,7 +61,7 @@ def train_loader(
         raise ValueError(f"a batch of {recipe.batch_size} images cannot be dealt to {world_size} ranks")
     if batch_size % 2 and (recipe.mixup or recipe.cutmix):
         raise ValueError(f"images are mixed in pairs, so each rank needs an even number a batch, not {batch_size}")
-    target = target_transform(recipe.told, grid)
+    target = target_transform(recipe.label_config, grid)
     transforms = SeededTransforms(crops(recipe, interpolation, target), recipe.seed)
     dataset.transforms = transforms
     stream = RelabelStream(dataset, seed=recipe.seed, window=window, rank=rank, world_size=world_size)
@@ -98,13 +98,13 @@ def crops(recipe: Recipe, interpolation: str, target: v2.Transform | None) -> Ti
     )
 
 
-def target_transform(told: Labels, grid: tuple[int, int] | None = None) -> v2.Transform:
+def target_transform(label_config: LabelConfig, grid: tuple[int, int] | None = None) -> v2.Transform:
     """Return what makes the target of a label map."""
-    if told.tokens:
+    if label_config.tokens:
         assert grid is not None
         return TokenLabelPooling(grid)
-    if told.pooled:
-        return LabelPooling(localized=told.localized, multi_label=told.multi_label)
+    if label_config.pooled:
+        return LabelPooling(localized=label_config.localized, multi_label=label_config.multi_label)
     return ClassIndex()
 
 

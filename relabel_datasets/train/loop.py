@@ -33,7 +33,7 @@ from .classifier import Classifier, Normalize, make_student
 from .evaluate import evaluate
 from .loaders import train_loader
 from .objective import Objective
-from .recipe import Machine, Recipe
+from .recipe import Recipe, RuntimeConfig
 from .seeds import seed_all
 from .tokens import TokenStudent
 
@@ -44,7 +44,7 @@ _METRICS = ("top1", "top5", "ece", "real", "multi_label", "set_recall", "map")
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainResult:
     """What a run gave.
 
     Attributes:
@@ -68,8 +68,8 @@ def train_student(
     *,
     validation: RelabelDataset | None = None,
     annotator: Annotator | None = None,
-    machine: Machine = Machine(),
-) -> Trained:
+    runtime: RuntimeConfig = RuntimeConfig(),
+) -> TrainResult:
     """Train a student from scratch, or go on where the run in `out` was stopped.
 
     Under torchrun every rank calls it; batches are dealt to the ranks, so that a recipe gives the same on any number of them
@@ -82,7 +82,7 @@ def train_student(
         recipe: how to train.
         validation: to validate on, by default after each epoch.
         annotator: answers to each crop where the recipe distils.
-        machine: how the machine is used.
+        runtime: how the machine is used.
 
     Raises:
         ValueError: arguments that do not fit together, a run of another recipe in `out`, or a loss that is not finite.
@@ -94,8 +94,8 @@ def train_student(
     """
     folder = local_path(out, "out=")
     folder.mkdir(parents=True, exist_ok=True)
-    with _process_group(machine.device) as (device, rank, world_size):
-        run = _Run(dataset, folder, recipe, validation, annotator, machine, device, rank, world_size)
+    with _process_group(runtime.device) as (device, rank, world_size):
+        run = _Run(dataset, folder, recipe, validation, annotator, runtime, device, rank, world_size)
         return run.fit()
 
 
@@ -125,24 +125,24 @@ class _Run:
         recipe: Recipe,
         validation: RelabelDataset | None,
         annotator: Annotator | None,
-        machine: Machine,
+        runtime: RuntimeConfig,
         device: torch.device,
         rank: int,
         world_size: int,
     ) -> None:
-        self.board_type = _summary_writer() if machine.tensorboard else None
-        self.recipe, self.machine, self.folder, self.validation = recipe, machine, folder, validation
+        self.board_type = _summary_writer() if runtime.tensorboard else None
+        self.recipe, self.runtime, self.folder, self.validation = recipe, runtime, folder, validation
         self.device, self.rank, self.world_size = device, rank, world_size
         self.model = make_student(recipe, len(dataset.classes)).to(device)
-        if machine.channels_last:
+        if runtime.channels_last:
             self.model = self.model.to(memory_format=torch.channels_last)
         student: nn.Module = self.model
         grid = None
-        if recipe.told.tokens:
+        if recipe.label_config.tokens:
             student = TokenStudent(self.model, recipe.model, recipe.image_size)
             grid = student.grid
         config = resolve_model_data_config(self.model)  # type: ignore[no-untyped-call]
-        normalize = Normalize(config["mean"], config["std"], device, channels_last=machine.channels_last)
+        normalize = Normalize(config["mean"], config["std"], device, channels_last=runtime.channels_last)
         self.objective = Objective(recipe, dataset.classes, normalize, annotator=annotator)
         size = recipe.eval_size or recipe.image_size
         self.classifier = Classifier(
@@ -156,7 +156,7 @@ class _Run:
         self.scaler = NativeScaler(device.type) if recipe.dtype == "float16" else None  # type: ignore[no-untyped-call]
         self.loader, self.transforms = train_loader(
             dataset, recipe, interpolation=config["interpolation"], grid=grid, rank=rank, world_size=world_size,
-            num_workers=machine.num_workers, window=machine.window,
+            num_workers=runtime.num_workers, window=runtime.window,
         )  # fmt: skip
         self.schedule, _ = create_scheduler_v2(
             self.optimizer, "cosine", recipe.epochs, warmup_epochs=recipe.warmup_epochs, warmup_lr=1e-6,
@@ -169,14 +169,14 @@ class _Run:
         self.seconds = 0.0
 
     def _wrapped(self, model: nn.Module) -> nn.Module:
-        if self.machine.compile:
+        if self.runtime.compile:
             model.compile()
         if self.world_size == 1:
             return model
         ids = None if self.device.type == "cpu" else [self.device.index]
         return DistributedDataParallel(model, device_ids=ids)
 
-    def fit(self) -> Trained:
+    def fit(self) -> TrainResult:
         """Train to the end."""
         start = self.checkpoints.resume(self.device)
         self.seconds = start["seconds"]
@@ -187,7 +187,7 @@ class _Run:
         metrics: dict[str, float] = {}
         for epoch in range(start["epoch"], self.recipe.epochs):
             loss = self._train_epoch(epoch, start if epoch == start["epoch"] else BEGINNING)
-            is_due = epoch + 1 == self.recipe.epochs or (epoch + 1) % self.machine.validate_every == 0
+            is_due = epoch + 1 == self.recipe.epochs or (epoch + 1) % self.runtime.validate_every == 0
             metrics = self._validate() if is_due else {}
             if self.rank == 0:
                 self._log_epoch(
@@ -199,7 +199,7 @@ class _Run:
             self._board.close()
         if not metrics:  # the run was over before
             metrics = self._validate()
-        return Trained(metrics, self.checkpoints.best, self.folder, self.seconds)
+        return TrainResult(metrics, self.checkpoints.best, self.folder, self.seconds)
 
     def _train_epoch(self, epoch: int, start: Mapping[str, Any]) -> float:
         """Train an epoch, from one of its steps on; return the mean loss."""
@@ -221,12 +221,12 @@ class _Run:
                 step += 1
                 window += torch.stack([loss.double(), torch.ones_like(loss, dtype=torch.float64)])
                 self.seconds = before + time.perf_counter() - begun
-                if step % self.machine.log_every == 0:
+                if step % self.runtime.log_every == 0:
                     total += self._over_ranks(window, epoch, step)
                     if self.rank == 0:
                         self._log_step(epoch, step, window, (step - first) / (self.seconds - before), bar)
                     window.zero_()
-                if self.machine.save_every and step % self.machine.save_every == 0:
+                if self.runtime.save_every and step % self.runtime.save_every == 0:
                     self._over_ranks(window, epoch, step)
                     if self.rank == 0:
                         self.checkpoints.save_step(
@@ -282,13 +282,13 @@ class _Run:
             replace(self.classifier, model=model),
             self.validation,
             batch_size=self.recipe.batch_size // self.world_size,
-            num_workers=self.machine.num_workers,
+            num_workers=self.runtime.num_workers,
         )
 
     def _bar(self, epoch: int, step: int) -> tqdm[Any]:
         return tqdm(
             total=len(self.loader), initial=step, desc=f"epoch {epoch + 1} of {self.recipe.epochs}", unit="step",
-            leave=False, disable=self.rank > 0 or not self.machine.progress,
+            leave=False, disable=self.rank > 0 or not self.runtime.progress,
         )  # fmt: skip
 
     def _open_logs(self, start: tuple[int, int]) -> None:

@@ -55,14 +55,14 @@ class Objective:
         )  # type: ignore[no-untyped-call]
         self._erase = RandomErasing(recipe.random_erasing, mode="pixel", device=self._device.type)  # type: ignore[no-untyped-call]
         self._cross_entropy = SoftTargetCrossEntropy()  # type: ignore[no-untyped-call]
-        self._teacher = Teacher(annotator, classes) if recipe.told.distilled else None
+        self._teacher = Teacher(annotator, classes) if recipe.label_config.distilled else None
 
     def loss(self, student: nn.Module, images: Tensor, targets: Any) -> Tensor:
         """Return the mean loss of a batch as the loader gives it."""
         if self._teacher is not None:
             targets = self._teacher(images.to(self._device, non_blocking=True))
         inputs = self._normalize(images)
-        if self.recipe.told.tokens:
+        if self.recipe.label_config.tokens:
             return self._token_loss(student, inputs, targets)
         soft = self._soft(targets.to(self._device, non_blocking=True))
         if self.mixing and (self.recipe.mixup or self.recipe.cutmix):
@@ -88,7 +88,7 @@ class Objective:
         """Return soft labels `[B, C]` of class indices, smoothed; soft ones as they are."""
         if targets.is_floating_point():
             return targets
-        smoothing = self.recipe.told.smoothing
+        smoothing = self.recipe.label_config.smoothing
         shape = len(targets), self.num_classes
         soft = torch.full(shape, smoothing / self.num_classes, dtype=torch.float32, device=targets.device)
         return soft.scatter_(1, targets[:, None], 1 - smoothing + smoothing / self.num_classes)

@@ -10,7 +10,7 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 
 
 @dataclass(frozen=True)
-class Labels:
+class LabelConfig:
     """What a student is told about a crop.
 
     Attributes:
@@ -31,14 +31,14 @@ class Labels:
 
 
 LABELS = {
-    "single": Labels(),
-    "smoothed": Labels(smoothing=0.1),
-    "relabel": Labels(pooled=True),
-    "global-multi": Labels(pooled=True, localized=False),
-    "localized-single": Labels(pooled=True, multi_label=False),
-    "global-single": Labels(pooled=True, localized=False, multi_label=False),
-    "distilled": Labels(distilled=True),
-    "tokens": Labels(pooled=True, tokens=True),
+    "single": LabelConfig(),
+    "smoothed": LabelConfig(smoothing=0.1),
+    "relabel": LabelConfig(pooled=True),
+    "global-multi": LabelConfig(pooled=True, localized=False),
+    "localized-single": LabelConfig(pooled=True, multi_label=False),
+    "global-single": LabelConfig(pooled=True, localized=False, multi_label=False),
+    "distilled": LabelConfig(distilled=True),
+    "tokens": LabelConfig(pooled=True, tokens=True),
 }
 
 
@@ -124,11 +124,11 @@ class Recipe:
             raise ValueError(
                 f"{self.epochs} epochs are over before {self.warmup_epochs} of warm-up: give fewer of these"
             )
-        if self.told.tokens and self.mixup:
+        if self.label_config.tokens and self.mixup:
             raise ValueError("labels of tokens are mixed by cutmix, which is MixToken then: give mixup=0")
 
     @property
-    def told(self) -> Labels:
+    def label_config(self) -> LabelConfig:
         """What the student is told."""
         return LABELS[self.labels]
 
@@ -145,7 +145,7 @@ class Recipe:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Machine:
+class RuntimeConfig:
     """How a run uses the machine: nothing here changes what comes out, but for rounding, and for `window`, which is part of the order.
 
     Attributes:

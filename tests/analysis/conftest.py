@@ -38,9 +38,17 @@ def scenes(tmp_path_factory) -> Path:
     draw_scenes(root / "pictures", "train", 4 * len(CLASSES))
     annotator = ModuleAnnotator(RandomNet(), (80, 112), classes=CLASSES, name="random")  # maps of 5 x 7
     for encoding in ENCODINGS:
-        settings = rd.Settings(encoding=encoding, k=5, dtype="float16", batch_size=16)
+        build_config = rd.BuildConfig(encoding=encoding, k=5, storage_dtype="float16", batch_size=16)
         source = rd.ImageFolderSource(root / "pictures" / "train")
-        rd.build(source, root / "dataset", annotator, config=encoding, settings=settings, shard_size=20, progress=False)
+        rd.build(
+            source,
+            root / "dataset",
+            annotator,
+            config=encoding,
+            build_config=build_config,
+            shard_size=20,
+            progress=False,
+        )
     return root
 
 

@@ -39,8 +39,8 @@ def start(job, root, kill_at=None):
 
 def build(job, root):
     source = rd.ImageFolderSource(job["images"])
-    settings = rd.Settings(batch_size=job["batch_size"], num_threads=2)
-    rd.build(source, root, make(job), shard_size=job["shard_size"], settings=settings, progress=False)
+    build_config = rd.BuildConfig(batch_size=job["batch_size"], num_threads=2)
+    rd.build(source, root, make(job), shard_size=job["shard_size"], build_config=build_config, progress=False)
 
 
 def make(job):

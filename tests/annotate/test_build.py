@@ -23,8 +23,10 @@ def files_of(folder):
 
 
 def test_label_maps_are_the_annotators_logits_of_the_squashed_image(tmp_path, image_folder, annotator):
-    settings = rd.Settings(dtype="float16", k=3)
-    rd.build(rd.ImageFolderSource(image_folder), tmp_path / "data", annotator, settings=settings, progress=False)
+    build_config = rd.BuildConfig(storage_dtype="float16", k=3)
+    rd.build(
+        rd.ImageFolderSource(image_folder), tmp_path / "data", annotator, build_config=build_config, progress=False
+    )
     dataset = rd.load_dataset(tmp_path / "data", "colours", "train")
     for image, label_map in dataset:
         squashed = image.resize((64, 48), PIL.Image.Resampling.BICUBIC)
@@ -42,7 +44,9 @@ def test_large_jpegs_are_decoded_at_reduced_size_and_keep_their_own(tmp_path, an
         picture(i, size).save(path, quality=95)
     source = rd.ImageFolderSource(tmp_path / "images")
     source.classes = None
-    rd.build(source, tmp_path / "data", annotator, settings=rd.Settings(dtype="float16", k=3), progress=False)
+    rd.build(
+        source, tmp_path / "data", annotator, build_config=rd.BuildConfig(storage_dtype="float16", k=3), progress=False
+    )
     for image, label_map in rd.load_dataset(tmp_path / "data", split="train"):
         assert label_map.canvas_size == (image.height, image.width)
         whole = annotator(annotator.preprocess(image)[None])[0]
@@ -85,7 +89,7 @@ def test_a_second_run_continues_where_the_first_stopped(tmp_path, image_folder, 
             root,
             which,
             shard_size=4,
-            settings=rd.Settings(batch_size=2),
+            build_config=rd.BuildConfig(batch_size=2),
             progress=False,
         )
 
@@ -116,7 +120,7 @@ class Stops(ColourNet):
             time.sleep(1000)
         return super().forward(images)
 rd.build(rd.ImageFolderSource({str(image_folder)!r}), {str(tmp_path / "data")!r}, annotator_of(Stops()), shard_size=4,
-         settings=rd.Settings(batch_size=2), progress=False)
+         build_config=rd.BuildConfig(batch_size=2), progress=False)
 """
     folder = tmp_path / "data" / "colours"
     process = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT)
@@ -130,8 +134,8 @@ rd.build(rd.ImageFolderSource({str(image_folder)!r}), {str(tmp_path / "data")!r}
     before = {p.name: p.stat().st_mtime_ns for p in folder.glob("*.tar")}
     source = rd.ImageFolderSource(image_folder)
     for name in ("data", "whole"):
-        settings = rd.Settings(batch_size=2)
-        rd.build(source, tmp_path / name, annotator, shard_size=4, settings=settings, progress=False)
+        build_config = rd.BuildConfig(batch_size=2)
+        rd.build(source, tmp_path / name, annotator, shard_size=4, build_config=build_config, progress=False)
     kept = {name for name, time_ns in before.items() if (folder / name).stat().st_mtime_ns == time_ns}
     assert kept >= {"train-00000-of-00004.tar", "train-00001-of-00004.tar"}
     tars = {name: data for name, data in files_of(folder).items() if name.endswith(".tar")}
@@ -158,8 +162,8 @@ def test_a_card_that_a_killed_build_did_not_write_is_written_by_the_next(
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"settings": rd.Settings(encoding="topk", batch_size=2)}, "encoding"),
-        ({"settings": rd.Settings(images=False, batch_size=2)}, "images"),
+        ({"build_config": rd.BuildConfig(encoding="topk", batch_size=2)}, "encoding"),
+        ({"build_config": rd.BuildConfig(images=False, batch_size=2)}, "images"),
         ({"shard_size": 5}, "shard_size"),
     ],
 )
@@ -167,7 +171,7 @@ def test_a_card_that_a_killed_build_did_not_write_is_written_by_the_next(
 def test_what_is_there_is_not_mixed_with_other_label_maps(
     tmp_path, image_folder, annotator, changed, message, finished
 ):
-    arguments = {"settings": rd.Settings(batch_size=2), "shard_size": 4, "progress": False}
+    arguments = {"build_config": rd.BuildConfig(batch_size=2), "shard_size": 4, "progress": False}
     source = rd.ImageFolderSource(image_folder)
     if finished:
         if message == "shard_size":
@@ -192,7 +196,7 @@ def test_other_images_or_another_annotator_are_refused_under_the_same_name(tmp_p
 
 @pytest.mark.parametrize("finished", [True, False])
 def test_shards_of_another_version_are_not_added_to(tmp_path, image_folder, annotator, monkeypatch, finished):
-    arguments = {"settings": rd.Settings(batch_size=2), "shard_size": 4, "progress": False}
+    arguments = {"build_config": rd.BuildConfig(batch_size=2), "shard_size": 4, "progress": False}
     source = rd.ImageFolderSource(image_folder)
     if finished:
         rd.build(source, tmp_path, annotator, **arguments)
@@ -272,7 +276,7 @@ def test_rows_are_matched_to_the_datasets_classes_by_name(tmp_path, image_folder
     in_order = annotator_of(ColourNet())
     source = rd.ImageFolderSource(image_folder)
     for name, which in (("renamed", renamed), ("in order", in_order)):
-        rd.build(source, tmp_path / name, which, settings=rd.Settings(dtype="float16"), progress=False)
+        rd.build(source, tmp_path / name, which, build_config=rd.BuildConfig(storage_dtype="float16"), progress=False)
     maps = {name: rd.LabelMaps(tmp_path / name)["photo_00"].dense() for name in ("renamed", "in order")}
     torch.testing.assert_close(maps["renamed"], maps["in order"][[1, 2, 0]])
 
@@ -324,11 +328,11 @@ def test_shards_of_ours_and_hugging_face_datasets_are_sources_too(tmp_path, imag
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"settings": rd.Settings(encoding="dense")}, r"encoding must be one of .*got 'dense'"),
-        ({"settings": rd.Settings(dtype="int8")}, r"dtype must be one of .*got 'int8'"),
-        ({"settings": rd.Settings(encoding="topk", dtype="uint4")}, "topk maps are stored as"),
-        ({"settings": rd.Settings(k=0)}, "k must be at least 1"),
-        ({"settings": rd.Settings(batch_size=0)}, "batch_size must be at least 1"),
+        ({"build_config": rd.BuildConfig(encoding="dense")}, r"encoding must be one of .*got 'dense'"),
+        ({"build_config": rd.BuildConfig(storage_dtype="int8")}, r"dtype must be one of .*got 'int8'"),
+        ({"build_config": rd.BuildConfig(encoding="topk", storage_dtype="uint4")}, "topk maps are stored as"),
+        ({"build_config": rd.BuildConfig(k=0)}, "k must be at least 1"),
+        ({"build_config": rd.BuildConfig(batch_size=0)}, "batch_size must be at least 1"),
         ({"shard_size": 0}, "shard_size must be at least 1"),
         ({"card": "no-such-card"}, "no-such-card"),
     ],
@@ -345,11 +349,11 @@ def test_all_of_the_annotators_classes_can_be_kept(tmp_path, image_folder):
         name="wide",
     )  # fmt: skip
     source = rd.ImageFolderSource(image_folder)
-    settings = rd.Settings(dtype="float16")
-    manifest = rd.build(source, tmp_path, wide, settings=settings, all_classes=True, progress=False)
+    build_config = rd.BuildConfig(storage_dtype="float16")
+    manifest = rd.build(source, tmp_path, wide, build_config=build_config, all_classes=True, progress=False)
     assert manifest.classes == ["ape", "emu", "cow", "cat", "dog"]
     dataset = rd.load_dataset(tmp_path, split="train")
-    narrow = rd.build(source, tmp_path, wide, settings=settings, config="narrow", progress=False)
+    narrow = rd.build(source, tmp_path, wide, build_config=build_config, config="narrow", progress=False)
     assert narrow.classes == ["cat", "dog", "emu"]
     of_dataset = rd.LabelMaps(tmp_path, "narrow")
     for key, (_, label_map), target in zip(dataset.keys, dataset, dataset.targets, strict=True):

@@ -48,9 +48,9 @@ def test_an_error_while_a_batch_is_encoded_stops_the_build(tmp_path, image_folde
 
     encode = codec.encode
     monkeypatch.setattr(codec, "encode", fail)
-    settings = rd.Settings(batch_size=batch_size)
+    build_config = rd.BuildConfig(batch_size=batch_size)
     with pytest.raises(ZeroDivisionError):
-        rd.build(rd.ImageFolderSource(image_folder), tmp_path, annotator, settings=settings, progress=False)
+        rd.build(rd.ImageFolderSource(image_folder), tmp_path, annotator, build_config=build_config, progress=False)
     assert not list(tmp_path.rglob("*.tar*"))
 
 

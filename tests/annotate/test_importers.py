@@ -59,7 +59,7 @@ def test_scores_are_within_the_rounding_of_the_stored_dtype(tmp_path, image_fold
         return tensor
 
     tensors = write_release(tmp_path / "release", image_folder, tensor_of)
-    run(tmp_path / "release", tmp_path / "data", dtype=dtype)
+    run(tmp_path / "release", tmp_path / "data", storage_dtype=dtype)
     for key, label_map in rd.LabelMaps(tmp_path / "data").items():
         scores, indices = tensors[key]
         span = scores.flatten(1).amax(1) - scores.flatten(1).amin(1)
@@ -279,7 +279,7 @@ def test_without_images_maps_fit_any_image_they_are_loaded_with(tmp_path, releas
     ("options", "message"),
     [
         ({"order": "auto"}, "order must be one of"),
-        ({"dtype": "uint4"}, "topk maps are stored as"),
+        ({"storage_dtype": "uint4"}, "topk maps are stored as"),
         ({"shard_size": 0}, "shard_size must be at least 1"),
         ({"num_threads": 0}, "num_threads must be at least 1"),
         ({"include_images": True}, "include_images takes images"),

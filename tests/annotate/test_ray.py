@@ -57,7 +57,7 @@ def nodes(cluster):
 
 
 def run(source, root, make, engine="local", **more):
-    arguments = {"shard_size": 2, "settings": rd.Settings(batch_size=1), "progress": False, **more}
+    arguments = {"shard_size": 2, "build_config": rd.BuildConfig(batch_size=1), "progress": False, **more}
     return rd.build(source, root, make, engine=engine, **arguments)
 
 
@@ -127,7 +127,7 @@ def test_25_kills_of_actors_and_one_of_a_node_over_real_images(
 ):
     monkeypatch.setattr("relabel_datasets.annotate.ray_engine._MAX_CRASHES", 25)  # chance may hit one shard often
     images, model = real_images(real_data, tmp_path, 200)
-    source, options = rd.ImageFolderSource(images), {"shard_size": 10, "settings": rd.Settings(batch_size=5)}
+    source, options = rd.ImageFolderSource(images), {"shard_size": 10, "build_config": rd.BuildConfig(batch_size=5)}
     run(source, tmp_path / "local", partial(rd.TimmAnnotator, "mobilenetv2_100", **model), **options)
     (actors := tmp_path / "actors").mkdir()
     make = partial(signed_in_timm_annotator, actors, "mobilenetv2_100", model)
@@ -187,7 +187,7 @@ def test_what_can_never_be_done_stops_the_build(tmp_path, image_folder, annotato
     with pytest.raises(ValueError, match="no such checkpoint"):
         run(source, tmp_path / "data", failing_annotator, engine="ray")
     with pytest.raises(ChildProcessError, match="2 actors ended at shard"):
-        run(source, tmp_path / "data", ending_annotator, engine="ray", settings=rd.Settings(batch_size=2))
+        run(source, tmp_path / "data", ending_annotator, engine="ray", build_config=rd.BuildConfig(batch_size=2))
     for path in image_folder.glob("*/*"):
         path.write_bytes(b"not an image")
     with pytest.raises(rd.DatasetError, match=r"no image of .* can be used \(2 images\)"):

@@ -64,9 +64,11 @@ class SomeAreBroken(rd.ImageFolderSource):
         return b"broken" if index % 7 == 0 else super().read(index)
 
 
-def build(source, root, annotator, *, shard_size=40, batch_size=BATCH_SIZE, **settings):
-    settings = rd.Settings(batch_size=batch_size, images=False, **settings)
-    return rd.build(source, root, annotator, config="net", shard_size=shard_size, settings=settings, progress=False)
+def build(source, root, annotator, *, shard_size=40, batch_size=BATCH_SIZE, **build_config):
+    build_config = rd.BuildConfig(batch_size=batch_size, images=False, **build_config)
+    return rd.build(
+        source, root, annotator, config="net", shard_size=shard_size, build_config=build_config, progress=False
+    )
 
 
 def shards_of(root):
@@ -230,10 +232,10 @@ def test_the_local_engine_and_ray_give_equal_shards_of_a_real_network(tmp_path, 
         build(source, tmp_path / "local", make(), shard_size=17)
     finally:
         torch.set_num_threads(threads)
-    settings = rd.Settings(batch_size=BATCH_SIZE, images=False)
+    build_config = rd.BuildConfig(batch_size=BATCH_SIZE, images=False)
     engine = RayEngine(num_actors=2, cpus_per_actor=1)
     rd.build(
-        source, tmp_path / "ray", make, config="net", shard_size=17, settings=settings, engine=engine,
+        source, tmp_path / "ray", make, config="net", shard_size=17, build_config=build_config, engine=engine,
         progress=False,
     )  # fmt: skip
     assert shards_of(tmp_path / "ray") == shards_of(tmp_path / "local")

@@ -9,7 +9,7 @@ from torchvision.transforms import v2
 import relabel_datasets as rd
 from relabel_datasets.annotate.annotator import ModuleAnnotator
 from relabel_datasets.annotate.build import build
-from relabel_datasets.annotate.shard import Settings
+from relabel_datasets.annotate.shard import BuildConfig
 
 NUM_CLASSES = 21_841
 
@@ -37,7 +37,7 @@ def test_21841_classes_in_maps_of_32_locations_a_side(tmp_path, encoding, tolera
     source = rd.ImageFolderSource(tmp_path / "images")
     source.classes = None
     annotator = ModuleAnnotator(ManyClasses(), 64, name="many")
-    manifest = build(source, tmp_path / "data", annotator, settings=Settings(encoding=encoding), progress=False)
+    manifest = build(source, tmp_path / "data", annotator, build_config=BuildConfig(encoding=encoding), progress=False)
     assert len(manifest.classes) == NUM_CLASSES
     assert manifest.encoding["map_size"] == [32, 32]
     dataset = rd.load_dataset(tmp_path / "data", split="train")

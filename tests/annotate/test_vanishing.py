@@ -38,7 +38,7 @@ def build_and_remove(build, root, is_moment, remove):
 
 @pytest.fixture
 def build(image_folder, annotator):
-    options = {"shard_size": 7, "settings": rd.Settings(batch_size=2), "progress": False}
+    options = {"shard_size": 7, "build_config": rd.BuildConfig(batch_size=2), "progress": False}
     return lambda root: rd.build(rd.ImageFolderSource(image_folder), root, annotator, **options)
 
 

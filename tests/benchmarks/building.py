@@ -145,10 +145,10 @@ def main() -> None:
     source = rd.ImageFolderSource(args.images)
     with tempfile.TemporaryDirectory() as folder:
         out = args.out or Path(folder)
-        settings = rd.Settings(batch_size=args.batch_size, num_threads=args.threads)
+        build_config = rd.BuildConfig(batch_size=args.batch_size, num_threads=args.threads)
         start = time.perf_counter()
         with measuring() as measured:
-            manifest = rd.build(source, out, annotator, settings=settings, all_classes=args.all_classes)
+            manifest = rd.build(source, out, annotator, build_config=build_config, all_classes=args.all_classes)
         built = len(source.keys) / (time.perf_counter() - start)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         rates.append(bare_images_per_second(model, annotator, args.batch_size))

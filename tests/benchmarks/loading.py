@@ -28,7 +28,7 @@ from torchvision.transforms import v2
 import relabel_datasets as rd
 from relabel_datasets.annotate.annotator import ModuleAnnotator
 from relabel_datasets.annotate.build import build
-from relabel_datasets.annotate.shard import Settings
+from relabel_datasets.annotate.shard import BuildConfig
 from relabel_datasets.data.sources import ImageFolderSource
 
 CASES = {"500x375 JPEG, about 110 KB": ((375, 500), 110_000), "224x224 JPEG, about 10 KB": ((224, 224), 10_000)}
@@ -132,7 +132,7 @@ def main() -> None:
                     root / "data",
                     annotator,
                     config=encoding,
-                    settings=Settings(encoding=encoding),
+                    build_config=BuildConfig(encoding=encoding),
                     progress=False,
                 )
                 with_maps = rd.load_dataset(

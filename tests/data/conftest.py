@@ -30,7 +30,7 @@ def served_folder(tmp_path_factory) -> Path:
     """The dataset of `dataset_folder`, built once; not to be changed."""
     from relabel_datasets.annotate.annotator import ModuleAnnotator
     from relabel_datasets.annotate.build import build
-    from relabel_datasets.annotate.shard import Settings
+    from relabel_datasets.annotate.shard import BuildConfig
 
     folder = tmp_path_factory.mktemp("served")
     for i in range(13):
@@ -44,7 +44,7 @@ def served_folder(tmp_path_factory) -> Path:
             folder / "dataset",
             annotator,
             config=config,
-            settings=Settings(images=images, batch_size=4),
+            build_config=BuildConfig(images=images, batch_size=4),
             shard_size=5,
             progress=False,
         )

@@ -59,13 +59,13 @@ def test_labels_of_every_type_are_class_indices_or_skipped_and_listed(name, tmp_
     assert list(source.labels) == expected
     if feature == value("string"):
         assert source.classes == ("cat", "dog", "emu")
-    settings = rd.Settings(images=False)
+    build_config = rd.BuildConfig(images=False)
     if "strings" in name and len(source.classes) < 3:
         annotator.classes = None
         mapping = {label: i for i, label in enumerate(source.classes)}
     else:
         mapping = None
-    manifest = rd.build(source, tmp_path, annotator, settings=settings, class_mapping=mapping, progress=False)
+    manifest = rd.build(source, tmp_path, annotator, build_config=build_config, class_mapping=mapping, progress=False)
     maps = rd.LabelMaps(tmp_path, split="train")
     assert {key: maps[key].label for key in maps} == {f"k{i}": c for i, c in enumerate(expected) if c >= 0}
     skipped = {entry["key"]: entry["error"] for entry in manifest.splits["train"].skipped}
@@ -242,7 +242,7 @@ def test_the_image_column_of_label_only_shards_is_chosen_on_the_command_line(tmp
     dataset = datasets.Dataset.from_dict(rows, features=features)
     dataset.save_to_disk(tmp_path / "saved")
     source = rd.HFSource(dataset, image_column="left")
-    rd.build(source, tmp_path / "data", annotator, settings=rd.Settings(images=False), progress=False)
+    rd.build(source, tmp_path / "data", annotator, build_config=rd.BuildConfig(images=False), progress=False)
     command = ["pictures", str(tmp_path / "data"), "--out", str(tmp_path / "out")]
     assert main([*command, "--images", str(tmp_path / "saved")]) == 1
     assert "several columns may be the image column: ['left', 'right']" in capsys.readouterr().err

@@ -117,9 +117,15 @@ def label_only(tmp_path_factory, places):
         source = in_place(kind, places)
         source = rd.HFSource(source) if isinstance(source, datasets.Dataset) else source
         source = rd.open_source(source) if not hasattr(source, "keys") else source
-        settings = rd.Settings(images=False)
+        build_config = rd.BuildConfig(images=False)
         rd.build(
-            source, root, annotator, config=kind.replace(" ", "-"), settings=settings, shard_size=4, progress=False
+            source,
+            root,
+            annotator,
+            config=kind.replace(" ", "-"),
+            build_config=build_config,
+            shard_size=4,
+            progress=False,
         )
     return root
 
@@ -185,8 +191,14 @@ def test_keys_that_are_paths_find_tars_of_the_same_paths(tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(png(i))
     annotator = rd.ModuleAnnotator(ColourNet(), (24, 32), classes=("0.class", "1.class", "2.class"), name="colours")
-    settings = rd.Settings(images=False)
-    rd.build(rd.ImageFolderSource(tmp_path / "images"), tmp_path / "data", annotator, settings=settings, progress=False)
+    build_config = rd.BuildConfig(images=False)
+    rd.build(
+        rd.ImageFolderSource(tmp_path / "images"),
+        tmp_path / "data",
+        annotator,
+        build_config=build_config,
+        progress=False,
+    )
     write_tar(tmp_path / "s.tar", [(f"{i // 2}.class/{i % 2}", 0, png(i)) for i in range(6)])
     for images in (tmp_path / "images", tmp_path / "s.tar"):
         dataset = rd.RelabelDataset(tmp_path / "data", images=images)
@@ -283,8 +295,8 @@ def test_images_that_the_builder_skipped_are_not_extra(tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
     annotator = rd.ModuleAnnotator(ColourNet(), (24, 32), classes=CLASSES, name="colours")
-    source, settings = rd.ImageFolderSource(tmp_path / "images"), rd.Settings(images=False)
-    rd.build(source, tmp_path / "data", annotator, settings=settings, progress=False)
+    source, build_config = rd.ImageFolderSource(tmp_path / "images"), rd.BuildConfig(images=False)
+    rd.build(source, tmp_path / "data", annotator, build_config=build_config, progress=False)
     for images in (tmp_path / "images", tmp_path / "s.tar"):
         dataset = rd.RelabelDataset(tmp_path / "data", images=images)
         assert (len(dataset), dataset.unmatched) == (NUM_IMAGES - 1, (0, 0))

@@ -10,7 +10,7 @@ import datasets
 import pytest
 import webdataset
 from datasets.packaged_modules.webdataset import webdataset as datasets_webdataset
-from hypothesis import given, settings
+from hypothesis import build_config, given
 from hypothesis import strategies as st
 
 import relabel_datasets as rd
@@ -96,7 +96,7 @@ def test_names_of_tar_members_become_keys_that_every_reader_reads(tar_of_names, 
 
 
 def test_label_maps_of_a_tar_join_with_it_at_once_and_as_it_streams(tar_of_names, tmp_path, annotator):
-    options = {"settings": rd.Settings(images=False), "progress": False}
+    options = {"build_config": rd.BuildConfig(images=False), "progress": False}
     rd.build(rd.open_source(tar_of_names), tmp_path / "data", annotator, **options)
     joined = rd.load_dataset(tmp_path / "data", split="train", images=tar_of_names)
     assert len(joined) == len(MEMBERS)
@@ -116,7 +116,7 @@ def test_label_maps_of_a_folder_join_with_a_tar_of_the_same_files(prefix, tmp_pa
     write_tar(tmp_path / "s.tar", [(f"{prefix}{name}.jpg", jpeg(i)) for i, name in enumerate(names)])
     source = rd.ImageFolderSource(tmp_path / "images")
     assert source.key_rule == "stem"
-    rd.build(source, tmp_path / "data", annotator, settings=rd.Settings(images=False), progress=False)
+    rd.build(source, tmp_path / "data", annotator, build_config=rd.BuildConfig(images=False), progress=False)
     joined = rd.load_dataset(tmp_path / "data", split="train", images=tmp_path / "s.tar")
     images = {source.keys[i]: source.read(i) for i in range(len(names))}
     assert {key: joined._image_bytes(row) for row, key in enumerate(joined.keys)} == images
@@ -200,7 +200,7 @@ PATHS = (
 )
 
 
-@settings(deadline=None, derandomize=True)
+@build_config(deadline=None, derandomize=True)
 @given(PATHS.filter(lambda path: any(part not in ("", ".") for part in path.split("/"))))
 def test_every_path_has_a_key_that_is_valid_decodes_to_it_and_is_read_back_by_every_reader(path):
     key = key_from_path(path)

@@ -97,8 +97,8 @@ def label_only(tmp_path_factory):
             else:
                 source = rd.ImageFolderSource(write_folder(root / "images", names))
             annotator = rd.ModuleAnnotator(ColourNet(), (24, 32), classes=SYNSETS, name="colours")
-            settings = rd.Settings(images=False)
-            rd.build(source, root / "data", annotator, settings=settings, shard_size=4, progress=False)
+            build_config = rd.BuildConfig(images=False)
+            rd.build(source, root / "data", annotator, build_config=build_config, shard_size=4, progress=False)
             built[names] = root / "data"
         return built[names]
 
@@ -191,8 +191,8 @@ def picture_of(image):
 def test_the_folder_of_kaggles_validation_images_is_found_below_its_root(tmp_path):
     source = rd.ImageFolderSource(write_folder(tmp_path / "val", "val"))
     annotator = rd.ModuleAnnotator(ColourNet(), (24, 32), classes=SYNSETS, name="colours")
-    settings = rd.Settings(images=False)
-    rd.build(source, tmp_path / "data", annotator, split="validation", settings=settings, progress=False)
+    build_config = rd.BuildConfig(images=False)
+    rd.build(source, tmp_path / "data", annotator, split="validation", build_config=build_config, progress=False)
     for root in (write_folder(tmp_path / "kaggle", "kaggle val"), tmp_path / "kaggle" / "ILSVRC"):
         dataset = rd.RelabelDataset(tmp_path / "data", split="validation", images=root)
         for i, key in enumerate(dataset.keys):
@@ -260,7 +260,11 @@ def test_images_without_label_map_count_as_extra_and_skipped_ones_do_not(tmp_pat
     (root / NAMES["folder"](4)).write_bytes(b"broken")
     annotator = rd.ModuleAnnotator(ColourNet(), (24, 32), classes=SYNSETS, name="colours")
     rd.build(
-        rd.ImageFolderSource(root), tmp_path / "data", annotator, settings=rd.Settings(images=False), progress=False
+        rd.ImageFolderSource(root),
+        tmp_path / "data",
+        annotator,
+        build_config=rd.BuildConfig(images=False),
+        progress=False,
     )
     hub = {NAMES["hub"](i)[:-5]: png(i) for i in range(COUNT)}
     dataset = rd.RelabelDataset(tmp_path / "data", images=hub)

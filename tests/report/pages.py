@@ -67,12 +67,12 @@ class RandomNet(torch.nn.Module):
 def build_hostile(root: Path) -> Path:
     """Build a dataset with a config for each encoding, `heatmaps` and `topk`, and label-only `maps`."""
     annotator = rd.ModuleAnnotator(RandomNet(), (56, 40), classes=CLASSES, name="<i>annotator</i>")
-    for config, settings in (
-        ("heatmaps", rd.Settings()),
-        ("topk", rd.Settings(encoding="topk")),
-        ("maps", rd.Settings(images=False)),
+    for config, build_config in (
+        ("heatmaps", rd.BuildConfig()),
+        ("topk", rd.BuildConfig(encoding="topk")),
+        ("maps", rd.BuildConfig(images=False)),
     ):
-        rd.build(HostileImages(), root, annotator, config=config, settings=settings, progress=False)
+        rd.build(HostileImages(), root, annotator, config=config, build_config=build_config, progress=False)
     return root
 
 

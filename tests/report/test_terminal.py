@@ -24,8 +24,10 @@ def folder(tmp_path_factory):
         picture(i, (40, 56) if i % 2 else (48, 32)).save(path, quality=95)
     annotator = rd.ModuleAnnotator(ColourNet(), (48, 64), classes=("cat", "dog", "n01440764"), name="colours")
     for config, images in (("colours", True), ("labels-only", False)):
-        source, settings = rd.ImageFolderSource(root / "images"), rd.Settings(images=images)
-        rd.build(source, root / "data", annotator, config=config, settings=settings, shard_size=5, progress=False)
+        source, build_config = rd.ImageFolderSource(root / "images"), rd.BuildConfig(images=images)
+        rd.build(
+            source, root / "data", annotator, config=config, build_config=build_config, shard_size=5, progress=False
+        )
     return root / "data"
 
 

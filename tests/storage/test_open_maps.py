@@ -222,7 +222,7 @@ def many_shards(tmp_path_factory):
     """Two datasets of 300 shards each, of one sample a shard."""
     from relabel_datasets.annotate.annotator import ModuleAnnotator
     from relabel_datasets.annotate.build import build
-    from relabel_datasets.annotate.shard import Settings
+    from relabel_datasets.annotate.shard import BuildConfig
     from relabel_datasets.data.sources import ImageFolderSource
     from tests.conftest import ColourNet, picture
 
@@ -232,9 +232,9 @@ def many_shards(tmp_path_factory):
         path.parent.mkdir(parents=True, exist_ok=True)
         picture(i, (8, 8 + i % 3)).save(path)
     annotator = ModuleAnnotator(ColourNet(), (8, 8), classes=("cat", "dog", "emu"), name="many")
-    settings = Settings(batch_size=1, num_threads=1)
+    build_config = BuildConfig(batch_size=1, num_threads=1)
     arguments = {"shard_size": 1, "all_classes": True, "progress": False}
-    build(ImageFolderSource(folder / "images"), folder / "one", annotator, settings=settings, **arguments)
+    build(ImageFolderSource(folder / "images"), folder / "one", annotator, build_config=build_config, **arguments)
     shutil.copytree(folder / "one", folder / "two")
     return folder
 

@@ -16,7 +16,7 @@ import relabel_datasets as rd
 from relabel_datasets.annotate.annotator import ModuleAnnotator
 from relabel_datasets.report.terminal import describe
 from relabel_datasets.shards.card import write_card
-from relabel_datasets.storage.local import FileLock, aside_of, write_atomically
+from relabel_datasets.storage.local import FileLock, temp_path_for, write_atomically
 from relabel_datasets.storage.regular_files import create_new, open_regular, read_inside, read_regular
 from tests.bad_names import snapshot
 from tests.conftest import ColourNet, picture
@@ -178,14 +178,14 @@ LINKS = {
     "records": ("colours/.build-train", True),
     "lock": ("colours/.build-train/lock", False),
     "lock of manifest and card": (".relabel-lock", False),
-    "plan": (f"colours/.build-train/{aside_of(Path('plan.json')).name}", False),
+    "plan": (f"colours/.build-train/{temp_path_for(Path('plan.json')).name}", False),
     "manifest": (f"colours/{MANIFEST}", False),
-    "manifest in the making": (f"colours/{aside_of(Path(MANIFEST)).name}", False),
+    "manifest in the making": (f"colours/{temp_path_for(Path(MANIFEST)).name}", False),
     "shard": (f"colours/{SHARD}", False),
-    "shard in the making": (f"colours/{aside_of(Path(SHARD)).name}", False),
-    "index in the making": (f"colours/{aside_of(Path(INDEX)).name}", False),
-    "card in the making": (aside_of(Path(CARD)).name, False),
-    "probe": (aside_of(Path("probe")).name, False),
+    "shard in the making": (f"colours/{temp_path_for(Path(SHARD)).name}", False),
+    "index in the making": (f"colours/{temp_path_for(Path(INDEX)).name}", False),
+    "card in the making": (temp_path_for(Path(CARD)).name, False),
+    "probe": (temp_path_for(Path("probe")).name, False),
 }
 
 

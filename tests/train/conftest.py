@@ -6,10 +6,10 @@ import torch
 import relabel_datasets as rd
 from relabel_datasets.demo.dataset import make_scenes_relabel
 from relabel_datasets.demo.scenes import CLASSES
-from relabel_datasets.train.recipe import Machine, Recipe
+from relabel_datasets.train.recipe import Recipe, RuntimeConfig
 from tests.train.tiny import TINY
 
-CPU = Machine(device="cpu", num_workers=0, log_every=1, save_every=0, progress=False)
+CPU = RuntimeConfig(device="cpu", num_workers=0, log_every=1, save_every=0, progress=False)
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +34,7 @@ def scenes(tmp_path_factory):
 def fit(scenes, tmp_path):
     """A function that trains the tiny student on the scenes, with other values than its recipe's and machine's."""
 
-    def run(out="run", *, machine=CPU, validation=True, annotator=None, **values):
+    def run(out="run", *, runtime=CPU, validation=True, annotator=None, **values):
         sets = [rd.load_dataset(scenes, split=split) for split in ("train", "validation")]
         return rd.train_student(
             sets[0],
@@ -42,14 +42,14 @@ def fit(scenes, tmp_path):
             TINY.changed(**values),
             validation=sets[1] if validation else None,
             annotator=annotator,
-            machine=machine,
+            runtime=runtime,
         )
 
     return run
 
 
 @pytest.fixture
-def cpu() -> Machine:
+def cpu() -> RuntimeConfig:
     return CPU
 
 

@@ -9,7 +9,7 @@ import pytest
 import relabel_datasets as rd
 from relabel_datasets.cli import main
 from relabel_datasets.train import compare as module
-from relabel_datasets.train.compare import Comparison, Student, compare, score_label_maps
+from relabel_datasets.train.compare import Comparison, ComparisonEntry, compare, score_label_maps
 from tests.train.tiny import OPTIONS
 
 
@@ -66,7 +66,7 @@ def test_a_table_of_one_seed_has_no_deviation():
 
 
 def test_rows_need_names_of_their_own_and_seeds(tiny, tmp_path):
-    student = Student("a", tiny, lambda: pytest.fail("loaded"))
+    student = ComparisonEntry("a", tiny, lambda: pytest.fail("loaded"))
     for students, seeds in (([student, student], 1), ([], 1), ([student], 0)):
         with pytest.raises(ValueError, match="at least one seed, and students of different names"):
             compare(students, tmp_path, seeds=seeds)

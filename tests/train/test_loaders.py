@@ -42,15 +42,17 @@ def test_labels_that_are_not_pooled_are_indices(scenes, tiny, single, labels):
     assert torch.equal(targets, single[1])
 
 
-@pytest.mark.parametrize("labels", [name for name, told in LABELS.items() if told.pooled and not told.tokens])
+@pytest.mark.parametrize(
+    "labels", [name for name, label_config in LABELS.items() if label_config.pooled and not label_config.tokens]
+)
 def test_pooled_labels_are_those_of_the_same_crops(scenes, tiny, single, labels):
-    told = LABELS[labels]
+    label_config = LABELS[labels]
     images, targets = batches(scenes, tiny.changed(labels=labels))
     assert torch.equal(images, single[0])
     assert targets.shape == (48, 12)
     torch.testing.assert_close(targets.sum(1), torch.ones(48))
-    _, soft = batches(scenes, tiny.changed(labels="relabel" if told.localized else "global-multi"))
-    if told.multi_label:
+    _, soft = batches(scenes, tiny.changed(labels="relabel" if label_config.localized else "global-multi"))
+    if label_config.multi_label:
         assert bool((targets.max(1).values < 1).all())
         assert torch.equal(targets, soft)
     else:

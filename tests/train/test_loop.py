@@ -151,18 +151,18 @@ def test_a_run_on_other_classes_is_refused(fit, tiny, cpu, dataset_folder):
     folder = fit(validation=False, batch_size=12).folder
     other = rd.load_dataset(dataset_folder, "colours", "train")
     with pytest.raises(ValueError, match="other classes"):
-        rd.train_student(other, folder, tiny.changed(batch_size=12), machine=cpu)
+        rd.train_student(other, folder, tiny.changed(batch_size=12), runtime=cpu)
 
 
 @pytest.mark.parametrize("log_every", [1, 1000])
 def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_kept(fit, cpu, log_every):
     with pytest.raises(ValueError, match=r"loss is (nan|inf) in epoch 0, by step \d: lower the learning rate"):
-        fit(learning_rate=1e30, machine=dataclasses.replace(cpu, log_every=log_every))
+        fit(learning_rate=1e30, runtime=dataclasses.replace(cpu, log_every=log_every))
 
 
 def test_epochs_between_validations_are_trained_alone(fit, cpu):
-    machine = dataclasses.replace(cpu, validate_every=2)
-    trained = fit(epochs=5, machine=machine)
+    runtime = dataclasses.replace(cpu, validate_every=2)
+    trained = fit(epochs=5, runtime=runtime)
     assert [bool(row["top1"]) for row in rows_of(trained.folder / "epochs.csv")] == [False, True, False, True, True]
     every = fit("every", epochs=5)
     assert losses_of(trained.folder) == losses_of(every.folder)
@@ -174,7 +174,7 @@ def test_epochs_between_validations_are_trained_alone(fit, cpu):
 @pytest.mark.parametrize("values", [{"save_every": -1}, {"validate_every": 0}, {"log_every": 0}])
 def test_a_machine_of_impossible_numbers_is_refused(values):
     with pytest.raises(ValueError, match=f"{next(iter(values))} must be at least"):
-        rd.Machine(**values)
+        rd.RuntimeConfig(**values)
 
 
 def test_labels_distilled_from_nobody_are_an_error(fit):
@@ -185,7 +185,7 @@ def test_labels_distilled_from_nobody_are_an_error(fit):
 def test_tensorboard_has_what_the_tables_have(fit, cpu):
     from tensorboard.backend.event_processing import event_accumulator as accumulator
 
-    trained = fit(machine=dataclasses.replace(cpu, tensorboard=True))
+    trained = fit(runtime=dataclasses.replace(cpu, tensorboard=True))
     events = accumulator.EventAccumulator(str(trained.folder))
     events.Reload()
     assert [event.step for event in events.Scalars("train/loss")] == [1, 2, 3]
@@ -198,17 +198,17 @@ def test_without_tensorboard_the_error_says_what_to_install(fit, cpu, monkeypatc
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "tensorboard", None)
     with pytest.raises(ImportError, match=r"pip install .relabel-datasets\[tensorboard\]"):
-        fit(machine=dataclasses.replace(cpu, tensorboard=True))
+        fit(runtime=dataclasses.replace(cpu, tensorboard=True))
 
 
 @pytest.mark.parametrize("moment", ["save_epoch", "drop_steps"])
 def test_a_run_that_dies_as_it_ends_an_epoch_loses_no_line(fit, cpu, monkeypatch, moment):
-    machine = dataclasses.replace(cpu, save_every=1)
+    runtime = dataclasses.replace(cpu, save_every=1)
     with monkeypatch.context() as patch:
         patch.setattr(loop.Checkpoints, moment, lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            fit("killed", epochs=2, machine=machine)
-    killed, whole = fit("killed", epochs=2, machine=machine), fit("whole", epochs=2, machine=machine)
+            fit("killed", epochs=2, runtime=runtime)
+    killed, whole = fit("killed", epochs=2, runtime=runtime), fit("whole", epochs=2, runtime=runtime)
     for name, time in (("steps.csv", "images_per_second"), ("epochs.csv", "seconds")):
         rows = [[{**row, time: ""} for row in rows_of(run.folder / name)] for run in (killed, whole)]
         assert rows[0] == rows[1]

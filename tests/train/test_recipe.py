@@ -4,7 +4,7 @@ import pytest
 
 from relabel_datasets.cli import make_parser
 from relabel_datasets.cli.student_options import RECIPE_HELP, RUNTIME_HELP, recipe_values, runtime_from
-from relabel_datasets.train.recipe import LABELS, PRESETS, Machine, Recipe
+from relabel_datasets.train.recipe import LABELS, PRESETS, Recipe, RuntimeConfig
 
 
 def test_presets_are_the_papers_and_cover_all_labels():
@@ -45,7 +45,7 @@ def test_a_change_to_what_there_is_not_is_an_error():
         Recipe().changed(lr=0.1)
 
 
-@pytest.mark.parametrize(("cls", "helps"), [(Recipe, RECIPE_HELP), (Machine, RUNTIME_HELP)])
+@pytest.mark.parametrize(("cls", "helps"), [(Recipe, RECIPE_HELP), (RuntimeConfig, RUNTIME_HELP)])
 def test_every_value_has_a_help_text(cls, helps):
     assert set(helps) == {field.name for field in fields(cls)}
 
@@ -71,13 +71,13 @@ def test_options_become_values_of_their_fields():
     assert PRESETS["relabel"].changed(**recipe_values(args)) == Recipe(
         model_kwargs=kwargs, ema_decay=0.99, auto_augment="rand-m9", eval_size=64, dtype="bfloat16"
     )
-    assert runtime_from(args) == Machine(progress=False, compile=True, window=3)
+    assert runtime_from(args) == RuntimeConfig(progress=False, compile=True, window=3)
 
 
 def test_options_that_are_not_given_are_those_of_the_preset():
     args = make_parser().parse_args(["train", "data", "--out", "run"])
     assert recipe_values(args) == {}
-    assert runtime_from(args) == Machine()
+    assert runtime_from(args) == RuntimeConfig()
 
 
 @pytest.mark.parametrize("option", ["--labels", "--seed"])
