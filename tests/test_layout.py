@@ -12,6 +12,7 @@ LAYERS = [
     "words",
     "errors",
     "keywords",
+    "devices",
     "naming",
     "schema",
     "labels",
