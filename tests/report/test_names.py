@@ -52,7 +52,7 @@ def test_what_cannot_be_shown_is_escaped(name, shown):
 
 def test_reports_plots_and_pictures_hold_any_class_name(dataset_folder, tmp_path):
     import relabel_datasets as rd
-    from relabel_datasets.analysis.analyze import analyze
+    from relabel_datasets.analysis import analyze
     from relabel_datasets.report.html_report import write_report
     from relabel_datasets.report.pictures import draw_pictures
     from relabel_datasets.report.plots import save_plots
