@@ -49,11 +49,11 @@ if TYPE_CHECKING:
     from .shards.verify import VerifyReport, verify
     from .storage.resolve import open_folder
     from .train.classifier import Classifier, load_classifier
-    from .train.compare import ComparisonEntry, compare
-    from .train.evaluate import evaluate
+    from .train.comparison import ComparisonEntry, compare
+    from .train.evaluation import evaluate
     from .train.loop import train_student
     from .train.recipe import PRESETS, Recipe, RuntimeConfig
-    from .train.timm_transforms import timm_transforms
+    from .train.timm_augmentation import timm_transforms
     from .train.tokens import MixToken, TokenLabelPooling, TokenStudent, token_label_loss
 
 _MODULES = {
@@ -85,7 +85,7 @@ _MODULES = {
     "RelabelSampler": "data.sampling",
     "RelabelStream": "data.stream",
     "BuildConfig": "annotate.shard",
-    "ComparisonEntry": "train.compare",
+    "ComparisonEntry": "train.comparison",
     "TimmAnnotator": "annotate.timm_annotator",
     "TokenLabelPooling": "train.tokens",
     "TokenStudent": "train.tokens",
@@ -95,12 +95,12 @@ _MODULES = {
     "analyze": "analysis.analysis",
     "build": "annotate.build",
     "collate": "labels.batch",
-    "compare": "train.compare",
+    "compare": "train.comparison",
     "decode_image": "shards.images",
     "decode_sample": "data.samples",
     "describe_annotators": "annotate.catalogue",
     "detect_order": "annotate.orientation",
-    "evaluate": "train.evaluate",
+    "evaluate": "train.evaluation",
     "import_label_maps": "annotate.importers",
     "join": "data.stream_joins",
     "load_classifier": "train.classifier",
@@ -109,7 +109,7 @@ _MODULES = {
     "open_source": "data.sources",
     "pool_labels": "labels.pooling",
     "publish": "hub",
-    "timm_transforms": "train.timm_transforms",
+    "timm_transforms": "train.timm_augmentation",
     "token_label_loss": "train.tokens",
     "train_student": "train.loop",
     "verify": "shards.verify",

@@ -21,7 +21,7 @@ from .student_options import (
 )
 
 if TYPE_CHECKING:
-    from ..train.compare import ComparisonEntry
+    from ..train.comparison import ComparisonEntry
 
 
 def add_parser(commands: Any) -> None:
@@ -60,7 +60,7 @@ def add_parser(commands: Any) -> None:
 def _run(args: argparse.Namespace) -> None:
     from ..data.store import LabelMaps
     from ..storage.local import write_atomically
-    from ..train.compare import compare, score_label_maps
+    from ..train.comparison import compare, score_label_maps
 
     logging.getLogger("timm").setLevel(logging.WARNING)  # it logs its checkpoints after each epoch
     if args.presets and args.out is None:
@@ -80,7 +80,7 @@ def _run(args: argparse.Namespace) -> None:
 
 def _students(args: argparse.Namespace, preset: str, configs: list[str]) -> list[ComparisonEntry]:
     """Return one student per config if the preset learns from label maps, else one in total."""
-    from ..train.compare import ComparisonEntry
+    from ..train.comparison import ComparisonEntry
 
     recipe = PRESETS[preset].changed(**recipe_values(args))
     students = []

@@ -83,7 +83,7 @@ def add_parser(commands: Any) -> None:
 def _run(args: argparse.Namespace) -> None:
     from ..storage.local import write_atomically
     from ..train.classifier import load_classifier
-    from ..train.evaluate import evaluate, open_images
+    from ..train.evaluation import evaluate, open_images
 
     images = open_images(
         args.images, args.config, args.split, image_column=args.image_column, label_column=args.label_column

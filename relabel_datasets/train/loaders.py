@@ -17,7 +17,7 @@ from ..labels.label_map import LabelMap
 from ..labels.transforms import LabelPooling
 from .recipe import LabelConfig, Recipe
 from .seeds import SeededTransforms
-from .timm_transforms import TimmTransforms, timm_transforms
+from .timm_augmentation import TimmTransforms, timm_transforms
 from .tokens import TokenLabelPooling
 
 

@@ -30,7 +30,7 @@ from ..keywords import checked_keywords
 from ..storage.folders import local_path
 from .checkpoints import BEGINNING, Checkpoints, Curve
 from .classifier import Classifier, Normalize, make_student
-from .evaluate import evaluate
+from .evaluation import evaluate
 from .loaders import train_loader
 from .objective import Objective
 from .recipe import Recipe, RuntimeConfig

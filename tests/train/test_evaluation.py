@@ -16,7 +16,7 @@ from relabel_datasets.analysis.boxes import read_boxes
 from relabel_datasets.cli import main
 from relabel_datasets.demo.scenes import CLASSES
 from relabel_datasets.train.classifier import Classifier, Normalize
-from relabel_datasets.train.evaluate import SourceImages, open_images
+from relabel_datasets.train.evaluation import SourceImages, open_images
 from tests.train.tiny import MODEL_ARGS
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}

@@ -18,7 +18,7 @@ from torch import Tensor
 
 import relabel_datasets as rd
 from relabel_datasets.labels.compose import run_batch
-from relabel_datasets.train.timm_transforms import MOVING_OPS, PIXEL_OPS, timm_transforms
+from relabel_datasets.train.timm_augmentation import MOVING_OPS, PIXEL_OPS, timm_transforms
 from tests.conftest import picture
 from tests.labels.ramps import ramp
 

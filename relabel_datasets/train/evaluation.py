@@ -25,7 +25,7 @@ from .classifier import Classifier, load_classifier
 from .loaders import WholeImages
 
 
-class LabelledImages(Protocol):
+class LabeledImages(Protocol):
     """Images with keys and classes, such as a `RelabelDataset`; all sequences are in the order of its rows."""
 
     @property
@@ -70,7 +70,7 @@ def open_images(
     *,
     image_column: str | None = None,
     label_column: str | None = None,
-) -> LabelledImages:
+) -> LabeledImages:
     """Return the images of a folder, tars or a Hugging Face dataset, see `open_source`, or of a dataset with label maps.
 
     Args:
@@ -100,7 +100,7 @@ def open_images(
 @torch.inference_mode()
 def evaluate(
     model: Classifier | str | os.PathLike[str],
-    images: LabelledImages | str | os.PathLike[str],
+    images: LabeledImages | str | os.PathLike[str],
     *,
     boxes: Mapping[str, Objects] | str | os.PathLike[str] | None = None,
     among: bool = False,
@@ -171,7 +171,7 @@ def _compete(
     return rows, classes if among or classifier.classes is None else classifier.classes
 
 
-def _targets(dataset: LabelledImages, rows: Tensor, num_classes: int) -> Tensor:
+def _targets(dataset: LabeledImages, rows: Tensor, num_classes: int) -> Tensor:
     targets = torch.tensor([int(dataset.targets[row]) for row in rows.tolist()])
     if len(targets) and not 0 <= int(targets.min()) <= int(targets.max()) < num_classes:
         raise ValueError(

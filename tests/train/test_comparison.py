@@ -8,8 +8,8 @@ import pytest
 
 import relabel_datasets as rd
 from relabel_datasets.cli import main
-from relabel_datasets.train import compare as module
-from relabel_datasets.train.compare import Comparison, ComparisonEntry, compare, score_label_maps
+from relabel_datasets.train import comparison as module
+from relabel_datasets.train.comparison import Comparison, ComparisonEntry, compare, score_label_maps
 from tests.train.tiny import OPTIONS
 
 
