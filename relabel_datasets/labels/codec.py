@@ -1,4 +1,4 @@
-"""The one definition of the label map format: sparse logits <-> safetensors bytes.
+"""Read and write the stored form of a label map: sparse logits as safetensors bytes.
 
     tensor    dtype                 shape
     logits    F16, or U8 (8 bits)   [K, H, W]
@@ -10,7 +10,7 @@
                                     of each heatmap, and of the base in the last row
 
 The metadata has one key, "relabel", with sorted JSON: {"canvas": [height, width], "num_classes": C, "version": 1}.
-One key, because safetensors writes several in random order and equal maps shall have equal bytes.
+Only one key, because safetensors writes several keys in random order, and equal maps must have equal bytes.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ from .packed_base import Array, PackedBase, unpack_levels
 
 VERSION = 1
 STORED_DTYPES = ("uint4", "uint8", "float16")
-DEFAULT_DTYPES = {"heatmaps": "uint4", "topk": "float16"}  # the smallest that loses next to nothing
+DEFAULT_DTYPES = {"heatmaps": "uint4", "topk": "float16"}  # the smallest with nearly no loss
 _LEVELS = {"uint4": 16, "uint8": 256}
 _CLASS_DTYPES: dict[str, np.dtype[Any]] = {name: np.dtype(f"uint{name[1:]}") for name in ("U8", "U16", "U32")}
 _NUMPY_DTYPES: dict[str, np.dtype[Any]] = {**_CLASS_DTYPES, "F16": np.dtype(np.float16)}
-_MAX_HEADER = 1 << 12  # bytes; a label map's header has some 350, and thousands of headers are cached
+_MAX_HEADER = 1 << 12  # bytes; a header has about 350, and thousands of headers are cached
 
 
 class Decoded(NamedTuple):
-    """The content of one stored label map; the fields of `LabelMap`."""
+    """Content of one stored label map: the fields of `LabelMap`."""
 
     logits: Tensor  # [K, H, W] float32
     classes: Tensor  # [K, 1, 1] or [K, H, W] int64
@@ -53,15 +53,19 @@ class Decoded(NamedTuple):
 
 
 def encode(encoded: Encoded, canvas_sizes: list[tuple[int, int]], storage_dtype: str | None = None) -> list[bytes]:
-    """Return the safetensors bytes of each label map of a batch.
+    """Serialize the label maps of a batch.
 
     Args:
-        encoded: B maps.
-        canvas_sizes: B times (height, width) of the image in pixels.
-        storage_dtype: `"uint4"` (heatmaps only), `"uint8"` or `"float16"`. Default: `"uint4"` for heatmaps, else `"float16"`.
+        encoded: Encoded maps of B images.
+        canvas_sizes: Sizes (height, width) of the B images in pixels.
+        storage_dtype: Precision of the stored logits: `"uint4"` (heatmaps only), `"uint8"` or `"float16"`. Default:
+            `"uint4"` for heatmaps, `"float16"` for topk.
+
+    Returns:
+        The safetensors bytes of each map.
 
     Raises:
-        ValueError: what `decode` would refuse, an unknown storage dtype, or logits that are too large for float16.
+        ValueError: The maps could not be decoded, the storage dtype is unknown, or logits are too large for float16.
     """
     storage_dtype = resolve_storage_dtype("topk" if encoded.base is None else "heatmaps", storage_dtype)
     _check_encodable(encoded, canvas_sizes)
@@ -75,17 +79,19 @@ def encode(encoded: Encoded, canvas_sizes: list[tuple[int, int]], storage_dtype:
 
 
 def resolve_storage_dtype(encoding: str, storage_dtype: str | None) -> str:
-    """Return how logits of an encoding are stored, its default for None.
+    """Return a storage dtype after checking it, or the default of the encoding for None.
 
     Raises:
-        ValueError: unknown storage dtype, or uint4 for topk.
+        ValueError: The storage dtype is unknown, or uint4 is requested for topk.
     """
     if storage_dtype is None:
         return DEFAULT_DTYPES[encoding]
     if storage_dtype not in STORED_DTYPES:
         raise ValueError(f"storage_dtype must be one of {STORED_DTYPES}, got {storage_dtype!r}")
     if storage_dtype == "uint4" and encoding == "topk":
-        raise ValueError("topk maps are stored as 'float16' or 'uint8', not 'uint4': neighbours hold other classes")
+        raise ValueError(
+            "topk maps are stored as 'float16' or 'uint8', not 'uint4': error diffusion needs neighboring logits of the same class"
+        )
     return storage_dtype
 
 
@@ -119,7 +125,7 @@ def _check_encodable(encoded: Encoded, canvas_sizes: list[tuple[int, int]]) -> N
 
 
 def _stored_tensors(encoded: Encoded, storage_dtype: str) -> dict[str, Array]:
-    """Return the tensors to store, each with a batch dimension in front."""
+    """Return the tensors to store, with a batch dimension."""
     classes = encoded.classes if encoded.base is None else encoded.classes[:, :, 0, 0]
     stored: dict[str, Array] = {"classes": classes.cpu().numpy().astype(_class_dtype(encoded.num_classes))}
     logits = encoded.logits.float()
@@ -147,14 +153,14 @@ def _class_dtype(num_classes: int) -> np.dtype[Any]:
 
 
 def _base_of_the_rest(base: Tensor, classes: Tensor) -> Tensor:
-    """Return `[B, C]` with the classes that have a heatmap set to the lowest of the others: a narrower, finer range."""
+    """Return the base `[B, C]` with the classes of heatmaps set to the lowest other value, which narrows the range."""
     kept = torch.zeros_like(base, dtype=torch.bool).scatter_(1, classes, True)
     lowest = base.masked_fill(kept, torch.inf).amin(1, keepdim=True)
     return torch.where(kept, torch.where(lowest.isinf(), 0.0, lowest), base)
 
 
 def _float16_range(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the smallest and largest of the last dimension as float32, rounded outwards to what float16 can hold."""
+    """Return minimum and maximum over the last dimension as float32, rounded outwards to float16 values."""
     bounds = []
     for bound, outwards in ((values.amin(-1), -np.inf), (values.amax(-1), np.inf)):
         exact = bound.cpu().numpy()
@@ -171,7 +177,7 @@ def _round_to_levels(values: Tensor, low: Tensor, high: Tensor, levels: int) -> 
 
 
 def _pack(levels: Tensor, storage_dtype: str) -> Array:
-    """Return `[B, N, ...]` levels as bytes; two 4-bit levels to a byte, `[B, ceil(N/2), ...]`."""
+    """Return levels `[B, N, ...]` as bytes. For uint4, a byte holds two levels: `[B, ceil(N/2), ...]`."""
     values = levels.cpu().numpy()
     if storage_dtype == "uint8":
         return values
@@ -182,18 +188,21 @@ def _pack(levels: Tensor, storage_dtype: str) -> Array:
 
 
 def decode(blobs: Sequence[bytes], num_classes: int | None = None) -> list[Decoded]:
-    """Return the contents of label maps; those that are stored alike share one block of memory.
+    """Decode label maps. Maps with the same layout are decoded together and share one block of memory.
 
     Args:
         blobs: Safetensors bytes of each map.
         num_classes: Number of classes that each map must have. Default: any.
 
+    Returns:
+        The content of each map, in order.
+
     Raises:
-        LabelMapError: The bytes of one are not a valid label map, or it has another number of classes.
+        LabelMapError: A blob is not a valid label map, or it has another number of classes.
     """
-    alike: dict[int, list[int]] = {}
+    rows_of_layout: dict[int, list[int]] = {}
     layouts, canvas_sizes = [], []
-    for place, blob in enumerate(blobs):
+    for row, blob in enumerate(blobs):
         length = int.from_bytes(blob[:8], "little")
         if len(blob) < 8 or length > min(_MAX_HEADER, len(blob) - 8):
             raise LabelMapError(f"{len(blob)} bytes are not a whole safetensors file: truncated, or not a label map")
@@ -204,20 +213,22 @@ def decode(blobs: Sequence[bytes], num_classes: int | None = None) -> list[Decod
             )
         layouts.append(layout)
         canvas_sizes.append(canvas_size)
-        alike.setdefault(id(layout), []).append(place)
+        rows_of_layout.setdefault(id(layout), []).append(row)
     contents: dict[int, Decoded] = {}
-    for places in alike.values():
-        found = layouts[places[0]].num_classes
-        if num_classes not in (None, found):
-            raise LabelMapError(f"it has {found} classes, but its dataset has {num_classes}: it is of another dataset")
-        some = blobs if len(places) == len(blobs) else [blobs[place] for place in places]
-        sizes = [canvas_sizes[place] for place in places]
-        contents.update(zip(places, _decode_alike(some, layouts[places[0]], sizes), strict=True))
-    return [contents[place] for place in range(len(blobs))]
+    for rows in rows_of_layout.values():
+        layout = layouts[rows[0]]
+        if num_classes not in (None, layout.num_classes):
+            raise LabelMapError(
+                f"it has {layout.num_classes} classes, but its dataset has {num_classes}: it belongs to another dataset"
+            )
+        blobs_of_layout = blobs if len(rows) == len(blobs) else [blobs[row] for row in rows]
+        sizes = [canvas_sizes[row] for row in rows]
+        contents.update(zip(rows, _decode_layout(blobs_of_layout, layout, sizes), strict=True))
+    return [contents[row] for row in range(len(blobs))]
 
 
-def _decode_alike(blobs: Sequence[bytes], layout: _Layout, canvas_sizes: list[tuple[int, int]]) -> list[Decoded]:
-    data, batch = b"".join(blobs), len(blobs)  # of one, join makes no copy
+def _decode_layout(blobs: Sequence[bytes], layout: _Layout, canvas_sizes: list[tuple[int, int]]) -> list[Decoded]:
+    data, batch = b"".join(blobs), len(blobs)  # join does not copy a single blob
     arrays = {
         name: np.ndarray((batch, *shape), dtype, data, offset, (layout.end, *strides))
         for name, shape, dtype, offset, strides in layout.tensors
@@ -248,7 +259,7 @@ def _decode_alike(blobs: Sequence[bytes], layout: _Layout, canvas_sizes: list[tu
             bases = [PackedBase(*row, num_classes) for row in rows]
     if has_base:
         classes = classes[:, :, None, None]
-    # A tensor of each row by itself, and not rows of one tensor: pickle would take all of its memory along with each.
+    # One tensor per row. Rows of one tensor would each be pickled with the memory of all rows.
     return [
         Decoded(torch.from_numpy(values), torch.from_numpy(indices), base, num_classes, size)
         for values, indices, base, size in zip(logits, classes, bases, canvas_sizes, strict=True)
@@ -256,7 +267,7 @@ def _decode_alike(blobs: Sequence[bytes], layout: _Layout, canvas_sizes: list[tu
 
 
 def _means(logits: Array) -> Array:
-    """Return the mean `[B, K]` of each heatmap."""
+    """Return the means `[B, K]` of heatmaps."""
     num_locations = logits.shape[2] * logits.shape[3]
     sums: Array = np.add.reduce(logits.reshape(*logits.shape[:2], num_locations), 2)  # faster than np.mean
     sums /= np.float32(num_locations)
@@ -270,9 +281,9 @@ def _finite(values: npt.NDArray[np.float32], name: str) -> npt.NDArray[np.float3
 
 
 class _Layout(NamedTuple):
-    """How a label map lies in its bytes; equal ones are one object."""
+    """Layout of the tensors in the bytes of a label map. Equal layouts are one object."""
 
-    # name, shape, dtype, offset in the blob, bytes from one to the next along each dimension
+    # name, shape, dtype, offset in the blob, strides in bytes
     tensors: tuple[tuple[str, tuple[int, ...], np.dtype[Any], int, tuple[int, ...]], ...]
     end: int  # length of the blob
     num_logits: int
@@ -280,7 +291,7 @@ class _Layout(NamedTuple):
     bits: int
 
 
-_the_one = lru_cache(maxsize=1024)(lambda layout: layout)
+_intern_layout = lru_cache(maxsize=1024)(lambda layout: layout)
 
 
 _RANGE = tuple_of(integer(), integer())
@@ -296,7 +307,7 @@ _METADATA = record(
 
 @lru_cache(maxsize=8192)  # headers differ only by canvas size, of which a dataset has some thousands at most
 def _parse_header(header: bytes) -> tuple[_Layout, tuple[int, int]]:
-    """Return the layout, and the canvas size."""
+    """Return the layout and the canvas size."""
     try:
         entries = parse_json(header)
         strings: Any = entries.pop("__metadata__", None) if isinstance(entries, dict) else None
@@ -322,8 +333,8 @@ def _parse_header(header: bytes) -> tuple[_Layout, tuple[int, int]]:
         placed[name] = (tuple(shape), numpy_dtype, start + begin, strides)
         end = stop
     num_logits, bits = _check_shapes({name: (shape, dtype) for name, (shape, dtype, *_) in placed.items()}, num_classes)
-    tensors_in_order = tuple((name, *place) for name, place in placed.items())
-    return _the_one(_Layout(tensors_in_order, start + end, num_logits, num_classes, bits)), (canvas[0], canvas[1])
+    tensors_in_order = tuple((name, *tensor) for name, tensor in placed.items())
+    return _intern_layout(_Layout(tensors_in_order, start + end, num_logits, num_classes, bits)), (canvas[0], canvas[1])
 
 
 def _check_shapes(tensors: dict[str, tuple[tuple[int, ...], np.dtype[Any]]], num_classes: int) -> tuple[int, int]:
@@ -350,8 +361,7 @@ def _check_shapes(tensors: dict[str, tuple[tuple[int, ...], np.dtype[Any]]], num
         expected["base"] = ((-(-num_classes // per_byte),), stored)
     if quantized:
         expected["ranges"] = ((num_logits + has_base, 2), np.dtype(np.float16))
-    for name, want in expected.items():
-        if tensors[name] != want:
-            got = f"{tensors[name][1]} {tensors[name][0]}"
-            raise LabelMapError(f"{name} must be {want[1]} {want[0]}, got {got}")
+    for name, (shape, dtype) in expected.items():
+        if tensors[name] != (shape, dtype):
+            raise LabelMapError(f"{name} must be {dtype} {shape}, got {tensors[name][1]} {tensors[name][0]}")
     return num_logits, bits

@@ -1,5 +1,5 @@
-"""Limits of label maps: they bound the memory that a few bytes of a map can claim."""
+"""Limits of label maps, which bound the memory that a small file can claim."""
 
 MAX_CLASSES = 1 << 20  # a pooled label then has at most 4 MiB
-MAX_DENSE = 1 << 25  # classes x height x width of a map; its dense logits then have at most 128 MiB
+MAX_DENSE = 1 << 25  # classes x locations; dense logits then have at most 128 MiB
 MAX_SIDE = (1 << 31) - 1  # pixels of an image's height or width

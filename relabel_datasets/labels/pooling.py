@@ -1,10 +1,10 @@
-"""LabelPooling in numbers: the mean of sparse logits over a part of the image, then softmax.
+"""LabelPooling: the mean of sparse logits over a part of the image, then softmax.
 
 Shapes: B images, C classes, K stored logits, H x W locations, h x w output cells. Boxes and views are in units of the
 whole image.
 
-The mean over a part is a weighted mean over locations, see `weights`. So the stored logits alone are pooled, and no
-`[B, C, H, W]` tensor is ever made.
+The mean over a part is a weighted mean over locations, see `weights`. Only the stored logits are pooled, so no dense
+`[B, C, H, W]` tensor is ever created.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ R = TypeVar("R")
 
 
 def _eagerly(function: Callable[P, R]) -> Callable[P, R]:
-    """Make `torch.compile` call a function as it is, instead of tracing it."""
+    """Exclude a function from `torch.compile`, which then calls it instead of tracing it."""
     eager: Callable[P, R] = torch.compiler.disable(function, reason="pooling computes its weights in NumPy")  # type: ignore[no-untyped-call]
     return eager
 
@@ -197,14 +197,14 @@ def _may_overwrite(pooled: Tensor) -> bool:
 
 
 def _each_cell(values: Tensor, shape: Sequence[int]) -> Tensor:
-    """Return values of a batch, `[B, ...]`, as they go with pooled logits `[B, C]` or `[B, n, C]`."""
+    """Return values `[B, ...]` of a batch in a shape that broadcasts with pooled logits `[B, C]` or `[B, n, C]`."""
     return values if len(shape) == 2 else values[:, None]
 
 
 def _set_heatmaps(
     pooled: Tensor, logits: Tensor, classes: Tensor, base: Tensor | None, weights: Tensor | BoxWeights
 ) -> None:
-    """Set the classes `[B, P, 1, 1]` of `pooled`, `[B, C]` or `[B, n, C]`, to their heatmaps' means, in cells inside."""
+    """Set the classes `[B, P, 1, 1]` of `pooled`, `[B, C]` or `[B, n, C]`, to the means of their heatmaps in cells inside."""
     any_outside = isinstance(weights, Tensor) or weights.any_outside
     if not isinstance(weights, Tensor) and pooled.ndim == 2:
         weights = weights.product()
@@ -213,7 +213,7 @@ def _set_heatmaps(
         total = weights.sum(-1) if any_outside else None
     else:
         rows, columns, _ = weights
-        # Each product is one bmm over all heatmaps: broadcasting over them would make it many small ones.
+        # Each product is one bmm over all heatmaps. Broadcasting over them would cause many small ones.
         means_of_rows = (logits.flatten(1, 2) @ columns.mT).reshape(*logits.shape[:3], columns.shape[1])
         means = torch.einsum("biy,bpyj->bijp", rows, means_of_rows).flatten(1, 2)
         total = (rows.sum(-1)[:, :, None] * columns.sum(-1)[:, None]).flatten(1) if any_outside else None
@@ -222,7 +222,7 @@ def _set_heatmaps(
     index = _each_cell(classes.flatten(1), pooled.shape).expand_as(means)
     if total is not None:
         is_inside = total.reshape(*pooled.shape[:-1], 1) > 0.5
-        # From the base and not from `pooled`, which gradients need unchanged.
+        # Read from the base, because gradients need `pooled` unchanged.
         outside = 0.0 if base is None else _each_cell(base.gather(1, classes.flatten(1)), pooled.shape)
         means = torch.where(is_inside, means, outside)
     pooled.scatter_(-1, index, means)
@@ -231,14 +231,14 @@ def _set_heatmaps(
 def _add_locations(
     pooled: Tensor, logits: Tensor, classes: Tensor, base: Tensor | None, weights: Tensor | BoxWeights
 ) -> None:
-    """Add to `pooled`, `[B, C]` or `[B, n, C]`, how far each logit rises above the base of its class, `[B, K, H, W]`."""
+    """Add the excess of each logit `[B, K, H, W]` over the base of its class to `pooled`, `[B, C]` or `[B, n, C]`."""
     if not isinstance(weights, Tensor):
         weights = weights.product()
     if pooled.ndim == 2:
         weights = weights[:, 0]
     index = classes.flatten(1)
     above_base = logits if base is None else logits - base.gather(1, index).reshape(logits.shape)
-    # Locations in one dimension, which multiplies in half the time of two.
+    # Flattened locations multiply twice as fast as two dimensions.
     change = (_each_cell(above_base.flatten(2), pooled.shape) * weights[..., None, :]).flatten(-2)
     pooled.scatter_add_(-1, _each_cell(index, pooled.shape).expand_as(change), change)
 
@@ -251,15 +251,18 @@ def _pool_one(
     view: View,
     temperature: float,
 ) -> Tensor:
-    """Return `[C]`, as `pool_labels` does for one box and one cell, in NumPy: its calls cost a fraction of torch's.
+    """Pool one box and one cell like `pool_labels`, in NumPy, whose calls cost a fraction of torch's.
 
     Args:
-        values: logits `[K, H, W]`.
-        index: their classes.
-        base: `[C]`; it is written to.
-        num_classes: C.
-        view: upright.
-        temperature: see `pool_labels`.
+        values: Logits `[K, H, W]`.
+        index: Class indices of the logits.
+        base: Base `[C]`, which is overwritten, or None for 0.
+        num_classes: Number of classes C.
+        view: Upright view.
+        temperature: Divisor of the pooled logits.
+
+    Returns:
+        The soft label `[C]`.
     """
     height, width = values.shape[1:]
     x1, y1, x2, y2 = view.box_xyxy

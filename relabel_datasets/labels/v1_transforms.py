@@ -17,7 +17,7 @@ def check_transforms(transforms: Callable[..., Any] | None) -> None:
     """Raise TypeError unless `transforms` may be called with an image and its label map.
 
     Args:
-        transforms: Of a dataset; None passes.
+        transforms: The `transforms` argument of a dataset. None passes.
 
     Raises:
         TypeError: It is not callable, or it is or contains a transform of `torchvision.transforms` (v1), which takes an image
@@ -29,18 +29,18 @@ def check_transforms(transforms: Callable[..., Any] | None) -> None:
         raise TypeError(
             f"transforms= must be called with an image and its label map, got {type(transforms).__name__}: give a v2.Compose"
         )
-    v1 = [each for each in _flat(transforms) if _is_v1(each)]
+    v1 = [transform for transform in _flat(transforms) if _is_v1(transform)]
     if not v1:
         return
-    steps = [each for each in v1 if not hasattr(each, "transforms")]
-    if any(type(each).__module__.startswith("timm.") for each in _flat(transforms)):
+    steps = [transform for transform in v1 if not hasattr(transform, "transforms")]
+    if any(type(transform).__module__.startswith("timm.") for transform in _flat(transforms)):
         advice = "give relabel_datasets.timm_transforms(...), which has the arguments of timm's create_transform"
     else:
-        replaced = ", ".join(dict.fromkeys(f"{type(each).__name__} -> {_v2_name(each)}" for each in steps))
+        replaced = ", ".join(dict.fromkeys(f"{type(step).__name__} -> {_v2_name(step)}" for step in steps))
         advice = "import v2 from torchvision.transforms and use v2.Compose([...])" + (
             f" with {replaced}" if replaced else ""
         )
-    named = ", ".join(dict.fromkeys(type(each).__name__ for each in v1))
+    named = ", ".join(dict.fromkeys(type(transform).__name__ for transform in v1))
     raise TypeError(
         f"transforms= has transforms of torchvision.transforms (v1), which take an image alone, so the label map cannot follow "
         f"them: {named}. Instead, {advice}"
@@ -53,12 +53,12 @@ def _flat(transform: Any) -> Iterator[Any]:
     is_container = _is_v1(transform) or isinstance(transform, (v2.Transform, nn.Sequential, nn.ModuleList))
     if is_container:
         inner = list(getattr(transform, "transforms", ())) or list(getattr(transform, "children", list)())
-        for each in inner:
-            yield from _flat(each)
+        for child in inner:
+            yield from _flat(child)
 
 
 def _is_v1(transform: Any) -> bool:
-    """Return whether calling it runs code of v1: a subclass may have a call of its own that takes a pair."""
+    """Return whether calling the transform runs code of v1. A subclass may override the call to accept a pair."""
     method = getattr(type(transform), "forward" if isinstance(transform, nn.Module) else "__call__", None)
     return getattr(method, "__module__", "") in _V1_MODULES
 

@@ -1,8 +1,8 @@
-"""What each location of a label map weighs in the mean over a box or a view: RoIAlign's sampling, in closed form for boxes.
+"""Weights of the locations of a label map in the mean over a box or a view: RoIAlign's sampling, in closed form for boxes.
 
-With RoIAlign the mean over a box is a weighted mean over locations, and the weights are the product of those of its
-rows and columns. Shapes are as in `pooling`; boxes and views come in units of the whole image, and all else is in
-locations, 0 being the centre of the first.
+RoIAlign's mean over a box is a weighted mean over locations. The weights are products of row and column weights. Shapes are
+as in `pooling`. Boxes and views are in units of the whole image. Everything else is in locations; position 0 is the center of
+the first location.
 
 Reference: He et al., "Mask R-CNN", 2017, section 3 (RoIAlign); the sampling is that of torchvision.ops.roi_align with
 aligned=True and its default sampling ratio.
@@ -21,22 +21,22 @@ from torch import Tensor
 
 from .precision import full_precision
 
-_SLACK = 1e-4  # locations; a box that sticks out, or a side that is longer, by less than this was rounded
+_SLACK = 1e-4  # locations; smaller excesses over the image or over a whole number are rounding errors
 
 
 class BoxWeights(NamedTuple):
-    """The weights of locations in output cells, that sum to 1, or to 0 in cells outside of what is visible."""
+    """Weights of locations in output cells. They sum to 1 in each cell, or to 0 in cells outside the visible part."""
 
     rows: Tensor  # [B, h, H]
     columns: Tensor  # [B, w, W]
-    any_outside: bool  # whether there is a cell outside
+    any_outside: bool  # whether any cell is outside
 
     def to(self, device: torch.device) -> BoxWeights:
         rows, columns = (part.to(device, non_blocking=True) for part in self[:2])
         return BoxWeights(rows, columns, self.any_outside)
 
     def product(self) -> Tensor:
-        """Return the weight of each location in each cell, `[B, h * w, H * W]`."""
+        """Return the weights `[B, h * w, H * W]` of each location in each cell."""
         return (self.rows[:, :, None, :, None] * self.columns[:, None, :, None, :]).flatten(3).flatten(1, 2)
 
 
@@ -46,10 +46,18 @@ def box_weights(
     size: tuple[int, int],
     visible_xyxy: npt.NDArray[Any] | None = None,
 ) -> BoxWeights:
-    """Return the weights of locations in each cell of boxes `[B, 4]`, counting only their visible part.
+    """Compute the weights of locations in each cell of boxes, counting only their visible part.
 
-    Computed in NumPy, whose calls cost less than torch's at this size, for both axes at once, x first: `[2, B, n]` for
-    n cells. By default the whole image is visible.
+    Uses NumPy, whose calls cost less than torch's at this size, for both axes at once, x first: `[2, B, n]` for n cells.
+
+    Args:
+        boxes: Boxes `[B, 4]` xyxy.
+        grid: Number of output cells (h, w).
+        size: Number of locations (H, W).
+        visible_xyxy: Visible part of the image for each box, `[B, 4]`. Default: the whole image.
+
+    Returns:
+        The weights of rows and columns.
     """
     lengths, location = _axes(size, boxes.dtype)
     start, end = _ends(boxes, lengths)
@@ -67,15 +75,15 @@ def box_weights(
         extent = np.where(leaves, np.maximum(far - near, 0), extent)
         outside = leaves & (far <= near)
 
-    # RoIAlign takes equally spaced points, one a location, and gives each to its two neighbours by bilinear weights. Of
-    # a point, the part of min(max(point - location, 0), 1) lies beyond a location; the sum of these over all points
-    # has a closed form, and its differences from one location to the next are the weights. Locations come first,
-    # `[L, 2, B, n]`, so that each step runs over contiguous memory.
+    # RoIAlign samples equally spaced points, about one per location, and splits each between its two neighbors by bilinear
+    # weights. The share min(max(point - location, 0), 1) of a point lies beyond a location. The sum of these shares over all
+    # points has a closed form, and its differences between neighboring locations are the weights. Locations are the first
+    # dimension, `[L, 2, B, n]`, so that each step runs over contiguous memory.
     num_points = np.maximum(np.ceil(extent), 1)
     step = np.maximum(extent / num_points, boxes.dtype.type(1e-9))
-    above = far - location  # how far the end is
+    above = far - location  # distance to the end
     count = above / step
-    np.rint(count, out=count)  # of points above each location: the last lies half a step before the end
+    np.rint(count, out=count)  # number of points above each location; the last one is half a step before the end
     np.minimum(np.maximum(count, 0, out=count), num_points, out=count)
     above -= count * (step / 2)
     above *= count
@@ -92,29 +100,29 @@ def box_weights(
 
 @lru_cache(maxsize=16)
 def _axes(size: tuple[int, int], dtype: np.dtype[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-    """Return the lengths of both axes, `[2, 1, 1]`, x first, and the locations on them, `[L + 1, 2, 1, 1]`."""
+    """Return the lengths `[2, 1, 1]` of both axes, x first, and their locations `[L + 1, 2, 1, 1]`."""
     lengths = np.array(size[::-1], dtype)[:, None, None]
     return lengths, np.minimum(np.arange(max(size) + 1, dtype=dtype)[:, None, None, None], lengths - 1)
 
 
 def _ends(boxes_xyxy: npt.NDArray[Any], lengths: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Return where boxes `[B, 4]` start and end, in locations, `[2, 2, B, 1]`: start or end, then x or y."""
+    """Return start and end of boxes `[B, 4]` in locations, `[2, 2, B, 1]`: first start and end, then x and y."""
     ends: npt.NDArray[Any] = np.ascontiguousarray(boxes_xyxy.T).reshape(2, 2, -1, 1) * lengths
     ends -= boxes_xyxy.dtype.type(0.5)
     return ends
 
 
 def _hat(position: Tensor, length: int) -> Tensor:
-    """Return `[..., L]`: the weights of L locations in bilinear interpolation at each position of `[...]`."""
+    """Return the bilinear weights `[..., L]` of L locations at each position `[...]`."""
     location = torch.arange(length, device=position.device, dtype=position.dtype)
     return (1 - (position.clamp(0, length - 1)[..., None] - location).abs()).clamp_min(0)
 
 
 def view_weights(affine: Tensor, grid: tuple[int, int], size: tuple[int, int], visible_xyxy: Tensor) -> Tensor:
-    """Return `[B, h * w, H * W]`: the weight of each location in each output cell of affine views `[B, 2, 3]`."""
+    """Return the weights `[B, h * w, H * W]` of each location in each output cell of affine views `[B, 2, 3]`."""
     height, width = size
     x1, y1, x2, y2 = visible_xyxy[:, :, None, None, None, None].unbind(1)
-    affine = affine * affine.new_tensor([width, height])[:, None]  # now to locations
+    affine = affine * affine.new_tensor([width, height])[:, None]  # maps to locations
     u, counted_u = _points(affine[:, :, 0].norm(dim=1), grid[1])
     v, counted_v = _points(affine[:, :, 1].norm(dim=1), grid[0])
     u, v = u[:, None, :, None, :], v[:, :, None, :, None]  # to [B, h, w, points along v, points along u]
@@ -131,18 +139,27 @@ def view_weights(affine: Tensor, grid: tuple[int, int], size: tuple[int, int], v
 
 
 def _points(extent: Tensor, num_cells: int) -> tuple[Tensor, Tensor]:
-    """Return where RoIAlign samples along a side of `[B]` locations, `[B, n, S]` in 0..1, and which count, `[B, S]`."""
-    num_points = (extent / num_cells - _SLACK).ceil().clamp_min(1)[:, None]  # a rotated side of 3 may be rounded up
+    """Return RoIAlign's sampling points `[B, n, S]`, 0 to 1, along sides of `[B]` locations, and which count, `[B, S]`."""
+    num_points = (extent / num_cells - _SLACK).ceil().clamp_min(1)[:, None]  # the length of a rotated side is rounded
     point = torch.arange(int(num_points.max()), device=extent.device, dtype=extent.dtype)
     cell = torch.arange(num_cells, device=extent.device, dtype=extent.dtype)[:, None]
     return (cell + ((point + 0.5) / num_points)[:, None]) / num_cells, point < num_points
 
 
 def line_weights(start: float, end: float, low: float, high: float, length: int) -> npt.NDArray[np.float32] | None:
-    """Return the `[L]` weights of `box_weights` for one cell from `start` to `end`, None where it is outside.
+    """Compute the weights `[L]` of `box_weights` for one cell along one axis.
 
-    What is visible reaches from `low` to `high`; all are in 0..1. The ends are rounded as `box_weights` rounds them,
-    since the number of points jumps at whole extents.
+    The ends are rounded as in `box_weights`, because the number of points jumps at whole extents.
+
+    Args:
+        start: Start of the cell, 0 to 1.
+        end: End of the cell, 0 to 1. A smaller value than `start` mirrors the cell.
+        low: Start of the visible part, 0 to 1.
+        high: End of the visible part, 0 to 1.
+        length: Number L of locations.
+
+    Returns:
+        The weights, or None if the cell is outside the visible part.
     """
     scale, half = np.float32(length), np.float32(0.5)
     first = np.float32(start) * scale - half

@@ -233,7 +233,7 @@ TOPK = Encoded(torch.zeros(1, 2, 3, 4), torch.arange(2).reshape(1, 2, 1, 1).expa
     ("encoded", "canvas_sizes", "dtype", "message"),
     [
         (GOOD, [(1, 1)], "int8", "dtype must be one of"),
-        (TOPK, [(1, 1)], "uint4", "not 'uint4': neighbours hold other classes"),
+        (TOPK, [(1, 1)], "uint4", "not 'uint4': error diffusion needs"),
         (GOOD, [(0, 1)], None, "canvas sizes of positive height and width"),
         (GOOD, [], None, "expected 1 canvas sizes"),
         (GOOD._replace(classes=torch.tensor([0, 5]).reshape(1, 2, 1, 1)), [(1, 1)], None, "must be in 0 .. 4"),
