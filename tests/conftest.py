@@ -21,6 +21,7 @@ import torch
 from tests.hub import LocalHub
 
 ROOT = Path(__file__).parents[1]
+pytest_plugins = ["tests.fixtures"]  # loaded after this module, so after the environment is set
 
 
 def _free_port() -> int:

@@ -24,7 +24,7 @@ import relabel_datasets as rd
 from relabel_datasets import hub as hub_module
 from relabel_datasets.errors import DatasetError
 from tests.conftest import ROOT, picture
-from tests.data.conftest import contents
+from tests.fixtures import contents
 from tests.hub import LocalHub
 
 REPO, TOKEN = "org/photos", "hf_of_a_user"

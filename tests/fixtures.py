@@ -1,4 +1,4 @@
-"""What the tests of remote reading share: a dataset on faulty servers, and what should come of it."""
+"""Fixtures and helpers for tests of remote reading: one dataset behind faulty servers, and its expected content."""
 
 from __future__ import annotations
 

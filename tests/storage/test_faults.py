@@ -10,7 +10,7 @@ import pytest
 
 import relabel_datasets as rd
 from relabel_datasets.storage import remote as remote_module
-from tests.data.conftest import INDEX, MANIFEST, SHARDS, check_cache, contents
+from tests.fixtures import INDEX, MANIFEST, SHARDS, check_cache, contents
 from tests.servers import FAULTS
 
 pytestmark = pytest.mark.usefixtures("quick")

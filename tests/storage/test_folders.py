@@ -9,7 +9,7 @@ import relabel_datasets as rd
 from relabel_datasets.shards.manifest import Manifest
 from relabel_datasets.storage.folders import LocalFolder, RemoteFolder, default_cache, is_url
 from relabel_datasets.storage.resolve import open_folder
-from tests.data.conftest import MANIFEST, SHARDS, contents
+from tests.fixtures import MANIFEST, SHARDS, contents
 
 pytestmark = pytest.mark.usefixtures("quick")
 

@@ -17,7 +17,7 @@ from relabel_datasets.shards.manifest import Manifest
 from relabel_datasets.storage import remote as remote_module
 from relabel_datasets.storage.remote import RemoteFiles
 from relabel_datasets.storage.resolve import open_folder
-from tests.data.conftest import INDEX, MANIFEST, SHARDS, check_cache, contents, run_apart
+from tests.fixtures import INDEX, MANIFEST, SHARDS, check_cache, contents, run_apart
 from tests.servers import FaultyServer
 
 pytestmark = pytest.mark.usefixtures("quick")

@@ -15,7 +15,7 @@ import relabel_datasets as rd
 from relabel_datasets.storage import cache as cache_module
 from relabel_datasets.storage.cache import ShardCache
 from relabel_datasets.storage.resolve import open_folder
-from tests.data.conftest import SHARDS, check_cache, contents, run_apart
+from tests.fixtures import SHARDS, check_cache, contents, run_apart
 from tests.sabotage import at_once, files_first, nth, sabotaged
 
 pytestmark = pytest.mark.usefixtures("quick")

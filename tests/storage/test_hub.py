@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 import relabel_datasets as rd
 from relabel_datasets.errors import DatasetError, RefusedError
 from relabel_datasets.storage import hub as hub_folder_module
-from tests.data.conftest import INDEX, SHARDS, contents
+from tests.fixtures import INDEX, SHARDS, contents
 
 REPO, TOKEN = "org/photos", "hf_of_a_user"
 pytestmark = pytest.mark.usefixtures("impatient")

@@ -10,7 +10,7 @@ import relabel_datasets as rd
 from relabel_datasets.storage import recheck
 from relabel_datasets.storage.hub import HubRepo
 from relabel_datasets.storage.local import sha256_of
-from tests.data.conftest import SHARDS
+from tests.fixtures import SHARDS
 from tests.servers import FaultyServer
 
 pytestmark = pytest.mark.usefixtures("quick")
