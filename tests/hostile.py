@@ -19,7 +19,7 @@ import traceback
 from pathlib import Path
 
 import numpy as np
-from hypothesis import HealthCheck, Phase, build_config, given, seed
+from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load, save
 
@@ -289,7 +289,7 @@ def run(good: Path, scratch: Path, seconds: float) -> tuple[int, int, list[str]]
                 f"{variant[0]}: {str(variant[1])[:3000]}\n{traceback.format_exc()}",
             )
 
-    options = build_config(
+    options = settings(
         max_examples=40, derandomize=False, database=None, deadline=None, suppress_health_check=list(HealthCheck),
         phases=(Phase.generate,),
     )  # fmt: skip

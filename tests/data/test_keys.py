@@ -10,7 +10,7 @@ import datasets
 import pytest
 import webdataset
 from datasets.packaged_modules.webdataset import webdataset as datasets_webdataset
-from hypothesis import build_config, given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import relabel_datasets as rd
@@ -200,7 +200,7 @@ PATHS = (
 )
 
 
-@build_config(deadline=None, derandomize=True)
+@settings(deadline=None, derandomize=True)
 @given(PATHS.filter(lambda path: any(part not in ("", ".") for part in path.split("/"))))
 def test_every_path_has_a_key_that_is_valid_decodes_to_it_and_is_read_back_by_every_reader(path):
     key = key_from_path(path)
