@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
@@ -19,6 +20,8 @@ from .spellings import SPELLINGS, Spell, Spelling, StreamSpelling
 from .store import LabelMaps
 
 logger = logging.getLogger(__name__)
+
+_NUM_FIRST = 20  # samples that decide whether keys match exactly
 
 
 def join(
@@ -69,8 +72,12 @@ def _join(
     seen = np.zeros(len(label_maps), bool) if complete else None
     spelled = StreamSpelling(IndexKeys(label_maps.index), partial(_log_stream_spelling, label_maps))
     matched, extra = 0, Extra(0, [])
+    samples = iter(samples)
+    first = list(itertools.islice(samples, _NUM_FIRST))
+    if any(_row(label_maps.index, _key(sample, field), rule) is not None for sample in first):
+        spelled.close()  # keys are spelled as the label maps' keys, so a stray sample must not match by another spelling
     try:
-        for sample in samples:
+        for sample in itertools.chain(first, samples):
             key = _key(sample, field)
             row = _row(label_maps.index, key, rule)
             if row is None:

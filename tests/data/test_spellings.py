@@ -306,6 +306,17 @@ def test_streams_are_joined_by_the_same_spellings(label_only, tmp_path, caplog, 
     assert [what in line for line in lines] == ([] if what is None else [True])
 
 
+def test_a_stray_first_sample_does_not_take_the_label_map_of_another(label_only):
+    label_maps = rd.LabelMaps(label_only("numbers"))
+    keys = list(label_maps)
+    stream = [{"__key__": key} for key in (f".hidden/{keys[0]}", *keys)]
+    with pytest.raises(rd.DatasetError, match=r"no label map of '.hidden/"):
+        list(rd.join(stream, label_maps))
+    joined = list(rd.join(stream, label_maps, unmatched="skip", complete=True))
+    assert [sample["__key__"] for sample in joined] == keys
+    assert [sample["label_map"].key for sample in joined] == keys
+
+
 @pytest.mark.parametrize("pair", [("é", nfd("é")), ("\u00c5", "\u212b"), ("각", nfd("각"))])
 def test_names_in_one_source_that_differ_only_by_unicode_form_are_refused_with_their_code_points(tmp_path, pair):
     for i, text in enumerate(pair):
