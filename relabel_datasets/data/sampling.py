@@ -1,12 +1,12 @@
-"""Which samples a rank sees, and in which order: a pure function of (seed, epoch, rank), and how far it has come.
+"""Sample order of each rank, as a pure function of (seed, epoch, rank), and the sampler that yields it.
 
-An epoch takes the shards in a random order. Each rank gets an equal, contiguous part of that sequence, so that it reads few
-shards that others read, and shuffles it within a window: sample x of the rank's i-th shard gets the time i + window * u(x)
-with u uniform in [0, 1), and samples go by their times. So a new shard is needed each time one is used up, a batch mixes
-samples of `window` shards, and only the first shard is needed to begin.
+An epoch takes the shards in a random order. Each rank gets an equal, contiguous part of that sequence, so that ranks share
+few shards. It shuffles its part within a window: sample x of the rank's i-th shard gets the time i + window * u(x) with u
+uniform in [0, 1), and samples are sorted by time. So a new shard is needed each time one is used up, a batch mixes samples
+of `window` shards, and the first batch needs only the first shards.
 
-How far an epoch has come is a list of *stages*, one for each number of ranks it was run on: what all ranks of a stage have
-consumed is left out of the sequence, and the rest is dealt anew.
+The progress of an epoch is a list of *stages*, one for each world size at which it ran. What all ranks of a stage consumed
+is removed from the sequence, and the rest is split among the ranks again.
 """
 
 from __future__ import annotations
@@ -14,14 +14,16 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.utils.data import Sampler
+from torch.utils.data import DistributedSampler
 
 from ..keywords import checked_keywords
+from . import frameworks
+from .epochs import Epochs, Iteration, Progress, Stage
 
 Rows = npt.NDArray[np.int64]
 Remainder = Literal["drop", "repeat", "uneven"]
@@ -30,38 +32,17 @@ WINDOW = 8
 _VERSION = 1
 
 
-class Stage(NamedTuple):
-    """A part of an epoch that was run on so many ranks, each of which consumed so many samples of its order."""
-
-    world_size: int
-    consumed: int
-
-
-class Progress(NamedTuple):
-    """How far an epoch has come: nothing but its number and its stages, whatever the number of samples."""
-
-    epoch: int = 0
-    stages: tuple[Stage, ...] = ()
-
-    def after(self, num_samples: int, world_size: int) -> Progress:
-        """Return the progress when each of so many ranks has taken so many more samples."""
-        stages = self.stages
-        if stages and stages[-1].world_size == world_size:
-            stages, num_samples = stages[:-1], stages[-1].consumed + num_samples
-        return Progress(self.epoch, (*stages, Stage(world_size, num_samples)) if num_samples else stages)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Order:
-    """The order of an epoch's samples on every rank.
+    """Order of an epoch's samples on every rank.
 
     Args:
-        shard_lengths: samples of each shard.
-        seed: of the shuffling; None keeps the order of the shards.
-        window: shards that are mixed; None mixes all.
-        remainder: what happens with the samples left over when they are dealt to the ranks: `"drop"` leaves them out of this
-            epoch, which ones changes with the epoch; `"repeat"` fills up with the first ones; `"uneven"` gives the first
-            ranks one more than the others.
+        shard_lengths: Number of samples in each shard.
+        seed: Seed of the shuffle order; None keeps the order of the shards.
+        window: Number of shards that are mixed at a time; None mixes all.
+        remainder: What happens to the samples that remain when the ranks get equal shares. `"drop"` leaves them out of the
+            epoch; which ones changes from epoch to epoch. `"repeat"` adds the first samples until the shares are equal.
+            `"uneven"` gives the first ranks one sample more than the others.
     """
 
     shard_lengths: tuple[int, ...]
@@ -70,33 +51,40 @@ class Order:
     remainder: Remainder
 
     def rows(self, progress: Progress, world_size: int, rank: int) -> Rows:
-        """Return the rows that a rank has still to see, in order.
+        """Return the rows that a rank has not read yet, in order.
 
         Args:
-            progress: the epoch, and how far it has come.
-            world_size: number of ranks now.
-            rank: which of them.
+            progress: Epoch and position in it.
+            world_size: Number of ranks now.
+            rank: Rank, from 0 to `world_size - 1`.
+
+        Returns:
+            Row numbers in the dataset, int64 `[N]`.
         """
         epoch, stages = progress
         sequence, shards = self._sequence(epoch)
         for number, stage in enumerate(stages):
-            if number + 1 == len(stages) and stage.world_size == world_size:  # goes on as if nothing had happened
+            if number + 1 == len(stages) and stage.world_size == world_size:  # the same stage continues
                 chosen = self._share(len(sequence), world_size, rank)
                 return sequence[chosen][self._shuffle(shards[chosen], epoch, number, rank)][stage.consumed :]
             left = np.ones(len(sequence), bool)
-            for each in range(stage.world_size):
-                chosen = self._share(len(sequence), stage.world_size, each)
-                left[chosen[self._shuffle(shards[chosen], epoch, number, each)[: stage.consumed]]] = False
+            for other in range(stage.world_size):
+                chosen = self._share(len(sequence), stage.world_size, other)
+                left[chosen[self._shuffle(shards[chosen], epoch, number, other)[: stage.consumed]]] = False
             sequence, shards = sequence[left], shards[left]
         chosen = self._share(len(sequence), world_size, rank)
         return sequence[chosen][self._shuffle(shards[chosen], epoch, len(stages), rank)]
 
-    def num_samples(self, world_size: int, rank: int) -> int:
-        """Return how many samples a rank sees in a whole epoch."""
-        return len(self._share(sum(self.shard_lengths), world_size, rank))
+    def num_samples(self, world_size: int, rank: int, progress: Progress = Progress()) -> int:
+        """Return the number of samples that a rank has not read yet; by default, of a whole epoch."""
+        stages = progress.stages
+        if not stages or (len(stages) == 1 and stages[0].world_size == world_size):
+            consumed = stages[0].consumed if stages else 0
+            return max(len(self._share(sum(self.shard_lengths), world_size, rank)) - consumed, 0)
+        return len(self.rows(progress, world_size, rank))
 
     def _sequence(self, epoch: int) -> tuple[Rows, Rows]:
-        """Return the rows of all shards, shard after shard in this epoch's order, and the place of each one's shard."""
+        """Return the rows of all shards in this epoch's order of shards, and for each row its shard's position in it."""
         lengths = np.array(self.shard_lengths, np.int64)
         order = np.arange(len(lengths))
         if self.seed is not None:
@@ -107,48 +95,50 @@ class Order:
         return np.arange(len(shards)) + (starts - (ends - lengths[order]))[shards], shards
 
     def _share(self, count: int, world_size: int, rank: int) -> Rows:
-        """Return the places in a sequence that are a rank's."""
+        """Return the positions in a sequence of `count` rows that belong to a rank."""
         if self.remainder == "uneven":
-            each, more = divmod(count, world_size)
-            start = rank * each + min(rank, more)
-            return np.arange(start, start + each + (rank < more))
+            length, num_longer = divmod(count, world_size)
+            start = rank * length + min(rank, num_longer)
+            return np.arange(start, start + length + (rank < num_longer))
         if self.remainder == "drop":
             return np.arange(rank * (count // world_size), (rank + 1) * (count // world_size))
-        each = -(-count // world_size)
-        return np.arange(rank * each, (rank + 1) * each) % max(count, 1)
+        length = -(-count // world_size)
+        return np.arange(rank * length, (rank + 1) * length) % max(count, 1)
 
     def _shuffle(self, shards: Rows, epoch: int, number: int, rank: int) -> Rows:
-        """Return the order in which a rank sees its part of the sequence."""
+        """Return the order in which a rank reads its part of the sequence."""
         if self.seed is None:
             return np.arange(len(shards))
         rng = np.random.default_rng((self.seed, epoch, number, rank))
         if self.window is None:
             return rng.permutation(len(shards))
-        # Places among the rank's own shards, in the order in which they come; a part that wraps around comes last.
+        # Position among the rank's own shards; a part that wraps around comes last.
         changes = np.cumsum(np.diff(shards, prepend=shards[:1]) != 0)
         return np.argsort(changes + self.window * rng.random(len(shards)), kind="stable")
 
 
-class RelabelSampler(Sampler[int]):
-    """The rows that this rank sees in an epoch, shuffled, with a state: for a `RelabelDataset` under any DataLoader.
+class RelabelSampler(DistributedSampler[int]):
+    """Sampler with a resumable state that shuffles a `RelabelDataset` and splits it among ranks.
 
-    All ranks get equally many, none twice and none missing but for the remainder. The order depends on nothing but seed,
-    epoch, rank, and number of ranks. Call `set_epoch` before each epoch: else all have the same order.
+    Use it with `RelabelLoader`, torch's DataLoader, or torchdata's StatefulDataLoader. All ranks get equally many samples,
+    none is repeated, and none is missing except for the remainder. The order depends only on the seed, the epoch, the rank,
+    and the number of ranks. Each new iteration reads the next epoch, unless `set_epoch` or `load_state_dict` chose one since
+    the last iteration began; the first reads epoch 0.
+
+    It is a DistributedSampler, so that frameworks keep it instead of splitting it again. accelerate splits every loader:
+    there, the sampler yields the samples of all ranks.
 
     Args:
-        shard_lengths: samples of each shard: `dataset.shard_lengths`.
-        shuffle: whether to shuffle at all.
-        seed: of the shuffling.
-        window: shards that are mixed at a time, for data that comes over a network. Default: all.
+        shard_lengths: Number of samples in each shard: `dataset.shard_lengths`.
+        shuffle: Whether to shuffle.
+        seed: Seed of the shuffle order.
+        window: Number of shards that are mixed at a time, for data that is read over a network. Default: all.
         remainder: `"drop"`, `"repeat"` or `"uneven"`, see `Order`.
-        rank: of this process. Default: that of torch.distributed, else the environment variable RANK, else 0.
-        world_size: number of ranks. Default: likewise, of WORLD_SIZE, else 1.
-
-    Attributes:
-        progress: how far this rank has come when the next iteration begins.
+        rank: Rank of this process. Default: from torch.distributed, else from the environment variable RANK, else 0.
+        world_size: Number of ranks. Default: from torch.distributed, else from WORLD_SIZE, else 1.
 
     Raises:
-        ValueError: arguments out of range.
+        ValueError: Arguments are out of range.
 
     Example:
         >>> sampler = RelabelSampler(dataset.shard_lengths)
@@ -156,7 +146,7 @@ class RelabelSampler(Sampler[int]):
     """
 
     @checked_keywords()
-    def __init__(
+    def __init__(  # no super().__init__: it needs a process group
         self,
         shard_lengths: Sequence[int],
         *,
@@ -176,17 +166,32 @@ class RelabelSampler(Sampler[int]):
         if rank is not None and world_size is not None and not 0 <= rank < world_size:
             raise ValueError(f"rank must be from 0 to world_size - 1, got {rank} of {world_size}")
         lengths = tuple(map(int, shard_lengths))
+        self.shuffle, self.seed, self.drop_last = shuffle, seed, remainder == "drop"  # as in DistributedSampler
         self.order = Order(shard_lengths=lengths, seed=seed if shuffle else None, window=window, remainder=remainder)
-        self.progress = Progress()
+        self.epochs = Epochs()
         self._given = None if rank is None or world_size is None else (rank, world_size)
-        self._handed_out, self._exhausted = 0, False
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_given": self.rank_and_size}  # a spawned process knows of no ranks
+        if not frameworks.starts_workers():
+            return self.__dict__
+        self.epochs.check_skip(self.epochs.upcoming)
+        return {**self.__dict__, "_given": self.rank_and_size}  # a spawned worker has no process group
 
     @property
     def rank_and_size(self) -> tuple[int, int]:
-        """The rank and the number of ranks."""
+        """The rank and the number of ranks.
+
+        Raises:
+            ValueError: `rank=` and `world_size=` were given, and accelerate splits the samples again.
+        """
+        if frameworks.splits_samples():
+            if self._given is None or self._given == (0, 1):
+                return 0, 1
+            if frameworks.num_accelerate_processes() > 1:
+                raise ValueError(
+                    f"accelerate splits the samples among its processes, after they were split by rank={self._given[0]}, "
+                    f"world_size={self._given[1]}: remove rank= and world_size="
+                )
         if self._given is not None:
             return self._given
         distributed = torch.distributed
@@ -194,64 +199,133 @@ class RelabelSampler(Sampler[int]):
             return distributed.get_rank(), distributed.get_world_size()
         return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
+    @property
+    def rank(self) -> int:  # type: ignore[override]
+        """The rank of this process."""
+        return self.rank_and_size[0]
+
+    @property
+    def num_replicas(self) -> int:  # type: ignore[override]
+        """The number of ranks."""
+        return self.rank_and_size[1]
+
+    @property
+    def epoch(self) -> int:  # type: ignore[override]
+        """The epoch that is being read, or that was chosen since."""
+        return self.progress.epoch
+
+    @property
+    def progress(self) -> Progress:
+        """Where the current iteration began, or where the next one begins if it was chosen since."""
+        return self.epochs.running.start
+
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch; its beginning, unless this very epoch was resumed by `load_state_dict`."""
-        if epoch != self.progress.epoch:
-            self.progress = Progress(int(epoch))
-            self._handed_out, self._exhausted = 0, False
+        """Choose the epoch of the next iteration.
+
+        It begins with the first sample, unless `load_state_dict` loaded a state of the same epoch since the last iteration
+        began: then it resumes there.
+
+        Raises:
+            ValueError: `epoch` is out of range.
+        """
+        self.epochs.set_epoch(int(epoch))
 
     def rows(self) -> Rows:
-        """Return the rows that this rank has still to see, in order."""
+        """Return the rows that this rank reads in the next iteration, in order, int64 `[N]`."""
+        return self.rows_of(self.epochs.upcoming)
+
+    def rows_of(self, iteration: Iteration) -> Rows:
+        """Return the rows that this rank reads in an iteration, in order, int64 `[N]`."""
         rank, world_size = self.rank_and_size
-        return self.order.rows(self.progress, world_size, rank)
+        return self.order.rows(iteration.start, world_size, rank)
 
     def __len__(self) -> int:
-        """Return the number of samples of this rank in a whole epoch."""
+        """Return the number of samples of this rank in the current iteration, or in the next one if none is running."""
+        return self.num_samples_of(self.current)
+
+    @property
+    def current(self) -> Iteration:
+        """The iteration that is running or was chosen, or the next one if all of its samples were taken.
+
+        It is the next one as well if DataLoader workers read the current one, so that nothing is known of its end.
+        """
+        iteration = self.epochs.running
+        _, world_size = self.rank_and_size
+        is_unknown = self.epochs.begun_by_workers and not iteration.counted_by_loader
+        return self.epochs.upcoming if is_unknown or self.is_finished(iteration, world_size) else iteration
+
+    def num_samples_of(self, iteration: Iteration) -> int:
+        """Return the number of samples of this rank in an iteration, also those that were taken already.
+
+        The Lightning Trainer counts the batches of a resumed epoch from its beginning: for it, what was consumed before the
+        resume is included.
+        """
         rank, world_size = self.rank_and_size
-        return self.order.num_samples(world_size, rank)
+        left = self.order.num_samples(world_size, rank, iteration.start)
+        if iteration.start.stages and frameworks.counts_whole_epochs():
+            before = sum(stage.consumed for stage in iteration.start.stages)
+            return max(left + before, self.order.num_samples(world_size, rank))
+        return left
 
     def __iter__(self) -> Iterator[int]:
-        if self._exhausted:
-            self.progress = Progress(self.progress.epoch)
-        self._handed_out, self._exhausted = 0, False
-        for row in self.rows().tolist():
-            self._handed_out += 1
+        iteration = self.epochs.begin()
+        for row in self.rows_of(iteration).tolist():
+            if not iteration.counted_by_loader:
+                self.epochs.take(iteration)
             yield row
-        self._exhausted = True
 
-    def state_dict(self, num_samples: int | None = None) -> dict[str, Any]:
-        """Return how far this rank has come; it is the same on all ranks that have taken equally many samples.
+    def is_finished(self, iteration: Iteration, world_size: int, unused: int = 0) -> bool:
+        """Return whether all samples of an iteration were taken, on the rank that has most.
 
         Args:
-            num_samples: that the training loop has taken since `progress`. Default: what the sampler has handed out, which
-                is more where DataLoader workers read ahead; `RelabelLoader` and torchdata's StatefulDataLoader know.
+            iteration: Iteration of this rank.
+            world_size: Number of ranks.
+            unused: Number of samples at the end that are not read, since they do not fill a batch.
         """
+        return iteration.taken + unused >= self.order.num_samples(world_size, 0, iteration.start)
+
+    def state_dict(self, num_samples: int | None = None) -> dict[str, Any]:
+        """Return the resumable state, which is equal on all ranks that have taken equally many samples.
+
+        The state of an epoch whose samples were all taken is the beginning of the next epoch.
+
+        Args:
+            num_samples: Number of samples that the training loop has taken since the current iteration began. Default: the
+                number that the sampler has yielded. It is larger where DataLoader workers read ahead; `RelabelLoader` and
+                torchdata's StatefulDataLoader give the right number by themselves.
+        """
+        iteration = self.epochs.running
+        return self.state_of(iteration if num_samples is None else Iteration(iteration.start, taken=num_samples))
+
+    def state_of(self, iteration: Iteration, unused: int = 0) -> dict[str, Any]:
+        """Return the state of an iteration; for `unused`, see `is_finished`."""
         _, world_size = self.rank_and_size
-        epoch, stages = self.progress.after(self._handed_out if num_samples is None else num_samples, world_size)
+        progress = iteration.start.after(iteration.taken, world_size)
+        if iteration.taken and self.is_finished(iteration, world_size, unused):
+            progress = Progress(progress.epoch + 1)
         return {
             "relabel_order": _VERSION,
-            "epoch": epoch,
-            "stages": [list(stage) for stage in stages],
+            "epoch": progress.epoch,
+            "stages": [list(stage) for stage in progress.stages],
             "order": self._fingerprint(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state, on as many ranks as there are now.
+        """Resume from a state, on any number of ranks; the next iteration begins there.
 
         Raises:
-            ValueError: it is no such state, or the state of another dataset, seed, window or remainder.
+            ValueError: `state` is not a state of a sampler, or it belongs to another dataset, seed, window or remainder.
         """
         if state.get("relabel_order") != _VERSION:
             raise ValueError(f"not a state of this order, version {_VERSION}: it has the keys {sorted(state)}")
         here = self._fingerprint()
-        other = [name for name in here if state["order"].get(name) != here[name]]
-        if other:
+        differing = [name for name in here if state["order"].get(name) != here[name]]
+        if differing:
             raise ValueError(
                 "the state is of another order: "
-                + ", ".join(f"{name} is {state['order'].get(name)!r} there, {here[name]!r} here" for name in other)
+                + ", ".join(f"{name} is {state['order'].get(name)!r} there, {here[name]!r} here" for name in differing)
             )
-        self.progress = Progress(state["epoch"], tuple(Stage(*stage) for stage in state["stages"]))
-        self._handed_out, self._exhausted = 0, False
+        self.epochs.load(Progress(state["epoch"], tuple(Stage(*stage) for stage in state["stages"])))
 
     def _fingerprint(self) -> dict[str, Any]:
         return {

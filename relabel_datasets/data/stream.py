@@ -1,52 +1,55 @@
-"""RelabelStream: the samples of a `RelabelDataset`, shard by shard, with the next shards on their way; RelabelLoader."""
+"""RelabelStream: iterable dataset that reads shards in order, with shard prefetching; RelabelLoader: its DataLoader."""
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import Any
 
 import numpy as np
-import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from ..keywords import checked_keywords
 from ..shards.tars import ShardReader
+from . import frameworks
 from .datasets import RelabelDataset
+from .epochs import Iteration, SharedEpochs
 from .sampling import WINDOW, RelabelSampler, Remainder, Rows
 
 logger = logging.getLogger(__name__)
 
-_AHEAD = 4  # shards on their way before they are needed
-_FETCHERS = 2  # at a time, in each process
-_TOGETHER = 64  # samples whose label maps are read and pooled at once, at most
-_EPOCH, _LOADS, _BEGUN, _RESUMED = range(4)  # places in the memory that is shared with workers
+_PREFETCH_SHARDS = 4  # shards that are downloaded before they are needed
+_NUM_FETCHERS = 2  # download threads per process
+_DECODE_BATCH = 64  # largest number of samples whose label maps are read and pooled at once
 
 
 class RelabelStream(IterableDataset[Any]):
-    """A `RelabelDataset` read in an order that needs few shards at a time, with exactly equal ranks and exact resume.
+    """Iterable dataset that reads a `RelabelDataset` shard by shard, with exactly equal ranks and exact resume.
 
-    Under a DataLoader, the workers share the samples of this rank: each takes `batch_size` of them in turn, so that with
-    the loader's own batch size the order is the same for any number of workers. `RelabelLoader` sets that, and counts.
-    Call `set_epoch` before each epoch: else all have the same order.
+    Under a DataLoader, the workers split the samples of this rank: each reads a batch in turn, so that the order is the same
+    for any number of workers. `RelabelLoader` also keeps an exact state. Each new iteration reads the next epoch, unless `set_epoch` or `load_state_dict` chose one since the last
+    iteration began; the first reads epoch 0.
+
+    accelerate splits every loader among its processes: there, the stream yields the samples of all ranks.
 
     Args:
-        dataset: what to read; its shards may be remote.
-        shuffle: whether to shuffle at all.
-        seed: of the shuffling.
-        window: shards that are mixed at a time, and so on disk. None mixes all.
+        dataset: Dataset to read; its shards may be remote.
+        shuffle: Whether to shuffle.
+        seed: Seed of the shuffle order.
+        window: Number of shards that are mixed at a time, and so the number that is on disk. None mixes all.
         remainder: `"drop"`, `"repeat"` or `"uneven"`, see `sampling.Order`.
-        rank: see `RelabelSampler`.
-        world_size: see `RelabelSampler`.
-        batch_size: of the DataLoader.
+        rank: See `RelabelSampler`.
+        world_size: See `RelabelSampler`.
+        batch_size: Number of samples that are decoded at a time, and that each worker of a DataLoader without batch size reads
+            in turn. Default: 1; `RelabelLoader` sets its own.
 
     Attributes:
-        sampler: the `RelabelSampler` that gives the order.
+        sampler: The `RelabelSampler` that defines the order.
 
     Raises:
-        ValueError: arguments out of range.
+        ValueError: Arguments are out of range.
 
     Example:
         >>> stream = load_dataset("s3://bucket/imagenette", split="train", streaming=True, transforms=transforms)
@@ -70,7 +73,7 @@ class RelabelStream(IterableDataset[Any]):
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         num_shards = len(dataset.shard_lengths)
         dataset.label_maps.shards.check_room(
-            num_shards if window is None else min(window + _AHEAD, num_shards), "the window of the stream"
+            num_shards if window is None else min(window + _PREFETCH_SHARDS, num_shards), "the window of the stream"
         )
         self.dataset = dataset
         self.batch_size = batch_size
@@ -83,118 +86,117 @@ class RelabelStream(IterableDataset[Any]):
             rank=rank,
             world_size=world_size,
         )
-        # Shared with workers, which have copies of all else and may live through several epochs.
-        self._shared = torch.zeros(4, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
-        self._loads = 0  # of states, as this copy knows
-        self._own_state: dict[str, int] | None = None  # that a worker was given
-        self._yielded, self._exhausted = 0, False
+        self._epochs = self.sampler.epochs = SharedEpochs()
+        self._resumed = 0  # samples of this worker's share that were yielded before the resume
+        self._yielded = 0  # and until now
+
+    def __getstate__(self) -> dict[str, Any]:
+        if not frameworks.starts_workers():
+            return self.__dict__
+        return {**self.__dict__, "batch_size": self._batch_size}  # a spawned worker does not see its loader
 
     def __len__(self) -> int:
-        """Return the number of samples of this rank in a whole epoch."""
+        """Return the number of samples of this rank in the current iteration, or in the next one if none is running."""
         return len(self.sampler)
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch; its beginning, unless this very epoch was resumed by `load_state_dict`."""
+        """Choose the epoch of the next iteration, see `RelabelSampler.set_epoch`."""
         self.sampler.set_epoch(epoch)
-        self._shared[_EPOCH], self._shared[_BEGUN] = epoch, 0
+
+    @property
+    def _batch_size(self) -> int:
+        """Number of samples that a DataLoader worker reads in turn."""
+        return frameworks.batch_size_of_workers() or self.batch_size
 
     def __iter__(self) -> Iterator[Any]:
         info = get_worker_info()
-        worker, num_workers = (0, 1) if info is None else (info.id, info.num_workers)
-        self._begin(None if info is None else worker)
-        rows = self.sampler.rows()
-        places = np.arange(len(rows)) // self.batch_size % num_workers == worker
-        ends = np.cumsum(self.dataset.shard_lengths)
-        with _Prefetch(
-            self.dataset.label_maps.shards, np.searchsorted(ends, rows, "right"), worker, num_workers
-        ) as shards:
-            mine, together = np.flatnonzero(places), min(self.batch_size, _TOGETHER)
-            for start in range(self._yielded, len(mine), together):
-                some = mine[start : start + together]
-                shards.advance(int(some[0]))
-                for sample in self.dataset.__getitems__(rows[some].tolist()):
-                    self._yielded += 1
-                    yield sample
-        self._exhausted = True
+        if info is None:
+            return self._read(self._epochs.begin, 0, 1)  # begins with the first sample
+        iteration = self._epochs.begin()  # at once: the main process may choose another epoch now
+        return self._read(lambda: iteration, info.id, info.num_workers)
 
-    def _begin(self, worker: int | None) -> None:
-        """Find out where this iteration starts; `worker` is None in the main process."""
-        self.sampler.set_epoch(int(self._shared[_EPOCH]))
-        if self._exhausted and worker is None:
-            self.sampler.progress = self.sampler.progress._replace(stages=())
-        self._yielded, self._exhausted = 0 if self._own_state is None else self._own_state["yielded"], False
-        if worker is None:
-            return
-        self._shared[_BEGUN] = 1
-        if self._shared[_LOADS] != self._loads:
-            raise RuntimeError(
-                "a state was loaded after persistent workers had begun: load it before the first iteration"
-            )
-        if self._own_state is None and worker == 0 and self.sampler.progress.stages:
-            if self._shared[_RESUMED]:
-                raise RuntimeError("the rest of the epoch that was resumed is over: choose the next with set_epoch()")
-            self._shared[_RESUMED] = 1
-        self._own_state = None
+    def _read(self, begin: Callable[[], Iteration], worker: int, num_workers: int) -> Iterator[Any]:
+        """Yield a worker's share of the samples of an iteration."""
+        iteration, batch_size = begin(), self._batch_size
+        rows = self.sampler.rows_of(iteration)
+        positions = np.flatnonzero(np.arange(len(rows)) // batch_size % num_workers == worker)
+        shards = np.searchsorted(np.cumsum(self.dataset.shard_lengths), rows, "right")
+        at_once = min(batch_size, _DECODE_BATCH)
+        first, self._resumed = self._resumed, 0
+        self._yielded = first
+        with _Prefetch(self.dataset.label_maps.shards, shards, worker, num_workers) as prefetch:
+            for start in range(first, len(positions), at_once):
+                batch = positions[start : start + at_once]
+                prefetch.advance(int(batch[0]))
+                for sample in self.dataset.__getitems__(rows[batch].tolist()):
+                    self._yielded += 1
+                    if not iteration.counted_by_loader:
+                        self._epochs.take(iteration)
+                    yield sample
 
     def state_dict(self, num_samples: int | None = None) -> dict[str, Any]:
-        """Return how far this rank has come; it is the same on all ranks that have taken equally many samples.
+        """Return the resumable state, which is equal on all ranks that have taken equally many samples.
+
+        The state of an epoch whose samples were all taken is the beginning of the next epoch.
 
         Args:
-            num_samples: that the training loop has taken of this epoch, since its beginning or since it was resumed.
-                Default: what the stream has yielded, which this process knows only without DataLoader workers;
-                `RelabelLoader` and torchdata's StatefulDataLoader know by themselves.
+            num_samples: Number of samples that the training loop has taken since the current iteration began. Default: the
+                number that the stream has yielded, which this process knows only without DataLoader workers. `RelabelLoader`
+                and torchdata's StatefulDataLoader give the right number by themselves.
 
         Raises:
-            RuntimeError: DataLoader workers read the stream, and `num_samples` is not given.
+            RuntimeError: DataLoader workers read the stream and `num_samples` is missing, or accelerate dispatches the
+                samples of a StatefulDataLoader.
         """
+        if frameworks.splits_by_dispatching():
+            raise RuntimeError(
+                "accelerate's DataLoaderDispatcher saves states that are ahead of training, so that resuming loses samples: "
+                "give Accelerator DataLoaderConfiguration(dispatch_batches=False, use_stateful_dataloader=True)"
+            )
         info = get_worker_info()
         if info is not None:
             own = {"num_workers": info.num_workers, "worker": info.id, "yielded": self._yielded}
-            return {**self.sampler.state_dict(0), "own": {**own, "batch_size": self.batch_size}}
-        if num_samples is None and self._shared[_BEGUN]:
+            start = Iteration(self._epochs.running.start)
+            return {**self.sampler.state_of(start), "own": {**own, "batch_size": self._batch_size}}
+        if num_samples is None and self._epochs.begun_by_workers:
             raise RuntimeError(
-                "DataLoader workers read ahead, so that the stream cannot tell what was taken: use RelabelLoader, or "
-                "state_dict(num_samples=...) with the stream's batch_size= set to the DataLoader's"
+                "DataLoader workers read ahead, so that the stream cannot tell which samples were taken: use RelabelLoader, "
+                "or state_dict(num_samples=...)"
             )
-        return self.sampler.state_dict(self._yielded if num_samples is None else num_samples)
+        return self.sampler.state_dict(num_samples)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state, on as many ranks and workers as there are now.
+        """Resume from a state, on any number of ranks and workers; the next iteration begins there.
 
         Args:
-            state: of a stream or a `RelabelLoader`; or of a StatefulDataLoader over a stream, to go on with another number
-                of workers or ranks.
+            state: State of a stream or a `RelabelLoader`, or of a StatefulDataLoader over a stream. The latter can resume
+                with another number of workers or ranks this way.
 
         Raises:
-            ValueError: it is no such state, or the state of another dataset, seed, window or remainder.
+            ValueError: `state` is not such a state, or it belongs to another dataset, seed, window or remainder.
         """
         states = list(_find_states(state))
         if not states:
             raise ValueError(f"not a state of a RelabelStream: it has the keys {sorted(state)}")
-        self.sampler.load_state_dict(states[0])
         own, info = states[0].get("own"), get_worker_info()
-        self._own_state, self._yielded, self._exhausted = None, 0, False
+        self._resumed = 0
         if own is not None and info is not None:
-            here = (info.num_workers, info.id, self.batch_size)
+            here = (info.num_workers, info.id, self._batch_size)
             if (own["num_workers"], own["worker"], own["batch_size"]) != here:
                 raise ValueError(f"the state is of (workers, worker, batch_size) {tuple(own.values())}, this is {here}")
-            self._own_state, self._yielded = own, own["yielded"]
-        elif own is not None:
+            self._resumed = own["yielded"]
+        self.sampler.load_state_dict(states[0])
+        if own is not None and info is None:
             if state.get("_steps_since_snapshot"):
                 raise ValueError(
                     "the state is older than the last batch: give StatefulDataLoader snapshot_every_n_steps=1"
                 )
-            taken = _taken([each["own"] for each in states])
+            taken = _num_taken([worker_state["own"] for worker_state in states])
             self.sampler.load_state_dict(self.sampler.state_dict(taken))
-        self._shared[_EPOCH] = self.sampler.progress.epoch
-        if info is None:
-            self._shared[_LOADS] += 1
-            self._shared[_BEGUN] = self._shared[_RESUMED] = 0
-            self._loads = int(self._shared[_LOADS])
 
 
 def _find_states(state: object) -> Iterator[Mapping[str, Any]]:
-    """Yield the states of streams within that of a StatefulDataLoader, one for each of its workers."""
+    """Yield the states of streams in the state of a StatefulDataLoader, one for each of its workers."""
     if isinstance(state, Mapping):
         if "relabel_order" in state:
             yield state
@@ -203,26 +205,27 @@ def _find_states(state: object) -> Iterator[Mapping[str, Any]]:
                 yield from _find_states(value)
 
 
-def _taken(own: list[dict[str, int]]) -> int:
-    """Return how many samples the loader took, from what each of its workers gave."""
-    num_workers, batch_size, taken = own[0]["num_workers"], own[0]["batch_size"], sum(each["yielded"] for each in own)
-    places = np.arange(taken) // batch_size % num_workers
-    if len(own) != num_workers or any(np.sum(places == each["worker"]) != each["yielded"] for each in own):
+def _num_taken(own: list[dict[str, int]]) -> int:
+    """Return the number of samples that the loader has taken, from the numbers that its workers have yielded."""
+    num_workers, batch_size = own[0]["num_workers"], own[0]["batch_size"]
+    taken = sum(worker["yielded"] for worker in own)
+    owners = np.arange(taken) // batch_size % num_workers
+    if len(own) != num_workers or any(np.sum(owners == worker["worker"]) != worker["yielded"] for worker in own):
         raise ValueError(
-            "the state can only go on with the same number of workers, since their batches were not of the stream's "
-            f"batch_size, {batch_size}: give RelabelStream the batch size of its loader"
+            "the state can only be resumed with the same number of workers, since their batches were not of the stream's "
+            f"batch_size, {batch_size}: give the loader a batch_size"
         )
     return taken
 
 
 class _Prefetch:
-    """Threads that fetch the shards of coming samples; each worker those that are its share.
+    """Threads that download the shards of coming samples; each worker downloads its share of the shards.
 
     Args:
-        reader: of the shards.
-        shards: `[N]` the shard of each sample to come.
-        worker: of this process.
-        num_workers: among which the shards are dealt.
+        reader: Reader of the shards.
+        shards: Shard of each coming sample, int64 `[N]`.
+        worker: Number of this worker.
+        num_workers: Number of workers that share the downloads.
     """
 
     def __init__(self, reader: ShardReader, shards: Rows, worker: int, num_workers: int) -> None:
@@ -237,7 +240,7 @@ class _Prefetch:
 
     def __enter__(self) -> _Prefetch:
         if not self._stopped:
-            for _ in range(_FETCHERS):
+            for _ in range(_NUM_FETCHERS):
                 threading.Thread(target=self._run, daemon=True).start()
         return self
 
@@ -248,11 +251,11 @@ class _Prefetch:
             self._stopped = True
             self._moved.notify_all()
 
-    def advance(self, place: int) -> None:
-        """Tell that the sample at this place is about to be read."""
-        if self._reached + 1 < len(self._first) and self._first[self._reached + 1] <= place:
+    def advance(self, position: int) -> None:
+        """Allow prefetching up to `_PREFETCH_SHARDS` shards after the sample at this position."""
+        if self._reached + 1 < len(self._first) and self._first[self._reached + 1] <= position:
             with self._moved:
-                self._reached = int(np.searchsorted(self._first, place, "right")) - 1
+                self._reached = int(np.searchsorted(self._first, position, "right")) - 1
                 self._moved.notify_all()
 
     def _run(self) -> None:
@@ -260,30 +263,31 @@ class _Prefetch:
             with self._moved:
                 mine = self._next
                 self._next += self._step
-                while not self._stopped and mine > self._reached + _AHEAD * self._step:
+                while not self._stopped and mine > self._reached + _PREFETCH_SHARDS * self._step:
                     self._moved.wait()
                 if self._stopped or mine >= len(self._shards):
                     return
             try:
                 self._reader.fetch(int(self._shards[mine]))
-            except Exception as error:  # noqa: BLE001  whoever needs the shard will meet the same error, and raise it
+            except Exception as error:  # noqa: BLE001  reading the shard raises the same error
                 logger.debug("prefetch: %s", error)
 
 
 class RelabelLoader(DataLoader[Any]):
-    """torch's DataLoader with an exact state: of a `RelabelStream`, or of a `RelabelDataset` with a `RelabelSampler`.
+    """DataLoader with an exact state, over a `RelabelStream`, or over a `RelabelDataset` with a `RelabelSampler`.
 
     The order of the samples is the same for any number of workers, and a state may be loaded with another number of workers
-    or of ranks. Call `set_epoch` before each epoch.
+    or ranks. Each new iteration reads the next epoch, unless `set_epoch` or `load_state_dict` chose one since the last
+    iteration began; the first reads epoch 0. An iteration begins with its first batch.
 
     Args:
-        dataset: a `RelabelStream`, or a `RelabelDataset`.
-        batch_size: samples a batch.
-        sampler: a `RelabelSampler`, for a `RelabelDataset`.
-        kwargs: of DataLoader.
+        dataset: `RelabelStream` or `RelabelDataset` to read.
+        batch_size: Number of samples in a batch of this rank.
+        sampler: `RelabelSampler`, for a `RelabelDataset`.
+        kwargs: Other arguments of DataLoader.
 
     Raises:
-        ValueError: a dataset without a sampler.
+        ValueError: `sampler` is missing or is another sampler, or batches are not made by `batch_size`.
 
     Example:
         >>> for epoch in range(loader.epoch, 100):
@@ -300,55 +304,84 @@ class RelabelLoader(DataLoader[Any]):
         sampler: RelabelSampler | None = None,
         **kwargs: Any,
     ) -> None:
+        if batch_size is None or kwargs.get("batch_sampler") is not None:
+            raise ValueError(
+                "RelabelLoader makes its own batches of batch_size: use torch's DataLoader for a batch_sampler, or for "
+                "Lightning's predict()"
+            )
         if isinstance(dataset, RelabelStream):
             self._order: RelabelStream | RelabelSampler = dataset
             dataset.batch_size = batch_size
-        elif sampler is None:
-            raise ValueError("a RelabelDataset needs sampler=RelabelSampler(dataset.shard_lengths)")
-        else:
+        elif isinstance(sampler, RelabelSampler):
             self._order = sampler
-        self._taken, self._finished = 0, False
+        else:
+            raise ValueError(
+                "a RelabelDataset needs sampler=RelabelSampler(dataset.shard_lengths), "
+                f"got {'no sampler' if sampler is None else type(sampler).__name__}"
+            )
         super().__init__(dataset, batch_size, sampler=sampler, **kwargs)
+        if isinstance(dataset, RelabelStream):  # Lightning and Fabric announce epochs to `loader.sampler`
+            self.sampler.set_epoch = self.set_epoch  # type: ignore[union-attr]
 
     @property
-    def _sampler(self) -> RelabelSampler:
+    def _relabel_sampler(self) -> RelabelSampler:
         return self._order.sampler if isinstance(self._order, RelabelStream) else self._order
 
     @property
     def epoch(self) -> int:
-        """The number of the epoch."""
-        return self._sampler.progress.epoch
+        """The epoch that is being read, or that was chosen since."""
+        return self._relabel_sampler.epoch
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch; its beginning, unless this very epoch was resumed by `load_state_dict`."""
-        if epoch != self.epoch:
-            self._order.set_epoch(epoch)
-            self._taken, self._finished = 0, False
+        """Choose the epoch of the next iteration, see `RelabelSampler.set_epoch`."""
+        self._order.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        """Return the number of batches of the current iteration, or of the next one if none is running.
+
+        After a state is loaded it is the number of batches that are left of the epoch. Only for the Lightning Trainer, which
+        counts batches from the beginning of the epoch, it is the number of batches of the whole epoch.
+        """
+        sampler = self._relabel_sampler
+        assert self.batch_size is not None
+        num_samples = sampler.num_samples_of(self._current)
+        return num_samples // self.batch_size if self.drop_last else -(-num_samples // self.batch_size)
+
+    @property
+    def _unused(self) -> int:
+        """Number of samples at the end of an iteration that need not be taken for it to be finished."""
+        assert self.batch_size is not None
+        return self.batch_size - 1 if self.drop_last else 0
+
+    @property
+    def _current(self) -> Iteration:
+        """The iteration that is running or was chosen, or the next one if all of its batches were taken."""
+        epochs = self._relabel_sampler.epochs
+        iteration = epochs.current
+        _, world_size = self._relabel_sampler.rank_and_size
+        is_finished = self._relabel_sampler.is_finished(iteration, world_size, self._unused)
+        return epochs.upcoming if is_finished else iteration
 
     def __iter__(self) -> Any:
-        if self._finished and self._sampler.progress.stages:  # the rest of a resumed epoch is over: now a whole one
-            self._sampler.progress = self._sampler.progress._replace(stages=())
-            self._iterator = None  # persistent workers have copies of the stream
-        return self._batches()
-
-    def _batches(self) -> Iterator[Any]:
-        self._taken, self._finished = 0, False
+        epochs = self._relabel_sampler.epochs
+        assert self.batch_size is not None
+        iteration = epochs.upcoming
+        iteration.counted_by_loader = True
+        epochs.choose(iteration)  # the stream or sampler begins it, in this process or in workers
+        if iteration.start.stages:
+            self._iterator = None  # persistent workers cannot begin within an epoch
         for batch in super().__iter__():
-            assert self.batch_size is not None
-            self._taken += self.batch_size  # the last may be smaller: more than all is all
+            epochs.take(iteration, self.batch_size)  # the last may be smaller: more than all is all
             yield batch
-        self._finished = True
 
     def state_dict(self) -> dict[str, Any]:
-        """Return how far training has come, up to the last batch that was taken; see `RelabelSampler.state_dict`."""
-        return self._sampler.state_dict(self._taken)
+        """Return the resumable state after the last batch that was taken; see `RelabelSampler.state_dict`."""
+        return self._relabel_sampler.state_of(self._relabel_sampler.epochs.current, self._unused)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state, see `RelabelStream.load_state_dict`; the next iteration begins there.
+        """Resume from a state, see `RelabelStream.load_state_dict`; the next iteration begins there.
 
         Raises:
-            ValueError: it is no such state, or the state of another dataset, seed, window or remainder.
+            ValueError: `state` is not such a state, or it belongs to another dataset, seed, window or remainder.
         """
         self._order.load_state_dict(state)
-        self._iterator = None  # persistent workers have copies of the stream, without the state
-        self._taken, self._finished = 0, False

@@ -138,17 +138,49 @@ def test_a_sampler_gives_the_rows_of_its_rank():
     assert list(sampler(shuffle=False)) == list(range(17))
 
 
-def test_a_sampler_resumes_at_every_sample_twice_in_a_row():
-    whole = list(sampler(seed=1))
+def test_a_sampler_resumes_at_every_sample_twice_in_a_row_and_goes_on_with_the_next_epoch():
+    whole = sampler(seed=1)
+    epochs = list(itertools.chain(whole, whole, whole))
     for stop, more in itertools.product(range(18), (0, 1, 5)):
         first, second, third = sampler(seed=1), sampler(seed=1), sampler(seed=1)
         seen = list(itertools.islice(first, stop))
         second.load_state_dict(first.state_dict())
         seen += itertools.islice(second, more)
         third.load_state_dict(second.state_dict())
+        assert len(third) == 17 - len(seen) % 17
         seen += third
-        assert seen == whole
-        assert list(third) == whole  # and then a whole epoch again
+        assert len(third) == 17
+        seen += third
+        assert len(seen) in (34, 51)
+        assert seen == epochs[: len(seen)]
+
+
+def test_each_iteration_reads_the_next_epoch_unless_one_was_chosen():
+    chosen = sampler()
+    epochs = []
+    for epoch in range(5):
+        chosen.set_epoch(epoch)
+        assert chosen.epoch == epoch
+        epochs.append(list(chosen))
+    assert len(set(map(tuple, epochs))) == 5
+    counting = sampler()
+    assert [list(counting) for _ in range(3)] == epochs[:3]
+    counting.set_epoch(1)
+    counting.set_epoch(1)
+    assert [list(counting) for _ in range(2)] == epochs[1:3]
+    counting.set_epoch(2)  # of the same number: again, from its beginning
+    assert [list(counting) for _ in range(2)] == epochs[2:4]
+
+
+@pytest.mark.parametrize("stop", [0, 1, 16, 17])
+def test_an_iteration_that_was_stopped_is_followed_by_the_next_epoch(stop):
+    whole, stopped = sampler(), sampler()
+    epochs = [list(whole) for _ in range(3)]
+    iterator = iter(stopped)
+    assert list(itertools.islice(iterator, stop)) == epochs[0][:stop]
+    state = stopped.state_dict()
+    assert (state["epoch"], state["stages"]) == ((1, []) if stop == 17 else (0, [[1, stop]] if stop else []))
+    assert list(stopped) == epochs[1 if stop else 0]  # an iteration begins with its first sample
 
 
 def test_set_epoch_keeps_a_resumed_epoch_and_begins_others():
@@ -159,9 +191,34 @@ def test_set_epoch_keeps_a_resumed_epoch_and_begins_others():
     resumed.load_state_dict(first.state_dict(4))
     resumed.set_epoch(2)
     assert list(resumed) == whole[4:]
+    resumed.set_epoch(2)  # it was begun: now from its beginning
+    assert list(resumed) == whole
+    resumed.load_state_dict(first.state_dict(4))
     resumed.set_epoch(3)
     assert len(list(resumed)) == 17
     assert resumed.progress == Progress(3)
+    for epoch in (-1, 2**22):
+        with pytest.raises(ValueError, match="from 0 to 4194303"):
+            resumed.set_epoch(epoch)
+
+
+@pytest.mark.parametrize("remainder", REMAINDERS)
+def test_the_state_of_a_finished_epoch_is_the_next_epoch_on_all_ranks(remainder):
+    for world_size, taken in itertools.product((1, 2, 3), range(19)):
+        ranks = [sampler(rank=rank, world_size=world_size, remainder=remainder) for rank in range(world_size)]
+        states = [each.state_dict(taken) for each in ranks]
+        assert all(state == states[0] for state in states)
+        is_finished = taken >= max(map(len, ranks))
+        assert states[0]["epoch"] == int(is_finished)
+        assert states[0]["stages"] == ([] if is_finished or not taken else [[world_size, taken]])
+
+
+def test_frameworks_that_keep_distributed_samplers_keep_it():
+    there = sampler(rank=2, world_size=3, seed=4)
+    assert isinstance(there, torch.utils.data.DistributedSampler)
+    assert (there.rank, there.num_replicas, there.epoch, there.seed, there.shuffle) == (2, 3, 0, 4, True)
+    there.set_epoch(3)
+    assert there.epoch == 3
 
 
 def test_the_rank_is_found_in_torchs_environment(monkeypatch):
@@ -169,10 +226,11 @@ def test_the_rank_is_found_in_torchs_environment(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "3")
     there = sampler()
     assert there.rank_and_size == (2, 3)
-    copy = pickle.dumps(there)
+    copy = pickle.loads(pickle.dumps(there))
+    assert copy.rank_and_size == (2, 3)
     monkeypatch.delenv("RANK")
     monkeypatch.delenv("WORLD_SIZE")
-    assert pickle.loads(copy).rank_and_size == (2, 3)  # a spawned worker need not have the environment
+    assert copy.rank_and_size == (0, 1)  # another process has a rank of its own
     assert sampler().rank_and_size == (0, 1)
 
 

@@ -61,8 +61,10 @@ def test_every_rank_sees_its_samples_once_with_any_number_of_workers(folder, wor
         stream.set_epoch(2)
         expected = list(stream)
         assert len(expected) == len(stream)
+        stream.set_epoch(2)
         assert numbers(rd.RelabelLoader(stream, 2, num_workers=num_workers)) == expected  # the order is the same, too
-        assert sorted(numbers(DataLoader(stream, 4, num_workers=num_workers))) == sorted(expected)
+        stream.set_epoch(2)
+        assert numbers(DataLoader(stream, 4, num_workers=num_workers)) == expected
         seen += expected
     assert len(seen) - len(set(seen)) == {"repeat": -NUM_SAMPLES % world_size}.get(remainder, 0)
     assert NUM_SAMPLES - len(set(seen)) == {"drop": NUM_SAMPLES % world_size}.get(remainder, 0)
@@ -70,13 +72,125 @@ def test_every_rank_sees_its_samples_once_with_any_number_of_workers(folder, wor
 
 def test_every_epoch_has_another_order_and_the_same_one_again(folder):
     stream = stream_of(folder)
+    counted = [list(stream) for _ in range(3)]
     epochs = []
     for epoch in (0, 1, 2, 0, 1, 2):
         stream.set_epoch(epoch)
         epochs.append(list(stream))
-    assert epochs[:3] == epochs[3:]
+    assert epochs[:3] == epochs[3:] == counted
     assert epochs[0] != epochs[1] != epochs[2]
     assert list(stream_of(folder, shuffle=False)) == [number_of(None, m) for m in stream.dataset.label_maps.values()]
+
+
+PLAIN, STATEFUL, OURS, SAMPLED = "DataLoader", "StatefulDataLoader", "RelabelLoader", "RelabelLoader(sampler)"
+
+
+def loader_of(kind, folder, batch_size=2, **arguments):
+    """Return (loader, the object that set_epoch is called on)."""
+    if kind == SAMPLED:
+        dataset = rd.load_dataset(folder, split="train", transforms=number_of)
+        sampler = rd.RelabelSampler(dataset.shard_lengths, window=8)
+        return rd.RelabelLoader(dataset, batch_size, sampler=sampler, **arguments), sampler
+    stream = stream_of(folder)
+    types = {PLAIN: DataLoader, STATEFUL: StatefulDataLoader, OURS: rd.RelabelLoader}
+    return types[kind](stream, batch_size, **arguments), stream
+
+
+@pytest.mark.parametrize("kind", [PLAIN, STATEFUL, OURS, SAMPLED])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"num_workers": 0},
+        {"num_workers": 2},
+        {"num_workers": 2, "persistent_workers": True},
+        pytest.param({"num_workers": 2, "multiprocessing_context": "spawn"}, marks=pytest.mark.slow),
+        pytest.param(
+            {"num_workers": 2, "multiprocessing_context": "spawn", "persistent_workers": True}, marks=pytest.mark.slow
+        ),
+    ],
+    ids=lambda arguments: "-".join(map(str, arguments.values())),
+)
+def test_each_iteration_of_any_loader_reads_the_next_epoch_unless_one_was_chosen(folder, kind, arguments):
+    whole = stream_of(folder)
+    epochs = [list(whole) for _ in range(6)]
+    loader, order = loader_of(kind, folder, **arguments)
+    assert [numbers(loader), numbers(loader)] == epochs[:2]
+    iterator = iter(loader)
+    assert numbers(itertools.islice(iterator, 2)) == epochs[2][:4]  # stopped after a known number of batches
+    del iterator
+    assert numbers(loader) == epochs[3]
+    order.set_epoch(1)
+    assert numbers(loader) == epochs[1]
+    order.set_epoch(1)  # of the same number: again, from its beginning
+    assert [numbers(loader), numbers(loader)] == epochs[1:3]
+    torch.manual_seed(0)  # the seeds of workers do not count
+    assert numbers(loader) == epochs[3]
+    torch.manual_seed(0)
+    assert numbers(loader) == epochs[4]
+
+
+@pytest.mark.parametrize("kind", [PLAIN, OURS, SAMPLED])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"num_workers": 0},
+        {"num_workers": 2},
+        {"num_workers": 2, "persistent_workers": True},
+        pytest.param({"num_workers": 2, "multiprocessing_context": "spawn"}, marks=pytest.mark.slow),
+    ],
+    ids=lambda arguments: "-".join(map(str, arguments.values())),
+)
+@pytest.mark.parametrize("is_exhausted", [False, True])
+def test_the_epoch_after_a_resumed_one_is_whole(folder, kind, arguments, is_exhausted):
+    whole = stream_of(folder)
+    epochs = [list(whole) for _ in range(5)]
+    loader, order = loader_of(kind, folder, **arguments)
+    resume = (loader if kind in (OURS, SAMPLED) else order).load_state_dict
+    resume({**stream_of(folder).state_dict(6), "epoch": 2})
+    assert len(loader) == 4
+    if is_exhausted:
+        assert numbers(loader) == epochs[2][6:]
+    else:
+        assert numbers(itertools.islice(loader, 4)) == epochs[2][6:]
+    if kind in (OURS, SAMPLED):
+        assert (loader.state_dict()["epoch"], loader.state_dict()["stages"]) == (3, [])
+    assert len(loader) == 7
+    assert [numbers(loader), numbers(loader)] == epochs[3:]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_two_iterators_of_one_loader_read_two_whole_epochs(folder, num_workers):
+    whole = stream_of(folder)
+    epochs = [list(whole) for _ in range(3)]
+    loader, _ = loader_of(PLAIN, folder, num_workers=num_workers)
+    first, second = zip(*zip(loader, loader, strict=True), strict=True)
+    assert [numbers(first), numbers(second), numbers(loader)] == epochs
+
+
+def test_a_copy_of_a_stream_goes_on_by_itself(folder):
+    whole = stream_of(folder)
+    epochs = [list(whole) for _ in range(3)]
+    loader, stream = loader_of(PLAIN, folder, num_workers=1)
+    assert numbers(loader) == epochs[0]
+    stream.dataset.transforms = None
+    copy = pickle.loads(pickle.dumps(stream))
+    stream.dataset.transforms = copy.dataset.transforms = number_of
+    assert [list(copy), list(copy)] == epochs[1:]
+    assert list(stream) == epochs[1]
+
+
+def test_lengths_are_of_the_iteration_that_runs_or_begins_next(folder):
+    loader, stream = loader_of(OURS, folder, 4, drop_last=True)
+    assert (len(loader), len(stream)) == (3, 13)
+    loader.load_state_dict(stream_of(folder).state_dict(4))
+    assert (len(loader), len(stream)) == (2, 9)
+    batches = iter(loader)
+    next(batches)
+    assert (len(loader), loader.epoch) == (2, 0)
+    next(batches)
+    assert (len(loader), loader.epoch, loader.state_dict()["epoch"]) == (3, 0, 1)  # one sample fills no batch
+    assert len(list(loader)) == 3
+    assert loader.epoch == 1
 
 
 @pytest.mark.parametrize("persistent", [False, True])
@@ -90,20 +204,24 @@ def test_workers_follow_set_epoch(folder, persistent):
     for epoch in range(3):
         loader.set_epoch(epoch)
         assert numbers(loader) == expected[epoch]
+        loader.set_epoch(epoch)
         assert numbers(loader) == expected[epoch]
 
 
 def test_a_stream_resumes_at_every_sample_twice_in_a_row(folder):
-    whole = list(stream_of(folder))
+    whole = stream_of(folder)
+    epochs = list(itertools.chain(whole, whole, whole))
     for stop, more in itertools.product(range(NUM_SAMPLES + 1), (0, 1, 4)):
         first, second, third = (stream_of(folder) for _ in range(3))
         seen = list(itertools.islice(first, stop))
         second.load_state_dict(first.state_dict())
         seen += itertools.islice(second, more)
         third.load_state_dict(second.state_dict())
+        assert len(third) == NUM_SAMPLES - len(seen) % NUM_SAMPLES
         seen += third
-        assert seen == whole
-        assert list(third) == whole  # and then a whole epoch
+        seen += third  # and then a whole epoch
+        assert seen == epochs[: len(seen)]
+        assert len(seen) % NUM_SAMPLES == 0
 
 
 @pytest.mark.parametrize("kind", ["stream", pytest.param("sampler", marks=pytest.mark.slow)])
@@ -126,24 +244,22 @@ def test_a_loader_resumes_at_every_batch_with_other_workers(folder, kind, before
 
     first = loader(0)
     first.set_epoch(3)
-    whole = numbers(first)
+    epochs = numbers(itertools.chain(first, first, first))
     for stop in range(len(first) + 1):
         first = loader(before)
         first.set_epoch(3)
-        batches = iter(first)
-        seen = numbers(itertools.islice(batches, stop))
+        seen = numbers(itertools.islice(first, stop))
         second = loader(after)
         second.load_state_dict(pickle.loads(pickle.dumps(first.state_dict())))
-        assert second.epoch == 3
-        second.set_epoch(3)
-        batches = iter(second)
-        seen += numbers(itertools.islice(batches, 1))
+        assert len(second) == (len(first) - stop or len(first))
+        assert second.epoch == (4 if stop == len(first) else 3)
+        second.set_epoch(second.epoch)
+        seen += numbers(itertools.islice(second, 1))
         third = loader(before)
         third.load_state_dict(second.state_dict())
-        assert seen + numbers(third) == whole
-        assert numbers(third) == whole
-        third.set_epoch(4)
-        assert sorted(numbers(third)) == sorted(whole)
+        assert seen + numbers(itertools.chain(third, third)) == epochs[: len(seen) // NUM_SAMPLES * NUM_SAMPLES + 26]
+        third.set_epoch(3)
+        assert numbers(third) == epochs[:NUM_SAMPLES]
 
 
 @pytest.mark.parametrize(("before", "after"), [(0, 2), (2, 0), pytest.param(2, 3, marks=pytest.mark.slow)])
@@ -167,13 +283,13 @@ def test_a_loader_resumes_on_other_ranks(folder, before, after):
     [(0, 1), (0, 3), *(pytest.param(*case, marks=pytest.mark.slow) for case in [(2, 3), (3, 1)])],
 )
 def test_torchdatas_loader_resumes_at_every_batch(folder, num_workers, batch_size):
-    def loader(streamed_batch=batch_size):
-        stream = stream_of(folder, batch_size=streamed_batch)
-        return StatefulDataLoader(stream, batch_size, num_workers=num_workers)
+    def loader():
+        return StatefulDataLoader(stream_of(folder), batch_size, num_workers=num_workers)
 
     whole = numbers(loader())
     assert sorted(whole) == list(range(NUM_SAMPLES))
-    for stop in range(0, -(-NUM_SAMPLES // batch_size), 3 if batch_size == 1 else 1):
+    num_batches = -(-NUM_SAMPLES // batch_size)
+    for stop in range(0, num_batches - 1, 3 if batch_size == 1 else 1):
         first = loader()
         seen = numbers(itertools.islice(iter(first), stop))
         second = loader()
@@ -190,16 +306,16 @@ def test_torchdatas_loader_resumes_at_every_batch(folder, num_workers, batch_siz
         assert seen + numbers(rd.RelabelLoader(stream, 2, num_workers=4 - num_workers)) == whole
 
 
-def test_torchdatas_loader_of_another_batch_size_resumes_with_the_same_workers_only(folder):
+def test_torchdatas_loader_without_batches_of_the_streams_size_resumes_with_the_same_workers_only(folder):
     def loader():
-        return StatefulDataLoader(stream_of(folder), 3, num_workers=2)
+        return StatefulDataLoader(stream_of(folder, batch_size=3), batch_size=None, num_workers=2)
 
     first = loader()
-    seen = numbers(itertools.islice(iter(first), 3))
+    seen = list(itertools.islice(first, 4))
     second = loader()
     second.load_state_dict(first.state_dict())
-    assert sorted(seen + numbers(second)) == list(range(NUM_SAMPLES))
-    with pytest.raises(ValueError, match="batch size of its loader"):
+    assert sorted(seen + list(second)) == list(range(NUM_SAMPLES))
+    with pytest.raises(ValueError, match="give the loader a batch_size"):
         stream_of(folder).load_state_dict(first.state_dict())
 
 
@@ -212,7 +328,7 @@ def test_torchdatas_loader_resumes_a_sampler(folder, num_workers):
         return StatefulDataLoader(dataset, 2, sampler=sampler, num_workers=num_workers)
 
     whole = numbers(loader())
-    for stop in range(8):
+    for stop in range(7):
         first, second = loader(), loader()
         seen = numbers(itertools.islice(iter(first), stop))
         second.load_state_dict(first.state_dict())
@@ -220,29 +336,17 @@ def test_torchdatas_loader_resumes_a_sampler(folder, num_workers):
 
 
 def test_a_states_number_of_samples_may_be_given(folder):
-    stream = stream_of(folder, batch_size=2)
+    reference = stream_of(folder)
+    _, whole = list(reference), list(reference)
+    stream = stream_of(folder)
     batches = DataLoader(stream, 2, num_workers=2)
-    whole = numbers(batches)
+    assert len(numbers(batches)) == NUM_SAMPLES
     seen = numbers(itertools.islice(iter(batches), 3))
     with pytest.raises(RuntimeError, match="use RelabelLoader"):
         stream.state_dict()
     resumed = stream_of(folder)
     resumed.load_state_dict(stream.state_dict(num_samples=6))
     assert seen + list(resumed) == whole
-
-
-@pytest.mark.slow  # torch waits ten seconds for workers that raised
-def test_a_resumed_epoch_is_not_taken_for_a_whole_one(folder):
-    first = stream_of(folder)
-    state = first.state_dict(5)
-    stream = stream_of(folder)
-    stream.load_state_dict(state)
-    loader = DataLoader(stream, 2, num_workers=2)
-    assert len(numbers(loader)) == NUM_SAMPLES - 5
-    with pytest.raises(RuntimeError, match="set_epoch"):
-        numbers(loader)
-    stream.set_epoch(1)
-    assert len(numbers(loader)) == NUM_SAMPLES
 
 
 @pytest.mark.slow  # torch waits ten seconds for workers that raised
@@ -257,10 +361,10 @@ def test_a_state_that_persistent_workers_cannot_see_is_refused(folder):
 
 def test_our_loader_begins_new_workers_for_a_state(folder):
     ours = rd.RelabelLoader(stream_of(folder), 2, num_workers=2, persistent_workers=True)
-    whole = numbers(ours)
+    whole, following = numbers(ours), numbers(ours)
     ours.load_state_dict(stream_of(folder).state_dict(5))
     assert numbers(ours) == whole[5:]
-    assert numbers(ours) == whole
+    assert numbers(ours) == following
 
 
 def test_a_spawned_worker_knows_its_rank(folder):
