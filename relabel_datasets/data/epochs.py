@@ -122,12 +122,14 @@ class Epochs:
         """Begin the next iteration and return it.
 
         Raises:
-            RuntimeError: accelerate's `skip_first_batches` skips batches of an epoch that nobody chose.
+            RuntimeError: accelerate skips batches of an epoch that nobody chose, see `check_skip`.
         """
         return self._begin(self.upcoming)
 
     def _begin(self, iteration: Iteration) -> Iteration:
-        self.check_skip(iteration)
+        epoch = self.check_skip(iteration)
+        if epoch is not None and epoch != iteration.start.epoch:
+            iteration = Iteration(Progress(epoch), by_caller=True)
         self._next, self._last, self.current = None, iteration, iteration
         return iteration
 
@@ -136,17 +138,22 @@ class Epochs:
         iteration.taken += num_samples
         self.current = iteration
 
-    def check_skip(self, iteration: Iteration) -> None:
-        """Refuse to skip batches of an epoch that only a counter of this process chose.
+    def check_skip(self, iteration: Iteration) -> int | None:
+        """Return the epoch that the Trainer of transformers resumes, and refuse to skip batches of an unknown epoch.
 
         Raises:
-            RuntimeError: accelerate's `skip_first_batches` skips batches of such an epoch.
+            RuntimeError: accelerate skips batches, to resume, of an epoch that only a counter chose.
         """
-        if not iteration.by_caller and frameworks.skips_batches():
+        if iteration.by_caller or not frameworks.skips_batches():
+            return None
+        epoch = frameworks.epoch_of_trainer()
+        if epoch is None:
             raise RuntimeError(
-                "skip_first_batches() cannot know which epoch it resumes: call set_epoch(epoch) on the prepared loader "
-                "before the loop (in a Trainer, return self.accelerator.prepare(loader) from get_train_dataloader())"
+                "accelerate skips batches of an epoch that it does not know: call set_epoch(epoch) on the prepared loader "
+                "before skip_first_batches() or load_state_dict() (in a Trainer, return self.accelerator.prepare(loader) "
+                "from get_train_dataloader())"
             )
+        return epoch
 
     def _follow_counter(self, epoch: int) -> None:
         """Follow a framework that counts iterations from 0 in each process, also after a resume from a later epoch."""

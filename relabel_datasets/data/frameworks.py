@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from types import FrameType
+from typing import Any
 
 from torch.utils.data import DataLoader
 
@@ -32,7 +33,7 @@ def splits_by_dispatching() -> bool:
 
 def num_accelerate_processes() -> int:
     """Return accelerate's number of processes; call it only where accelerate is a caller."""
-    from accelerate import PartialState
+    from accelerate import PartialState  # type: ignore[import-untyped]
 
     return int(PartialState().num_processes)
 
@@ -49,7 +50,8 @@ def batch_size_of_workers() -> int | None:
     what a worker reads, it is the size of these batches together: otherwise each worker fills up its last ones.
     """
     for frame in _frames():
-        module, owner = frame.f_globals.get("__name__"), frame.f_locals.get("self")
+        module = frame.f_globals.get("__name__")
+        owner: Any = frame.f_locals.get("self")
         if module == _ACCELERATE and frame.f_code.co_qualname == "IterableDatasetShard.__iter__":
             return int(owner.batch_size * (1 if owner.split_batches else owner.num_processes))
         if module in _DATA_LOADERS and isinstance(owner, DataLoader):
@@ -68,11 +70,22 @@ def counts_whole_epochs() -> bool:
 
 
 def skips_batches() -> bool:
-    """Return whether accelerate's `skip_first_batches` reads samples that it skips."""
-    return any(
-        frame.f_code.co_qualname.startswith("Skip") or getattr(frame.f_locals.get("self"), "skip_batches", 0)
-        for frame in _frames_of(_ACCELERATE)
-    )
+    """Return whether accelerate reads samples to skip them: in `skip_first_batches`, or to resume a StatefulDataLoader."""
+    for frame in _frames_of(_ACCELERATE):
+        owner: Any = frame.f_locals.get("self")
+        state = getattr(getattr(owner, "base_dataloader", None), "next_iter_state", None)
+        if frame.f_code.co_qualname.startswith("Skip") or getattr(owner, "skip_batches", 0) or state is not None:
+            return True
+    return False
+
+
+def epoch_of_trainer() -> int | None:
+    """Return the epoch of the Trainer of transformers; accelerate does not forward it to a sampler that it skips batches of."""
+    if any(True for _ in _frames_of("transformers.trainer")):
+        for frame in _frames_of(_ACCELERATE):
+            if frame.f_code.co_qualname in ("DataLoaderShard.__iter__", "DataLoaderDispatcher.__iter__"):
+                return int(frame.f_locals["self"].iteration)
+    return None
 
 
 def _frames_of(*modules: str) -> Iterator[FrameType]:

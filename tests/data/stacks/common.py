@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 import relabel_datasets as rd
 
 FOLDER, OUT = Path(sys.argv[1]), Path(sys.argv[2])
-BATCH = 4
+BATCH = 2 * int(os.environ["WORLD_SIZE"])  # accelerate splits batches evenly
 
 
 def number_of(image, label_map):
@@ -43,8 +43,8 @@ OPTIONS = {
     "": {},
     "2 workers": {"num_workers": 2},
     "2 persistent": {"num_workers": 2, "persistent_workers": True},
-    "2 spawned": {"num_workers": 2, "multiprocessing_context": "spawn"},
 }
+SPAWNED = {"num_workers": 1, "multiprocessing_context": "spawn"}  # slow: each worker imports the program
 REPORT = {}
 
 
@@ -53,10 +53,10 @@ def read(loader, num_epochs=2):
     return [[batch.tolist() for batch in loader] for _ in range(num_epochs)]
 
 
-def record(cell, run):
+def record(cell, run, *arguments, **options):
     """Run a cell and keep what it returns, or its error."""
     try:
-        REPORT[cell] = run()
+        REPORT[cell] = run(*arguments, **options)
     except (ValueError, RuntimeError, TypeError) as error:
         REPORT[cell] = f"{type(error).__name__}: {error}"
 

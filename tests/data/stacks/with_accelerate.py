@@ -1,10 +1,23 @@
 """accelerate: `Accelerator.prepare` with each way of reading, `skip_first_batches`, and states of StatefulDataLoader."""
 
+import os
 import warnings
 
-from accelerate import Accelerator, DataLoaderConfiguration
+from accelerate import Accelerator, DataLoaderConfiguration, skip_first_batches
+from torch.utils.data import DataLoader
 
-from tests.data.stacks.common import LOADERS, OPTIONS, read, record, sampler, stream, write
+from tests.data.stacks.common import (
+    BATCH,
+    LOADERS,
+    OPTIONS,
+    SPAWNED,
+    dataset,
+    read,
+    record,
+    sampler,
+    stream,
+    write,
+)
 
 READERS = {
     "": {},
@@ -33,18 +46,65 @@ def whole(make, reader, **options):
     return epochs
 
 
+def skipped(make, reader):
+    """Read epoch 3 whole, and then again without its first batch, as a new process does that resumes."""
+    first, second = prepared(make, reader), prepared(make, reader)
+    first.set_epoch(3)
+    epochs = read(first)
+    second.set_epoch(3)
+    rest = read(skip_first_batches(second, 1), 1)
+    second.set_epoch(4)
+    return [epochs, [*rest, *read(second, 1)]]
+
+
+def skipped_without_epoch(make, reader):
+    return read(skip_first_batches(prepared(make, reader), 1))
+
+
+def stateful(make, chooses_epoch=True):
+    """Resume from a state of StatefulDataLoader within epoch 3."""
+    reader = "use_stateful_dataloader=True, dispatch_batches=False"
+    first, second = prepared(make, reader), prepared(make, reader)
+    first.set_epoch(3)
+    batches = iter(first)
+    next(batches)
+    state = first.state_dict()
+    if chooses_epoch:
+        second.set_epoch(3)
+    second.load_state_dict(state)
+    return [[[batch.tolist() for batch in batches], *read(first, 1)], read(second)]
+
+
+def with_rank(split):
+    """Read an order that was split already."""
+    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    return read(prepared(split, rank=rank, world_size=world_size), "dispatch_batches=False")
+
+
 def main():
     warnings.filterwarnings("error", message="Length of IterableDataset")
-    import sys, time
     for name, make in LOADERS.items():
         for reader in READERS:
             for label, options in OPTIONS.items():
-                if label and reader not in ("", "dispatch_batches=False"):
-                    continue
-                if label == "2 spawned": continue
-                t=time.time()
-                record(f"{name} | {reader} | {label}", lambda: whole(make, reader, **options))
-                print(f"{name} | {reader} | {label}", time.time()-t, flush=True)
+                if not label or reader in ("", "dispatch_batches=False"):
+                    record(f"prepare | {name} | {reader} | {label}", whole, make, reader, **options)
+        for reader in ("", "dispatch_batches=False"):
+            record(f"skipped | {name} | {reader}", skipped, make, reader)
+            if name != "DataLoader(dataset)":
+                record(f"skipped without epoch | {name} | {reader}", skipped_without_epoch, make, reader)
+        record(f"stateful | {name}", stateful, make)
+        if name != "DataLoader(dataset)":
+            record(f"stateful without epoch | {name}", stateful, make, False)
+    for reader in ("", "dispatch_batches=False"):
+        record(
+            f"prepare | DataLoader(stream) | {reader} | spawned",
+            whole,
+            LOADERS["DataLoader(stream)"],
+            reader,
+            **SPAWNED,
+        )
+    record("rank given to a stream", with_rank, lambda **rank: DataLoader(stream(**rank), BATCH))
+    record("rank given to a sampler", with_rank, lambda **rank: DataLoader(dataset(), BATCH, sampler=sampler(**rank)))
     write()
 
 
