@@ -321,7 +321,7 @@ class RelabelLoader(DataLoader[Any]):
             )
         super().__init__(dataset, batch_size, sampler=sampler, **kwargs)
         if isinstance(dataset, RelabelStream):  # Lightning and Fabric announce epochs to `loader.sampler`
-            self.sampler.set_epoch = self.set_epoch  # type: ignore[attr-defined]
+            self.sampler.set_epoch = dataset.set_epoch  # type: ignore[attr-defined]
 
     @property
     def _relabel_sampler(self) -> RelabelSampler:

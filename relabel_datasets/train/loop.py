@@ -158,9 +158,10 @@ class _Run:
             dataset, recipe, interpolation=config["interpolation"], grid=grid, rank=rank, world_size=world_size,
             num_workers=runtime.num_workers, window=runtime.window,
         )  # fmt: skip
+        self.steps_per_epoch = len(self.loader)  # a resumed epoch's loader has fewer
         self.schedule, _ = create_scheduler_v2(
             self.optimizer, "cosine", recipe.epochs, warmup_epochs=recipe.warmup_epochs, warmup_lr=1e-6,
-            step_on_epochs=False, updates_per_epoch=len(self.loader),
+            step_on_epochs=False, updates_per_epoch=self.steps_per_epoch,
         )  # fmt: skip
         self.checkpoints = Checkpoints(
             folder, recipe, self.model, self.optimizer, ema=self.ema, scaler=self.scaler, classes=tuple(dataset.classes)
@@ -256,7 +257,7 @@ class _Run:
     def _step(self, epoch: int, step: int, images: Tensor, targets: Any) -> Tensor:
         """Take one step; return the loss."""
         seed_all(self.recipe.seed, epoch, step, self.rank)
-        updates = epoch * len(self.loader) + step
+        updates = epoch * self.steps_per_epoch + step
         self.schedule.step_update(updates)
         loss = self.objective.loss(self.student, images, targets)
         self.optimizer.zero_grad()
@@ -287,7 +288,7 @@ class _Run:
 
     def _bar(self, epoch: int, step: int) -> tqdm[Any]:
         return tqdm(
-            total=len(self.loader), initial=step, desc=f"epoch {epoch + 1} of {self.recipe.epochs}", unit="step",
+            total=self.steps_per_epoch, initial=step, desc=f"epoch {epoch + 1} of {self.recipe.epochs}", unit="step",
             leave=False, disable=self.rank > 0 or not self.runtime.progress,
         )  # fmt: skip
 
@@ -295,10 +296,10 @@ class _Run:
         steps = ("epoch", "step", "loss", "learning_rate", "images_per_second")
         epochs = ("epoch", "step", "loss", *_METRICS, "seconds")
         self._steps = Curve(self.folder / STEPS, steps, start)
-        self._epochs = Curve(self.folder / EPOCHS, epochs, (start[0] - 1, len(self.loader)))
+        self._epochs = Curve(self.folder / EPOCHS, epochs, (start[0] - 1, self.steps_per_epoch))
         self._board: Any = None
         if self.board_type is not None:
-            self._board = self.board_type(str(self.folder), purge_step=start[0] * len(self.loader) + start[1])
+            self._board = self.board_type(str(self.folder), purge_step=start[0] * self.steps_per_epoch + start[1])
 
     def _log_step(self, epoch: int, step: int, window: Tensor, steps_per_second: float, bar: tqdm[Any]) -> None:
         loss = float(window[0] / window[1])
@@ -307,12 +308,12 @@ class _Run:
         bar.set_postfix_str(f"loss {loss:.3f}, {per_second:.0f} images/s")
         values = {"loss": loss, "learning_rate": rate, "images_per_second": per_second}
         self._steps.add({"epoch": epoch, "step": step, **values})
-        self._show("train", values, epoch * len(self.loader) + step)
+        self._show("train", values, epoch * self.steps_per_epoch + step)
 
     def _log_epoch(self, epoch: int, loss: float, metrics: Mapping[str, float]) -> None:
         values = {"loss": loss, **metrics, "seconds": self.seconds}
-        self._epochs.add({"epoch": epoch, "step": len(self.loader), **values})
-        self._show("epoch", values, (epoch + 1) * len(self.loader))
+        self._epochs.add({"epoch": epoch, "step": self.steps_per_epoch, **values})
+        self._show("epoch", values, (epoch + 1) * self.steps_per_epoch)
         shown = ", ".join(f"{name} {value:.1%}" for name, value in metrics.items() if name != "ece")
         logger.info("epoch %d of %d: loss %.3f%s", epoch + 1, self.recipe.epochs, loss, f", {shown}" if shown else "")
 

@@ -370,6 +370,7 @@ def test_our_loader_begins_new_workers_for_a_state(folder):
 def test_a_spawned_worker_knows_its_rank(folder):
     stream = stream_of(folder, rank=1, world_size=2)
     expected = list(stream)
+    stream.set_epoch(0)
     loader = rd.RelabelLoader(stream, 2, num_workers=1, multiprocessing_context="spawn")
     assert numbers(loader) == expected
 
