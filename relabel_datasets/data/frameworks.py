@@ -74,7 +74,7 @@ def skips_batches() -> bool:
     for frame in _frames_of(_ACCELERATE):
         owner: Any = frame.f_locals.get("self")
         state = getattr(getattr(owner, "base_dataloader", None), "next_iter_state", None)
-        if frame.f_code.co_qualname.startswith("Skip") or getattr(owner, "skip_batches", 0) or state is not None:
+        if frame.f_code.co_qualname.startswith("Skip") or getattr(owner, "skip_batches", False) or state is not None:
             return True
     return False
 

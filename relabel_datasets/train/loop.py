@@ -217,7 +217,8 @@ class _Run:
         if self.rank > 0:
             window.zero_()
         with self._bar(epoch, step) as bar:
-            for images, targets in self.loader:
+            # A checkpoint of the last step: nothing is left, and the loader's state is that of the next epoch.
+            for images, targets in self.loader if step < self.steps_per_epoch else ():
                 loss = self._step(epoch, step, images, targets)
                 step += 1
                 window += torch.stack([loss.double(), torch.ones_like(loss, dtype=torch.float64)])

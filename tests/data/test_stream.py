@@ -135,7 +135,7 @@ def test_each_iteration_of_any_loader_reads_the_next_epoch_unless_one_was_chosen
     [
         {"num_workers": 0},
         {"num_workers": 2},
-        {"num_workers": 2, "persistent_workers": True},
+        pytest.param({"num_workers": 2, "persistent_workers": True}, marks=pytest.mark.slow),
         pytest.param({"num_workers": 2, "multiprocessing_context": "spawn"}, marks=pytest.mark.slow),
     ],
     ids=lambda arguments: "-".join(map(str, arguments.values())),
