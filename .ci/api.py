@@ -2,6 +2,7 @@
 
 import sys
 import warnings
+from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
 
@@ -12,8 +13,10 @@ import relabel_datasets as rd
 warnings.simplefilter("error")
 warnings.filterwarnings("ignore", "Cannot determine where .* is taken from")  # attributes that torch adds to tensors
 warnings.filterwarnings("ignore", "Error parsing type annotation")  # types that exist for type checkers only
-for name in rd.__all__:  # pdoc does not see names that are imported on first use
-    setattr(rd, name, getattr(rd, name))
+subpackages = [import_module(f"relabel_datasets.{module.name}") for module in iter_modules(rd.__path__) if module.ispkg]
+for package in (rd, *subpackages):
+    for name in package.__all__:  # pdoc does not see names that are imported on first use
+        setattr(package, name, getattr(package, name))
 pdoc.render.configure(docformat="google")
 modules = ["relabel_datasets", *(f"relabel_datasets.{module.name}" for module in iter_modules(rd.__path__))]
 pdoc.pdoc(*modules, output_directory=Path(sys.argv[1]))

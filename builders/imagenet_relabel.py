@@ -16,8 +16,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from relabel_datasets import BuildConfig, ImageFolderSource, build
+from relabel_datasets.annotate import BuildConfig, build
 from relabel_datasets.cli.annotator_options import add_annotator_arguments, annotator_from
+from relabel_datasets.data import ImageFolderSource
 from relabel_datasets.storage.folders import default_cache
 
 

@@ -14,8 +14,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from relabel_datasets import ImageFolderSource, build
+from relabel_datasets.annotate import build
 from relabel_datasets.cli.annotator_options import add_annotator_arguments, annotator_from
+from relabel_datasets.data import ImageFolderSource
 from relabel_datasets.storage.folders import default_cache
 
 

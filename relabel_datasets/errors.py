@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+__all__ = ["DatasetError", "ImageError", "LabelMapError", "RefusedError", "UnavailableError"]
+
 
 class DatasetError(ValueError):
     """Corrupt, inconsistent or unreadable dataset files."""

@@ -28,7 +28,7 @@ from .report.overlay import contact_sheet
 from .shards.card import EXAMPLES_NAME, find_restricted_images, is_from_template, read_template, write_card
 from .shards.configs import open_manifest
 from .shards.manifest import Manifest
-from .shards.verify import verify
+from .shards.verification import verify
 from .storage.folders import CARD_NAME, MANIFEST_NAME, LocalFolder, local_path, read_card
 from .storage.hub import PAUSES_S, HubRepo, with_hub_errors
 from .storage.local import sha256_of
@@ -36,6 +36,8 @@ from .storage.local import sha256_of
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
     from huggingface_hub.hf_api import RepoFile
+
+__all__ = ["PublishResult", "publish"]
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")

@@ -147,7 +147,7 @@ def annotator():
 @pytest.fixture
 def dataset_folder(tmp_path: Path, image_folder: Path, annotator) -> Path:
     """A dataset with a config `colours` in 3 shards, images inside, and a config `labels-only` of the same images."""
-    from relabel_datasets.annotate.build import build
+    from relabel_datasets.annotate.builder import build
     from relabel_datasets.annotate.shard import BuildConfig
     from relabel_datasets.data.sources import ImageFolderSource
 

@@ -29,7 +29,7 @@ _APART_S = 200  # for programs that take a few seconds
 def served_folder(tmp_path_factory) -> Path:
     """The dataset of `dataset_folder`, built once; not to be changed."""
     from relabel_datasets.annotate.annotator import ModuleAnnotator
-    from relabel_datasets.annotate.build import build
+    from relabel_datasets.annotate.builder import build
     from relabel_datasets.annotate.shard import BuildConfig
 
     folder = tmp_path_factory.mktemp("served")
@@ -40,7 +40,7 @@ def served_folder(tmp_path_factory) -> Path:
     annotator = ModuleAnnotator(ColourNet(), (48, 64), classes=("cat", "dog", "emu"), name="colours")
     for config, images in (("colours", True), ("labels-only", False)):
         build(
-            rd.ImageFolderSource(folder / "images"),
+            rd.data.ImageFolderSource(folder / "images"),
             folder / "dataset",
             annotator,
             config=config,

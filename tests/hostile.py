@@ -27,7 +27,7 @@ import relabel_datasets as rd
 from relabel_datasets.report.terminal import describe
 from relabel_datasets.shards.manifest import _checksum
 
-DOCUMENTED = (rd.DatasetError, rd.LabelMapError, rd.ImageError, FileNotFoundError)
+DOCUMENTED = (rd.DatasetError, rd.errors.LabelMapError, rd.errors.ImageError, FileNotFoundError)
 SHARD, INDEX, MANIFEST = "train-00001-of-00003.tar", "train.index.safetensors", "_info.json"
 MAX_BYTES = 512 << 20  # beyond what importing the libraries and reading the good dataset take
 

@@ -17,9 +17,9 @@ def test_cuda_without_a_gpu_is_an_error_of_every_entry_point(dataset_folder, tmp
     dataset = rd.load_dataset(dataset_folder, "colours", "train")
     for call in (
         lambda: rd.TimmAnnotator("test_resnet", device="cuda"),
-        lambda: rd.load_classifier("test_resnet", device="cuda"),
-        lambda: rd.train_student(
-            dataset, tmp_path / "run", runtime=rd.RuntimeConfig(device="cuda"), recipe=rd.Recipe()
+        lambda: rd.train.load_classifier("test_resnet", device="cuda"),
+        lambda: rd.train.train_student(
+            dataset, tmp_path / "run", runtime=rd.train.RuntimeConfig(device="cuda"), recipe=rd.train.Recipe()
         ),
     ):
         with pytest.raises(

@@ -21,7 +21,7 @@ def hostile(tmp_path, image_folder):
     """A dataset whose classes, annotator and reasons of skipped images are hostile; its keys may not be."""
     root = tmp_path / "hostile"
     annotator = ModuleAnnotator(ColourNet(), (48, 64), classes=("cat", "dog", "emu"), name="colours")
-    rd.build(rd.ImageFolderSource(image_folder), root, annotator, config="colours", shard_size=5, progress=False)
+    rd.build(rd.data.ImageFolderSource(image_folder), root, annotator, config="colours", shard_size=5, progress=False)
     path = root / "colours"
     content = json.loads((path / "_info.json").read_text())
     content["classes"] = list(CLASSES)

@@ -58,7 +58,7 @@ def folder(dataset_folder) -> Path:
     return dataset_folder
 
 
-def publish(folder: Path, repo: str = REPO, **arguments: object) -> rd.PublishResult:
+def publish(folder: Path, repo: str = REPO, **arguments: object) -> rd.hub.PublishResult:
     return rd.publish(folder, repo, progress=False, **arguments)
 
 
@@ -132,8 +132,8 @@ class TestPublishing:
     def test_only_what_has_changed_is_uploaded(self, local_hub, folder, image_folder, annotator):
         publish(folder)
         uploads = len(local_hub.uploads)
-        rd.build(rd.ImageFolderSource(image_folder), folder, annotator, config="colours", split="validation",
-                 shard_size=5, progress=False, build_config=rd.BuildConfig(batch_size=4))  # fmt: skip
+        rd.build(rd.data.ImageFolderSource(image_folder), folder, annotator, config="colours", split="validation",
+                 shard_size=5, progress=False, build_config=rd.annotate.BuildConfig(batch_size=4))  # fmt: skip
         second = publish(folder)
         assert second.tag == "v2"
         assert_holds(local_hub, folder)
@@ -153,7 +153,9 @@ class TestPublishing:
             REPO, {"colours/notes.txt": b"mine", "colours/other.tar": b"of an older build", "a/b.tar": b"c"}
         )
         shutil.rmtree(folder / "colours")
-        rd.build(rd.ImageFolderSource(image_folder), folder, annotator, config="colours", shard_size=7, progress=False)
+        rd.build(
+            rd.data.ImageFolderSource(image_folder), folder, annotator, config="colours", shard_size=7, progress=False
+        )
         publish(folder)
         files = local_hub.files(REPO)
         tars = {name for name in files if name.startswith("colours/") and name.endswith(".tar")}
@@ -200,8 +202,8 @@ class TestPublishing:
 
     def test_a_split_that_would_be_lost_is_refused(self, local_hub, folder, image_folder, annotator):
         more = shutil.copytree(folder, folder.with_name("more"))
-        rd.build(rd.ImageFolderSource(image_folder), more, annotator, config="colours", split="validation",
-                 shard_size=5, progress=False, build_config=rd.BuildConfig(batch_size=4))  # fmt: skip
+        rd.build(rd.data.ImageFolderSource(image_folder), more, annotator, config="colours", split="validation",
+                 shard_size=5, progress=False, build_config=rd.annotate.BuildConfig(batch_size=4))  # fmt: skip
         publish(more)
         head = local_hub.repos[REPO].head.oid
         with pytest.raises(DatasetError, match=r"has split \['validation'\] of config 'colours', which .* lacks"):
@@ -300,7 +302,7 @@ class TestWhatMayBeShown:
         for i in range(3):
             (tmp_path / "images" / synsets[i]).mkdir(parents=True)
             picture(i).save(tmp_path / "images" / synsets[i] / f"{i}.jpg")
-        source = rd.ImageFolderSource(tmp_path / "images")
+        source = rd.data.ImageFolderSource(tmp_path / "images")
         source.classes = None  # all of the annotator's
         root = tmp_path / "data"
         rd.build(source, root, rd.ModuleAnnotator(Thousand(), (32, 32), classes=synsets), config="any", progress=False)

@@ -75,8 +75,8 @@ def test_what_has_no_likeness_lists_the_arguments():
         (rd.build, "class_map", "class_mapping"),
         (rd.publish, "tags", "tag"),
         (rd.verify, "workers", "num_workers"),
-        (rd.train_student, "validations", "validation"),
-        (rd.open_folder, "use_auth_token", "token"),
+        (rd.train.train_student, "validations", "validation"),
+        (rd.storage.open_folder, "use_auth_token", "token"),
     ],
 )
 def test_other_entry_points_do_the_same(call, given, meant):

@@ -54,7 +54,7 @@ def _annotator():
 
 def _build(root, config="colours", split="train", out="data"):
     return rd.build(
-        rd.ImageFolderSource(root / "images"), root / out, _annotator(), config=config, split=split, progress=False
+        rd.data.ImageFolderSource(root / "images"), root / out, _annotator(), config=config, split=split, progress=False
     )
 
 

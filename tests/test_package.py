@@ -1,27 +1,100 @@
+import re
 import subprocess
 import sys
+from importlib import import_module
+from importlib.metadata import version
+from pkgutil import iter_modules
 
 import pytest
 
 import relabel_datasets as rd
 
+FRONT_DOOR = {
+    "Annotator",
+    "DatasetError",
+    "Ensemble",
+    "HFAnnotator",
+    "LabelMap",
+    "LabelMaps",
+    "LabelPooling",
+    "ModuleAnnotator",
+    "RelabelDataset",
+    "RelabelLoader",
+    "RelabelSampler",
+    "RelabelStream",
+    "TimmAnnotator",
+    "__version__",
+    "build",
+    "collate",
+    "decode_image",
+    "decode_sample",
+    "load_dataset",
+    "pool_labels",
+    "publish",
+    "timm_transforms",
+    "verify",
+}
+MOVED = {
+    "ImageFolderSource": "data.ImageFolderSource",
+    "ImageError": "errors.ImageError",
+    "PublishResult": "hub.PublishResult",
+    "RayEngine": "annotate.RayEngine",
+    "VerifyReport": "shards.VerifyReport",
+    "View": "labels.View",
+    "analyze": "analysis.analyze",
+    "open_folder": "storage.open_folder",
+    "train_student": "train.train_student",
+    "write_report": "report.write_report",
+}
+SUBPACKAGES = sorted(module.name for module in iter_modules(rd.__path__) if module.ispkg)
 
-def test_all_is_sorted_and_every_name_is_there():
-    constants_first = sorted(rd.__all__, key=lambda name: (not name.isupper(), name))  # as ruff has it
-    assert constants_first == rd.__all__
-    assert all(getattr(rd, name) is not None for name in rd.__all__)
-    with pytest.raises(AttributeError, match="nonsense"):
+
+def test_the_front_door_has_these_names():
+    assert set(rd.__all__) == FRONT_DOOR
+    assert rd.__version__ == version("relabel-datasets")
+
+
+@pytest.mark.parametrize("package", ["", *(f".{name}" for name in SUBPACKAGES)])
+def test_all_is_sorted_and_every_name_can_be_imported(package):
+    module = import_module(f"relabel_datasets{package}")
+    assert module.__all__ == sorted(module.__all__, key=lambda name: (not name.isupper(), not name[0].isupper(), name))
+    assert all(getattr(module, name) is not None for name in module.__all__)
+    assert set(module.__all__) <= set(dir(module))
+
+
+@pytest.mark.parametrize("package", SUBPACKAGES)
+def test_no_public_name_is_also_a_module_of_its_subpackage(package):
+    module = import_module(f"relabel_datasets.{package}")  # importing the module would replace the name
+    assert not {other.name for other in iter_modules(module.__path__)} & set(module.__all__) - {"main"}
+
+
+@pytest.mark.parametrize("name", MOVED)
+def test_the_error_for_a_name_of_a_subpackage_says_where_it_is(name):
+    with pytest.raises(
+        AttributeError, match=re.escape(f"has no attribute {name!r}: use relabel_datasets.{MOVED[name]}")
+    ):
+        getattr(rd, name)
+
+
+def test_an_unknown_name_raises_an_attribute_error():
+    with pytest.raises(AttributeError, match=r"module 'relabel_datasets' has no attribute 'nonsense'$"):
         rd.nonsense  # noqa: B018
 
 
-def test_importing_the_package_imports_neither_timm_nor_the_hub_nor_a_cuda_context():
+def test_subpackages_are_imported_when_they_are_first_used():
+    script = (
+        "import sys, relabel_datasets as rd; assert 'relabel_datasets.data' not in sys.modules; "
+        "rd.data.join, rd.train.evaluate, rd.errors.ImageError, rd.hub.publish; print(rd.analysis.analyze.__name__)"
+    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert run.stdout == "analyze\n", run.stderr
+
+
+def test_importing_the_package_imports_no_heavy_library_and_makes_no_cuda_context():
     script = (
         "import sys, torch, relabel_datasets as rd; rd.load_dataset, rd.LabelPooling; "
-        "heavy = ('timm', 'matplotlib', 'datasets', 'huggingface_hub', 'webdataset', 'ray', 'argparse_'); "
-        "print([m for m in heavy if m in sys.modules], "
-        "torch.cuda.is_initialized())"
+        "heavy = ('timm', 'matplotlib', 'datasets', 'huggingface_hub', 'webdataset', 'ray'); "
+        "print([name for name in heavy if name in sys.modules], torch.cuda.is_initialized())"
     )
-    assert (
-        subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout.split("\n")[0]
-        == "[] False"
-    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert run.stdout == "[] False\n", run.stderr

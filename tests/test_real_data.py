@@ -37,7 +37,7 @@ def annotator(real_data):
 @pytest.fixture(scope="module")
 def dataset(images, annotator, tmp_path_factory):
     root = tmp_path_factory.mktemp("data")
-    rd.build(rd.ImageFolderSource(images), root, annotator, progress=False)
+    rd.build(rd.data.ImageFolderSource(images), root, annotator, progress=False)
     return rd.load_dataset(root, split="train")
 
 

@@ -75,16 +75,16 @@ CALLS = {
     "namespace=": lambda url, tmp: rd.load_dataset(url, namespace="org"),
     "LabelMaps": lambda url, tmp: rd.LabelMaps(url, "none"),
     "images=": lambda url, tmp: rd.load_dataset(tmp / "dataset", "labels-only", "train", images=url),
-    "open_source": lambda url, tmp: rd.open_source(url),
-    "WebDatasetSource": lambda url, tmp: rd.WebDatasetSource([url]),
-    "ImageFolderSource": lambda url, tmp: rd.ImageFolderSource(url),
-    "PublishedMaps": lambda url, tmp: rd.PublishedMaps(url, "relabel"),
+    "open_source": lambda url, tmp: rd.data.open_source(url),
+    "WebDatasetSource": lambda url, tmp: rd.data.WebDatasetSource([url]),
+    "ImageFolderSource": lambda url, tmp: rd.data.ImageFolderSource(url),
+    "PublishedMaps": lambda url, tmp: rd.annotate.PublishedMaps(url, "relabel"),
     "publish": lambda url, tmp: rd.publish(url, "org/name"),
     "verify": lambda url, tmp: rd.verify(url, "none", progress=False),
-    "analyze boxes": lambda url, tmp: rd.analyze(boxes=url),
-    "report": lambda url, tmp: rd.write_report(tmp / "dataset", f"{url}/x.html", "colours"),
+    "analyze boxes": lambda url, tmp: rd.analysis.analyze(boxes=url),
+    "report": lambda url, tmp: rd.report.write_report(tmp / "dataset", f"{url}/x.html", "colours"),
     "checkpoint": lambda url, tmp: rd.TimmAnnotator("test_resnet", checkpoint=url),
-    "classifier": lambda url, tmp: rd.load_classifier(url),
+    "classifier": lambda url, tmp: rd.train.load_classifier(url),
 }
 
 
@@ -147,7 +147,7 @@ def test_a_build_to_a_url_shows_and_writes_no_secrets(image_folder, tmp_path, ke
     assert main(["build", str(image_folder), url, "--annotator", "any", "--config", "colours"]) == 0
     kept()
     local = tmp_path / "local"
-    rd.build(rd.ImageFolderSource(image_folder), local, annotator, config="colours", progress=False)
+    rd.build(rd.data.ImageFolderSource(image_folder), local, annotator, config="colours", progress=False)
     assert "https://host/net" in (local / "colours" / "_info.json").read_text()
     shutil.rmtree(image_folder)
     kept()

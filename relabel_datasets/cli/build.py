@@ -121,7 +121,7 @@ def _add_engine_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(args: argparse.Namespace) -> None:
-    from ..annotate.build import build
+    from ..annotate.builder import build
     from ..annotate.shard import BuildConfig
     from ..data.sources import open_source
 

@@ -40,7 +40,7 @@ def add_parser(commands: Any) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from ..shards.verify import verify
+    from ..shards.verification import verify
     from ..storage.local import write_atomically
 
     report = verify(args.path, args.config, revision=args.revision, num_workers=args.num_workers, quick=args.quick)

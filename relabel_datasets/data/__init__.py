@@ -1,1 +1,81 @@
-"""The data plane: shards of label maps and images, written, indexed and read."""
+"""Datasets of images with label maps: random access, streams, shuffling, joins with images, and image sources.
+
+Names are imported on first use.
+
+Example:
+    >>> from relabel_datasets.data import load_dataset, join, open_source
+    >>> dataset = load_dataset("path/to/dataset", split="train")
+    >>> image, label_map = dataset[0]
+    >>> source = open_source("path/to/images")  # ImageFolder, WebDataset tars or a Hugging Face dataset
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .._lazy import import_lazily
+
+if TYPE_CHECKING:
+    from .datasets import RelabelDataset
+    from .hf_source import HFSource
+    from .joins import Images, KeyedImages, OnUnmatched, Unmatched
+    from .loading import load_dataset
+    from .samples import decode_sample
+    from .sampling import RelabelSampler, Remainder
+    from .skipped import Skipped
+    from .sources import ImageFolderSource, ImageSource, open_source
+    from .store import LabelMaps
+    from .stream import RelabelLoader, RelabelStream
+    from .stream_joins import join
+    from .tar_source import WebDatasetSource
+
+_MODULES = {
+    "HFSource": "hf_source",
+    "ImageFolderSource": "sources",
+    "ImageSource": "sources",
+    "Images": "joins",
+    "KeyedImages": "joins",
+    "LabelMaps": "store",
+    "OnUnmatched": "joins",
+    "RelabelDataset": "datasets",
+    "RelabelLoader": "stream",
+    "RelabelSampler": "sampling",
+    "RelabelStream": "stream",
+    "Remainder": "sampling",
+    "Skipped": "skipped",
+    "Unmatched": "joins",
+    "WebDatasetSource": "tar_source",
+    "decode_sample": "samples",
+    "join": "stream_joins",
+    "load_dataset": "loading",
+    "open_source": "sources",
+}
+__all__ = [
+    "HFSource",
+    "ImageFolderSource",
+    "ImageSource",
+    "Images",
+    "KeyedImages",
+    "LabelMaps",
+    "OnUnmatched",
+    "RelabelDataset",
+    "RelabelLoader",
+    "RelabelSampler",
+    "RelabelStream",
+    "Remainder",
+    "Skipped",
+    "Unmatched",
+    "WebDatasetSource",
+    "decode_sample",
+    "join",
+    "load_dataset",
+    "open_source",
+]
+
+
+def __getattr__(name: str) -> Any:
+    return import_lazily(__name__, _MODULES, name)
+
+
+def __dir__() -> list[str]:
+    return __all__

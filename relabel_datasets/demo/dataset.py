@@ -6,7 +6,7 @@ import logging
 import tempfile
 from pathlib import Path
 
-from ..annotate.build import build
+from ..annotate.builder import build
 from ..data.sources import ImageFolderSource
 from .annotator import MODEL, load_annotator, train_annotator
 from .scenes import CLASSES, draw_scenes

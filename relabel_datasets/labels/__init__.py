@@ -1,1 +1,47 @@
-"""The idea: label maps, how they are stored, pooled, and carried through transforms."""
+"""Label maps: their encodings, stored bytes, pooling under crops, and transforms.
+
+Names are imported on first use.
+
+Example:
+    >>> from torchvision.transforms import v2
+    >>> from relabel_datasets.labels import LabelPooling
+    >>> transforms = v2.Compose([v2.RandomResizedCrop(224), v2.RandomHorizontalFlip(), LabelPooling()])
+    >>> image, soft_label = transforms(image, label_map)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .._lazy import import_lazily
+
+if TYPE_CHECKING:
+    from .batch import LabelMapBatch, collate
+    from .label_map import LabelMap, View
+    from .pooling import pool_labels
+    from .transforms import LabelPooling
+
+_MODULES = {
+    "LabelMap": "label_map",
+    "LabelMapBatch": "batch",
+    "LabelPooling": "transforms",
+    "View": "label_map",
+    "collate": "batch",
+    "pool_labels": "pooling",
+}
+__all__ = [
+    "LabelMap",
+    "LabelMapBatch",
+    "LabelPooling",
+    "View",
+    "collate",
+    "pool_labels",
+]
+
+
+def __getattr__(name: str) -> Any:
+    return import_lazily(__name__, _MODULES, name)
+
+
+def __dir__() -> list[str]:
+    return __all__

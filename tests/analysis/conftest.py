@@ -38,8 +38,8 @@ def scenes(tmp_path_factory) -> Path:
     draw_scenes(root / "pictures", "train", 4 * len(CLASSES))
     annotator = ModuleAnnotator(RandomNet(), (80, 112), classes=CLASSES, name="random")  # maps of 5 x 7
     for encoding in ENCODINGS:
-        build_config = rd.BuildConfig(encoding=encoding, k=5, storage_dtype="float16", batch_size=16)
-        source = rd.ImageFolderSource(root / "pictures" / "train")
+        build_config = rd.annotate.BuildConfig(encoding=encoding, k=5, storage_dtype="float16", batch_size=16)
+        source = rd.data.ImageFolderSource(root / "pictures" / "train")
         rd.build(
             source,
             root / "dataset",

@@ -73,10 +73,13 @@ def _painted(box, size):
 
 
 def test_a_dataset_can_be_analyzed_without_boxes(scenes):
-    analysis = rd.analyze(scenes / "dataset", "heatmaps", num_crops=48, progress=False)
+    analysis = rd.analysis.analyze(scenes / "dataset", "heatmaps", num_crops=48, progress=False)
     assert set(analysis.summary) == {"label maps"}
     assert set(analysis.tables) == MAP_TABLES
-    assert rd.analyze(rd.open_folder(scenes / "dataset"), "heatmaps", num_crops=48, progress=False) == analysis
+    assert (
+        rd.analysis.analyze(rd.storage.open_folder(scenes / "dataset"), "heatmaps", num_crops=48, progress=False)
+        == analysis
+    )
 
 
 def test_dataset_and_boxes_together_include_the_results_of_each(scenes, scene_boxes, both):
@@ -187,7 +190,7 @@ def test_maps_that_agree_with_all_labels_have_no_suspects(tmp_path, image_folder
         for path in (image_folder / name).iterdir():
             path.rename(image_folder / "cat" / path.name)
         (image_folder / name).rmdir()
-    rd.build(rd.ImageFolderSource(image_folder), tmp_path / "data", annotator, all_classes=True, progress=False)
+    rd.build(rd.data.ImageFolderSource(image_folder), tmp_path / "data", annotator, all_classes=True, progress=False)
     analysis = analyze(tmp_path / "data", num_crops=1, progress=False)
     assert analysis.summary["label maps"]["images that agree with their label, share"] == 1
     assert analysis.tables["suspects"].rows == analysis.tables["confused"].rows == []

@@ -100,7 +100,7 @@ def dataset_folder(tmp_path_factory):
         path.parent.mkdir(parents=True, exist_ok=True)
         picture(i, (image["height"], image["width"])).save(path)
     annotator = rd.ModuleAnnotator(ColourNet(), (48, 64), classes=("cat", "dog", "emu"), name="colours")
-    rd.build(rd.ImageFolderSource(root / "images"), root / "data", annotator, progress=False)
+    rd.build(rd.data.ImageFolderSource(root / "images"), root / "data", annotator, progress=False)
     return root / "data"
 
 
@@ -108,13 +108,13 @@ def dataset_folder(tmp_path_factory):
 def expected(dataset_folder, tmp_path_factory):
     """The analysis with boxes of a CSV table."""
     boxes = csv_of_the_same(tmp_path_factory.mktemp("csv") / "boxes.csv")
-    return rd.analyze(dataset_folder, "colours", boxes=boxes, num_crops=26, progress=False)
+    return rd.analysis.analyze(dataset_folder, "colours", boxes=boxes, num_crops=26, progress=False)
 
 
 @pytest.mark.parametrize("variant", RENAMED)
 def test_coco_and_csv_boxes_give_the_same_analysis(variant, dataset_folder, expected, tmp_path):
     boxes = write(tmp_path / "boxes.json", RENAMED[variant])
-    analysis = rd.analyze(dataset_folder, "colours", boxes=boxes, num_crops=26, progress=False)
+    analysis = rd.analysis.analyze(dataset_folder, "colours", boxes=boxes, num_crops=26, progress=False)
     assert analysis.to_json() == expected.to_json()
     assert analysis.summary["label maps and objects"]["images"] == 13
 
@@ -142,7 +142,7 @@ def test_consecutive_numbers_as_keys_are_not_matched_with_ids(dataset_folder, tm
     with pytest.raises(
         ValueError, match=r"none of the 13 images .*, matches any of the 13 images with boxes, .*with the id 0"
     ):
-        rd.analyze(dataset_folder, "colours", boxes=boxes, progress=False)
+        rd.analysis.analyze(dataset_folder, "colours", boxes=boxes, progress=False)
     objects = read_boxes(boxes)
     assert list(find_objects(["12", "x/7"], objects)) == ["12", "x/7"]
     assert list(find_objects(["000000000012"], objects)) == ["000000000012"]  # as COCO names its files
@@ -170,7 +170,7 @@ def test_boxes_are_matched_by_other_spellings_of_a_name(key, name, spelling, cap
 def test_boxes_measured_before_an_exif_rotation_are_left_out(dataset_folder, tmp_path, caplog):
     swapped = [{**image, "width": image["height"], "height": image["width"]} for image in IMAGES[:1]]
     boxes = write(tmp_path / "boxes.json", coco(images=[*swapped, *IMAGES[1:]]))
-    analysis = rd.analyze(dataset_folder, "colours", boxes=boxes, num_crops=13, progress=False)
+    analysis = rd.analysis.analyze(dataset_folder, "colours", boxes=boxes, num_crops=13, progress=False)
     assert analysis.summary["label maps and objects"]["images"] == 12
     assert "left out 1 of 13 images with boxes, such as 'photo_00': EXIF rotates the image" in caplog.text
 

@@ -188,7 +188,7 @@ def test_images_without_objects_are_left_out_and_unknown_names_raise_an_error(sc
 def test_samples_are_matched_by_image_name_and_repeated_names_raise_an_error(image_folder, annotator, tmp_path):
     for name, path in (("v1.0 %", "cat/photo_00.jpg"), ("photo_02", "dog/photo_01.jpg")):
         (image_folder / path).rename((image_folder / path).with_name(f"{name}.jpg"))
-    rd.build(rd.ImageFolderSource(image_folder), tmp_path / "data", annotator, progress=False)
+    rd.build(rd.data.ImageFolderSource(image_folder), tmp_path / "data", annotator, progress=False)
     label_maps = rd.LabelMaps(tmp_path / "data")
     box = Objects((40, 56), np.array([[0.0, 0, 1, 1]]))
     measures = measure_maps(label_maps, objects={"v1.0 %": box, "photo_03": box}, num_crops=1, progress=False)

@@ -18,7 +18,7 @@ import jinja2  # noqa: F401
 import timm  # noqa: F401
 
 import relabel_datasets as rd
-import relabel_datasets.annotate.build
+import relabel_datasets.annotate.builder
 import relabel_datasets.annotate.timm_annotator
 
 
@@ -38,8 +38,8 @@ def start(job, root, kill_at=None):
 
 
 def build(job, root):
-    source = rd.ImageFolderSource(job["images"])
-    build_config = rd.BuildConfig(batch_size=job["batch_size"], num_threads=2)
+    source = rd.data.ImageFolderSource(job["images"])
+    build_config = rd.annotate.BuildConfig(batch_size=job["batch_size"], num_threads=2)
     rd.build(source, root, make(job), shard_size=job["shard_size"], build_config=build_config, progress=False)
 
 

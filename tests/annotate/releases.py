@@ -59,12 +59,12 @@ def annotated_release(root, image_folder, size, order):
         return publish(other(other.preprocess(image)[None])[0], order=order)
 
     write_release(root, image_folder, tensor_of)
-    return rd.PublishedMaps(root, "relabel")
+    return rd.annotate.PublishedMaps(root, "relabel")
 
 
 def run(release, root, source_format="relabel", classes=None, **options):
-    maps = rd.PublishedMaps(release, source_format, classes)
-    return rd.import_label_maps(maps, root, **{"order": "hw", "progress": False, **options})
+    maps = rd.annotate.PublishedMaps(release, source_format, classes)
+    return rd.annotate.import_label_maps(maps, root, **{"order": "hw", "progress": False, **options})
 
 
 def pack(release, path, *, prefix="relabel_imagenet/", mode="w"):

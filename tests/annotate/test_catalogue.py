@@ -14,7 +14,7 @@ from relabel_datasets.cli import main
 
 
 def test_models_are_found_by_pattern_and_tried():
-    entries = rd.describe_annotators("test_resnet*", progress=False)
+    entries = rd.annotate.describe_annotators("test_resnet*", progress=False)
     assert [entry.model for entry in entries] == timm.list_models("test_resnet*")
     assert entries[0].to_json() == {
         "module": "resnet", "model": "test_resnet", "input_size": (160, 160), "grid": (5, 5), "head": "exact",
@@ -33,14 +33,14 @@ def test_models_are_found_by_pattern_and_tried():
     ],
 )  # fmt: skip
 def test_entries_tell_how_good_a_map_is_or_why_there_is_none(name, size, expected):
-    (entry,) = rd.describe_annotators(name, input_size=size, progress=False)
+    (entry,) = rd.annotate.describe_annotators(name, input_size=size, progress=False)
     assert (entry.head, entry.grid, entry.stride) == expected[:3]
     assert expected[3] in entry.reason
     assert bool(entry.reason) == (entry.head == "refused")
 
 
 def test_models_that_are_published_without_a_classifier_are_tried_with_one():
-    (entry,) = rd.describe_annotators("eva02_tiny_patch14_224", input_size=56, progress=False)
+    (entry,) = rd.annotate.describe_annotators("eva02_tiny_patch14_224", input_size=56, progress=False)
     assert (entry.head, entry.grid, entry.reason) == ("approximate", (4, 4), "published without a classifier")
 
 
@@ -51,12 +51,12 @@ def test_there_is_one_model_of_each_module():
 
 def test_no_model_is_an_error():
     with pytest.raises(ValueError, match=r"no model like 'resnot\*': give a name with wildcards"):
-        rd.describe_annotators("resnot*")
+        rd.annotate.describe_annotators("resnot*")
 
 
 def test_random_weights_are_not_warned_of(caplog):
     with caplog.at_level(logging.WARNING):
-        rd.describe_annotators("test_resnet", progress=False)
+        rd.annotate.describe_annotators("test_resnet", progress=False)
     assert caplog.text == ""
 
 
@@ -72,6 +72,6 @@ def test_the_command_prints_a_table_and_totals(tmp_path, capsys):
 
 
 def test_strides_that_are_not_square_have_two_numbers():
-    entry = rd.AnnotatorEntry("m", "n", (64, 96), (4, 4), "exact", "a|b")
+    entry = rd.annotate.AnnotatorEntry("m", "n", (64, 96), (4, 4), "exact", "a|b")
     assert entry.stride == "16x24"
     assert "| 64x96 | 4x4 | 16x24 | exact | a\\|b |" in to_markdown([entry])

@@ -74,7 +74,7 @@ def test_an_ensemble_of_none_and_images_of_others_are_refused():
 
 def test_flip_averaged_maps_are_the_mean_over_both_and_mirror_with_the_image():
     inner = patches((24, 40))
-    averaged = rd.FlipAveraged(inner)
+    averaged = rd.annotate.FlipAveraged(inner)
     images = pixels(averaged)
     logits = averaged(images)
     torch.testing.assert_close(logits, (inner(images) + inner(images.flip(3)).flip(3)) / 2)
@@ -85,14 +85,14 @@ def test_flip_averaged_maps_are_the_mean_over_both_and_mirror_with_the_image():
 
 def test_flips_go_into_an_ensemble_and_not_around_it():
     members = [patches((24, 40)), patches((32, 64))]
-    ensemble = rd.Ensemble([rd.FlipAveraged(member) for member in members])
+    ensemble = rd.Ensemble([rd.annotate.FlipAveraged(member) for member in members])
     assert ensemble(pixels(ensemble)).shape == (3, 3, 4, 8)
     with pytest.raises(ValueError, match="wrap the members of an ensemble, not the ensemble"):
-        rd.FlipAveraged(rd.Ensemble(members))
+        rd.annotate.FlipAveraged(rd.Ensemble(members))
 
 
 def test_an_ensemble_builds_a_dataset(tmp_path, image_folder):
     members = [patches((24, 40), classes=("cat", "dog", "emu")), patches((32, 64), classes=("cat", "dog", "emu"))]
-    rd.build(rd.ImageFolderSource(image_folder), tmp_path / "out", rd.Ensemble(members), progress=False)
+    rd.build(rd.data.ImageFolderSource(image_folder), tmp_path / "out", rd.Ensemble(members), progress=False)
     dataset = rd.load_dataset(str(tmp_path / "out"), "patches8", split="train")
     assert dataset[0][1].shape[1:] == (4, 8)

@@ -102,7 +102,7 @@ def test_scales_and_flips_make_an_ensemble(source):
     images = torch.stack([annotator.preprocess(picture(0))])
     assert annotator(images).shape == (1, 4, 5, 8)
     assert all(member["flip_averaged"] for member in annotator.describe()["annotators"])
-    assert isinstance(choose(*options[:4], "64", "--flip"), rd.FlipAveraged)
+    assert isinstance(choose(*options[:4], "64", "--flip"), rd.annotate.FlipAveraged)
 
 
 def test_scales_need_a_model_of_any_size_and_are_positive(source):

@@ -7,24 +7,24 @@ from relabel_datasets.cli import main
 
 def test_an_unknown_engine_is_refused_before_any_work(tmp_path, image_folder, annotator):
     with pytest.raises(ValueError, match=r"engine must be 'local', 'ray' or an engine .* got 'spark'"):
-        rd.build(rd.ImageFolderSource(image_folder), tmp_path / "data", annotator, engine="spark")
+        rd.build(rd.data.ImageFolderSource(image_folder), tmp_path / "data", annotator, engine="spark")
     assert not (tmp_path / "data").exists()
 
 
 @pytest.mark.parametrize("options", [{"num_actors": 0}, {"gpus_per_actor": -1}, {"cpus_per_actor": 0}])
 def test_options_of_ray_are_checked(options):
     with pytest.raises(ValueError, match=next(iter(options))):
-        rd.RayEngine(**options)
+        rd.annotate.RayEngine(**options)
 
 
 def test_without_ray_the_error_says_what_to_install(tmp_path, image_folder, annotator, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "ray", None)
     with pytest.raises(ImportError, match=r"pip install 'relabel-datasets\[ray\]'"):
-        rd.build(rd.ImageFolderSource(image_folder), tmp_path / "data", annotator, engine="ray")
+        rd.build(rd.data.ImageFolderSource(image_folder), tmp_path / "data", annotator, engine="ray")
 
 
 def test_an_engine_that_is_given_is_taken():
-    engine = rd.RayEngine(num_actors=3)
+    engine = rd.annotate.RayEngine(num_actors=3)
     assert find_engine(engine) is engine
 
 
@@ -48,13 +48,15 @@ def test_an_error_while_a_batch_is_encoded_stops_the_build(tmp_path, image_folde
 
     encode = codec.encode
     monkeypatch.setattr(codec, "encode", fail)
-    build_config = rd.BuildConfig(batch_size=batch_size)
+    build_config = rd.annotate.BuildConfig(batch_size=batch_size)
     with pytest.raises(ZeroDivisionError):
-        rd.build(rd.ImageFolderSource(image_folder), tmp_path, annotator, build_config=build_config, progress=False)
+        rd.build(
+            rd.data.ImageFolderSource(image_folder), tmp_path, annotator, build_config=build_config, progress=False
+        )
     assert not list(tmp_path.rglob("*.tar*"))
 
 
 def test_progress_reaches_the_number_of_images(tmp_path, image_folder, annotator, capsys):
     (image_folder / "cat" / "photo_00.jpg").write_bytes(b"")
-    rd.build(rd.ImageFolderSource(image_folder), tmp_path, annotator, shard_size=4)
+    rd.build(rd.data.ImageFolderSource(image_folder), tmp_path, annotator, shard_size=4)
     assert "13/13" in capsys.readouterr().err

@@ -83,7 +83,9 @@ def test_a_tar_gives_the_same_shards_as_the_folder(tmp_path, release):
 
 def test_samples_lie_in_the_shards_as_in_a_build_of_the_same_images(tmp_path, release, image_folder, annotator):
     imported = run(release, tmp_path / "data", images=image_folder, shard_size=4, include_images=True)
-    built = rd.build(rd.ImageFolderSource(image_folder), tmp_path / "data", annotator, shard_size=4, progress=False)
+    built = rd.build(
+        rd.data.ImageFolderSource(image_folder), tmp_path / "data", annotator, shard_size=4, progress=False
+    )
     maps = [rd.LabelMaps(tmp_path / "data", name) for name in ("relabel", "colours")]
     assert list(maps[0]) == list(maps[1])
     assert maps[0].index.labels.tolist() == maps[1].index.labels.tolist()
@@ -150,7 +152,7 @@ def test_the_shape_of_most_files_counts(tmp_path, release):
 
 
 def test_if_every_file_is_bad_nothing_is_skipped(tmp_path, release):
-    with pytest.raises(rd.LabelMapError, match="none of 13 files is a label map of format 'tokenlabeling'"):
+    with pytest.raises(rd.errors.LabelMapError, match="none of 13 files is a label map of format 'tokenlabeling'"):
         run(release, tmp_path / "data", "tokenlabeling", skip_bad=True)
     assert not (tmp_path / "data").exists()
 
@@ -165,14 +167,14 @@ def test_a_config_that_exists_is_not_written_to(tmp_path, release):
 
 
 def test_an_interrupted_import_leaves_nothing(tmp_path, release, monkeypatch):
-    read = rd.PublishedMaps.read
+    read = rd.annotate.PublishedMaps.read
 
     def interrupted(self, index):
         if (tmp_path / "data" / "relabel" / "train-00001-of-00003.tar").exists():
             raise KeyboardInterrupt
         return read(self, index)
 
-    monkeypatch.setattr(rd.PublishedMaps, "read", interrupted)
+    monkeypatch.setattr(rd.annotate.PublishedMaps, "read", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(release, tmp_path / "data", shard_size=5)
     assert not (tmp_path / "data" / "relabel").exists()
@@ -242,7 +244,7 @@ def test_images_and_maps_must_match_or_be_skipped(tmp_path, release, image_folde
 
 def test_an_unreadable_image_stops_the_import(tmp_path, release, image_folder):
     (image_folder / "emu" / "photo_02.jpg").write_bytes(b"not an image")
-    with pytest.raises(rd.ImageError, match=r"photo_02.jpg: cannot be read as an image"):
+    with pytest.raises(rd.errors.ImageError, match=r"photo_02.jpg: cannot be read as an image"):
         run(release, tmp_path / "data", images=image_folder)
 
 
@@ -329,9 +331,9 @@ def test_the_readmes_example_runs(tmp_path, image_folder, annotator, monkeypatch
     monkeypatch.chdir(tmp_path)
     annotated_release(tmp_path / "release", image_folder, (40, 40), "wh")
     pack(tmp_path / "release", tmp_path / "relabel_imagenet.tar")
-    maps = rd.PublishedMaps("relabel_imagenet.tar", "relabel")
-    order = rd.detect_order(maps, "images", annotator).order
-    rd.import_label_maps(maps, "imagenet-relabel", order=order, images="images")
+    maps = rd.annotate.PublishedMaps("relabel_imagenet.tar", "relabel")
+    order = rd.annotate.detect_order(maps, "images", annotator).order
+    rd.annotate.import_label_maps(maps, "imagenet-relabel", order=order, images="images")
     dataset = rd.load_dataset("./imagenet-relabel", "relabel", split="train", images="images")
     agreement = []
     for image, label_map in dataset:

@@ -10,7 +10,7 @@ from tests.conftest import ColourNet
 @pytest.mark.parametrize("size", [(40, 40), (40, 56)])
 def test_the_order_is_found_by_another_annotator(tmp_path, image_folder, annotator, order, size):
     maps = annotated_release(tmp_path / "release", image_folder, size, order)
-    check = rd.detect_order(maps, image_folder, annotator)
+    check = rd.annotate.detect_order(maps, image_folder, annotator)
     assert check.order == order
     assert getattr(check, order) > 0.5
     assert getattr(check, order) > max(check.hw + check.wh - getattr(check, order), 0) + 0.2
@@ -26,14 +26,14 @@ def test_the_order_is_found_by_an_annotator_whose_classes_come_in_another_order(
             return super().forward(images).flip(1)
 
     annotator = ModuleAnnotator(Reversed(), (48, 64), classes=CLASSES[::-1])
-    assert rd.detect_order(maps, image_folder, annotator).order == "wh"
+    assert rd.annotate.detect_order(maps, image_folder, annotator).order == "wh"
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_maps_that_are_not_of_the_images_are_undecidable(tmp_path, image_folder, annotator, seed):
     write_release(tmp_path / "release", image_folder, lambda i, _: publish(random_map(100 * seed + i, (5, 5))))
     with pytest.raises(ValueError, match=r"cannot be told: correlation .* as hw and .* as wh, t = "):
-        rd.detect_order(rd.PublishedMaps(tmp_path / "release", "relabel"), image_folder, annotator)
+        rd.annotate.detect_order(rd.annotate.PublishedMaps(tmp_path / "release", "relabel"), image_folder, annotator)
 
 
 def test_symmetric_maps_and_too_few_images_are_undecidable(tmp_path, image_folder, annotator):
@@ -43,7 +43,7 @@ def test_symmetric_maps_and_too_few_images_are_undecidable(tmp_path, image_folde
 
     write_release(tmp_path / "symmetric", image_folder, symmetric)
     with pytest.raises(ValueError, match="of 0 images the two orders of the map differ"):
-        rd.detect_order(rd.PublishedMaps(tmp_path / "symmetric", "relabel"), image_folder, annotator)
+        rd.annotate.detect_order(rd.annotate.PublishedMaps(tmp_path / "symmetric", "relabel"), image_folder, annotator)
     maps = annotated_release(tmp_path / "release", image_folder, (40, 40), "hw")
     with pytest.raises(ValueError, match="at least 8 are needed"):
-        rd.detect_order(maps, image_folder, annotator, num_images=7)
+        rd.annotate.detect_order(maps, image_folder, annotator, num_images=7)

@@ -12,10 +12,10 @@ from fsspec.implementations.memory import MemoryFileSystem
 import relabel_datasets as rd
 from relabel_datasets.cli import main
 from relabel_datasets.storage.output import LocalOutput, open_output
-from tests.annotate.test_build import Interrupted, StopsAfter, annotator_of, files_of
+from tests.annotate.test_builder import Interrupted, StopsAfter, annotator_of, files_of
 from tests.servers import s3_server
 
-OPTIONS = {"shard_size": 4, "build_config": rd.BuildConfig(batch_size=2), "progress": False}
+OPTIONS = {"shard_size": 4, "build_config": rd.annotate.BuildConfig(batch_size=2), "progress": False}
 
 
 class PlainFileSystem(MemoryFileSystem):
@@ -46,7 +46,7 @@ fsspec.register_implementation("plain", PlainFileSystem, clobber=True)
 
 @pytest.fixture
 def source(image_folder):
-    return rd.ImageFolderSource(image_folder)
+    return rd.data.ImageFolderSource(image_folder)
 
 
 @pytest.fixture
@@ -101,7 +101,7 @@ def test_a_build_to_a_url_goes_on_where_it_stopped(source, annotator, whole, url
     rd.build(source, url, annotator, split="validation", **OPTIONS)
     assert sorted(rd.LabelMaps(url, split="validation").manifest.splits) == ["train", "validation"]
     with pytest.raises(rd.DatasetError, match="encoding"):
-        rd.build(source, url, annotator, **{**OPTIONS, "build_config": rd.BuildConfig(encoding="topk")})
+        rd.build(source, url, annotator, **{**OPTIONS, "build_config": rd.annotate.BuildConfig(encoding="topk")})
 
 
 def test_an_upload_that_fails_or_arrives_cut_is_tried_again(source, annotator, whole, monkeypatch):

@@ -87,7 +87,7 @@ def test_a_bad_file_stops_the_import_by_its_name_and_leaves_nothing(tmp_path, re
     content, message = BAD_FILES[name]
     bad = release / "dog" / "photo_04.pt"
     bad.write_bytes(content)
-    with pytest.raises(rd.LabelMapError, match=message) as caught:
+    with pytest.raises(rd.errors.LabelMapError, match=message) as caught:
         run(release, tmp_path / "data", shard_size=3)
     assert str(caught.value).count(str(bad)) == 1
     assert "skip_bad=True" in str(caught.value)
@@ -106,7 +106,7 @@ def test_no_pickled_code_is_run(tmp_path, release, monkeypatch, form):
     )
     (release / "cat" / "photo_00.pt").write_bytes(content)
     with pytest.raises(
-        rd.LabelMapError, match=r"photo_00.pt: is damaged, or holds other objects .* nothing of it was run"
+        rd.errors.LabelMapError, match=r"photo_00.pt: is damaged, or holds other objects .* nothing of it was run"
     ):
         run(release, tmp_path / "data")
     assert not trace.exists()
@@ -119,7 +119,7 @@ def test_a_legacy_file_that_claims_terabytes_is_refused(tmp_path):
     numel = struct.pack("<BB", ord("K"), 140)  # the storage's length, in the pickle
     assert content.count(numel) >= 1
     content = content.replace(numel, struct.pack("<BBQ", 0x8A, 8, 1 << 42), 1)
-    with pytest.raises(rd.LabelMapError, match="damaged"):
+    with pytest.raises(rd.errors.LabelMapError, match="damaged"):
         parse_map(bytes(content), torch.float32, 3)
 
 
@@ -170,7 +170,7 @@ SYMLINK = {"type": tarfile.SYMTYPE, "linkname": "/etc/passwd"}
 )  # fmt: skip
 def test_tars_that_are_no_release_are_refused(tmp_path, members, message):
     with pytest.raises((ValueError, FileNotFoundError), match=message):
-        rd.PublishedMaps(tar_of(tmp_path / "release.tar", *members), "relabel")
+        rd.annotate.PublishedMaps(tar_of(tmp_path / "release.tar", *members), "relabel")
 
 
 def test_cut_damaged_and_compressed_tars_are_refused(tmp_path, release):
@@ -179,7 +179,7 @@ def test_cut_damaged_and_compressed_tars_are_refused(tmp_path, release):
     compressed = pack(release, tmp_path / "release.tar.gz", mode="w:gz")
     damaged = bytearray(whole)
     damaged[whole.index(b"relabel_imagenet/dog/photo_04.pt")] ^= 1  # the header's checksum is of another name
-    maps = rd.PublishedMaps(path, "relabel")
+    maps = rd.annotate.PublishedMaps(path, "relabel")
     starts = [maps._extents[2 * i] - 512 for i in range(13)]
     for name, content in (
         ("at a member", whole[: max(starts)]),
@@ -191,12 +191,14 @@ def test_cut_damaged_and_compressed_tars_are_refused(tmp_path, release):
     ):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(rd.DatasetError, match=r"cut off|damaged"):
-            rd.PublishedMaps(tmp_path / name, "relabel")
+            rd.annotate.PublishedMaps(tmp_path / name, "relabel")
 
 
 def test_a_bad_file_in_a_tar_is_named(tmp_path, release):
     (release / "cat" / "photo_00.pt").write_bytes(bytes((1 << 20) + 1))
-    with pytest.raises(rd.LabelMapError, match=r"release.tar: relabel_imagenet/cat/photo_00.pt has 1048577 bytes"):
+    with pytest.raises(
+        rd.errors.LabelMapError, match=r"release.tar: relabel_imagenet/cat/photo_00.pt has 1048577 bytes"
+    ):
         run(pack(release, tmp_path / "release.tar"), tmp_path / "data")
 
 
@@ -204,17 +206,17 @@ def test_pipes_are_not_waited_for_and_other_files_left_alone(tmp_path, release):
     (release / "cat" / "._photo_00.pt").write_bytes(b"of macOS")
     (release / "cat" / "notes.txt").write_bytes(b"text")
     (release / "readme.pt").write_bytes(b"in no class")
-    assert len(rd.PublishedMaps(release, "relabel")) == 13
+    assert len(rd.annotate.PublishedMaps(release, "relabel")) == 13
     os.mkfifo(release / "cat" / "pipe.pt")
-    with pytest.raises(rd.LabelMapError, match=r"pipe.pt is not a file"):
+    with pytest.raises(rd.errors.LabelMapError, match=r"pipe.pt is not a file"):
         run(release, tmp_path / "data")
 
 
 def test_missing_sources_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no label maps at .*nowhere"):
-        rd.PublishedMaps(tmp_path / "nowhere", "relabel")
+        rd.annotate.PublishedMaps(tmp_path / "nowhere", "relabel")
     with pytest.raises(FileNotFoundError, match="holds no label maps"):
-        rd.PublishedMaps(tmp_path, "relabel")
+        rd.annotate.PublishedMaps(tmp_path, "relabel")
 
 
 @pytest.mark.parametrize(
@@ -227,17 +229,17 @@ def test_missing_sources_are_named(tmp_path):
 )
 def test_classes_that_are_not_the_folders_are_refused(release, classes, message):
     with pytest.raises(ValueError, match=message):
-        rd.PublishedMaps(release, "relabel", classes)
+        rd.annotate.PublishedMaps(release, "relabel", classes)
 
 
 def test_half_precision_class_indices_that_may_have_been_rounded_are_refused(release):
     many = (*CLASSES, *map(str, range(2046)))
-    rd.PublishedMaps(release, "relabel", many)
-    rd.PublishedMaps(release, "tokenlabeling", many[:2048])
+    rd.annotate.PublishedMaps(release, "relabel", many)
+    rd.annotate.PublishedMaps(release, "tokenlabeling", many[:2048])
     with pytest.raises(ValueError, match="can tell 2048 classes apart, not 2049"):
-        rd.PublishedMaps(release, "tokenlabeling", many)
+        rd.annotate.PublishedMaps(release, "tokenlabeling", many)
 
 
 def test_every_format_is_documented_where_it_is_offered(release):
     with pytest.raises(ValueError, match=repr(sorted(published.FORMATS))[1:-1]):
-        rd.PublishedMaps(release, "other")
+        rd.annotate.PublishedMaps(release, "other")

@@ -20,7 +20,7 @@ from tests.annotate.slow_annotators import (
     signed_in_timm_annotator,
     slow_annotator,
 )
-from tests.annotate.test_build import Interrupted, StopsAfter, annotator_of, files_of
+from tests.annotate.test_builder import Interrupted, StopsAfter, annotator_of, files_of
 from tests.annotate.test_kill import real_images, tree_of
 from tests.conftest import picture
 from tests.servers import s3_server
@@ -57,7 +57,7 @@ def nodes(cluster):
 
 
 def run(source, root, make, engine="local", **more):
-    arguments = {"shard_size": 2, "build_config": rd.BuildConfig(batch_size=1), "progress": False, **more}
+    arguments = {"shard_size": 2, "build_config": rd.annotate.BuildConfig(batch_size=1), "progress": False, **more}
     return rd.build(source, root, make, engine=engine, **arguments)
 
 
@@ -92,12 +92,12 @@ def many_images(tmp_path):
 
 
 def test_losing_an_actor_and_a_node_costs_only_their_shards(tmp_path, many_images, cluster, nodes):
-    source = rd.ImageFolderSource(many_images)
+    source = rd.data.ImageFolderSource(many_images)
     run(source, tmp_path / "local", slow_annotator)
     data, actors = tmp_path / "data" / "colours", tmp_path / "actors"
     actors.mkdir()
     make = partial(slow_annotator, 0.5, actors)
-    thread, result = build_in_thread(source, tmp_path / "data", make, engine=rd.RayEngine())
+    thread, result = build_in_thread(source, tmp_path / "data", make, engine=rd.annotate.RayEngine())
     wait_until(lambda: len(list(actors.iterdir())) == 2, "an actor on each node")
     assert len({path.name.split("-")[0] for path in actors.iterdir()}) == 2
     wait_until(lambda: list(data.glob("*.tar")), "a shard")
@@ -127,13 +127,18 @@ def test_25_kills_of_actors_and_one_of_a_node_over_real_images(
 ):
     monkeypatch.setattr("relabel_datasets.annotate.ray_engine._MAX_CRASHES", 25)  # chance may hit one shard often
     images, model = real_images(real_data, tmp_path, 200)
-    source, options = rd.ImageFolderSource(images), {"shard_size": 10, "build_config": rd.BuildConfig(batch_size=5)}
+    source, options = (
+        rd.data.ImageFolderSource(images),
+        {"shard_size": 10, "build_config": rd.annotate.BuildConfig(batch_size=5)},
+    )
     run(source, tmp_path / "local", partial(rd.TimmAnnotator, "mobilenetv2_100", **model), **options)
     (actors := tmp_path / "actors").mkdir()
     make = partial(signed_in_timm_annotator, actors, "mobilenetv2_100", model)
     random, kills, builds = Random(0), 0, 0
     while kills < 25:
-        thread, result = build_in_thread(source, tmp_path / f"{builds}", make, engine=rd.RayEngine(), **options)
+        thread, result = build_in_thread(
+            source, tmp_path / f"{builds}", make, engine=rd.annotate.RayEngine(), **options
+        )
         while thread.is_alive() and kills < 25:
             time.sleep(random.uniform(0.1, 1))
             if ready := sorted(actors.iterdir()):
@@ -154,7 +159,7 @@ def test_25_kills_of_actors_and_one_of_a_node_over_real_images(
 
 
 def test_a_build_that_was_begun_here_goes_on_there(tmp_path, image_folder, annotator, cluster, nodes, capsys):
-    source = rd.ImageFolderSource(image_folder)
+    source = rd.data.ImageFolderSource(image_folder)
     (image_folder / "dog" / "photo_04.jpg").write_bytes(b"")
     run(source, tmp_path / "local", annotator)
     with pytest.raises(Interrupted):
@@ -170,7 +175,7 @@ def test_a_build_that_was_begun_here_goes_on_there(tmp_path, image_folder, annot
 
 
 def test_actors_upload_what_they_make(tmp_path, image_folder, annotator, cluster, nodes):
-    source = rd.ImageFolderSource(image_folder)
+    source = rd.data.ImageFolderSource(image_folder)
     run(source, tmp_path / "local", annotator)
     with s3_server(tmp_path / "local", "other") as address:
         options = {"key": "testing", "secret": "testing", "client_kwargs": {"endpoint_url": f"http://{address}"}}
@@ -183,11 +188,17 @@ def test_actors_upload_what_they_make(tmp_path, image_folder, annotator, cluster
 
 def test_what_can_never_be_done_stops_the_build(tmp_path, image_folder, annotator, cluster, nodes, monkeypatch):
     monkeypatch.setattr("relabel_datasets.annotate.ray_engine._MAX_CRASHES", 2)
-    source = rd.ImageFolderSource(image_folder)
+    source = rd.data.ImageFolderSource(image_folder)
     with pytest.raises(ValueError, match="no such checkpoint"):
         run(source, tmp_path / "data", failing_annotator, engine="ray")
     with pytest.raises(ChildProcessError, match="2 actors ended at shard"):
-        run(source, tmp_path / "data", ending_annotator, engine="ray", build_config=rd.BuildConfig(batch_size=2))
+        run(
+            source,
+            tmp_path / "data",
+            ending_annotator,
+            engine="ray",
+            build_config=rd.annotate.BuildConfig(batch_size=2),
+        )
     for path in image_folder.glob("*/*"):
         path.write_bytes(b"not an image")
     with pytest.raises(rd.DatasetError, match=r"no image of .* can be used \(2 images\)"):

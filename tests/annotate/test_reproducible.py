@@ -57,7 +57,7 @@ class Recorder:
         return logits
 
 
-class SomeAreBroken(rd.ImageFolderSource):
+class SomeAreBroken(rd.data.ImageFolderSource):
     """The same images, of which every seventh cannot be read."""
 
     def read(self, index):
@@ -65,7 +65,7 @@ class SomeAreBroken(rd.ImageFolderSource):
 
 
 def build(source, root, annotator, *, shard_size=40, batch_size=BATCH_SIZE, **build_config):
-    build_config = rd.BuildConfig(batch_size=batch_size, images=False, **build_config)
+    build_config = rd.annotate.BuildConfig(batch_size=batch_size, images=False, **build_config)
     return rd.build(
         source, root, annotator, config="net", shard_size=shard_size, build_config=build_config, progress=False
     )
@@ -78,9 +78,9 @@ def shards_of(root):
 @pytest.mark.filterwarnings("ignore:.*random weights")
 def test_logits_depend_neither_on_shards_nor_on_neighbours_nor_on_threads(tmp_path, images):
     builds = {
-        "one shard": (rd.ImageFolderSource(images), {}),
-        "17 a shard": (rd.ImageFolderSource(images), {"shard_size": 17}),
-        "5 a shard": (rd.ImageFolderSource(images), {"shard_size": 5, "num_threads": 1}),
+        "one shard": (rd.data.ImageFolderSource(images), {}),
+        "17 a shard": (rd.data.ImageFolderSource(images), {"shard_size": 17}),
+        "5 a shard": (rd.data.ImageFolderSource(images), {"shard_size": 5, "num_threads": 1}),
         "broken neighbours": (SomeAreBroken(images), {"shard_size": 19, "num_threads": 7}),
     }
     recorders = {name: Recorder() for name in builds}
@@ -113,7 +113,7 @@ class Stopping(Recorder):
 
 
 def test_shards_depend_neither_on_threads_nor_on_interruptions(tmp_path, images):
-    source = rd.ImageFolderSource(images)
+    source = rd.data.ImageFolderSource(images)
     for name, num_threads in (("one thread", 1), ("five threads", 5)):
         build(source, tmp_path / name, make_network(), shard_size=17, num_threads=num_threads)
     for num_batches in (1, 3, 1):  # in the first shard, in the second, and there again
@@ -128,7 +128,7 @@ def test_shards_depend_neither_on_threads_nor_on_interruptions(tmp_path, images)
 
 def test_a_dataset_smaller_than_a_batch_is_one_batch_of_its_size(tmp_path, images):
     recorder = Recorder()
-    build(rd.ImageFolderSource(images), tmp_path, recorder, batch_size=256)
+    build(rd.data.ImageFolderSource(images), tmp_path, recorder, batch_size=256)
     assert recorder.sizes == {40}
 
 
@@ -162,7 +162,7 @@ def test_a_build_is_not_resumed_with_what_changes_the_last_bits(tmp_path, images
                 raise Interrupted
             return super().__call__(pixels)
 
-    source = rd.ImageFolderSource(images)
+    source = rd.data.ImageFolderSource(images)
     with pytest.raises(Interrupted):
         build(source, tmp_path, StopsAfterAShard(ColourNet(), (48, 64), classes=NAMES, name="colours"), shard_size=9)
     with monkeypatch.context() as patch:
@@ -174,7 +174,7 @@ def test_a_build_is_not_resumed_with_what_changes_the_last_bits(tmp_path, images
 
 @pytest.mark.parametrize("what", CHANGES)
 def test_a_finished_split_is_not_mended_with_what_changes_the_last_bits(tmp_path, images, monkeypatch, what):
-    source = rd.ImageFolderSource(images)
+    source = rd.data.ImageFolderSource(images)
     manifest = build(source, tmp_path, colours(), shard_size=9)
     shards = shards_of(tmp_path)
     version = torch.__version__.partition("+")[0]
@@ -190,7 +190,7 @@ def test_a_finished_split_is_not_mended_with_what_changes_the_last_bits(tmp_path
 
 
 def test_a_manifest_that_does_not_tell_is_read_and_its_split_mended(tmp_path, images):
-    source = rd.ImageFolderSource(images)
+    source = rd.data.ImageFolderSource(images)
     build(source, tmp_path, colours(), shard_size=9)
     shards = shards_of(tmp_path)
     content = json.loads((tmp_path / "net" / "_info.json").read_bytes())
@@ -226,13 +226,13 @@ def test_the_local_engine_and_ray_give_equal_shards_of_a_real_network(tmp_path, 
     save_file(timm.create_model("mobilenetv2_035", num_classes=3).state_dict(), weights)
     arguments = {"checkpoint": str(weights), "input_size": 64, "num_classes": 3, "classes": NAMES, "device": "cpu"}
     make = partial(rd.TimmAnnotator, "mobilenetv2_035", **arguments)
-    source, threads = rd.ImageFolderSource(images), torch.get_num_threads()
+    source, threads = rd.data.ImageFolderSource(images), torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         build(source, tmp_path / "local", make(), shard_size=17)
     finally:
         torch.set_num_threads(threads)
-    build_config = rd.BuildConfig(batch_size=BATCH_SIZE, images=False)
+    build_config = rd.annotate.BuildConfig(batch_size=BATCH_SIZE, images=False)
     engine = RayEngine(num_actors=2, cpus_per_actor=1)
     rd.build(
         source, tmp_path / "ray", make, config="net", shard_size=17, build_config=build_config, engine=engine,
@@ -246,7 +246,7 @@ def test_maps_of_mobilenet_depend_neither_on_shards_nor_threads_nor_interruption
     with tarfile.open(real_data / "imagenette-val.tar") as tar:
         members = sorted((member for member in tar if member.name.endswith((".JPEG", ".jpg"))), key=lambda m: m.name)
         tar.extractall(tmp_path, members[:: len(members) // 119][:120], filter="data")
-    source = rd.ImageFolderSource(next(path for path in tmp_path.iterdir() if path.is_dir()))
+    source = rd.data.ImageFolderSource(next(path for path in tmp_path.iterdir() if path.is_dir()))
 
     def annotator():
         weights = real_data / "mobilenetv2_100.safetensors"

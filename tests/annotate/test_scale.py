@@ -8,7 +8,7 @@ from torchvision.transforms import v2
 
 import relabel_datasets as rd
 from relabel_datasets.annotate.annotator import ModuleAnnotator
-from relabel_datasets.annotate.build import build
+from relabel_datasets.annotate.builder import build
 from relabel_datasets.annotate.shard import BuildConfig
 
 NUM_CLASSES = 21_841
@@ -34,7 +34,7 @@ def test_21841_classes_in_maps_of_32_locations_a_side(tmp_path, encoding, tolera
         path = tmp_path / "images" / "a" / f"{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         PIL.Image.fromarray(grey).save(path)
-    source = rd.ImageFolderSource(tmp_path / "images")
+    source = rd.data.ImageFolderSource(tmp_path / "images")
     source.classes = None
     annotator = ModuleAnnotator(ManyClasses(), 64, name="many")
     manifest = build(source, tmp_path / "data", annotator, build_config=BuildConfig(encoding=encoding), progress=False)

@@ -8,7 +8,7 @@ import relabel_datasets as rd
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM])
 def test_a_limit_of_the_machine_stops_a_build_and_skips_no_image(tmp_path, image_folder, annotator, number):
-    class Source(rd.ImageFolderSource):
+    class Source(rd.data.ImageFolderSource):
         def read(self, index):
             if index == 5:
                 raise OSError(number, os.strerror(number))
@@ -21,7 +21,7 @@ def test_a_limit_of_the_machine_stops_a_build_and_skips_no_image(tmp_path, image
 
 
 def test_an_image_that_cannot_be_read_is_skipped(tmp_path, image_folder, annotator):
-    class Source(rd.ImageFolderSource):
+    class Source(rd.data.ImageFolderSource):
         def read(self, index):
             if index == 5:
                 raise OSError(errno.EIO, os.strerror(errno.EIO))

@@ -38,8 +38,8 @@ def build_and_remove(build, root, is_moment, remove):
 
 @pytest.fixture
 def build(image_folder, annotator):
-    options = {"shard_size": 7, "build_config": rd.BuildConfig(batch_size=2), "progress": False}
-    return lambda root: rd.build(rd.ImageFolderSource(image_folder), root, annotator, **options)
+    options = {"shard_size": 7, "build_config": rd.annotate.BuildConfig(batch_size=2), "progress": False}
+    return lambda root: rd.build(rd.data.ImageFolderSource(image_folder), root, annotator, **options)
 
 
 @pytest.mark.parametrize("remove", [at_once, files_first])

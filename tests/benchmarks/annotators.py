@@ -35,7 +35,7 @@ MODELS: dict[str, dict[str, object]] = {
 }
 
 
-def train(name: str, args: dict[str, object], source: rd.ImageFolderSource, steps: int) -> Path:
+def train(name: str, args: dict[str, object], source: rd.data.ImageFolderSource, steps: int) -> Path:
     """Train a classifier from scratch, and return its weights."""
     model = timm.create_model(name, num_classes=len(source.classes), **args).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05)
@@ -127,8 +127,8 @@ def main() -> None:
     args = parser.parse_args()
     random.seed(0)
     torch.manual_seed(0)
-    source = rd.ImageFolderSource(args.images / "train")
-    held_out = rd.ImageFolderSource(args.images / "val")
+    source = rd.data.ImageFolderSource(args.images / "train")
+    held_out = rd.data.ImageFolderSource(args.images / "val")
     chosen = random.sample(range(len(held_out.keys)), args.num_images)
     images = [rd.decode_image(held_out.read(i)) for i in chosen]
     labels = torch.tensor([held_out.labels[i] for i in chosen])

@@ -92,7 +92,7 @@ def measuring() -> Iterator[Measured]:
         return wrapper
 
     places = [
-        ("read and decode", rd.ImageFolderSource, "read", time.thread_time),
+        ("read and decode", rd.data.ImageFolderSource, "read", time.thread_time),
         ("read and decode", shard, "decode_reduced", time.thread_time),
         ("preprocess", rd.TimmAnnotator, "preprocess", time.thread_time),
         ("inference (on the clock)", rd.TimmAnnotator, "__call__", time.perf_counter),
@@ -142,10 +142,10 @@ def main() -> None:
     annotator = annotator_from(args)
     model = timm_model(args, annotator)
     rates = [bare_images_per_second(model, annotator, args.batch_size)]
-    source = rd.ImageFolderSource(args.images)
+    source = rd.data.ImageFolderSource(args.images)
     with tempfile.TemporaryDirectory() as folder:
         out = args.out or Path(folder)
-        build_config = rd.BuildConfig(batch_size=args.batch_size, num_threads=args.threads)
+        build_config = rd.annotate.BuildConfig(batch_size=args.batch_size, num_threads=args.threads)
         start = time.perf_counter()
         with measuring() as measured:
             manifest = rd.build(source, out, annotator, build_config=build_config, all_classes=args.all_classes)

@@ -87,7 +87,7 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[480], help="input sizes in pixels")
     add_annotator_arguments(parser)
     args = parser.parse_args()
-    source = rd.ImageFolderSource(args.images)
+    source = rd.data.ImageFolderSource(args.images)
     chosen = np.random.default_rng(0).permutation(len(source.keys))[: args.num_images].tolist()
     images = [rd.decode_image(source.read(i), source.name(i)) for i in chosen]
     sizes = [(image.height, image.width) for image in images]

@@ -27,7 +27,7 @@ from torchvision.transforms import v2
 
 import relabel_datasets as rd
 from relabel_datasets.annotate.annotator import ModuleAnnotator
-from relabel_datasets.annotate.build import build
+from relabel_datasets.annotate.builder import build
 from relabel_datasets.annotate.shard import BuildConfig
 from relabel_datasets.data.sources import ImageFolderSource
 

@@ -64,7 +64,7 @@ def make_dataset(
     """Build a dataset of random images, of which each of a few stands many times under many keys."""
     with tempfile.TemporaryDirectory() as folder:
         write_images(Path(folder, "images"), num_distinct, size, num_bytes)
-        source = rd.ImageFolderSource(Path(folder, "images"))
+        source = rd.data.ImageFolderSource(Path(folder, "images"))
         source.classes = None
         annotator = ModuleAnnotator(RandomLogits(), 480, name="random")
         manifest = rd.build(source, Path(folder, "data"), annotator, progress=False)

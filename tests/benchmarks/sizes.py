@@ -72,7 +72,7 @@ def main() -> None:
                 milliseconds(lambda: rd.LabelMap.from_safetensors(blobs[0]), 200),  # noqa: B023
                 milliseconds(lambda: pooling(label_map), 200),  # noqa: B023
             )
-            batch = len(pickle.dumps(rd.LabelMapBatch.of([label_map] * 64))) / 64
+            batch = len(pickle.dumps(rd.labels.LabelMapBatch.of([label_map] * 64))) / 64
             mean = sum(map(len, blobs)) / len(blobs)
             print(
                 f"| {side}x{side}x{num_classes} | {encoding} {k}, {dtype} | {mean:.0f} | {batch:.0f} | {disk:.0f} | {total} | "

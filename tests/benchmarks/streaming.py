@@ -151,7 +151,7 @@ def cpu_seconds(pid: int | None) -> tuple[float, float]:
 
 
 def open_stream(source: Source, config: str, cache: Path, decode: bool) -> rd.RelabelStream:
-    folder = rd.open_folder(source.url, storage_options=source.options, cache_dir=cache)
+    folder = rd.storage.open_folder(source.url, storage_options=source.options, cache_dir=cache)
     if not decode:
         return rd.RelabelStream(BytesAlone(folder, config, "train"))
     return rd.load_dataset(folder, config, "train", streaming=True, transforms=augmentation(rd.LabelPooling()))
@@ -248,9 +248,9 @@ def print_memory(sources: dict[str, Source], config: str, num_workers: int) -> N
     for (name, source), workers in itertools.product(sources.items(), dict.fromkeys((0, num_workers))):
         with tempfile.TemporaryDirectory() as cache:
             split = rd.LabelMaps(
-                rd.open_folder(source.url, storage_options=source.options, cache_dir=cache), config
+                rd.storage.open_folder(source.url, storage_options=source.options, cache_dir=cache), config
             ).split
-            folder = rd.open_folder(
+            folder = rd.storage.open_folder(
                 source.url, storage_options=source.options, cache_dir=cache, cache_limit=sum(split.shard_bytes) // 2
             )
             stream = rd.load_dataset(folder, config, "train", streaming=True, transforms=trivial)

@@ -33,7 +33,7 @@ from torch.utils.data import DataLoader, Dataset
 
 import relabel_datasets as rd
 from relabel_datasets.annotate.annotator import ModuleAnnotator
-from relabel_datasets.annotate.build import build
+from relabel_datasets.annotate.builder import build
 from relabel_datasets.data.sources import ImageFolderSource
 from relabel_datasets.train.classifier import Normalize, autocast
 from relabel_datasets.train.loaders import one_thread, train_loader
@@ -114,7 +114,7 @@ def loaders(path: Path, args: argparse.Namespace) -> dict[str, Any]:
         "single label, no label maps read": DataLoader(ImagesAlone(dataset(), 224), args.batch, **options)
     }
     for name, labels in (("single label, by `relabel train`", "single"), ("ReLabel", "relabel")):
-        recipe = rd.Recipe(labels=labels, batch_size=args.batch)
+        recipe = rd.train.Recipe(labels=labels, batch_size=args.batch)
         found[name], _ = train_loader(
             dataset(), recipe, interpolation="bicubic", rank=0, world_size=1, num_workers=args.workers, window=8
         )
@@ -153,7 +153,7 @@ def compute_bound(args: argparse.Namespace) -> None:
     soft = maps.pool()
 
     def loss_of(labels: str, targets: Tensor, cutmix: float = 0.0) -> Callable[[], Tensor]:
-        recipe = rd.Recipe(labels=labels, cutmix=cutmix, dtype=dtype)
+        recipe = rd.train.Recipe(labels=labels, cutmix=cutmix, dtype=dtype)
         objective = Objective(recipe, CLASSES, normalize, annotator=annotator)
         return lambda: objective.loss(student, images, targets)
 
@@ -162,7 +162,7 @@ def compute_bound(args: argparse.Namespace) -> None:
             logits = student(normalize(images))
         return nn.functional.cross_entropy(logits.float(), indices.to(device, non_blocking=True))
 
-    on_device = Objective(rd.Recipe(dtype=dtype), CLASSES, normalize)
+    on_device = Objective(rd.train.Recipe(dtype=dtype), CLASSES, normalize)
     losses = {
         "single label, torch's cross entropy": plain,
         "single label, by `relabel train`": loss_of("single", indices),

@@ -23,7 +23,7 @@ def test_numbers_are_printed_and_all_is_written(dataset_folder, boxes, tmp_path,
     command = ["analyze", str(dataset_folder), "--config", "labels-only", "--boxes", str(boxes), "--num-crops", "200"]
     out = tmp_path / "new" / "folder"
     assert main([*command, "--out", str(out)]) == 0
-    expected = rd.analyze(dataset_folder, "labels-only", boxes=boxes, num_crops=200, progress=False)
+    expected = rd.analysis.analyze(dataset_folder, "labels-only", boxes=boxes, num_crops=200, progress=False)
     captured = capsys.readouterr()
     assert captured.out == f"{expected}\ntables and plots: {out}\n"
     assert "13/13" in captured.err
@@ -39,7 +39,7 @@ def test_numbers_are_printed_and_all_is_written(dataset_folder, boxes, tmp_path,
 def test_boxes_alone_and_nothing_written_unless_asked_for(boxes, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["analyze", "--boxes", str(boxes), "--num-crops", "130", "--seed", "3"]) == 0
-    assert capsys.readouterr().out == f"{rd.analyze(boxes=boxes, num_crops=130, seed=3)}\n"
+    assert capsys.readouterr().out == f"{rd.analysis.analyze(boxes=boxes, num_crops=130, seed=3)}\n"
     assert [path.name for path in tmp_path.iterdir()] == ["boxes.csv"]
 
 

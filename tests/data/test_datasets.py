@@ -58,7 +58,7 @@ def test_the_map_is_where_the_picture_is(tmp_path, annotator):
     for name in ("cat", "dog", "emu"):
         (tmp_path / "images" / name).mkdir(parents=True)
         PIL.Image.fromarray(pixels).save(tmp_path / "images" / name / f"{name}.png")
-    rd.build(rd.ImageFolderSource(tmp_path / "images"), tmp_path / "data", annotator, progress=False)
+    rd.build(rd.data.ImageFolderSource(tmp_path / "images"), tmp_path / "data", annotator, progress=False)
     dataset = rd.load_dataset(tmp_path / "data", split="train")
     _, label_map = dataset[0]
     pool = rd.LabelPooling()
@@ -119,7 +119,7 @@ def test_images_and_label_maps_that_do_not_match_are_counted_and_named(dataset_f
 def test_an_image_that_became_unreadable_is_named(dataset_folder, image_folder):
     joined = rd.RelabelDataset(dataset_folder, "labels-only", images=image_folder)
     (image_folder / "cat" / "photo_00.jpg").write_bytes(b"gone")
-    with pytest.raises(rd.ImageError, match="photo_00"):
+    with pytest.raises(rd.errors.ImageError, match="photo_00"):
         joined[list(joined.keys).index("photo_00")]
 
 

@@ -55,11 +55,11 @@ LABELS = {
 @pytest.mark.parametrize("name", LABELS)
 def test_labels_of_every_type_are_class_indices_or_skipped_and_listed(name, tmp_path, annotator):
     labels, feature, expected = LABELS[name]
-    source = rd.HFSource(rows_of(labels, feature), label_column="label")
+    source = rd.data.HFSource(rows_of(labels, feature), label_column="label")
     assert list(source.labels) == expected
     if feature == value("string"):
         assert source.classes == ("cat", "dog", "emu")
-    build_config = rd.BuildConfig(images=False)
+    build_config = rd.annotate.BuildConfig(images=False)
     if "strings" in name and len(source.classes) < 3:
         annotator.classes = None
         mapping = {label: i for i, label in enumerate(source.classes)}
@@ -97,7 +97,7 @@ def test_labels_that_are_not_class_indices_are_refused_with_column_and_row(
     # As from an Arrow file, whose values `datasets` does not check
     dataset = datasets.Dataset(rows_of(labels, stored).data.table, info=datasets.DatasetInfo(features=features))
     with pytest.raises(ValueError, match=message):
-        rd.build(rd.HFSource(dataset, label_column="label"), tmp_path / "data", annotator, progress=False)
+        rd.build(rd.data.HFSource(dataset, label_column="label"), tmp_path / "data", annotator, progress=False)
     assert not (tmp_path / "data").exists()
 
 
@@ -107,7 +107,7 @@ def test_rows_without_a_readable_image_are_skipped_and_listed(tmp_path, annotato
         {"bytes": b"text", "path": "k4.jpg"}, {"bytes": None, "path": str(tmp_path / "missing.jpg")},
         {"bytes": jpeg(6), "path": "k6.jpg"},
     ]  # fmt: skip
-    source = rd.HFSource(rows_of([0, 1, 2, 0, 1, 2, 0], class_label(), cells))
+    source = rd.data.HFSource(rows_of([0, 1, 2, 0, 1, 2, 0], class_label(), cells))
     manifest = rd.build(source, tmp_path / "data", annotator, progress=False)
     skipped = {entry["key"]: entry["error"] for entry in manifest.splits["train"].skipped}
     assert {int(key) for key in skipped} == {1, 2, 3, 4, 5}
@@ -143,7 +143,7 @@ def images_as(kind, folder):
 
 @pytest.mark.parametrize("kind", ["bytes", "large bytes", "paths", "Image of paths", "Image of bytes", "pictures"])
 def test_an_image_column_of_every_type_is_read(kind, tmp_path, annotator, hf_home):
-    source = rd.HFSource(images_as(kind, tmp_path), image_column="img")
+    source = rd.data.HFSource(images_as(kind, tmp_path), image_column="img")
     rd.build(source, tmp_path / "data", annotator, progress=False)
     names = ["k0", "k1", "k2"] if "paths" in kind else ["00000000", "00000001", "00000002"]
     if kind != "pictures":
@@ -160,23 +160,23 @@ def test_a_column_that_is_not_one_image_a_row_is_refused(feature, cell):
     features = datasets.Features({"photo": feature, "label": class_label()})
     dataset = datasets.Dataset.from_dict({"photo": [cell], "label": [0]}, features=features)
     with pytest.raises(ValueError, match="column 'photo' cannot be the images: expected one image a row"):
-        rd.HFSource(dataset, image_column="photo")
+        rd.data.HFSource(dataset, image_column="photo")
     with pytest.raises(ValueError, match=r"no column has the type Image.*--image-column.*label \(ClassLabel\)"):
-        rd.HFSource(dataset)
+        rd.data.HFSource(dataset)
 
 
 def test_what_is_not_one_split_is_refused():
     rows = rows_of([0, 1], class_label())
     with pytest.raises(TypeError, match=r"dict of splits: choose one of \['test', 'train'\]"):
-        rd.HFSource(datasets.DatasetDict({"train": rows, "test": rows}))
+        rd.data.HFSource(datasets.DatasetDict({"train": rows, "test": rows}))
     with pytest.raises(TypeError, match=r"got IterableDataset: .*without streaming=True"):
-        rd.HFSource(rows.to_iterable_dataset())
+        rd.data.HFSource(rows.to_iterable_dataset())
     with pytest.raises(TypeError, match="dict of splits"):
-        rd.HFSource(datasets.IterableDatasetDict({"train": rows.to_iterable_dataset()}))
+        rd.data.HFSource(datasets.IterableDatasetDict({"train": rows.to_iterable_dataset()}))
 
 
 def test_a_split_without_rows_is_refused_before_any_output(tmp_path, annotator):
-    source = rd.HFSource(rows_of([], class_label()))
+    source = rd.data.HFSource(rows_of([], class_label()))
     with pytest.raises(rd.DatasetError, match="there are no images to annotate: the source is empty"):
         rd.build(source, tmp_path / "data", annotator, progress=False)
     assert not (tmp_path / "data").exists()
@@ -185,7 +185,7 @@ def test_a_split_without_rows_is_refused_before_any_output(tmp_path, annotator):
 def test_file_names_that_make_no_key_give_way_to_row_numbers(tmp_path):
     for path in ("/", ".", f"{'x' * 5000}.jpg"):
         cells = [{"bytes": jpeg(0), "path": "k0.jpg"}, {"bytes": jpeg(1), "path": path}]
-        assert list(rd.HFSource(rows_of([0, 1], class_label(), cells)).keys) == ["00000000", "00000001"]
+        assert list(rd.data.HFSource(rows_of([0, 1], class_label(), cells)).keys) == ["00000000", "00000001"]
 
 
 @pytest.fixture
@@ -223,14 +223,14 @@ def test_columns_are_chosen_on_the_command_line(cifar, tmp_path, capsys):
 
 
 def test_columns_are_chosen_in_python(cifar):
-    source = rd.open_source(cifar, "train", label_column="coarse_label")
+    source = rd.data.open_source(cifar, "train", label_column="coarse_label")
     assert (source.classes, list(source.labels)) == (("animal", "bird"), [0, 0, 1, 0])
-    assert rd.open_source(cifar, "train").classes is None  # enough to join with
+    assert rd.data.open_source(cifar, "train").classes is None  # enough to join with
 
 
 def test_columns_of_an_image_folder_are_refused(image_folder):
     with pytest.raises(ValueError, match=r"--label-column.* are for Hugging Face datasets and tars; .*ImageFolder"):
-        rd.open_source(image_folder, label_column="fine_label")
+        rd.data.open_source(image_folder, label_column="fine_label")
 
 
 def test_the_image_column_of_label_only_shards_is_chosen_on_the_command_line(tmp_path, annotator, capsys):
@@ -241,8 +241,8 @@ def test_the_image_column_of_label_only_shards_is_chosen_on_the_command_line(tmp
     }  # fmt: skip
     dataset = datasets.Dataset.from_dict(rows, features=features)
     dataset.save_to_disk(tmp_path / "saved")
-    source = rd.HFSource(dataset, image_column="left")
-    rd.build(source, tmp_path / "data", annotator, build_config=rd.BuildConfig(images=False), progress=False)
+    source = rd.data.HFSource(dataset, image_column="left")
+    rd.build(source, tmp_path / "data", annotator, build_config=rd.annotate.BuildConfig(images=False), progress=False)
     command = ["pictures", str(tmp_path / "data"), "--out", str(tmp_path / "out")]
     assert main([*command, "--images", str(tmp_path / "saved")]) == 1
     assert "several columns may be the image column: ['left', 'right']" in capsys.readouterr().err

@@ -81,12 +81,12 @@ def in_place(kind, root):
         case "glob":
             return f"{root}/tars/s-*.tar"
         case "ImageFolderSource":
-            return rd.ImageFolderSource(root / "folder" / "train")
+            return rd.data.ImageFolderSource(root / "folder" / "train")
         case "WebDatasetSource":
-            return rd.WebDatasetSource(sorted((root / "tars").iterdir(), reverse=True))
+            return rd.data.WebDatasetSource(sorted((root / "tars").iterdir(), reverse=True))
         case "HFSource" | "Dataset":
             dataset = hugging_face([f"{stem}.png" for stem in STEMS])
-            return dataset if kind == "Dataset" else rd.HFSource(dataset)
+            return dataset if kind == "Dataset" else rd.data.HFSource(dataset)
         case "shuffled Dataset":
             return hugging_face([f"{stem}.png" for stem in STEMS]).shuffle(seed=0)
         case "DatasetDict":
@@ -115,9 +115,9 @@ def label_only(tmp_path_factory, places):
     annotator = rd.ModuleAnnotator(ColourNet(), (24, 32), classes=CLASSES, name="colours")
     for kind in ("ImageFolderSource", "tars", "prefixed", "HFSource", "Dataset without names"):
         source = in_place(kind, places)
-        source = rd.HFSource(source) if isinstance(source, datasets.Dataset) else source
-        source = rd.open_source(source) if not hasattr(source, "keys") else source
-        build_config = rd.BuildConfig(images=False)
+        source = rd.data.HFSource(source) if isinstance(source, datasets.Dataset) else source
+        source = rd.data.open_source(source) if not hasattr(source, "keys") else source
+        build_config = rd.annotate.BuildConfig(images=False)
         rd.build(
             source,
             root,
@@ -161,7 +161,7 @@ def test_every_kind_of_images_is_joined_by_key(label_only, places, config, kind)
 
 def test_a_dataset_without_file_names_is_joined_with_itself_by_running_numbers(label_only, places):
     images = in_place("Dataset without names", places)
-    for same in (images, rd.HFSource(images), images.remove_columns("label")):
+    for same in (images, rd.data.HFSource(images), images.remove_columns("label")):
         dataset = rd.RelabelDataset(label_only, "Dataset-without-names", images=same)
         assert sorted(dataset.keys) == [f"{i:08d}" for i in range(NUM_IMAGES)]
         assert_images_are_those_of_the_keys(dataset, int)
@@ -191,9 +191,9 @@ def test_keys_that_are_paths_find_tars_of_the_same_paths(tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(png(i))
     annotator = rd.ModuleAnnotator(ColourNet(), (24, 32), classes=("0.class", "1.class", "2.class"), name="colours")
-    build_config = rd.BuildConfig(images=False)
+    build_config = rd.annotate.BuildConfig(images=False)
     rd.build(
-        rd.ImageFolderSource(tmp_path / "images"),
+        rd.data.ImageFolderSource(tmp_path / "images"),
         tmp_path / "data",
         annotator,
         build_config=build_config,
@@ -229,7 +229,7 @@ def test_other_ways_to_treat_it_are_refused_before_any_work(label_only, unmatche
     with pytest.raises(ValueError, match=r"unmatched must be one of \('error', 'skip'\)"):
         rd.RelabelDataset("nowhere", images="nowhere", unmatched=unmatched)
     with pytest.raises(ValueError, match="unmatched must be one of"):
-        rd.join([], rd.LabelMaps(label_only, "tars"), unmatched=unmatched)
+        rd.data.join([], rd.LabelMaps(label_only, "tars"), unmatched=unmatched)
 
 
 @pytest.mark.parametrize("config", ["ImageFolderSource", "tars"])
@@ -281,7 +281,7 @@ def test_a_shard_of_which_nothing_remains_does_no_harm(label_only):
 def test_extra_images_alone_leave_all_label_maps(label_only, places, tmp_path):
     write_tar(tmp_path / "more.tar", [("n01_50", 0, png(50))])
     tars = [*sorted((places / "tars").iterdir()), tmp_path / "more.tar"]
-    dataset = rd.RelabelDataset(label_only, "tars", images=rd.WebDatasetSource(tars), unmatched="skip")
+    dataset = rd.RelabelDataset(label_only, "tars", images=rd.data.WebDatasetSource(tars), unmatched="skip")
     assert dataset.unmatched == (0, 1)
     assert len(dataset) == sum(dataset.shard_lengths) == NUM_IMAGES
     assert_images_are_those_of_the_keys(dataset)
@@ -295,13 +295,13 @@ def test_images_that_the_builder_skipped_are_not_extra(tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
     annotator = rd.ModuleAnnotator(ColourNet(), (24, 32), classes=CLASSES, name="colours")
-    source, build_config = rd.ImageFolderSource(tmp_path / "images"), rd.BuildConfig(images=False)
+    source, build_config = rd.data.ImageFolderSource(tmp_path / "images"), rd.annotate.BuildConfig(images=False)
     rd.build(source, tmp_path / "data", annotator, build_config=build_config, progress=False)
     for images in (tmp_path / "images", tmp_path / "s.tar"):
         dataset = rd.RelabelDataset(tmp_path / "data", images=images)
         assert (len(dataset), dataset.unmatched) == (NUM_IMAGES - 1, (0, 0))
     pipeline = webdataset.WebDataset(str(tmp_path / "s.tar"), shardshuffle=False)
-    joined = list(rd.join(pipeline, dataset.label_maps, complete=True))
+    joined = list(rd.data.join(pipeline, dataset.label_maps, complete=True))
     assert sorted(sample["__key__"] for sample in joined) == sorted(dataset.keys)
 
 
@@ -347,7 +347,7 @@ def test_keys_that_share_a_hash_are_told_apart(tmp_path, monkeypatch):
     path = tmp_path / "index"
     path.write_bytes(index_module.make_index([index_module.Row(stem, 0, 0, 0) for stem in STEMS], images=False))
     split = Split("train", NUM_IMAGES, [], [], [], [], [], path.name, path.stat().st_size, "", None, None, "")
-    index = index_module.Index(rd.open_folder(tmp_path), split, 1)
+    index = index_module.Index(rd.storage.open_folder(tmp_path), split, 1)
     keys = [*reversed(STEMS), "n01_11", "other_1"]
     assert index.rows(keys).tolist() == [*reversed(range(NUM_IMAGES)), -1, -1]
 
@@ -371,7 +371,7 @@ def tar_samples(root, library):
 def test_streamed_samples_get_their_label_maps(label_only, places, config, kind, library):
     label_maps = rd.LabelMaps(label_only, config)
     samples = list(tar_samples(places / kind, library))
-    joined = list(rd.join(samples, label_maps, complete=True))
+    joined = list(rd.data.join(samples, label_maps, complete=True))
     assert len(joined) == NUM_IMAGES
     for sample, given in zip(joined, samples, strict=True):
         assert "label_map" not in given
@@ -383,25 +383,25 @@ def test_streamed_samples_get_their_label_maps(label_only, places, config, kind,
 
 def test_it_is_lazy_and_a_stage_of_a_pipeline(label_only, places):
     label_maps = rd.LabelMaps(label_only, "tars")
-    stage = partial(rd.join, label_maps=label_maps)
+    stage = partial(rd.data.join, label_maps=label_maps)
     pipeline = tar_samples(places / "tars", "webdataset").compose(stage).to_tuple("png", "label_map")
     for i, (image, label_map) in enumerate(pipeline):
         assert (image, label_map.key) == (png(i), STEMS[i])
     endless = ({"__key__": STEMS[i % NUM_IMAGES]} for i in iter(int, 1))
-    assert next(rd.join(endless, label_maps))["label_map"].key == STEMS[0]
+    assert next(rd.data.join(endless, label_maps))["label_map"].key == STEMS[0]
 
 
 def test_the_field_with_the_key_may_have_any_name_and_hold_a_path(label_only):
     label_maps = rd.LabelMaps(label_only, "ImageFolderSource")
-    (sample,) = rd.join([{"file": "train/n01/n01_03.JPEG"}], label_maps, key="file")
+    (sample,) = rd.data.join([{"file": "train/n01/n01_03.JPEG"}], label_maps, key="file")
     assert sample["label_map"].key == "n01_03"
     with pytest.raises(rd.DatasetError, match=r"no key in '__key__', but \['file'\]: name the field .* by key="):
-        list(rd.join([{"file": "n01_03"}], label_maps))
+        list(rd.data.join([{"file": "n01_03"}], label_maps))
 
 
 def test_a_sample_without_label_map_is_an_error_that_says_how_far_it_came(label_only, other_images):
     label_maps = rd.LabelMaps(label_only, "tars")
-    joined = rd.join(tar_samples(other_images, "webdataset"), label_maps)
+    joined = rd.data.join(tar_samples(other_images, "webdataset"), label_maps)
     assert [next(joined)["__key__"] for _ in range(7)]
     with pytest.raises(rd.DatasetError, match=r"no label map of 'n01_77' among the 11 .*; 7 samples before.*'skip'"):
         next(joined)
@@ -411,7 +411,7 @@ def test_a_sample_without_label_map_is_an_error_that_says_how_far_it_came(label_
 def test_samples_without_label_map_are_left_out_and_counted_once(label_only, other_images, caplog, closed):
     label_maps = rd.LabelMaps(label_only, "tars")
     samples = [*tar_samples(other_images, "webdataset"), {"__key__": STEMS[0]}]
-    joined = rd.join(samples, label_maps, unmatched="skip")
+    joined = rd.data.join(samples, label_maps, unmatched="skip")
     assert len([next(joined) for _ in range(8)]) == 8
     assert not caplog.records
     joined.close() if closed else list(joined)
@@ -427,7 +427,8 @@ def test_with_complete_every_label_map_must_come_once(label_only, complete, unma
         samples = [{"__key__": key} for key in keys]
         label_maps = rd.LabelMaps(label_only, "ImageFolderSource")
         return [
-            sample["label_map"].key for sample in rd.join(samples, label_maps, complete=complete, unmatched=unmatched)
+            sample["label_map"].key
+            for sample in rd.data.join(samples, label_maps, complete=complete, unmatched=unmatched)
         ]
 
     assert joined(STEMS) == STEMS

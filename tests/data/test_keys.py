@@ -79,7 +79,7 @@ def tar_of_names(tmp_path):
 
 
 def test_a_tar_is_read_with_the_same_grouping_as_by_webdataset(tar_of_names):
-    source = rd.WebDatasetSource([tar_of_names])
+    source = rd.data.WebDatasetSource([tar_of_names])
     ours = {key: (source.labels[i], source.read(i)) for i, key in enumerate(source.keys)}
     theirs = {}
     for sample in webdataset.WebDataset(str(tar_of_names), shardshuffle=False):
@@ -91,18 +91,18 @@ def test_a_tar_is_read_with_the_same_grouping_as_by_webdataset(tar_of_names):
 
 
 def test_names_of_tar_members_become_keys_that_every_reader_reads(tar_of_names, tmp_path, annotator, hf_home):
-    rd.build(rd.open_source(tar_of_names), tmp_path / "data", annotator, progress=False)
+    rd.build(rd.data.open_source(tar_of_names), tmp_path / "data", annotator, progress=False)
     assert_read_everywhere(tmp_path / "data", {key: (i % 3, jpeg(i)) for i, key in enumerate(MEMBERS.values())})
 
 
 def test_label_maps_of_a_tar_join_with_it_at_once_and_as_it_streams(tar_of_names, tmp_path, annotator):
-    options = {"build_config": rd.BuildConfig(images=False), "progress": False}
-    rd.build(rd.open_source(tar_of_names), tmp_path / "data", annotator, **options)
+    options = {"build_config": rd.annotate.BuildConfig(images=False), "progress": False}
+    rd.build(rd.data.open_source(tar_of_names), tmp_path / "data", annotator, **options)
     joined = rd.load_dataset(tmp_path / "data", split="train", images=tar_of_names)
     assert len(joined) == len(MEMBERS)
     label_maps = rd.LabelMaps(tmp_path / "data", split="train")
     stream = webdataset.WebDataset(str(tar_of_names), shardshuffle=False)
-    keys = [sample["label_map"].key for sample in rd.join(stream, label_maps, unmatched="skip", complete=True)]
+    keys = [sample["label_map"].key for sample in rd.data.join(stream, label_maps, unmatched="skip", complete=True)]
     assert sorted(keys) == sorted(MEMBERS.values())
 
 
@@ -114,20 +114,20 @@ def test_label_maps_of_a_folder_join_with_a_tar_of_the_same_files(prefix, tmp_pa
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(jpeg(i))
     write_tar(tmp_path / "s.tar", [(f"{prefix}{name}.jpg", jpeg(i)) for i, name in enumerate(names)])
-    source = rd.ImageFolderSource(tmp_path / "images")
+    source = rd.data.ImageFolderSource(tmp_path / "images")
     assert source.key_rule == "stem"
-    rd.build(source, tmp_path / "data", annotator, build_config=rd.BuildConfig(images=False), progress=False)
+    rd.build(source, tmp_path / "data", annotator, build_config=rd.annotate.BuildConfig(images=False), progress=False)
     joined = rd.load_dataset(tmp_path / "data", split="train", images=tmp_path / "s.tar")
     images = {source.keys[i]: source.read(i) for i in range(len(names))}
     assert {key: joined._image_bytes(row) for row, key in enumerate(joined.keys)} == images
     stream = webdataset.WebDataset(str(tmp_path / "s.tar"), shardshuffle=False)
-    samples = rd.join(stream, rd.LabelMaps(tmp_path / "data", split="train"), complete=True)
+    samples = rd.data.join(stream, rd.LabelMaps(tmp_path / "data", split="train"), complete=True)
     assert {sample["label_map"].key: sample["jpg"] for sample in samples} == images
 
 
 def test_a_tar_of_our_own_keeps_its_keys(tar_of_names, tmp_path, annotator):
-    rd.build(rd.open_source(tar_of_names), tmp_path / "data", annotator, progress=False)
-    again = rd.open_source(tmp_path / "data" / "colours")
+    rd.build(rd.data.open_source(tar_of_names), tmp_path / "data", annotator, progress=False)
+    again = rd.data.open_source(tmp_path / "data" / "colours")
     assert sorted(again.keys) == sorted(MEMBERS.values())
 
 
@@ -159,7 +159,7 @@ def test_names_of_files_become_keys_that_every_reader_reads(tmp_path, hf_home):
         path.write_bytes(jpeg(i))
     classes = sorted({name.split("/")[0] for name in FILES})
     annotator = ModuleAnnotator(ColourNet(), (48, 64), classes=classes, name="colours")
-    source = rd.ImageFolderSource(tmp_path / "images")
+    source = rd.data.ImageFolderSource(tmp_path / "images")
     assert source.key_rule == "path"
     rd.build(source, tmp_path / "data", annotator, progress=False)
     expected = {key: (classes.index(name.split("/")[0]), jpeg(i)) for i, (name, key) in enumerate(FILES.items())}
@@ -176,7 +176,7 @@ def test_names_of_rows_become_keys_that_every_reader_reads(tmp_path, annotator, 
         "label": [i % 3 for i in range(len(names))],
     }
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog", "emu"])})
-    source = rd.HFSource(datasets.Dataset.from_dict(rows, features=features))
+    source = rd.data.HFSource(datasets.Dataset.from_dict(rows, features=features))
     rd.build(source, tmp_path / "data", annotator, progress=False)
     keys = {key if key != "h%2Ejpg?v=1" else "h": None for key in names.values()}
     assert len(keys) == len(names)
@@ -242,4 +242,4 @@ def test_files_that_differ_by_extension_only_are_refused_by_name():
 def test_two_members_of_one_path_are_refused_by_name(tmp_path):
     write_tar(tmp_path / "s.tar", [("a.jpg", jpeg(0)), ("./a.jpg", jpeg(1))])
     with pytest.raises(rd.DatasetError, match=r"s\.tar: 'a' and '\./a' are the same path"):
-        rd.WebDatasetSource([tmp_path / "s.tar"])
+        rd.data.WebDatasetSource([tmp_path / "s.tar"])

@@ -10,7 +10,7 @@ def test_a_folder_gives_one_split_or_a_dict_of_all(dataset_folder):
 
 
 def test_val_and_validation_are_the_same_split(tmp_path, image_folder, annotator):
-    rd.build(rd.ImageFolderSource(image_folder), tmp_path / "data", annotator, split="validation", progress=False)
+    rd.build(rd.data.ImageFolderSource(image_folder), tmp_path / "data", annotator, split="validation", progress=False)
     assert len(rd.load_dataset(tmp_path / "data", split="val")) == 13
 
 

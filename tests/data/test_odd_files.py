@@ -116,7 +116,7 @@ IN_FOLDERS = {  # what is put there, the keys then built, and what is skipped wi
 def test_odd_files_in_an_image_folder(name, folder, tmp_path):
     change, keys, skipped = IN_FOLDERS[name]
     change(folder)
-    manifest = build(rd.ImageFolderSource(folder), tmp_path / "data")
+    manifest = build(rd.data.ImageFolderSource(folder), tmp_path / "data")
     assert set(rd.LabelMaps(tmp_path / "data")) == keys
     reasons = {entry["key"]: entry["error"] for entry in manifest.splits["train"].skipped}
     assert reasons.keys() == skipped.keys()
@@ -127,7 +127,7 @@ def test_odd_files_in_an_image_folder(name, folder, tmp_path):
 
 def test_a_loop_of_two_links_ends_and_holds_each_image_once_per_class(folder, caplog):
     loop_of_two(folder)
-    source = rd.ImageFolderSource(folder)
+    source = rd.data.ImageFolderSource(folder)
     assert sorted(source.keys) == sorted(
         [f"{path}/photo_{i}" for path, i in (("cat", 0), ("cat", 3), ("cat/x", 1), ("cat/x", 4))]
         + [f"{path}/photo_{i}" for path, i in (("dog", 1), ("dog", 4), ("dog/y", 0), ("dog/y", 3))]
@@ -163,18 +163,18 @@ def open_folder():
 def test_files_that_may_not_be_read_are_skipped_and_folders_that_may_not_are_an_error(open_folder):
     (open_folder / "images" / "cat" / "photo_3.jpg").chmod(0)
     with without_privileges():
-        manifest = build(rd.ImageFolderSource(open_folder / "images"), open_folder / "data")
+        manifest = build(rd.data.ImageFolderSource(open_folder / "images"), open_folder / "data")
     assert [(entry["key"], "Permission denied" in entry["error"]) for entry in manifest.splits["train"].skipped] == [
         ("photo_3", True)
     ]
     put(open_folder / "images" / "cat" / "deep" / "photo_9.jpg", jpeg(9))
     (open_folder / "images" / "cat" / "deep").chmod(0)
     with without_privileges(), pytest.raises(PermissionError, match="deep"):
-        rd.ImageFolderSource(open_folder / "images")
+        rd.data.ImageFolderSource(open_folder / "images")
 
 
 def test_files_that_vanish_after_the_scan_are_skipped(folder, tmp_path):
-    source = rd.ImageFolderSource(folder)
+    source = rd.data.ImageFolderSource(folder)
     (folder / "cat" / "photo_0.jpg").unlink()
     manifest = build(source, tmp_path / "data")
     assert [entry["key"] for entry in manifest.splits["train"].skipped] == ["photo_0"]
@@ -258,7 +258,7 @@ IN_TARS = {  # members beside samples k0 and k1, the keys then found, and what i
 def test_odd_members_of_a_tar(name, tar_format, tmp_path):
     members, keys, skipped = IN_TARS[name]
     path = write_tar(tmp_path / "s.tar", [*sample("k0", 0), *members, *sample("k1", 1)], format=tar_format)
-    source = rd.WebDatasetSource([path])
+    source = rd.data.WebDatasetSource([path])
     assert set(source.keys) == {"k0", "k1"} | keys
     for index, key in enumerate(source.keys):
         expected = {"k0": 0, "k1": 1, "k2": 0, "k3": 0}[key] if "link" in name else None
@@ -272,14 +272,14 @@ def test_odd_members_of_a_tar(name, tar_format, tmp_path):
 def test_tars_of_symbolic_links_alone_say_what_to_do(tmp_path):
     members = [member(f"k{i}.jpg", kind=tarfile.SYMTYPE, target=f"../../blobs/{i}") for i in range(3)]
     with pytest.raises(rd.DatasetError, match=r"no sample with an image: first .*write the tar with --dereference"):
-        rd.WebDatasetSource([write_tar(tmp_path / "s.tar", members)])
+        rd.data.WebDatasetSource([write_tar(tmp_path / "s.tar", members)])
 
 
 def test_hidden_files_of_a_tar_are_counted_for_debugging(tmp_path, caplog):
     members = [*sample("k0", 0), member("._k0.jpg", APPLE_DOUBLE), member("__MACOSX/._k0.jpg", APPLE_DOUBLE)]
     path = write_tar(tmp_path / "s.tar", members)
     with caplog.at_level(logging.DEBUG, logger="relabel_datasets"):
-        rd.WebDatasetSource([path])
+        rd.data.WebDatasetSource([path])
     (record,) = [record for record in caplog.records if record.name.startswith("relabel_datasets")]
     assert (record.levelno, "2 hidden files ignored" in record.getMessage()) == (logging.DEBUG, True)
 
@@ -291,7 +291,7 @@ def test_tars_of_gnu_tar_with_hard_links_in_every_format(folder, tmp_path, tar_f
     subprocess.run(
         ["tar", f"--format={tar_format}", "-cf", str(tmp_path / "s.tar"), "-C", str(folder), "."], check=True
     )
-    source = rd.WebDatasetSource([tmp_path / "s.tar"])
+    source = rd.data.WebDatasetSource([tmp_path / "s.tar"])
     found = {key: source.read(index) for index, key in enumerate(source.keys)}
     expected = {str(path.relative_to(folder).with_suffix("")): path.read_bytes() for path in folder.rglob("*.jpg")}
     assert found == expected
@@ -303,12 +303,12 @@ def test_names_in_other_encodings_have_valid_keys(tmp_path):
     with tarfile.open(path, "w", format=tarfile.PAX_FORMAT, encoding="latin-1") as tar:
         for info, data in [*sample("k0", 0), *sample("gr\xf6\xdfe", 1)]:
             tar.addfile(info, io.BytesIO(data))
-    assert set(rd.WebDatasetSource([path]).keys) == {"k0", "gr\xf6\xdfe"}  # PAX has UTF-8 whatever the encoding
+    assert set(rd.data.WebDatasetSource([path]).keys) == {"k0", "gr\xf6\xdfe"}  # PAX has UTF-8 whatever the encoding
     for tar_format in (tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT):
         with tarfile.open(path, "w", format=tar_format, encoding="latin-1") as tar:
             for info, data in [*sample("k0", 0), *sample("gr\xf6\xdfe", 1)]:
                 tar.addfile(info, io.BytesIO(data))
-        source = rd.WebDatasetSource([path])
+        source = rd.data.WebDatasetSource([path])
         assert list(source.keys) == ["k0", "gr%F6%DFe"]
         assert source.read(1) == jpeg(1)
 
@@ -320,7 +320,7 @@ def test_a_compressed_tar_called_tar_is_refused_with_advice(tmp_path, mode):
         for info, data in sample("k0", 0):
             tar.addfile(info, io.BytesIO(data))
     with pytest.raises(rd.DatasetError, match=r"s\.tar is compressed by (gzip|bzip2|xz): .*decompress it first"):
-        rd.WebDatasetSource([path])
+        rd.data.WebDatasetSource([path])
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ def samples(source):
 
 
 def test_an_image_folder(image_folder):
-    source = rd.ImageFolderSource(image_folder)
+    source = rd.data.ImageFolderSource(image_folder)
     assert source.classes == ("cat", "dog", "emu")
     assert (source.key_rule, source.extension) == ("stem", "jpg")
     found = samples(source)
@@ -53,8 +53,8 @@ def test_webdataset_tars_and_a_folder_or_glob_of_them(tmp_path):
                    (("jpg", jpeg(i)), ("cls", str(i).encode()), ("json", b"{}"))]  # fmt: skip
         write_tar(tmp_path / f"s-{shard}.tar", members)
     for images in (tmp_path, tmp_path / "s-*.tar"):
-        source = rd.open_source(images)
-        assert isinstance(source, rd.WebDatasetSource)
+        source = rd.data.open_source(images)
+        assert isinstance(source, rd.data.WebDatasetSource)
         assert samples(source) == {f"k{s}{i}": (i, jpeg(i)) for s in range(2) for i in range(3)}
     assert source.extension == "jpg"
     assert "s-1.tar" in source.name(5)
@@ -75,17 +75,17 @@ def test_webdataset_tars_and_a_folder_or_glob_of_them(tmp_path):
 def test_samples_that_are_not_image_and_class_are_named(tmp_path, members, message):
     write_tar(tmp_path / "s.tar", members)
     with pytest.raises(rd.DatasetError, match=message):
-        _ = rd.WebDatasetSource([tmp_path / "s.tar"]).labels
+        _ = rd.data.WebDatasetSource([tmp_path / "s.tar"]).labels
 
 
 def test_keys_that_stand_twice_are_named(tmp_path):
     write_tar(tmp_path / "1.tar", [("a.jpg", b"x"), ("a.cls", b"0")])
     write_tar(tmp_path / "2.tar", [("a.jpg", b"x"), ("a.cls", b"0")])
     with pytest.raises(rd.DatasetError, match="'a'"):
-        rd.WebDatasetSource([tmp_path / "1.tar", tmp_path / "2.tar"])
+        rd.data.WebDatasetSource([tmp_path / "1.tar", tmp_path / "2.tar"])
     write_tar(tmp_path / "3.tar", [("a.jpg", b"x"), ("a.jpg", b"y"), ("a.cls", b"0")])
     with pytest.raises(rd.DatasetError, match=r"a\.jpg stands twice"):
-        rd.WebDatasetSource([tmp_path / "3.tar"])
+        rd.data.WebDatasetSource([tmp_path / "3.tar"])
 
 
 def test_a_tar_that_is_cut_off_is_refused_wherever_it_is_cut(tmp_path):
@@ -97,7 +97,7 @@ def test_a_tar_that_is_cut_off_is_refused_wherever_it_is_cut(tmp_path):
     for cut in [*ends, ends[2] + 256, ends[3] - 100, 100]:
         path.write_bytes(whole[:cut])
         with pytest.raises(rd.DatasetError, match=r"s\.tar"):
-            rd.WebDatasetSource([path])
+            rd.data.WebDatasetSource([path])
 
 
 def test_a_tar_with_a_damaged_header_is_refused(tmp_path):
@@ -111,7 +111,7 @@ def test_a_tar_with_a_damaged_header_is_refused(tmp_path):
         damaged[header + 3] ^= 1
         (tmp_path / "damaged.tar").write_bytes(damaged)
         with pytest.raises(rd.DatasetError, match=rf"damaged\.tar is cut off or damaged at byte {header}"):
-            rd.WebDatasetSource([tmp_path / "damaged.tar"])
+            rd.data.WebDatasetSource([tmp_path / "damaged.tar"])
 
 
 @pytest.mark.parametrize("tar_format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
@@ -125,7 +125,7 @@ def test_tars_of_every_format_with_long_names_folders_and_links(tmp_path, tar_fo
                 member.size, member.mtime = len(data), 1.5  # half a second needs a header of its own in PAX
                 tar.addfile(member, io.BytesIO(data))
             tar.addfile(_member(f"link{i}.jpg", tarfile.SYMTYPE, linkname="a/k0.jpg"))
-    assert samples(rd.WebDatasetSource([tmp_path / "s.tar"])) == {key: (i, jpeg(i)) for i, key in enumerate(keys)}
+    assert samples(rd.data.WebDatasetSource([tmp_path / "s.tar"])) == {key: (i, jpeg(i)) for i, key in enumerate(keys)}
 
 
 def _member(name, kind, **attributes):
@@ -140,7 +140,7 @@ def test_tars_that_webdataset_wrote_and_keys_as_it_reads_them(tmp_path):
     with webdataset.TarWriter(str(tmp_path / "s.tar")) as writer:
         for i in range(3):
             writer.write({"__key__": f"train/k{i}", "jpg": jpeg(i), "cls": i})
-    source = rd.WebDatasetSource([tmp_path / "s.tar"])
+    source = rd.data.WebDatasetSource([tmp_path / "s.tar"])
     read = [sample["__key__"] for sample in webdataset.WebDataset(str(tmp_path / "s.tar"), shardshuffle=False)]
     assert list(source.keys) == read == ["train/k0", "train/k1", "train/k2"]
     assert list(source.labels) == [0, 1, 2]
@@ -148,37 +148,37 @@ def test_tars_that_webdataset_wrote_and_keys_as_it_reads_them(tmp_path):
 
 def test_sources_survive_pickling(tmp_path, image_folder):
     write_tar(tmp_path / "s.tar", [("a.jpg", jpeg(0)), ("a.cls", b"4")])
-    for source in (rd.WebDatasetSource([tmp_path / "s.tar"]), rd.ImageFolderSource(image_folder)):
+    for source in (rd.data.WebDatasetSource([tmp_path / "s.tar"]), rd.data.ImageFolderSource(image_folder)):
         assert samples(pickle.loads(pickle.dumps(source))) == samples(source)
 
 
 def test_file_names_that_are_not_unicode_are_read(image_folder):
     name = os.fsdecode("grö\xdfe.jpg".encode("latin-1"))
     (image_folder / "cat" / "photo_00.jpg").rename(image_folder / "cat" / name)
-    source = rd.ImageFolderSource(image_folder)
+    source = rd.data.ImageFolderSource(image_folder)
     place = list(source.keys).index("gr%F6%DFe")  # Latin-1, percent-encoded
     assert source.read(place) == (image_folder / "cat" / name).read_bytes()
     assert source.name(place).endswith(name)
 
 
 def test_keys_by_a_given_rule(image_folder):
-    source = rd.open_source(image_folder, key_rule="path")
+    source = rd.data.open_source(image_folder, key_rule="path")
     assert (source.key_rule, source.keys[0]) == ("path", "cat/photo_00")
     (image_folder / "dog" / "photo_00.jpg").write_bytes(jpeg(0))
-    assert list(rd.ImageFolderSource(image_folder, "stem").keys).count("photo_00") == 2
+    assert list(rd.data.ImageFolderSource(image_folder, "stem").keys).count("photo_00") == 2
 
 
 def test_a_hugging_face_dataset_in_memory_and_from_disk(tmp_path, image_folder):
     loaded = datasets.load_dataset(
         "imagefolder", data_dir=str(image_folder), split="train", cache_dir=str(tmp_path / "cache")
     )
-    folder = samples(rd.ImageFolderSource(image_folder))
-    source = rd.HFSource(loaded)
+    folder = samples(rd.data.ImageFolderSource(image_folder))
+    source = rd.data.HFSource(loaded)
     assert source.classes == ("cat", "dog", "emu")
     assert samples(source) == folder
     loaded.save_to_disk(tmp_path / "saved")
-    saved = rd.open_source(tmp_path / "saved")
-    assert isinstance(saved, rd.HFSource)
+    saved = rd.data.open_source(tmp_path / "saved")
+    assert isinstance(saved, rd.data.HFSource)
     assert sorted(value for value in samples(saved).values()) == sorted(folder.values())
 
 
@@ -186,12 +186,12 @@ def test_rows_of_a_hugging_face_dataset_that_were_selected_keep_their_names():
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
     rows = {"image": [{"bytes": jpeg(i), "path": f"p{i}.jpg"} for i in range(6)], "label": [0, 1] * 3}
     loaded = datasets.Dataset.from_dict(rows, features=features)
-    everything = samples(rd.HFSource(loaded))
+    everything = samples(rd.data.HFSource(loaded))
     assert everything == {f"p{i}": (i % 2, jpeg(i)) for i in range(6)}
-    assert samples(rd.HFSource(loaded.shuffle(seed=1))) == everything
-    assert samples(rd.HFSource(loaded.with_format("torch"))) == everything
+    assert samples(rd.data.HFSource(loaded.shuffle(seed=1))) == everything
+    assert samples(rd.data.HFSource(loaded.with_format("torch"))) == everything
     chosen = loaded.select([4, 1]).add_column("more", [0, 0])
-    assert samples(rd.HFSource(chosen)) == {f"p{i}": (i % 2, jpeg(i)) for i in (4, 1)}
+    assert samples(rd.data.HFSource(chosen)) == {f"p{i}": (i % 2, jpeg(i)) for i in (4, 1)}
 
 
 def test_splits_of_a_saved_hugging_face_dataset(tmp_path):
@@ -199,36 +199,36 @@ def test_splits_of_a_saved_hugging_face_dataset(tmp_path):
     rows = {"image": [{"bytes": jpeg(0), "path": "p.jpg"}], "label": [1]}
     loaded = datasets.Dataset.from_dict(rows, features=features)
     datasets.DatasetDict({"validation": loaded}).save_to_disk(tmp_path / "saved")
-    assert samples(rd.open_source(tmp_path / "saved", "val")) == {"p": (1, jpeg(0))}
+    assert samples(rd.data.open_source(tmp_path / "saved", "val")) == {"p": (1, jpeg(0))}
     with pytest.raises(rd.DatasetError, match=r"saved has no split 'train', only \['validation'\]"):
-        rd.open_source(tmp_path / "saved")
+        rd.data.open_source(tmp_path / "saved")
 
 
 def test_a_hugging_face_dataset_without_file_names_gets_running_numbers():
     features = datasets.Features({"img": datasets.Image(), "y": datasets.Value("int32"), "z": datasets.Image()})
     rows = {"img": [picture(i) for i in range(3)], "y": [2, 0, 1], "z": [picture(0)] * 3}
     loaded = datasets.Dataset.from_dict(rows, features=features)
-    source = rd.HFSource(loaded, image_column="img", label_column="y")
+    source = rd.data.HFSource(loaded, image_column="img", label_column="y")
     assert list(source.keys) == ["00000000", "00000001", "00000002"]
     assert (list(source.labels), source.classes, source.key_rule) == ([2, 0, 1], None, None)
     assert rd.decode_image(source.read(1)).tobytes() == picture(1).tobytes()
     with pytest.raises(ValueError, match=r"several columns may be the image column: \['img', 'z'\]"):
-        rd.HFSource(loaded)
+        rd.data.HFSource(loaded)
     with pytest.raises(
         ValueError, match=r"no column has the type ClassLabel. Name the label column: label_column= .*y \(int32\)"
     ):
-        _ = rd.HFSource(loaded, image_column="img").labels
+        _ = rd.data.HFSource(loaded, image_column="img").labels
     with pytest.raises(ValueError, match="no label column 'nope'"):
-        rd.HFSource(loaded, image_column="img", label_column="nope")
+        rd.data.HFSource(loaded, image_column="img", label_column="nope")
 
 
 def test_a_folder_that_is_nothing_of_these_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere"):
-        rd.open_source(tmp_path / "nowhere")
+        rd.data.open_source(tmp_path / "nowhere")
 
 
 def test_the_hash_of_a_source_changes_with_keys_labels_and_order(image_folder):
-    source = rd.ImageFolderSource(image_folder)
+    source = rd.data.ImageFolderSource(image_folder)
     hashes = {source_sha256(source)}
     source.labels = [*source.labels[:-1], 0]
     hashes.add(source_sha256(source))

@@ -91,13 +91,13 @@ def label_only(tmp_path_factory):
         if names not in built:
             root = tmp_path_factory.mktemp("label-only")
             if names is None:
-                source = rd.HFSource(hugging_face(None))
+                source = rd.data.HFSource(hugging_face(None))
             elif names.startswith("hub") and "folders" not in names:
-                source = rd.HFSource(hugging_face(names))
+                source = rd.data.HFSource(hugging_face(names))
             else:
-                source = rd.ImageFolderSource(write_folder(root / "images", names))
+                source = rd.data.ImageFolderSource(write_folder(root / "images", names))
             annotator = rd.ModuleAnnotator(ColourNet(), (24, 32), classes=SYNSETS, name="colours")
-            build_config = rd.BuildConfig(images=False)
+            build_config = rd.annotate.BuildConfig(images=False)
             rd.build(source, root / "data", annotator, build_config=build_config, shard_size=4, progress=False)
             built[names] = root / "data"
         return built[names]
@@ -189,9 +189,9 @@ def picture_of(image):
 
 
 def test_the_folder_of_kaggles_validation_images_is_found_below_its_root(tmp_path):
-    source = rd.ImageFolderSource(write_folder(tmp_path / "val", "val"))
+    source = rd.data.ImageFolderSource(write_folder(tmp_path / "val", "val"))
     annotator = rd.ModuleAnnotator(ColourNet(), (24, 32), classes=SYNSETS, name="colours")
-    build_config = rd.BuildConfig(images=False)
+    build_config = rd.annotate.BuildConfig(images=False)
     rd.build(source, tmp_path / "data", annotator, split="validation", build_config=build_config, progress=False)
     for root in (write_folder(tmp_path / "kaggle", "kaggle val"), tmp_path / "kaggle" / "ILSVRC"):
         dataset = rd.RelabelDataset(tmp_path / "data", split="validation", images=root)
@@ -240,7 +240,7 @@ def test_running_numbers_are_not_spelled_like_file_names(label_only, tmp_path):
         rd.RelabelDataset(label_only(None), images=images)
     stream = ({"__key__": f"a/{i:08d}.jpg"} for i in range(COUNT))
     with pytest.raises(rd.DatasetError, match=r"no label map of 'a/00000000\.jpg'"):
-        list(rd.join(stream, rd.LabelMaps(label_only(None))))
+        list(rd.data.join(stream, rd.LabelMaps(label_only(None))))
 
 
 def test_one_key_that_is_the_same_leaves_all_others_as_they_are(label_only, tmp_path):
@@ -252,7 +252,7 @@ def test_one_key_that_is_the_same_leaves_all_others_as_they_are(label_only, tmp_
     assert list(dataset.keys) == [f"{synset(0)}_0"]
     samples = [{"__key__": f"{synset(0)}_0"}, {"__key__": NAMES["hub"](1)[:-5]}]
     with pytest.raises(rd.DatasetError, match="no label map of 'n01443537_1_n01443537'"):
-        list(rd.join(samples, rd.LabelMaps(label_only("folder"))))
+        list(rd.data.join(samples, rd.LabelMaps(label_only("folder"))))
 
 
 def test_images_without_label_map_count_as_extra_and_skipped_ones_do_not(tmp_path, label_only):
@@ -260,17 +260,17 @@ def test_images_without_label_map_count_as_extra_and_skipped_ones_do_not(tmp_pat
     (root / NAMES["folder"](4)).write_bytes(b"broken")
     annotator = rd.ModuleAnnotator(ColourNet(), (24, 32), classes=SYNSETS, name="colours")
     rd.build(
-        rd.ImageFolderSource(root),
+        rd.data.ImageFolderSource(root),
         tmp_path / "data",
         annotator,
-        build_config=rd.BuildConfig(images=False),
+        build_config=rd.annotate.BuildConfig(images=False),
         progress=False,
     )
     hub = {NAMES["hub"](i)[:-5]: png(i) for i in range(COUNT)}
     dataset = rd.RelabelDataset(tmp_path / "data", images=hub)
     assert (len(dataset), dataset.unmatched) == (COUNT - 1, (0, 0))
     samples = [{"__key__": key} for key in sorted(hub, key=lambda key: "_4_" not in key)]  # the skipped one comes first
-    joined = list(rd.join(samples, dataset.label_maps, complete=True))
+    joined = list(rd.data.join(samples, dataset.label_maps, complete=True))
     assert sorted(sample["label_map"].key for sample in joined) == sorted(dataset.keys)
     more = hub | {"n01440764_99_n01440764": png(9)}
     with pytest.raises(rd.DatasetError, match="1 images have no label map, such as 'n01440764_99_n01440764'"):
@@ -297,7 +297,7 @@ def test_streams_are_joined_by_the_same_spellings(label_only, tmp_path, caplog, 
     root = label_only(label_names)
     caplog.clear()
     pipeline = webdataset.WebDataset(str(write_tar(tmp_path / "s.tar", names)), shardshuffle=False)
-    joined = list(rd.join(pipeline, rd.LabelMaps(root), complete=True))
+    joined = list(rd.data.join(pipeline, rd.LabelMaps(root), complete=True))
     for i, sample in enumerate(joined):
         assert sample["label_map"].label == i % 3
         assert str(i) in sample["label_map"].key or "numbers" in label_names
@@ -311,8 +311,8 @@ def test_a_stray_first_sample_does_not_take_the_label_map_of_another(label_only)
     keys = list(label_maps)
     stream = [{"__key__": key} for key in (f".hidden/{keys[0]}", *keys)]
     with pytest.raises(rd.DatasetError, match=r"no label map of '.hidden/"):
-        list(rd.join(stream, label_maps))
-    joined = list(rd.join(stream, label_maps, unmatched="skip", complete=True))
+        list(rd.data.join(stream, label_maps))
+    joined = list(rd.data.join(stream, label_maps, unmatched="skip", complete=True))
     assert [sample["__key__"] for sample in joined] == keys
     assert [sample["label_map"].key for sample in joined] == keys
 
@@ -326,7 +326,11 @@ def test_names_in_one_source_that_differ_only_by_unicode_form_are_refused_with_t
     annotator = rd.ModuleAnnotator(ColourNet(), (24, 32), classes=SYNSETS, name="colours")
     with pytest.raises(rd.DatasetError, match=r"differ only by their Unicode form, .*: rename one") as error:
         rd.build(
-            rd.ImageFolderSource(tmp_path / "images"), tmp_path / "data", annotator, all_classes=True, progress=False
+            rd.data.ImageFolderSource(tmp_path / "images"),
+            tmp_path / "data",
+            annotator,
+            all_classes=True,
+            progress=False,
         )
     for text in pair:
         assert f"({ascii(text)[1:-1]})" in str(error.value)
@@ -339,5 +343,5 @@ def test_class_folders_in_another_unicode_form_are_the_same_classes(tmp_path):
         path.parent.mkdir(parents=True)
         path.write_bytes(png(i))
     annotator = rd.ModuleAnnotator(ColourNet(), (24, 32), classes=("thé", "café", "crêpe"), name="colours")
-    manifest = rd.build(rd.ImageFolderSource(tmp_path / "images"), tmp_path / "data", annotator, progress=False)
+    manifest = rd.build(rd.data.ImageFolderSource(tmp_path / "images"), tmp_path / "data", annotator, progress=False)
     assert manifest.classes == sorted(map(nfd, ("café", "crêpe", "thé")))

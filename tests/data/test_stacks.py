@@ -20,7 +20,7 @@ SHARDS = "dispatch_batches=False"
 def ranks(request, tmp_path_factory):
     """Return (number of ranks, folder of a dataset)."""
     from relabel_datasets.annotate.annotator import ModuleAnnotator
-    from relabel_datasets.annotate.build import build
+    from relabel_datasets.annotate.builder import build
 
     num_samples, shard_size = RANKS[request.param]
     root = tmp_path_factory.mktemp("stacks")
@@ -29,7 +29,7 @@ def ranks(request, tmp_path_factory):
         path.parent.mkdir(parents=True, exist_ok=True)
         picture(i, (8, 8)).save(path)
     annotator = ModuleAnnotator(ColourNet(), (48, 64), classes=("a", "b", "c"), name="colours")
-    build(rd.ImageFolderSource(root / "images"), root / "data", annotator, shard_size=shard_size, progress=False)
+    build(rd.data.ImageFolderSource(root / "images"), root / "data", annotator, shard_size=shard_size, progress=False)
     return request.param, root / "data"
 
 

@@ -112,7 +112,7 @@ def test_a_damaged_label_map_is_named_by_its_key(dataset_folder):
     with path.open("r+b") as file:
         file.seek(offset)
         file.write(b"\xff" * 8)
-    with pytest.raises(rd.LabelMapError, match=label_maps.index.key(0)):
+    with pytest.raises(rd.errors.LabelMapError, match=label_maps.index.key(0)):
         label_maps.at(0)
 
 
@@ -124,7 +124,7 @@ def test_one_damaged_label_map_of_many_is_named_by_its_key(dataset_folder):
     data = bytearray(path.read_bytes())
     data[offset + 8 : offset + size] = bytes(size - 8)
     path.write_bytes(data)
-    with pytest.raises(rd.LabelMapError, match=f"'{label_maps.index.key(row)}'"):
+    with pytest.raises(rd.errors.LabelMapError, match=f"'{label_maps.index.key(row)}'"):
         label_maps.at_rows(range(7))
 
 

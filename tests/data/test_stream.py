@@ -26,7 +26,7 @@ def number_of(image, label_map):
 def folder(tmp_path_factory):
     """A label-only dataset of 13 samples in 5 shards, and its images."""
     from relabel_datasets.annotate.annotator import ModuleAnnotator
-    from relabel_datasets.annotate.build import build
+    from relabel_datasets.annotate.builder import build
     from tests.conftest import ColourNet, picture
 
     root = tmp_path_factory.mktemp("stream")
@@ -35,7 +35,7 @@ def folder(tmp_path_factory):
         path.parent.mkdir(parents=True, exist_ok=True)
         picture(i, (8, 8)).save(path)
     annotator = ModuleAnnotator(ColourNet(), (48, 64), classes=("a", "b", "c"), name="colours")
-    build(rd.ImageFolderSource(root / "images"), root / "data", annotator, shard_size=3, progress=False)
+    build(rd.data.ImageFolderSource(root / "images"), root / "data", annotator, shard_size=3, progress=False)
     return root / "data"
 
 

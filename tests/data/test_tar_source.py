@@ -41,7 +41,7 @@ CLASS_TEXTS = {
 @pytest.mark.parametrize("text", CLASS_TEXTS)
 def test_a_class_index_is_a_decimal_number_with_white_space_around_it(text, tmp_path):
     path = write_tar(tmp_path / "s.tar", [("a.jpg", jpeg(0)), ("a.cls", text), ("b.jpg", jpeg(1)), ("b.cls", b"0")])
-    source = rd.WebDatasetSource([path])
+    source = rd.data.WebDatasetSource([path])
     if CLASS_TEXTS[text] is None:
         with pytest.raises(rd.DatasetError, match=r"s\.tar: a\.cls must hold a class index, it holds"):
             _ = source.labels
@@ -55,7 +55,7 @@ def test_samples_without_image_or_class_are_skipped_and_listed(tmp_path, annotat
         ("d.cls", b"-1"), ("e.jpg", jpeg(4)[:200]), ("e.cls", b"0"), ("f.jpg", jpeg(5)), ("f.seg.png", b"mask"),
         ("f.cls", b"2"), ("README.txt", b"notes"), (f"{'g' * 5000}.jpg", jpeg(6)), ("LICENSE", b"text"),
     ]  # fmt: skip
-    source = rd.WebDatasetSource([write_tar(tmp_path / "s.tar", members)])
+    source = rd.data.WebDatasetSource([write_tar(tmp_path / "s.tar", members)])
     manifest = rd.build(source, tmp_path / "data", annotator, progress=False)
     skipped = {entry["key"]: entry["error"] for entry in manifest.splits["train"].skipped}
     assert {key[:9] for key in skipped} == {"b", "c", "d", "e", "README", "ggggggggg"}
@@ -71,7 +71,7 @@ def test_samples_without_image_or_class_are_skipped_and_listed(tmp_path, annotat
 
 def test_members_of_a_sample_need_not_be_neighbours(tmp_path):
     members = [("a.jpg", jpeg(0)), ("b.jpg", jpeg(1)), ("b.cls", b"1"), ("a.cls", b"0")]
-    source = rd.WebDatasetSource([write_tar(tmp_path / "s.tar", members)])
+    source = rd.data.WebDatasetSource([write_tar(tmp_path / "s.tar", members)])
     assert (list(source.keys), list(source.labels)) == (["a", "b"], [0, 1])
 
 
@@ -86,22 +86,22 @@ def test_image_and_class_may_be_in_members_of_any_extension(tmp_path):
     with pytest.raises(
         rd.DatasetError, match=r"k0 has several images, \.left\.jpg, \.right\.jpg: .*--image-column left\.jpg"
     ):
-        rd.WebDatasetSource([path])
-    source = rd.open_source(path, image_column="left.jpg")
+        rd.data.WebDatasetSource([path])
+    source = rd.data.open_source(path, image_column="left.jpg")
     assert [source.read(i) for i in range(3)] == [jpeg(i) for i in range(3)]
     with pytest.raises(
         rd.DatasetError, match=r"'k0' has no \.cls with its class index, nor has any other.*--label-column"
     ):
         _ = source.labels
-    assert list(rd.open_source(path, image_column="LEFT.jpg", label_column="index").labels) == [0, 1, 2]
-    assert list(rd.open_source(path, image_column="left.jpg", label_column="label").labels) == [2, 1, 0]
+    assert list(rd.data.open_source(path, image_column="LEFT.jpg", label_column="index").labels) == [0, 1, 2]
+    assert list(rd.data.open_source(path, image_column="left.jpg", label_column="label").labels) == [2, 1, 0]
     with pytest.raises(rd.DatasetError, match=r"k0\.json: name must hold a class index, it holds 'x'"):
-        _ = rd.open_source(path, image_column="left.jpg", label_column="name").labels
+        _ = rd.data.open_source(path, image_column="left.jpg", label_column="name").labels
     for absent in ("none", "nothing"):
         with pytest.raises(rd.DatasetError, match=f"has no .{absent} with its class index"):
-            _ = rd.open_source(path, image_column="left.jpg", label_column=absent).labels
+            _ = rd.data.open_source(path, image_column="left.jpg", label_column=absent).labels
     with pytest.raises(rd.DatasetError, match=r"no sample with an image: first .*k0 has no \.png"):
-        rd.open_source(path, image_column="png")
+        rd.data.open_source(path, image_column="png")
 
 
 @pytest.mark.parametrize(
@@ -110,10 +110,10 @@ def test_image_and_class_may_be_in_members_of_any_extension(tmp_path):
 def test_json_without_a_class_index_is_refused_by_name(text, tmp_path):
     path = write_tar(tmp_path / "s.tar", [("a.jpg", jpeg(0)), ("a.json", text)])
     if text == b"1":
-        assert list(rd.open_source(path, label_column="label").labels) == [1]
+        assert list(rd.data.open_source(path, label_column="label").labels) == [1]
         return
     with pytest.raises(rd.DatasetError, match=r"s\.tar: a\.(json|label)"):
-        _ = rd.open_source(path, label_column="label").labels
+        _ = rd.data.open_source(path, label_column="label").labels
 
 
 def test_sparse_and_compressed_tars_are_not_read_wrong(tmp_path):
@@ -126,12 +126,12 @@ def test_sparse_and_compressed_tars_are_not_read_wrong(tmp_path):
     with tarfile.open(tmp_path / "s.tar") as tar:
         if not tar.getmember("c.jpg").issparse():
             pytest.skip("the file system has no sparse files")
-    source = rd.WebDatasetSource([tmp_path / "s.tar"])
+    source = rd.data.WebDatasetSource([tmp_path / "s.tar"])
     assert (list(source.keys), source.read(0)) == (["b"], jpeg(1))
     assert "c.jpg is stored as a sparse file" in source.skipped[0].error
     (tmp_path / "s.tar.gz").write_bytes(gzip.compress((tmp_path / "s.tar").read_bytes()))
     with pytest.raises(rd.DatasetError, match=r"s\.tar\.gz is compressed by gzip: .*decompress it first"):
-        rd.open_source(tmp_path / "s.tar.gz")
+        rd.data.open_source(tmp_path / "s.tar.gz")
 
 
 def empty(kind, folder):

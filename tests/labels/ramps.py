@@ -68,7 +68,7 @@ def assert_follows(
     assert label_map.canvas_size == got.shape[1:]
     view, (u, v) = label_map.view, ramp(label_map.canvas_size)
     x, y = view.xx * u + view.xy * v + view.x0, view.yx * u + view.yy * v + view.y0
-    x1, y1, x2, y2 = view.compose(rd.View()).visible_xyxy  # beyond it, pixels are filled or not there
+    x1, y1, x2, y2 = view.compose(rd.labels.View()).visible_xyxy  # beyond it, pixels are filled or not there
     inwards = torch.stack([(x - x1) * size[1], (x2 - x) * size[1], (y - y1) * size[0], (y2 - y) * size[0]])
     depth = inwards.amin(0)  # in pixels of the original, negative outside
     inside = depth > margin

@@ -46,7 +46,7 @@ def test_each_operation_that_moves_the_image_moves_the_map(policy, operation, ki
             images.append(moved)
         assert_follows(label_map, images)
         views.add(label_map.view)
-    assert rd.View() not in views
+    assert rd.labels.View() not in views
     assert len(views) == 2  # of both signs
 
 
@@ -87,13 +87,13 @@ def test_nested_samples_keep_their_structure_and_other_items_are_the_same_object
     assert out["maps"][1][0] is other
     assert type(out["maps"][0]) is rd.LabelMap
     assert sample["maps"][0] is label_map
-    assert label_map.view == rd.View()
+    assert label_map.view == rd.labels.View()
 
 
 def test_all_maps_of_a_sample_follow():
     transform = forced(v2.TrivialAugmentWide, "TranslateX")
     _, first, second = transform(torch.zeros(3, *CANVAS_SIZE), ramp_map(), ramp_map())
-    assert first.view == second.view != rd.View()
+    assert first.view == second.view != rd.labels.View()
 
 
 def test_a_sample_that_failed_leaves_nothing_behind_for_the_next():

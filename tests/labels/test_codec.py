@@ -153,7 +153,7 @@ def test_round_trip_with_the_narrowest_class_ids(num_classes, id_dtype, encoding
     assert dict(safetensors.deserialize(blob))["classes"]["dtype"] == id_dtype
     back = rd.LabelMap.from_safetensors(blob, key="a", label=1)
     assert (back.num_classes, back.canvas_size, back.key, back.label) == (num_classes, (4, 5), "a", 1)
-    assert back.view == rd.View()
+    assert back.view == rd.labels.View()
     assert torch.equal(back.classes, classes)
     assert (back.dtype, back.classes.dtype, back.encoding) == (torch.float32, torch.int64, encoding)
 

@@ -168,7 +168,7 @@ DAMAGED = {
 
 @pytest.mark.parametrize(("blob", "message"), DAMAGED.values(), ids=DAMAGED)
 def test_damage_is_refused_by_its_name(blob, message):
-    with pytest.raises(rd.LabelMapError, match=message):
+    with pytest.raises(rd.errors.LabelMapError, match=message):
         codec.decode([blob])
 
 
@@ -180,7 +180,7 @@ def test_the_largest_map_that_is_read_pools_in_little_memory():
 
 def test_a_map_of_another_number_of_classes_than_its_dataset_is_refused_by_key():
     blobs = [empty_topk(10), empty_topk(20), empty_topk(10)]
-    with pytest.raises(rd.LabelMapError, match="label map 'b': it has 20 classes, but its dataset has 10"):
+    with pytest.raises(rd.errors.LabelMapError, match="label map 'b': it has 20 classes, but its dataset has 10"):
         read_label_maps(blobs, ["a", "b", "c"], [0, 1, 2], 10)
     assert [each.num_classes for each in read_label_maps(blobs, ["a", "b", "c"], [0, 1, 2])] == [10, 20, 10]
 
@@ -189,7 +189,7 @@ def test_a_map_of_another_number_of_classes_than_its_dataset_is_refused_by_key()
 def test_a_map_cut_anywhere_is_refused(encoding, dtype):
     blob = stored_map(encoding, dtype)
     for length in range(len(blob)):
-        with pytest.raises(rd.LabelMapError):
+        with pytest.raises(rd.errors.LabelMapError):
             codec.decode([blob[:length]])
 
 
@@ -203,7 +203,7 @@ def test_flipped_bytes_give_a_valid_map_or_a_label_map_error(encoding, dtype):
             damaged[place] ^= int(rng.integers(1, 256))
         try:
             label_map = rd.LabelMap.from_safetensors(bytes(damaged))
-        except rd.LabelMapError:
+        except rd.errors.LabelMapError:
             num_refused += 1
         else:
             assert torch.isfinite(label_map.logits).all()
@@ -215,12 +215,12 @@ def test_flipped_bytes_give_a_valid_map_or_a_label_map_error(encoding, dtype):
 def test_errors_name_the_key_and_are_value_errors():
     with pytest.raises(ValueError, match=r"label map 'a/b': 3 bytes are not a whole safetensors file") as caught:
         rd.LabelMap.from_safetensors(b"abc", key="a/b")
-    assert type(caught.value) is rd.LabelMapError
+    assert type(caught.value) is rd.errors.LabelMapError
     copied = pickle.loads(pickle.dumps(caught.value))
-    assert (type(copied), str(copied)) == (rd.LabelMapError, str(caught.value))
+    assert (type(copied), str(copied)) == (rd.errors.LabelMapError, str(caught.value))
 
 
 def test_the_error_comes_out_of_a_dataloader_worker_as_it_is():
     loader = DataLoader([b"abc"], batch_size=None, num_workers=1, collate_fn=rd.LabelMap.from_safetensors)
-    with pytest.raises(rd.LabelMapError, match="3 bytes are not a whole safetensors file"):
+    with pytest.raises(rd.errors.LabelMapError, match="3 bytes are not a whole safetensors file"):
         next(iter(loader))

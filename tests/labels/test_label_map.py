@@ -118,7 +118,7 @@ def test_repr_shows_what_the_map_is():
 def test_defaults_are_a_whole_image_as_large_as_the_map():
     label_map = rd.LabelMap(torch.zeros(2, HEIGHT, WIDTH), torch.tensor([[[3]], [[1]]]), num_classes=NUM_CLASSES)
     assert label_map.canvas_size == (HEIGHT, WIDTH)
-    assert label_map.view == rd.View()
+    assert label_map.view == rd.labels.View()
     assert label_map.view.box_xyxy == (0, 0, 1, 1)
     assert (label_map.key, label_map.label, label_map.encoding) == (None, None, "topk")
 
@@ -179,7 +179,7 @@ def test_from_logits_wants_the_logits_of_one_image():
 
 
 def test_composed_views_map_points_like_one_view_after_the_other():
-    outer, inner = rd.View(*torch.randn(6).tolist()), rd.View(*torch.randn(6).tolist())
+    outer, inner = rd.labels.View(*torch.randn(6).tolist()), rd.labels.View(*torch.randn(6).tolist())
     u, v = 0.3, 0.8
     x, y = inner.xx * u + inner.xy * v + inner.x0, inner.yx * u + inner.yy * v + inner.y0
     composed = outer.compose(inner)

@@ -160,7 +160,7 @@ def box_by_loops(dense: Tensor, base: Tensor | None, box, grid, visible=(0.0, 0.
     return torch.stack(cells, 1).reshape(-1, rows, columns)
 
 
-def view_by_loops(dense: Tensor, base: Tensor | None, view: rd.View, grid) -> Tensor:
+def view_by_loops(dense: Tensor, base: Tensor | None, view: rd.labels.View, grid) -> Tensor:
     height, width = dense.shape[1:]
     rows, columns = grid
     num_u = max(1, math.ceil(math.hypot(view.xx * width, view.yx * height) / columns - 1e-4))
@@ -208,7 +208,7 @@ def test_any_upright_view_pools_what_is_visible_of_it_as_by_loops(seed):
     encoding, size, grid = random_shape(seed)
     batch = random_batch(3, encoding, size)
     boxes = (torch.rand(3, 4, dtype=torch.float64) * 3 - 1).tolist()
-    views = [rd.View(x2 - x1, 0.0, x1, 0.0, y2 - y1, y1, random_visible()) for x1, y1, x2, y2 in boxes]
+    views = [rd.labels.View(x2 - x1, 0.0, x1, 0.0, y2 - y1, y1, random_visible()) for x1, y1, x2, y2 in boxes]
     got, labels = batch.pool_views(views, grid), batch.pool_views(views)
     for i in range(3):
         dense, base = batch.dense[i], None if batch.base is None else batch.base[i]
@@ -224,7 +224,7 @@ def test_any_upright_view_pools_what_is_visible_of_it_as_by_loops(seed):
 def test_any_rotated_or_sheared_view_pools_what_is_visible_of_it_as_by_loops(seed):
     encoding, size, grid = random_shape(seed)
     batch = random_batch(3, encoding, size)
-    views = [rd.View(*(torch.randn(6, dtype=torch.float64) * 0.7).tolist(), random_visible()) for _ in range(3)]
+    views = [rd.labels.View(*(torch.randn(6, dtype=torch.float64) * 0.7).tolist(), random_visible()) for _ in range(3)]
     got = batch.pool_views(views, grid)
     for i in range(3):
         want = view_by_loops(batch.dense[i], None if batch.base is None else batch.base[i], views[i], grid)
@@ -304,7 +304,7 @@ def test_a_map_turned_by_quarters_pools_as_its_turned_logits(encoding, quarters)
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_a_batch_of_upright_and_rotated_views_pools_as_one_by_one(encoding):
     batch = random_batch(6, encoding)
-    views = [rd.View(0.5, 0.1 * (i % 2), 0.2, 0.2 * (i % 3), 0.6, 0.1) for i in range(6)]
+    views = [rd.labels.View(0.5, 0.1 * (i % 2), 0.2, 0.2 * (i % 3), 0.6, 0.1) for i in range(6)]
     assert {view.is_box for view in views} == {True, False}
     for output_size in (1, (2, 3)):
         together = batch.pool_views(views, output_size)
@@ -316,7 +316,7 @@ def test_a_batch_of_upright_and_rotated_views_pools_as_one_by_one(encoding):
 def test_an_upright_view_inside_the_image_pools_alike_as_box_and_by_points(encoding):
     batch = random_batch(4, encoding)
     boxes = BOXES["inside"](4, None)
-    views = [rd.View(x2 - x1, 1e-8, x1, 0.0, y2 - y1, y1) for x1, y1, x2, y2 in boxes.tolist()]
+    views = [rd.labels.View(x2 - x1, 1e-8, x1, 0.0, y2 - y1, y1) for x1, y1, x2, y2 in boxes.tolist()]
     assert not views[0].is_box
     torch.testing.assert_close(batch.pool_views(views, (3, 4)), batch.pool(boxes, (3, 4)), rtol=0, atol=1e-6)
 
@@ -340,7 +340,7 @@ def test_one_sample_at_a_time_gives_what_the_batch_gives(encoding, size):
     boxes = torch.cat([inside, anywhere, on_cell_edges(num // 3, size)])
     batch = Batch(*(part if part is None else part.expand(num, *part.shape[1:]) for part in one))
     label_map = one.label_map(0)
-    views = [rd.View(x2 - x1, 0.0, x1, 0.0, y2 - y1, y1) for x1, y1, x2, y2 in boxes.tolist()]
+    views = [rd.labels.View(x2 - x1, 0.0, x1, 0.0, y2 - y1, y1) for x1, y1, x2, y2 in boxes.tolist()]
     singly = torch.stack([pool_label_map(label_map, view) for view in views])
     assert singly.dtype == torch.float32
     torch.testing.assert_close(singly, batch.pool_views(views), rtol=0, atol=3e-6)
@@ -351,7 +351,7 @@ def test_temperature_divides_the_pooled_logits(encoding):
     batch, boxes = random_batch(2, encoding), BOXES["inside"](2, None)
     want = (batch.pool(boxes).log() / 2.5).softmax(1)
     torch.testing.assert_close(batch.pool(boxes, temperature=2.5), want)
-    label_map, view = batch[:1].label_map(0).float(), rd.View()
+    label_map, view = batch[:1].label_map(0).float(), rd.labels.View()
     soft = pool_label_map(rd.LabelMap.wrap(label_map, like=batch.label_map(0)), view, 1, 2.5)
     whole = batch[:1].pool(torch.tensor([[0.0, 0, 1, 1]]), temperature=2.5)[0]
     torch.testing.assert_close(soft, whole.float(), rtol=0, atol=1e-6)
@@ -376,8 +376,8 @@ def test_labels_sum_to_one_and_inputs_are_not_written_to(encoding):
     for output_size in (1, (2, 3)):
         soft = batch.pool(boxes, output_size, temperature=2)
         torch.testing.assert_close(soft.sum(1), torch.ones_like(soft[:, 0]))
-        batch.pool_views([rd.View(xy=0.1)] * 4, output_size)
-        pool_label_map(label_map, rd.View(), output_size, 2)
+        batch.pool_views([rd.labels.View(xy=0.1)] * 4, output_size)
+        pool_label_map(label_map, rd.labels.View(), output_size, 2)
     assert [part._version for part in inputs] == versions
     assert torch.equal(label_map.logits, copies[0])
     assert label_map.base is None or torch.equal(label_map.base, batch.base[0].float())
@@ -392,10 +392,10 @@ def test_the_gpu_gives_what_the_cpu_gives(encoding):
         got = on_gpu.pool(boxes, output_size)  # boxes may stay on the CPU
         assert got.device.type == "cuda"
         torch.testing.assert_close(got.cpu(), batch.pool(boxes, output_size), rtol=0, atol=1e-5)
-        views = [rd.View(0.5, 0.1, 0.2, 0.2, 0.6, 0.1)] * 8
+        views = [rd.labels.View(0.5, 0.1, 0.2, 0.2, 0.6, 0.1)] * 8
         torch.testing.assert_close(on_gpu.pool_views(views, output_size).cpu(), batch.pool_views(views, output_size))
 
 
 def test_there_is_one_view_an_image():
     with pytest.raises(ValueError, match="expected 2 views, one an image, got 1"):
-        pool_views(torch.zeros(2, 3, 4, 5), torch.zeros(2, 3, 1, 1).long(), [rd.View()], num_classes=6)
+        pool_views(torch.zeros(2, 3, 4, 5), torch.zeros(2, 3, 1, 1).long(), [rd.labels.View()], num_classes=6)

@@ -223,11 +223,11 @@ def test_without_stored_logits_the_label_is_the_base():
 
 
 BAD_VIEWS = {
-    "NaN": rd.View(x0=NAN),
-    "infinite": rd.View(xx=INF),
-    "NaN and rotated": rd.View(xy=0.3, y0=NAN),
-    "NaN in what is visible": rd.View(visible_xyxy=(0.0, NAN, 1.0, 1.0)),
-    "infinities that cancel": rd.View(xx=INF, x0=-INF),
+    "NaN": rd.labels.View(x0=NAN),
+    "infinite": rd.labels.View(xx=INF),
+    "NaN and rotated": rd.labels.View(xy=0.3, y0=NAN),
+    "NaN in what is visible": rd.labels.View(visible_xyxy=(0.0, NAN, 1.0, 1.0)),
+    "infinities that cancel": rd.labels.View(xx=INF, x0=-INF),
 }
 
 
@@ -239,7 +239,7 @@ def test_a_view_that_is_not_finite_is_refused(encoding, view):
         with pytest.raises(ValueError, match=r"views must be finite, got .* for image 0"):
             pool_label_map(label_map, view, output_size)
     logits, chosen = label_map.logits[None], label_map.classes[None]
-    good = rd.View(xy=view.xy)
+    good = rd.labels.View(xy=view.xy)
     with pytest.raises(ValueError, match="for image 1 of the batch"):
         pool_views(logits.repeat(2, 1, 1, 1), chosen.repeat(2, 1, 1, 1), [good, view], num_classes=NUM_CLASSES)
 

@@ -18,8 +18,8 @@ from tests.conftest import ColourNet, picture
 from .samples import CANVAS_SIZE, ENCODINGS, HEIGHT, NUM_CLASSES, WIDTH, random_classes, random_dense, random_map
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))]
-ROTATED = rd.View(0.5, 0.1, 0.2, 0.2, 0.6, 0.1)
-UPRIGHT = rd.View(-0.5, 0.0, 0.9, 0.0, 0.6, 0.1)
+ROTATED = rd.labels.View(0.5, 0.1, 0.2, 0.2, 0.6, 0.1)
+UPRIGHT = rd.labels.View(-0.5, 0.0, 0.9, 0.0, 0.6, 0.1)
 BOXES = torch.tensor([[0.1, 0.2, 0.7, 0.9], [0.0, 0.0, 1.0, 1.0], [0.3, 0.3, 0.2, 0.9], [-1.0, 0.0, 0.5, 2.0]])
 VIEWS = {"upright": [UPRIGHT] * 4, "rotated": [ROTATED] * 4, "both": [UPRIGHT, ROTATED] * 2}
 
@@ -270,7 +270,7 @@ def test_a_compiled_step_pools_what_an_eager_one_pools(encoding):
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_a_compiled_function_of_one_map_pools_every_view_of_it(encoding):
     compiled = torch.compile(rd.LabelPooling(), backend="eager")
-    for label_map in label_maps(encoding, [UPRIGHT, ROTATED, rd.View(), rd.View(x0=0.5)]):
+    for label_map in label_maps(encoding, [UPRIGHT, ROTATED, rd.labels.View(), rd.labels.View(x0=0.5)]):
         assert torch.equal(compiled(label_map), rd.LabelPooling()(label_map))
 
 

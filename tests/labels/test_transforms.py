@@ -155,7 +155,7 @@ def test_only_view_and_canvas_size_change(encoding):
         assert followed.logits.data_ptr() == label_map.logits.data_ptr()
         assert_same_map(tv_tensors.wrap(followed, like=label_map), label_map)
         assert (followed.key, followed.label, followed.num_classes) == ("images/a_1", 4, 13)
-        assert (label_map.view, label_map.canvas_size) == (rd.View(), CANVAS_SIZE)
+        assert (label_map.view, label_map.canvas_size) == (rd.labels.View(), CANVAS_SIZE)
 
 
 def test_every_functional_of_torchvision_is_followed_or_refused_or_of_pixels_only():

@@ -68,9 +68,9 @@ def build_hostile(root: Path) -> Path:
     """Build a dataset with a config for each encoding, `heatmaps` and `topk`, and label-only `maps`."""
     annotator = rd.ModuleAnnotator(RandomNet(), (56, 40), classes=CLASSES, name="<i>annotator</i>")
     for config, build_config in (
-        ("heatmaps", rd.BuildConfig()),
-        ("topk", rd.BuildConfig(encoding="topk")),
-        ("maps", rd.BuildConfig(images=False)),
+        ("heatmaps", rd.annotate.BuildConfig()),
+        ("topk", rd.annotate.BuildConfig(encoding="topk")),
+        ("maps", rd.annotate.BuildConfig(images=False)),
     ):
         rd.build(HostileImages(), root, annotator, config=config, build_config=build_config, progress=False)
     return root

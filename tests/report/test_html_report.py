@@ -40,7 +40,7 @@ def write(hostile_dataset, tmp_path):
     """Write a report of the hostile dataset and return what is in it."""
 
     def write(config="heatmaps", **options) -> Page:
-        path = rd.write_report(hostile_dataset, tmp_path / "report.html", config, **{**QUICK, **options})
+        path = rd.report.write_report(hostile_dataset, tmp_path / "report.html", config, **{**QUICK, **options})
         assert path == tmp_path / "report.html"
         assert [each.name for each in path.parent.iterdir()] == [path.name]
         return Page(path)
@@ -76,9 +76,9 @@ def test_large_images_become_small_ones(tmp_path, annotator):
         (tmp_path / "images" / name).mkdir()
         picture(1).save(tmp_path / "images" / name / f"{name}.png")
     picture(2, (900, 600)).save(path)
-    source = rd.ImageFolderSource(tmp_path / "images")
+    source = rd.data.ImageFolderSource(tmp_path / "images")
     rd.build(source, tmp_path / "data", annotator, config="one", progress=False)
-    page = Page(rd.write_report(tmp_path / "data", tmp_path / "report.html", **QUICK))
+    page = Page(rd.report.write_report(tmp_path / "data", tmp_path / "report.html", **QUICK))
     place = page.data["index"]["samples"]["key"].index("large")
     with Image.open(io.BytesIO(base64.b64decode(page.data[f"sample-{place}"]["image"]))) as image:
         assert image.size == (171, 256)
@@ -114,7 +114,7 @@ def test_ids_are_unique_also_in_the_plots(write, tmp_path, hostile_dataset):
     names = [key.replace('"', '""') for key in list(rd.LabelMaps(hostile_dataset, "heatmaps"))[:6]]
     lines += [f'"{name}",100,80,10,10,60,50' for name in names]
     boxes.write_text("\n".join(["image,width,height,xmin,ymin,xmax,ymax", *lines]), encoding="utf-8")
-    path = rd.write_report(hostile_dataset, tmp_path / "out" / "report.html", "heatmaps", boxes=boxes, **QUICK)
+    path = rd.report.write_report(hostile_dataset, tmp_path / "out" / "report.html", "heatmaps", boxes=boxes, **QUICK)
     page = Page(path)
     ids = [each["id"] for _, each in page.tags if "id" in each]
     assert len(ids) == len(set(ids))
@@ -135,7 +135,7 @@ def test_fewer_samples_are_spread_evenly_and_statistics_are_of_all(write):
 
 
 def test_equal_datasets_give_equal_bytes(hostile_dataset, tmp_path):
-    paths = [rd.write_report(hostile_dataset, tmp_path / name, "topk", **QUICK) for name in ("a", "b")]
+    paths = [rd.report.write_report(hostile_dataset, tmp_path / name, "topk", **QUICK) for name in ("a", "b")]
     assert paths[0].read_bytes() == paths[1].read_bytes()
     assert str(tmp_path) not in paths[0].read_text(encoding="utf-8")
     assert str(hostile_dataset.parent) not in paths[0].read_text(encoding="utf-8")
@@ -165,21 +165,21 @@ def restricted_dataset(dataset_folder, tmp_path):
 def test_restricted_images_are_left_out_unless_named(restricted_dataset, tmp_path, config, caplog):
     folder = restricted_dataset if config is None else restricted_dataset / config  # one config, opened as it is
     out = tmp_path / "report.html"
-    page = Page(rd.write_report(folder, out, "colours", **QUICK))
+    page = Page(rd.report.write_report(folder, out, "colours", **QUICK))
     assert page.data["sample-0"]["image"] is None
     assert "Images of SecretNet may not be redistributed" in "".join(page.texts)
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
     assert "--restricted-images 'SecretNet'" in caplog.text
-    page = Page(rd.write_report(folder, out, "colours", restricted_images="SecretNet", **QUICK))
+    page = Page(rd.report.write_report(folder, out, "colours", restricted_images="SecretNet", **QUICK))
     assert page.data["sample-0"]["image"] is not None
     assert "do not pass this file on" in "".join(page.texts)
     with pytest.raises(ValueError, match=r"'OtherNet', but the images of .* are those of 'SecretNet'"):
-        rd.write_report(folder, out, "colours", restricted_images="OtherNet", **QUICK)
+        rd.report.write_report(folder, out, "colours", restricted_images="OtherNet", **QUICK)
 
 
 def test_restricted_images_of_the_hub_are_left_out(restricted_dataset, tmp_path, local_hub):
     local_hub.publish("org/name", restricted_dataset)
-    page = Page(rd.write_report("org/name", tmp_path / "report.html", "colours", **QUICK))
+    page = Page(rd.report.write_report("org/name", tmp_path / "report.html", "colours", **QUICK))
     assert page.data["sample-0"]["image"] is None
     assert "name: label maps" in page.texts
 
@@ -199,7 +199,7 @@ def test_restricted_images_of_the_hub_are_left_out(restricted_dataset, tmp_path,
 def test_bad_arguments_leave_nothing_behind(hostile_dataset, tmp_path, options, message, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises((ValueError, FileNotFoundError), match=re.escape(message)):
-        rd.write_report(hostile_dataset, **{"name": "heatmaps", **QUICK, **options})
+        rd.report.write_report(hostile_dataset, **{"name": "heatmaps", **QUICK, **options})
     assert list(tmp_path.iterdir()) == []
 
 

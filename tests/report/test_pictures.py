@@ -33,7 +33,7 @@ def folder(images, tmp_path_factory):
     root = tmp_path_factory.mktemp("dataset")
     annotator = rd.ModuleAnnotator(ColourNet(), (48, 64), classes=("cat", "dog", "emu"), name="colours")
     for config, inside in (("colours", True), ("labels-only", False)):
-        source, build_config = rd.ImageFolderSource(images), rd.BuildConfig(images=inside)
+        source, build_config = rd.data.ImageFolderSource(images), rd.annotate.BuildConfig(images=inside)
         rd.build(source, root, annotator, config=config, build_config=build_config, progress=False)
     return root
 

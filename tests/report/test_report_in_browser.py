@@ -31,7 +31,7 @@ def report_paths(hostile_dataset, tmp_path_factory):
     """A report of each config; `maps` has no images."""
     folder = tmp_path_factory.mktemp("reports")
     return {
-        name: rd.write_report(hostile_dataset, folder / f"{name}.html", name, num_crops=500, progress=False)
+        name: rd.report.write_report(hostile_dataset, folder / f"{name}.html", name, num_crops=500, progress=False)
         for name in ("heatmaps", "topk", "maps")
     }
 
@@ -263,7 +263,7 @@ def test_thumbnails_are_drawn_once_also_when_scrolled_in_and_out_and_in(open_rep
 def test_a_list_of_many_samples_draws_those_in_view(open_report, tmp_path):
     count = 400
     build_many(tmp_path / "many", count)
-    path = rd.write_report(tmp_path / "many", tmp_path / "report.html", num_crops=count, progress=False)
+    path = rd.report.write_report(tmp_path / "many", tmp_path / "report.html", num_crops=count, progress=False)
     report = open_report(path=path)
     page = report.page
     page.wait_for_selector("#gallery img")

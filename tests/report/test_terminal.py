@@ -24,7 +24,7 @@ def folder(tmp_path_factory):
         picture(i, (40, 56) if i % 2 else (48, 32)).save(path, quality=95)
     annotator = rd.ModuleAnnotator(ColourNet(), (48, 64), classes=("cat", "dog", "n01440764"), name="colours")
     for config, images in (("colours", True), ("labels-only", False)):
-        source, build_config = rd.ImageFolderSource(root / "images"), rd.BuildConfig(images=images)
+        source, build_config = rd.data.ImageFolderSource(root / "images"), rd.annotate.BuildConfig(images=images)
         rd.build(
             source, root / "data", annotator, config=config, build_config=build_config, shard_size=5, progress=False
         )
@@ -76,7 +76,7 @@ def test_a_dataset_is_shown_by_its_configs_and_first_samples(folder):
 
 
 def test_agreement_and_several_classes_are_those_of_an_analysis(folder):
-    numbers = rd.analyze(folder, "colours", num_crops=1, progress=False).summary["label maps"]
+    numbers = rd.analysis.analyze(folder, "colours", num_crops=1, progress=False).summary["label maps"]
     agree = numbers["images that agree with their label, share"]
     several = numbers["images of several confident classes, share"]
     assert f"{agree:.1%} agree with their label, {several:.1%} show several classes" in describe(folder, "colours")

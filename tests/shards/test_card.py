@@ -42,8 +42,8 @@ def publish(local_hub, dataset_folder, image_folder, annotator):
     """Publish a dataset of two configs, one of them with two splits; return its card."""
 
     def publish(template: str | None = None, *configs: str) -> str:
-        rd.build(rd.ImageFolderSource(image_folder), dataset_folder, annotator, config="colours", split="validation",
-                 shard_size=7, progress=False, build_config=rd.BuildConfig(batch_size=4))  # fmt: skip
+        rd.build(rd.data.ImageFolderSource(image_folder), dataset_folder, annotator, config="colours", split="validation",
+                 shard_size=7, progress=False, build_config=rd.annotate.BuildConfig(batch_size=4))  # fmt: skip
         for config in configs or (None,):
             rd.publish(dataset_folder, REPO, config=config, card=template, restricted_images="ImageNet", progress=False)
         return local_hub.files(REPO)["README.md"].decode()

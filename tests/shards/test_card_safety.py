@@ -86,7 +86,9 @@ def _made(tmp_path_factory):
 
 def _build(root, split="train", **arguments):
     annotator = ModuleAnnotator(ColourNet(), (48, 64), classes=("cat", "dog", "emu"), name="colours")
-    rd.build(rd.ImageFolderSource(root / "images"), root / "data", annotator, split=split, progress=False, **arguments)
+    rd.build(
+        rd.data.ImageFolderSource(root / "images"), root / "data", annotator, split=split, progress=False, **arguments
+    )
 
 
 @pytest.fixture

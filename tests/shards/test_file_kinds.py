@@ -133,7 +133,9 @@ def test_a_map_of_other_classes_among_its_neighbours_is_refused_by_key(root):
     folder = rewritten(root, lambda row, blob: other if row == 4 else blob)
     maps = rd.LabelMaps(folder)
     for read in (lambda: maps.at(4), lambda: maps.at_rows(range(7)), lambda: maps[maps.index.key(4)]):
-        with pytest.raises(rd.LabelMapError, match=f"{maps.index.key(4)!r}: it has 6 classes, but its dataset has 3"):
+        with pytest.raises(
+            rd.errors.LabelMapError, match=f"{maps.index.key(4)!r}: it has 6 classes, but its dataset has 3"
+        ):
             read()
     assert maps.at(3).num_classes == 3
     report = rd.verify(root, "labels-only", num_workers=0, progress=False)

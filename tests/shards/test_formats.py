@@ -41,7 +41,7 @@ def test_images_of_every_format_are_decoded(kind):
 
 
 def test_formats_that_start_another_program_are_refused():
-    with pytest.raises(rd.ImageError, match="format is unknown or not one of JPEG, PNG"):
+    with pytest.raises(rd.errors.ImageError, match="format is unknown or not one of JPEG, PNG"):
         rd.decode_image(encoded("EPS"))
 
 
@@ -69,7 +69,7 @@ SPLITS = {
 def test_the_extension_in_shards_follows_the_bytes_and_every_reader_reads_them(name, tmp_path, annotator, hf_home):
     kinds, path, extension = SPLITS[name]
     images = [encoded(kind, i) for i, kind in enumerate(kinds)]
-    source = rd.HFSource(hugging_face(images, [path and path.format(f"k{i}") for i in range(len(images))]))
+    source = rd.data.HFSource(hugging_face(images, [path and path.format(f"k{i}") for i in range(len(images))]))
     manifest = rd.build(source, tmp_path, annotator, shard_size=10, progress=False)
     assert manifest.splits["train"].image_extension == extension
     assert manifest.splits["train"].skipped == []
@@ -82,10 +82,10 @@ def test_every_source_names_images_by_their_bytes(where, tmp_path, annotator):
         path = tmp_path / "images" / CLASSES[i] / f"k{i}.jpg"
         path.parent.mkdir(parents=True)
         path.write_bytes(encoded("PNG", i))
-    source = rd.ImageFolderSource(tmp_path / "images")
+    source = rd.data.ImageFolderSource(tmp_path / "images")
     if where == "tar":
         rd.build(source, tmp_path / "tars", annotator, progress=False)
-        source = rd.open_source(tmp_path / "tars" / "colours")
+        source = rd.data.open_source(tmp_path / "tars" / "colours")
     assert source.extension == "png"
 
 
@@ -141,7 +141,7 @@ def png_dataset(tmp_path_factory):
 
     root = tmp_path_factory.mktemp("png")
     annotator = ModuleAnnotator(ColourNet(), (48, 64), classes=CLASSES, name="colours")
-    source = rd.HFSource(hugging_face([encoded("PNG", i) for i in range(3)], ["a.png", "b.png", "c.png"]))
+    source = rd.data.HFSource(hugging_face([encoded("PNG", i) for i in range(3)], ["a.png", "b.png", "c.png"]))
     rd.build(source, root, annotator, progress=False)
     return root
 
@@ -170,9 +170,11 @@ class Called:
 def test_verify_reports_an_extension_that_does_not_fit_the_bytes(
     kinds, extension, problem, tmp_path, annotator, monkeypatch
 ):
-    monkeypatch.setattr("relabel_datasets.annotate.build.FIELDS", ("jpg", extension))  # as an earlier version built it
+    monkeypatch.setattr(
+        "relabel_datasets.annotate.builder.FIELDS", ("jpg", extension)
+    )  # as an earlier version built it
     images = [encoded(kind, i) for i, kind in enumerate(kinds)]
-    source = Called(rd.HFSource(hugging_face(images, ["a.x", "b.x", "c.x"])), extension)
+    source = Called(rd.data.HFSource(hugging_face(images, ["a.x", "b.x", "c.x"])), extension)
     rd.build(source, tmp_path, annotator, progress=False)
     report = rd.verify(tmp_path, num_workers=0, progress=False)
     assert problem in str(report)
@@ -181,7 +183,7 @@ def test_verify_reports_an_extension_that_does_not_fit_the_bytes(
 
 
 def test_a_source_with_another_extension_is_refused_before_any_output(tmp_path, annotator):
-    source = Called(rd.HFSource(hugging_face([encoded("AVIF")] * 2, ["a.avif", "b.avif"])), "avif")
+    source = Called(rd.data.HFSource(hugging_face([encoded("AVIF")] * 2, ["a.avif", "b.avif"])), "avif")
     with pytest.raises(ValueError, match=r"extension must be one of \('jpg', 'png', 'webp'\), .* got 'avif'"):
         rd.build(source, tmp_path / "data", annotator, progress=False)
     assert not (tmp_path / "data").exists()

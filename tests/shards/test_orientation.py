@@ -145,7 +145,7 @@ def built(tmp_path_factory):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
     annotator = rd.ModuleAnnotator(ColourNet(), (24, 24), classes=("other", "turned", "c"), name="colours")
-    rd.build(rd.ImageFolderSource(root / "images"), root / "data", annotator, shard_size=500, progress=False)
+    rd.build(rd.data.ImageFolderSource(root / "images"), root / "data", annotator, shard_size=500, progress=False)
     dataset = rd.load_dataset(root / "data", split="train")
     return root / "data", {key: dataset[i] for i, key in enumerate(dataset.keys)}
 

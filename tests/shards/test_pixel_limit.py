@@ -98,7 +98,7 @@ def test_built_and_verified_datasets_hold_what_can_be_decoded_and_list_the_rest(
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
     annotator = rd.ModuleAnnotator(ColourNet(), (24, 24), classes=("good", "bad", "c"), name="colours")
-    source = rd.ImageFolderSource(tmp_path / "images")
+    source = rd.data.ImageFolderSource(tmp_path / "images")
     manifest = rd.build(source, tmp_path / "data", annotator, shard_size=50, progress=False)
     reasons = {entry["key"]: entry["error"] for entry in manifest.splits["train"].skipped}
     assert set(reasons) == {name for name, (_, size, _) in FILES.items() if size is None}
@@ -115,7 +115,7 @@ def test_built_and_verified_datasets_hold_what_can_be_decoded_and_list_the_rest(
 def test_truncated_images_are_never_taken_for_whole_ones(tmp_path, image_folder, annotator, monkeypatch):
     whole = (image_folder / "cat" / "photo_00.jpg").read_bytes()
     (image_folder / "cat" / "photo_00.jpg").write_bytes(whole[:-400])
-    source = rd.ImageFolderSource(image_folder)
+    source = rd.data.ImageFolderSource(image_folder)
     monkeypatch.setattr(PIL.ImageFile, "LOAD_TRUNCATED_IMAGES", True)
     with pytest.raises(
         ValueError, match=r"LOAD_TRUNCATED_IMAGES is set, .*: set it to False before building label maps"
@@ -146,7 +146,7 @@ PIL.Image.new("RGB", (8, 8)).save(io.BytesIO(), "JPEG")
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 try:
     print(rd.decode_image(data).size)
-except rd.ImageError as error:
+except rd.errors.ImageError as error:
     print(error)
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 """

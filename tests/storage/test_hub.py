@@ -50,8 +50,8 @@ def other_folder(tmp_path_factory, served_folder) -> Path:
 
     annotator = ModuleAnnotator(ColourNet(), (48, 64), classes=("cat", "dog", "emu"), name="colours")
     for split in ("train", "validation"):
-        rd.build(rd.ImageFolderSource(images), folder, annotator, config="colours", split=split,
-                 build_config=rd.BuildConfig(batch_size=4, encoding="topk", k=2), shard_size=7, progress=False)  # fmt: skip
+        rd.build(rd.data.ImageFolderSource(images), folder, annotator, config="colours", split=split,
+                 build_config=rd.annotate.BuildConfig(batch_size=4, encoding="topk", k=2), shard_size=7, progress=False)  # fmt: skip
     return folder
 
 

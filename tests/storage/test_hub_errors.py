@@ -113,10 +113,10 @@ class TestWithoutNetwork:
         "load",
         [
             lambda: rd.TimmAnnotator("resnet18.a1_in1k", pretrained=True),
-            lambda: rd.load_classifier("resnet18.a1_in1k", pretrained=True),
+            lambda: rd.train.load_classifier("resnet18.a1_in1k", pretrained=True),
             lambda: rd.HFAnnotator("org/model"),
             lambda: rd.load_dataset("org/name"),
-            lambda: rd.open_source("hf:org/name"),
+            lambda: rd.data.open_source("hf:org/name"),
         ],
         ids=["timm", "evaluate", "transformers", "dataset", "images"],
     )

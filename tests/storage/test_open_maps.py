@@ -221,7 +221,7 @@ print(json.dumps([here, there, streamed]))
 def many_shards(tmp_path_factory):
     """Two datasets of 300 shards each, of one sample a shard."""
     from relabel_datasets.annotate.annotator import ModuleAnnotator
-    from relabel_datasets.annotate.build import build
+    from relabel_datasets.annotate.builder import build
     from relabel_datasets.annotate.shard import BuildConfig
     from relabel_datasets.data.sources import ImageFolderSource
     from tests.conftest import ColourNet, picture

@@ -58,7 +58,7 @@ def _no_test_waits_for_a_fifo():
 
 def _build(root):
     annotator = ModuleAnnotator(ColourNet(), (48, 64), classes=("cat", "dog", "emu"), name="colours")
-    return rd.build(rd.ImageFolderSource(root / "images"), root / "data", annotator, progress=False)
+    return rd.build(rd.data.ImageFolderSource(root / "images"), root / "data", annotator, progress=False)
 
 
 @pytest.fixture(scope="module")

@@ -36,7 +36,7 @@ def fit(scenes, tmp_path):
 
     def run(out="run", *, runtime=CPU, validation=True, annotator=None, **values):
         sets = [rd.load_dataset(scenes, split=split) for split in ("train", "validation")]
-        return rd.train_student(
+        return rd.train.train_student(
             sets[0],
             tmp_path / out,
             TINY.changed(**values),

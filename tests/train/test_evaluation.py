@@ -63,20 +63,20 @@ def boxes(tmp_path):
 
 
 def test_all_classes_of_the_model_compete_unless_told_otherwise(folder):
-    assert rd.evaluate(classifier(), folder)["top1"] == pytest.approx(2 / 6)  # white beats green and blue
-    assert rd.evaluate(classifier(), folder, among=True)["top1"] == pytest.approx(5 / 6)
+    assert rd.train.evaluate(classifier(), folder)["top1"] == pytest.approx(2 / 6)  # white beats green and blue
+    assert rd.train.evaluate(classifier(), folder, among=True)["top1"] == pytest.approx(5 / 6)
 
 
 def test_objects_are_found_by_name_and_unknown_ones_left_out(folder, boxes):
-    found = rd.evaluate(classifier(), folder, boxes=boxes, among=True)
+    found = rd.train.evaluate(classifier(), folder, boxes=boxes, among=True)
     assert found["multi_label"] == pytest.approx(3 / 6)  # both red ones and the green one
     assert found["set_recall"] == pytest.approx((1 + 2 * 0.5) / 6)  # the green one, and of the red ones red alone
     assert 0 < found["map"] <= 1
-    assert rd.evaluate(classifier(), folder, boxes=read_boxes(boxes), among=True) == found
+    assert rd.train.evaluate(classifier(), folder, boxes=read_boxes(boxes), among=True) == found
 
 
 def test_boxes_in_cocos_json_count_as_those_of_a_table(folder, boxes, tmp_path, caplog):
-    reference = rd.evaluate(classifier(), folder, boxes=boxes, among=True)
+    reference = rd.train.evaluate(classifier(), folder, boxes=boxes, among=True)
     assert "1 of 3 object classes match none of the 3 classes, such as 'blue': 'cat'; objects of these" in caplog.text
     names = [f"{name}_{number}.png" for name in COLOURS for number in range(2)]
     content = {
@@ -92,48 +92,48 @@ def test_boxes_in_cocos_json_count_as_those_of_a_table(folder, boxes, tmp_path, 
     }
     path = tmp_path / "instances.json"
     path.write_text(json.dumps(content))
-    assert rd.evaluate(classifier(), folder, boxes=path, among=True) == reference
+    assert rd.train.evaluate(classifier(), folder, boxes=path, among=True) == reference
     content["images"] = [
         {**image, "file_name": f"{image['id']}.png", "id": names[image["id"]][:-4]} for image in content["images"]
     ]
     content["annotations"] = [{**each, "image_id": names[each["image_id"]][:-4]} for each in content["annotations"]]
     path.write_text(json.dumps(content))
-    assert rd.evaluate(classifier(), folder, boxes=path, among=True) == reference  # by id
+    assert rd.train.evaluate(classifier(), folder, boxes=path, among=True) == reference  # by id
     content["categories"] = [{"id": i, "name": f"other {i}"} for i in range(3)]
     path.write_text(json.dumps(content))
     with pytest.raises(
         ValueError, match="none of the 3 object classes, such as 'other 0', is one of the 4 classes, such"
     ):
-        rd.evaluate(classifier(), folder, boxes=path)
+        rd.train.evaluate(classifier(), folder, boxes=path)
 
 
 def test_batches_and_workers_do_not_matter(folder, boxes):
     model = classifier()
     model.model.train()
-    reference = rd.evaluate(model, folder, boxes=boxes)
+    reference = rd.train.evaluate(model, folder, boxes=boxes)
     assert model.model.training
     for batch_size, num_workers in ((1, 0), (4, 1)):
-        again = rd.evaluate(model, folder, boxes=boxes, batch_size=batch_size, num_workers=num_workers)
+        again = rd.train.evaluate(model, folder, boxes=boxes, batch_size=batch_size, num_workers=num_workers)
         assert again == pytest.approx(reference)
 
 
 def test_the_same_images_in_any_container_give_the_same(folder, tmp_path):
-    reference = rd.evaluate(classifier(), folder, among=True)
+    reference = rd.train.evaluate(classifier(), folder, among=True)
     names = ["red", "green", "blue"]
     files = sorted(folder.rglob("*.png"))
     rows = {"image": [str(path) for path in files], "label": [names.index(path.parent.name) for path in files]}
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
     datasets.Dataset.from_dict(rows, features).save_to_disk(tmp_path / "saved")
-    assert rd.evaluate(classifier(), tmp_path / "saved", among=True) == pytest.approx(reference)
+    assert rd.train.evaluate(classifier(), tmp_path / "saved", among=True) == pytest.approx(reference)
     with tarfile.open(tmp_path / "images.tar", "w") as tar:
         for path in files:
             (path.with_suffix(".cls")).write_text(str(names.index(path.parent.name)))
             for member in (path, path.with_suffix(".cls")):
                 tar.add(member, member.name)
-    found = rd.evaluate(classifier(), tmp_path / "images.tar")  # indices without names are the model's
+    found = rd.train.evaluate(classifier(), tmp_path / "images.tar")  # indices without names are the model's
     assert found["top1"] == pytest.approx(2 / 6)
     with pytest.raises(ValueError, match="have no names"):
-        rd.evaluate(classifier(), tmp_path / "images.tar", among=True)
+        rd.train.evaluate(classifier(), tmp_path / "images.tar", among=True)
 
 
 def test_real_labels_are_looked_up_where_names_are_imagenets(tmp_path):
@@ -142,7 +142,7 @@ def test_real_labels_are_looked_up_where_names_are_imagenets(tmp_path):
         path.parent.mkdir(parents=True)
         PIL.Image.new("RGB", (16, 16), (255, 0, 0)).save(path)
     names = ("n09193705", "n04228054", "n02105855", "n04263257")
-    found = rd.evaluate(classifier(names), tmp_path / "val")  # says the first of both
+    found = rd.train.evaluate(classifier(names), tmp_path / "val")  # says the first of both
     assert found["top1"] == 0
     assert found["real"] == 0.5
 
@@ -153,20 +153,20 @@ def test_real_labels_are_looked_up_where_names_are_imagenets(tmp_path):
 )
 def test_a_model_that_does_not_know_the_classes_is_an_error(folder, classes, message):
     with pytest.raises(ValueError, match=message):
-        rd.evaluate(classifier(classes), folder)
+        rd.train.evaluate(classifier(classes), folder)
 
 
 def test_boxes_of_other_images_are_an_error(folder, boxes):
     boxes.write_text(boxes.read_text().replace("_0.png", "_x.png").replace("_1.png", "_y.png"))
     with pytest.raises(ValueError, match=r"none of the 6 images .*, matches any of the 6 images with boxes"):
-        rd.evaluate(classifier(), folder, boxes=boxes)
+        rd.train.evaluate(classifier(), folder, boxes=boxes)
 
 
 def test_indices_beyond_the_models_are_an_error(folder):
-    images = SourceImages(rd.open_source(folder))
+    images = SourceImages(rd.data.open_source(folder))
     images.classes, images.targets = None, [0, 1, 2, 3, 4, 5]
     with pytest.raises(ValueError, match=r"class indices 0 \.\. 5, the model 4 classes"):
-        rd.evaluate(classifier(), images)
+        rd.train.evaluate(classifier(), images)
 
 
 def test_what_is_there_decides_how_images_are_opened(scenes, folder):

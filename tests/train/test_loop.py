@@ -109,8 +109,8 @@ def test_the_moving_average_is_one_and_is_what_is_validated(fit, scenes):
     assert state["state_dict"].keys() == state["state_dict_ema"].keys()
     difference = (state["state_dict"]["fc.weight"] - state["state_dict_ema"]["fc.weight"]).abs().max()
     assert difference > 0
-    classifier = rd.load_classifier(trained.folder / "last.pth.tar", device="cpu")
-    again = rd.evaluate(classifier, rd.load_dataset(scenes, split="validation"))
+    classifier = rd.train.load_classifier(trained.folder / "last.pth.tar", device="cpu")
+    again = rd.train.evaluate(classifier, rd.load_dataset(scenes, split="validation"))
     assert again == pytest.approx(dict(trained.metrics))
 
 
@@ -151,7 +151,7 @@ def test_a_run_on_other_classes_is_refused(fit, tiny, cpu, dataset_folder):
     folder = fit(validation=False, batch_size=12).folder
     other = rd.load_dataset(dataset_folder, "colours", "train")
     with pytest.raises(ValueError, match="other classes"):
-        rd.train_student(other, folder, tiny.changed(batch_size=12), runtime=cpu)
+        rd.train.train_student(other, folder, tiny.changed(batch_size=12), runtime=cpu)
 
 
 @pytest.mark.parametrize("log_every", [1, 1000])
@@ -174,7 +174,7 @@ def test_epochs_between_validations_are_trained_alone(fit, cpu):
 @pytest.mark.parametrize("values", [{"save_every": -1}, {"validate_every": 0}, {"log_every": 0}])
 def test_a_machine_of_impossible_numbers_is_refused(values):
     with pytest.raises(ValueError, match=f"{next(iter(values))} must be at least"):
-        rd.RuntimeConfig(**values)
+        rd.train.RuntimeConfig(**values)
 
 
 def test_labels_distilled_from_nobody_are_an_error(fit):

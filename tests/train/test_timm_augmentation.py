@@ -70,7 +70,7 @@ def seen_from(label_map: rd.LabelMap) -> tuple[Tensor, Tensor]:
     """Return where the view says that each pixel came from `[2, H, W]`, and how deep inside what is visible, in pixels."""
     view, (u, v) = label_map.view, ramp(label_map.canvas_size)
     x, y = view.xx * u + view.xy * v + view.x0, view.yx * u + view.yy * v + view.y0
-    x1, y1, x2, y2 = view.compose(rd.View()).visible_xyxy
+    x1, y1, x2, y2 = view.compose(rd.labels.View()).visible_xyxy
     inwards = torch.stack([(x - x1) * SIZE[1], (x2 - x) * SIZE[1], (y - y1) * SIZE[0], (y2 - y) * SIZE[0]])
     return torch.stack([x, y]), inwards.amin(0)
 
@@ -135,7 +135,7 @@ def test_pixels_and_random_numbers_are_timms(arguments, size, pillow_that_keeps_
         assert soft_label.sum() == pytest.approx(1)
 
 
-def check_all_parts(transforms, num_seeds: int, **checks: object) -> list[rd.View]:
+def check_all_parts(transforms, num_seeds: int, **checks: object) -> list[rd.labels.View]:
     """Run pictures of all parts through the transforms for each seed, and return the views."""
     original, views, num_checked = label_map(), [], 0
     for seed in range(num_seeds):
@@ -254,7 +254,7 @@ def test_pooling_is_whatever_it_is_told_to_be():
     image, original = picture(0, SIZE), label_map()
     seed_all(0)
     shown, followed = timm_transforms(CROP, pooling=None)(image, original)
-    assert original.view == rd.View()
+    assert original.view == rd.labels.View()
     for pooling in (rd.LabelPooling(temperature=2.0), rd.LabelPooling(output_size=(3, 4))):
         seed_all(0)
         got = timm_transforms(CROP, pooling=pooling)(image, original)
@@ -262,7 +262,7 @@ def test_pooling_is_whatever_it_is_told_to_be():
         assert torch.equal(got[1], pooling(shown, followed)[1])
 
 
-@pytest.mark.parametrize("pooling", [rd.LabelPooling(temperature=2.0), rd.TokenLabelPooling((3, 4)), None])
+@pytest.mark.parametrize("pooling", [rd.LabelPooling(temperature=2.0), rd.train.TokenLabelPooling((3, 4)), None])
 def test_a_batch_gives_what_its_samples_give(pooling):
     transforms = timm_transforms(CROP, pooling=pooling, auto_augment="rand-m9-mstd0.5-inc1")
     pairs = [(picture(i, SIZE), label_map()) for i in range(5)]

@@ -131,7 +131,7 @@ def rewrite(folder, edit):
 
 def build(image_folder, annotator):
     root = image_folder.parent / "built"
-    rd.build(rd.ImageFolderSource(image_folder), root, annotator, config="colours", shard_size=5, progress=False)
+    rd.build(rd.data.ImageFolderSource(image_folder), root, annotator, config="colours", shard_size=5, progress=False)
     return root
 
 

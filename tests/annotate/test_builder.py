@@ -23,9 +23,9 @@ def files_of(folder):
 
 
 def test_label_maps_are_the_annotators_logits_of_the_squashed_image(tmp_path, image_folder, annotator):
-    build_config = rd.BuildConfig(storage_dtype="float16", k=3)
+    build_config = rd.annotate.BuildConfig(storage_dtype="float16", k=3)
     rd.build(
-        rd.ImageFolderSource(image_folder), tmp_path / "data", annotator, build_config=build_config, progress=False
+        rd.data.ImageFolderSource(image_folder), tmp_path / "data", annotator, build_config=build_config, progress=False
     )
     dataset = rd.load_dataset(tmp_path / "data", "colours", "train")
     for image, label_map in dataset:
@@ -42,10 +42,14 @@ def test_large_jpegs_are_decoded_at_reduced_size_and_keep_their_own(tmp_path, an
         path = tmp_path / "images" / "cat" / f"{i}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         picture(i, size).save(path, quality=95)
-    source = rd.ImageFolderSource(tmp_path / "images")
+    source = rd.data.ImageFolderSource(tmp_path / "images")
     source.classes = None
     rd.build(
-        source, tmp_path / "data", annotator, build_config=rd.BuildConfig(storage_dtype="float16", k=3), progress=False
+        source,
+        tmp_path / "data",
+        annotator,
+        build_config=rd.annotate.BuildConfig(storage_dtype="float16", k=3),
+        progress=False,
     )
     for image, label_map in rd.load_dataset(tmp_path / "data", split="train"):
         assert label_map.canvas_size == (image.height, image.width)
@@ -55,7 +59,7 @@ def test_large_jpegs_are_decoded_at_reduced_size_and_keep_their_own(tmp_path, an
 
 def test_two_builds_give_equal_bytes(tmp_path, image_folder, annotator):
     for name in ("one", "two"):
-        rd.build(rd.ImageFolderSource(image_folder), tmp_path / name, annotator, shard_size=4, progress=False)
+        rd.build(rd.data.ImageFolderSource(image_folder), tmp_path / name, annotator, shard_size=4, progress=False)
     assert files_of(tmp_path / "one" / "colours") == files_of(tmp_path / "two" / "colours")
     assert (tmp_path / "one" / "README.md").read_bytes() == (tmp_path / "two" / "README.md").read_bytes()
 
@@ -85,11 +89,11 @@ def annotator_of(module):
 def test_a_second_run_continues_where_the_first_stopped(tmp_path, image_folder, annotator):
     def run(root, which):
         return rd.build(
-            rd.ImageFolderSource(image_folder),
+            rd.data.ImageFolderSource(image_folder),
             root,
             which,
             shard_size=4,
-            build_config=rd.BuildConfig(batch_size=2),
+            build_config=rd.annotate.BuildConfig(batch_size=2),
             progress=False,
         )
 
@@ -111,7 +115,7 @@ def test_a_second_run_continues_where_the_first_stopped(tmp_path, image_folder, 
 def test_sigkill_loses_only_the_shard_in_work(tmp_path, image_folder, annotator):
     script = f"""
 import time, torch, relabel_datasets as rd
-from tests.annotate.test_build import annotator_of, ColourNet
+from tests.annotate.test_builder import annotator_of, ColourNet
 class Stops(ColourNet):
     batches = -1  # the first is the one by which the annotator learns the size of its maps
     def forward(self, images):
@@ -119,8 +123,8 @@ class Stops(ColourNet):
         if self.batches == 6:  # in the third shard
             time.sleep(1000)
         return super().forward(images)
-rd.build(rd.ImageFolderSource({str(image_folder)!r}), {str(tmp_path / "data")!r}, annotator_of(Stops()), shard_size=4,
-         build_config=rd.BuildConfig(batch_size=2), progress=False)
+rd.build(rd.data.ImageFolderSource({str(image_folder)!r}), {str(tmp_path / "data")!r}, annotator_of(Stops()), shard_size=4,
+         build_config=rd.annotate.BuildConfig(batch_size=2), progress=False)
 """
     folder = tmp_path / "data" / "colours"
     process = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT)
@@ -132,9 +136,9 @@ rd.build(rd.ImageFolderSource({str(image_folder)!r}), {str(tmp_path / "data")!r}
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     before = {p.name: p.stat().st_mtime_ns for p in folder.glob("*.tar")}
-    source = rd.ImageFolderSource(image_folder)
+    source = rd.data.ImageFolderSource(image_folder)
     for name in ("data", "whole"):
-        build_config = rd.BuildConfig(batch_size=2)
+        build_config = rd.annotate.BuildConfig(batch_size=2)
         rd.build(source, tmp_path / name, annotator, shard_size=4, build_config=build_config, progress=False)
     kept = {name for name, time_ns in before.items() if (folder / name).stat().st_mtime_ns == time_ns}
     assert kept >= {"train-00000-of-00004.tar", "train-00001-of-00004.tar"}
@@ -148,9 +152,9 @@ def test_a_card_that_a_killed_build_did_not_write_is_written_by_the_next(
     def killed(*args):
         raise Interrupted
 
-    source = rd.ImageFolderSource(image_folder)
+    source = rd.data.ImageFolderSource(image_folder)
     with monkeypatch.context() as patch:
-        patch.setattr("relabel_datasets.annotate.build.write_output_card", killed)
+        patch.setattr("relabel_datasets.annotate.builder.write_output_card", killed)
         with pytest.raises(Interrupted):
             rd.build(source, tmp_path / "data", annotator, progress=False)
     rd.build(source, tmp_path / "data", annotator, progress=False)
@@ -162,8 +166,8 @@ def test_a_card_that_a_killed_build_did_not_write_is_written_by_the_next(
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"build_config": rd.BuildConfig(encoding="topk", batch_size=2)}, "encoding"),
-        ({"build_config": rd.BuildConfig(images=False, batch_size=2)}, "images"),
+        ({"build_config": rd.annotate.BuildConfig(encoding="topk", batch_size=2)}, "encoding"),
+        ({"build_config": rd.annotate.BuildConfig(images=False, batch_size=2)}, "images"),
         ({"shard_size": 5}, "shard_size"),
     ],
 )
@@ -171,8 +175,8 @@ def test_a_card_that_a_killed_build_did_not_write_is_written_by_the_next(
 def test_what_is_there_is_not_mixed_with_other_label_maps(
     tmp_path, image_folder, annotator, changed, message, finished
 ):
-    arguments = {"build_config": rd.BuildConfig(batch_size=2), "shard_size": 4, "progress": False}
-    source = rd.ImageFolderSource(image_folder)
+    arguments = {"build_config": rd.annotate.BuildConfig(batch_size=2), "shard_size": 4, "progress": False}
+    source = rd.data.ImageFolderSource(image_folder)
     if finished:
         if message == "shard_size":
             pytest.skip("a finished split is the same whatever its shards' size")
@@ -185,25 +189,25 @@ def test_what_is_there_is_not_mixed_with_other_label_maps(
 
 
 def test_other_images_or_another_annotator_are_refused_under_the_same_name(tmp_path, image_folder, annotator):
-    rd.build(rd.ImageFolderSource(image_folder), tmp_path / "data", annotator, progress=False)
+    rd.build(rd.data.ImageFolderSource(image_folder), tmp_path / "data", annotator, progress=False)
     other = ModuleAnnotator(ColourNet(), (32, 32), classes=("cat", "dog", "emu"), name="colours")
     with pytest.raises(rd.DatasetError, match="annotator"):
-        rd.build(rd.ImageFolderSource(image_folder), tmp_path / "data", other, split="validation", progress=False)
+        rd.build(rd.data.ImageFolderSource(image_folder), tmp_path / "data", other, split="validation", progress=False)
     (image_folder / "cat" / "photo_00.jpg").unlink()
     with pytest.raises(rd.DatasetError, match="source_sha256"):
-        rd.build(rd.ImageFolderSource(image_folder), tmp_path / "data", annotator, progress=False)
+        rd.build(rd.data.ImageFolderSource(image_folder), tmp_path / "data", annotator, progress=False)
 
 
 @pytest.mark.parametrize("finished", [True, False])
 def test_shards_of_another_version_are_not_added_to(tmp_path, image_folder, annotator, monkeypatch, finished):
-    arguments = {"build_config": rd.BuildConfig(batch_size=2), "shard_size": 4, "progress": False}
-    source = rd.ImageFolderSource(image_folder)
+    arguments = {"build_config": rd.annotate.BuildConfig(batch_size=2), "shard_size": 4, "progress": False}
+    source = rd.data.ImageFolderSource(image_folder)
     if finished:
         rd.build(source, tmp_path, annotator, **arguments)
     else:
         with pytest.raises(Interrupted):
             rd.build(source, tmp_path, annotator_of(StopsAfter(3)), **arguments)
-    monkeypatch.setattr("relabel_datasets.annotate.build.version", lambda _: "99.0")
+    monkeypatch.setattr("relabel_datasets.annotate.builder.version", lambda _: "99.0")
     if finished:
         rd.build(source, tmp_path, annotator, **arguments)  # nothing is missing
         (tmp_path / "colours" / "train-00001-of-00004.tar").unlink()
@@ -215,7 +219,7 @@ def test_shards_of_another_version_are_not_added_to(tmp_path, image_folder, anno
 def test_splits_are_added_to_a_config(tmp_path, image_folder, annotator):
     for split in ("train", "validation"):
         manifest = rd.build(
-            rd.ImageFolderSource(image_folder), tmp_path / "data", annotator, split=split, progress=False
+            rd.data.ImageFolderSource(image_folder), tmp_path / "data", annotator, split=split, progress=False
         )
     assert sorted(manifest.splits) == ["train", "validation"]
     assert manifest == Manifest.load(tmp_path / "data" / "colours")
@@ -228,7 +232,7 @@ def test_unreadable_images_are_shown_and_listed_and_the_others_are_kept(
     bad = image_folder / "dog" / "photo_04.jpg"
     bad.write_bytes(bad.read_bytes()[:200])
     (image_folder / "emu" / "photo_05.jpg").write_bytes(b"")
-    manifest = rd.build(rd.ImageFolderSource(image_folder), tmp_path / "data", annotator, progress=False)
+    manifest = rd.build(rd.data.ImageFolderSource(image_folder), tmp_path / "data", annotator, progress=False)
     split = manifest.splits["train"]
     assert split.num_samples == 11
     assert sorted(entry["key"] for entry in split.skipped) == ["photo_04", "photo_05"]
@@ -243,7 +247,7 @@ def test_if_no_image_can_be_read_the_build_stops(tmp_path, image_folder, annotat
     for path in image_folder.glob("*/*"):
         path.write_bytes(b"not an image")
     with pytest.raises(rd.DatasetError, match=r"no image of .* can be used \(13 images\)"):
-        rd.build(rd.ImageFolderSource(image_folder), tmp_path / "data", annotator, progress=False)
+        rd.build(rd.data.ImageFolderSource(image_folder), tmp_path / "data", annotator, progress=False)
     assert not list((tmp_path / "data" / "colours").glob("*.tar"))
 
 
@@ -258,7 +262,7 @@ def test_odd_files_are_read_right(tmp_path, annotator):
     buffer = io.BytesIO()
     upright.save(buffer, "PNG")
     (folder / "misnamed.JPEG").write_bytes(buffer.getvalue())
-    source = rd.ImageFolderSource(tmp_path / "images")
+    source = rd.data.ImageFolderSource(tmp_path / "images")
     maps = build_and_get_maps(source, tmp_path / "data", annotator)
     torch.testing.assert_close(maps["rotated"].dense(), maps["plain"].dense(), rtol=0, atol=0)
     torch.testing.assert_close(maps["misnamed"].dense(), maps["plain"].dense(), rtol=0, atol=0)
@@ -274,22 +278,28 @@ def build_and_get_maps(source, root, annotator):
 def test_rows_are_matched_to_the_datasets_classes_by_name(tmp_path, image_folder):
     renamed = ModuleAnnotator(ColourNet(), (48, 64), classes=("emu", "cat", "dog"), name="colours")
     in_order = annotator_of(ColourNet())
-    source = rd.ImageFolderSource(image_folder)
+    source = rd.data.ImageFolderSource(image_folder)
     for name, which in (("renamed", renamed), ("in order", in_order)):
-        rd.build(source, tmp_path / name, which, build_config=rd.BuildConfig(storage_dtype="float16"), progress=False)
+        rd.build(
+            source,
+            tmp_path / name,
+            which,
+            build_config=rd.annotate.BuildConfig(storage_dtype="float16"),
+            progress=False,
+        )
     maps = {name: rd.LabelMaps(tmp_path / name)["photo_00"].dense() for name in ("renamed", "in order")}
     torch.testing.assert_close(maps["renamed"], maps["in order"][[1, 2, 0]])
 
 
 def test_a_class_index_beyond_the_annotators_is_refused(tmp_path, image_folder):
-    source = rd.ImageFolderSource(image_folder)
+    source = rd.data.ImageFolderSource(image_folder)
     source.classes, source.labels = None, [7] * 13
     with pytest.raises(ValueError, match="class index 7"):
         rd.build(source, tmp_path / "data", annotator_of(ColourNet()), progress=False)
 
 
 def test_the_manifest_says_how_the_maps_were_made(tmp_path, image_folder, annotator):
-    rd.build(rd.ImageFolderSource(image_folder), tmp_path / "data", annotator, shard_size=5, progress=False)
+    rd.build(rd.data.ImageFolderSource(image_folder), tmp_path / "data", annotator, shard_size=5, progress=False)
     content = json.loads((tmp_path / "data" / "colours" / "_info.json").read_text())
     assert content["annotator"] == annotator.describe()
     assert content["encoding"] == {"name": "heatmaps", "k": 10, "dtype": "uint4", "map_size": [6, 8]}
@@ -300,7 +310,7 @@ def test_the_manifest_says_how_the_maps_were_made(tmp_path, image_folder, annota
 def test_a_hand_written_card_keeps_its_text(tmp_path, image_folder, annotator):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "README.md").write_text("---\nlicense: mit\n---\n\n# My own words\n")
-    rd.build(rd.ImageFolderSource(image_folder), tmp_path / "data", annotator, progress=False)
+    rd.build(rd.data.ImageFolderSource(image_folder), tmp_path / "data", annotator, progress=False)
     text = (tmp_path / "data" / "README.md").read_text()
     assert "# My own words" in text
     assert "license: mit" in text
@@ -308,14 +318,14 @@ def test_a_hand_written_card_keeps_its_text(tmp_path, image_folder, annotator):
 
 
 def test_shards_of_ours_and_hugging_face_datasets_are_sources_too(tmp_path, image_folder, annotator):
-    rd.build(rd.ImageFolderSource(image_folder), tmp_path / "folder", annotator, progress=False)
+    rd.build(rd.data.ImageFolderSource(image_folder), tmp_path / "folder", annotator, progress=False)
     reference = rd.LabelMaps(tmp_path / "folder")
     loaded = datasets.load_dataset("imagefolder", data_dir=str(image_folder), cache_dir=str(tmp_path / "cache"))[
         "train"
     ]
     for name, source in (
-        ("tars", rd.open_source(tmp_path / "folder" / "colours")),
-        ("hf", rd.HFSource(loaded)),
+        ("tars", rd.data.open_source(tmp_path / "folder" / "colours")),
+        ("hf", rd.data.HFSource(loaded)),
     ):
         rd.build(source, tmp_path / name, annotator, progress=False)
         label_maps = rd.LabelMaps(tmp_path / name)
@@ -328,18 +338,18 @@ def test_shards_of_ours_and_hugging_face_datasets_are_sources_too(tmp_path, imag
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"build_config": rd.BuildConfig(encoding="dense")}, r"encoding must be one of .*got 'dense'"),
-        ({"build_config": rd.BuildConfig(storage_dtype="int8")}, r"dtype must be one of .*got 'int8'"),
-        ({"build_config": rd.BuildConfig(encoding="topk", storage_dtype="uint4")}, "topk maps are stored as"),
-        ({"build_config": rd.BuildConfig(k=0)}, "k must be at least 1"),
-        ({"build_config": rd.BuildConfig(batch_size=0)}, "batch_size must be at least 1"),
+        ({"build_config": rd.annotate.BuildConfig(encoding="dense")}, r"encoding must be one of .*got 'dense'"),
+        ({"build_config": rd.annotate.BuildConfig(storage_dtype="int8")}, r"dtype must be one of .*got 'int8'"),
+        ({"build_config": rd.annotate.BuildConfig(encoding="topk", storage_dtype="uint4")}, "topk maps are stored as"),
+        ({"build_config": rd.annotate.BuildConfig(k=0)}, "k must be at least 1"),
+        ({"build_config": rd.annotate.BuildConfig(batch_size=0)}, "batch_size must be at least 1"),
         ({"shard_size": 0}, "shard_size must be at least 1"),
         ({"card": "no-such-card"}, "no-such-card"),
     ],
 )
 def test_bad_settings_are_refused_before_any_work(tmp_path, image_folder, annotator, arguments, message):
     with pytest.raises((ValueError, FileNotFoundError), match=message):
-        rd.build(rd.ImageFolderSource(image_folder), tmp_path / "data", annotator, progress=False, **arguments)
+        rd.build(rd.data.ImageFolderSource(image_folder), tmp_path / "data", annotator, progress=False, **arguments)
     assert not (tmp_path / "data").exists()
 
 
@@ -348,8 +358,8 @@ def test_all_of_the_annotators_classes_can_be_kept(tmp_path, image_folder):
         torch.nn.Sequential(ColourNet(), torch.nn.Conv2d(3, 5, 1)), (48, 64), classes=("ape", "emu", "cow", "cat", "dog"),
         name="wide",
     )  # fmt: skip
-    source = rd.ImageFolderSource(image_folder)
-    build_config = rd.BuildConfig(storage_dtype="float16")
+    source = rd.data.ImageFolderSource(image_folder)
+    build_config = rd.annotate.BuildConfig(storage_dtype="float16")
     manifest = rd.build(source, tmp_path, wide, build_config=build_config, all_classes=True, progress=False)
     assert manifest.classes == ["ape", "emu", "cow", "cat", "dog"]
     dataset = rd.load_dataset(tmp_path, split="train")
@@ -366,10 +376,15 @@ def test_all_of_the_annotators_classes_can_be_kept(tmp_path, image_folder):
 def test_all_classes_needs_every_class_of_the_dataset(tmp_path, image_folder):
     other = ModuleAnnotator(ColourNet(), (48, 64), classes=("cat", "dog", "cow"), name="other")
     with pytest.raises(ValueError, match="'emu' is none of them"):
-        rd.build(rd.ImageFolderSource(image_folder), tmp_path, other, all_classes=True, progress=False)
+        rd.build(rd.data.ImageFolderSource(image_folder), tmp_path, other, all_classes=True, progress=False)
     mapping = {"emu": "cow"}
     manifest = rd.build(
-        rd.ImageFolderSource(image_folder), tmp_path, other, all_classes=True, class_mapping=mapping, progress=False
+        rd.data.ImageFolderSource(image_folder),
+        tmp_path,
+        other,
+        all_classes=True,
+        class_mapping=mapping,
+        progress=False,
     )
     assert manifest.classes == ["cat", "dog", "cow"]
     assert set(rd.load_dataset(tmp_path, split="train").targets) == {0, 1, 2}
@@ -379,13 +394,18 @@ def test_classes_without_names_get_those_of_the_dataset_where_they_are_mapped(tm
     nameless = ModuleAnnotator(torch.nn.Sequential(ColourNet(), torch.nn.Conv2d(3, 5, 1)), (48, 64), name="nameless")
     mapping = {"cat": 4, "dog": 0, "emu": 2}
     manifest = rd.build(
-        rd.ImageFolderSource(image_folder), tmp_path, nameless, all_classes=True, class_mapping=mapping, progress=False
+        rd.data.ImageFolderSource(image_folder),
+        tmp_path,
+        nameless,
+        all_classes=True,
+        class_mapping=mapping,
+        progress=False,
     )
     assert manifest.classes == ["dog", "1", "emu", "3", "cat"]
 
 
 def test_a_later_split_keeps_the_template_of_the_card(tmp_path, image_folder, annotator, caplog):
-    source = rd.ImageFolderSource(image_folder)
+    source = rd.data.ImageFolderSource(image_folder)
     card = tmp_path / "data" / "README.md"
     rd.build(source, tmp_path / "data", annotator, card="imagenette-relabel", progress=False)
     rd.build(source, tmp_path / "data", annotator, split="validation", progress=False)
@@ -409,7 +429,7 @@ def test_an_annotator_may_be_made_when_it_is_needed(tmp_path, image_folder, anno
         made.append(1)
         return annotator
 
-    source = rd.ImageFolderSource(image_folder)
+    source = rd.data.ImageFolderSource(image_folder)
     with pytest.raises(FileNotFoundError, match="no-such"):
         rd.build(source, tmp_path / "data", make, card="no-such", progress=False)
     assert not made
@@ -420,7 +440,7 @@ def test_an_annotator_may_be_made_when_it_is_needed(tmp_path, image_folder, anno
 
 
 def test_a_last_shard_of_one_bad_image_is_empty(tmp_path, image_folder, annotator):
-    source = rd.ImageFolderSource(image_folder)
+    source = rd.data.ImageFolderSource(image_folder)
     last = int(np.random.default_rng(0).permutation(13)[-1])
     bad = next(image_folder.glob(f"*/{source.keys[last]}.jpg"))
     bad.write_bytes(b"")
@@ -435,7 +455,7 @@ def test_the_rows_of_an_unnamed_annotator_are_printed(names, tmp_path, caplog):
         path = tmp_path / "images" / name / f"k{i}.jpg"
         path.parent.mkdir(parents=True)
         picture(i).save(path)
-    source = rd.ImageFolderSource(tmp_path / "images")
+    source = rd.data.ImageFolderSource(tmp_path / "images")
     nameless = ModuleAnnotator(ColourNet(), (48, 64), name="nameless")
     rd.build(source, tmp_path / "data", nameless, progress=False)
     pairs = ", ".join(f"{i} = {name!r}" for i, name in enumerate(names))
@@ -450,7 +470,7 @@ def test_an_ambiguous_order_of_classes_is_refused_before_any_output(tmp_path):
         path = tmp_path / "images" / name / f"k{i}.jpg"
         path.parent.mkdir(parents=True)
         picture(i).save(path)
-    source = rd.ImageFolderSource(tmp_path / "images")
+    source = rd.data.ImageFolderSource(tmp_path / "images")
     nameless = ModuleAnnotator(ColourNet(), (48, 64), name="nameless")
     with pytest.raises(ValueError, match=r"row 1 of the annotator is '10' if .* but '2' with timm's"):
         rd.build(source, tmp_path / "data", nameless, progress=False)
