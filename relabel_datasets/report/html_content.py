@@ -1,4 +1,4 @@
-"""What the page of a report says of a dataset: how its label maps were made, and their statistics as plots and tables."""
+"""Content of the HTML report about the dataset: how its label maps were made, and their statistics as plots and tables."""
 
 from __future__ import annotations
 
@@ -18,16 +18,20 @@ from ..shards.manifest import Manifest
 from ..storage.folders import Folder
 from .plots import plot, to_bytes
 
-_MOST_ROWS = 50  # of tables that go on and on
-_CLASS_COLUMNS = {"classes": ("class",), "confused": ("label", "best"), "suspects": ("label", "best")}  # by table
+_MAX_ROWS = 50  # of tables that may be long
+_CLASS_COLUMNS = {
+    "classes": ("class",),
+    "confused": ("label", "best"),
+    "suspects": ("label", "best"),
+}  # columns that hold class names, by table
 _TITLES = {
-    "overlap": "How much random crops overlap objects",
-    "by_overlap": "Confidence and agreement of crops, by overlap",
-    "num_classes": "Classes of images and of crops",
-    "classes": "Each class",
-    "confused": "Classes taken for each other",
-    "suspects": "Labels that the maps contradict most",
-    "fidelity": "Stored against dense labels",
+    "overlap": "Overlap of random crops with objects",
+    "by_overlap": "Confidence and agreement of crops by overlap",
+    "num_classes": "Number of classes per image and per crop",
+    "classes": "Statistics per class",
+    "confused": "Confused classes",
+    "suspects": "Suspect labels",
+    "fidelity": "Fidelity of the stored labels",
 }
 
 
@@ -37,20 +41,22 @@ class _Fact(NamedTuple):
     note: str = ""
 
 
-def about(folder: Folder, label_maps: LabelMaps) -> dict[str, Any]:
-    """Return what the page says of how the maps were made."""
+def provenance(folder: Folder, label_maps: LabelMaps) -> dict[str, Any]:
+    """Return the template variables about how the label maps were made."""
     manifest, split = label_maps.manifest, label_maps.split
     encoding = manifest.encoding
     grid = " x ".join(map(str, encoding["map_size"]))
-    where = str(folder) if folder.is_remote else str(Path(str(folder)).absolute())
+    location = str(folder) if folder.is_remote else str(Path(str(folder)).absolute())
     facts = [
-        _Fact("Images", f"{split.num_samples:,}", f"of {len(manifest.classes):,} classes"),
+        _Fact("Images", f"{split.num_samples:,}", f"{len(manifest.classes):,} classes"),
         _Fact("Annotator", _annotator(manifest), _annotator_note(manifest)),
         _Fact("Label maps", f"{grid} locations", f"{encoding['name']}, k = {encoding['k']}, {encoding['dtype']}"),
-        _Fact("A label map", f"{label_maps.index.mean_size('map'):,.0f} bytes", f"{sum(split.shard_bytes) / 1e6:,.1f} MB of shards"),
+        _Fact("Size of a label map", f"{label_maps.index.mean_size('map'):,.0f} bytes", f"{sum(split.shard_bytes) / 1e6:,.1f} MB of shards"),
     ]  # fmt: skip
     return {
-        "title": where.rstrip("/").rpartition("/")[2].partition("@")[0],  # no folders: the page may be passed on
+        "title": location.rstrip("/")
+        .rpartition("/")[2]
+        .partition("@")[0],  # without parent folders: the page may be shared
         "annotator": _annotator(manifest),
         "config": manifest.config,
         "split": split.name,
@@ -87,7 +93,7 @@ def _as_text(value: Any) -> str:
 
 
 def _splits(manifest: Manifest) -> Table:
-    columns = ("split", "images", "shards", "MB", "bytes an image", "images inside", "unreadable")
+    columns = ("split", "images", "shards", "MB", "bytes per sample", "has images", "unreadable")
     rows = [
         (
             split.name,
@@ -104,24 +110,24 @@ def _splits(manifest: Manifest) -> Table:
 
 
 def statistics(analysis: Analysis, names: Mapping[str, str]) -> dict[str, Any]:
-    """Return what the page says of statistics.
+    """Return the template variables about statistics.
 
     Args:
-        analysis: of the dataset.
-        names: of its classes, for people.
+        analysis: Analysis of the dataset.
+        names: Legible name of each class, by class.
     """
-    counted = analysis.summary["label maps"]
+    maps = analysis.summary["label maps"]
     return {
         "scope": (
-            f"Of all {counted['images']:,} images and {counted['crops']:,} random crops of them, of 8 % to 100 % of the area. A "
-            f"class is confident where its probability is at least {CONFIDENT} at some location; a map agrees with a label that it "
-            "ranks first when pooled over the whole image. Entropies are in nats."
+            f"Measured on all {maps['images']:,} images and {maps['crops']:,} random crops of 8 % to 100 % of the area. A class is "
+            f"confident if its probability is at least {CONFIDENT} at any location. A map agrees with the label if the label has the "
+            "highest probability when pooled over the whole image. Entropies are in nats."
         ),
         "about_labels": [
-            _Fact("Maps agree with labels", _number("share", counted["images that agree with their label, share"])),
+            _Fact("Maps agree with labels", _number("share", maps["images that agree with their label, share"])),
             _Fact(
                 "Several confident classes",
-                _number("share", counted["images of several confident classes, share"]),
+                _number("share", maps["images of several confident classes, share"]),
                 "of images",
             ),
         ],
@@ -138,17 +144,17 @@ def statistics(analysis: Analysis, names: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _table(name: str, table: Table, names: Mapping[str, str]) -> dict[str, Any]:
-    is_cut = name in ("confused", "suspects") and len(table.rows) > _MOST_ROWS
+    is_cut = name in ("confused", "suspects") and len(table.rows) > _MAX_ROWS
     is_class = [column in _CLASS_COLUMNS.get(name, ()) for column in table.columns]
     return {
-        "title": _TITLES[name] + (f" (the first {_MOST_ROWS} of {len(table.rows):,})" if is_cut else ""),
+        "title": _TITLES[name] + (f" (first {_MAX_ROWS} of {len(table.rows):,})" if is_cut else ""),
         "columns": [column.replace("_", " ") for column in table.columns],
         "rows": [
             [
                 names[value] if is_name else _number(column, value)
                 for column, value, is_name in zip(table.columns, row, is_class, strict=True)
             ]
-            for row in (table.rows[:_MOST_ROWS] if is_cut else table.rows)
+            for row in (table.rows[:_MAX_ROWS] if is_cut else table.rows)
         ],
     }
 
@@ -158,25 +164,25 @@ def _number(name: str, value: Any) -> str:
         return f"{value:,}"
     if not isinstance(value, float):
         return str(value)
-    if value != value:  # not a number: of no images
+    if value != value:  # NaN: no images
         return "-"
     is_share = any(word in name for word in ("share", "confidence", "agreement", "p_", "same_best", "confident_"))
     return f"{value:.1%}" if is_share else f"{value:.3f}"
 
 
 def _plots(analysis: Analysis) -> dict[str, Markup]:
-    """Return the plots as SVG to put into HTML, with no ground and in the colour of its text."""
+    """Return the plots as inline SVG, without background and in the text color of the page."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)  # the text is drawn by the browser
+        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)  # the browser draws the text
         figures = plot(analysis)
         return {name: _inline_svg(name, to_bytes(figure, "svg")) for name, figure in figures.items()}
 
 
 def _inline_svg(name: str, svg: bytes) -> Markup:
-    """Return an SVG file as an element, its names apart from those of other plots."""
+    """Return an SVG file as an HTML element whose ids do not collide with those of other plots."""
     ElementTree.register_namespace("", "http://www.w3.org/2000/svg")
     ElementTree.register_namespace("xlink", "http://www.w3.org/1999/xlink")
-    root = ElementTree.fromstring(svg)  # noqa: S314  it is our own
+    root = ElementTree.fromstring(svg)  # noqa: S314  written by matplotlib
     for metadata in root.findall("{http://www.w3.org/2000/svg}metadata"):
         root.remove(metadata)
     for element in root.iter():
@@ -192,5 +198,5 @@ def _inline_svg(name: str, svg: bytes) -> Markup:
     root.set("role", "img")
     root.set("aria-label", _TITLES[name])
     for size in ("width", "height"):
-        del root.attrib[size]  # the page decides
-    return Markup(ElementTree.tostring(root, encoding="unicode"))  # noqa: S704  texts in it are escaped
+        del root.attrib[size]  # set by the style of the page
+    return Markup(ElementTree.tostring(root, encoding="unicode"))  # noqa: S704  ElementTree escapes its text

@@ -1,7 +1,7 @@
-"""`write_report`: a dataset's label maps as one HTML file, to look at and to pool with the mouse.
+"""`write_report`: Write the label maps of a dataset as one interactive HTML file.
 
-The page is in page/: a template, its style, and scripts that decode and pool label maps as `labels/codec.py` and
-`labels/pooling.py` do. Texts of the dataset get into it by Jinja2's autoescape, as JSON without `<`, or as text nodes.
+The folder `page/` holds the template, its style, and scripts that decode and pool label maps like `labels/codec.py` and
+`labels/pooling.py`. Strings from the dataset enter the page through Jinja2's autoescape, as JSON without `<`, or as text nodes.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ from ..data.datasets import RelabelDataset
 from ..data.joins import Images
 from ..data.store import LabelMaps
 from ..errors import DatasetError
+from ..keywords import checked_keywords
 from ..shards.card import find_restricted_images
 from ..storage.folders import Folder, local_path
 from ..storage.local import write_atomically
 from ..storage.resolve import open_folder
-from .html_content import about, statistics
-from .html_samples import Pictures, sample_contents, sample_index
+from .html_content import provenance, statistics
+from .html_samples import ReadImage, sample_contents, sample_index
 from .names import legible_names
 
 logger = logging.getLogger(__name__)
@@ -35,10 +36,11 @@ _PAGE = Path(__file__).parent / "page"
 _SCRIPTS = ("label_map.js", "stage.js", "gallery.js", "page.js")
 
 
+@checked_keywords()
 def write_report(
-    dataset: str | os.PathLike[str] | Folder,
+    path: str | os.PathLike[str] | Folder,
     out: str | os.PathLike[str] = "report.html",
-    name: str | None = None,
+    config: str | None = None,
     split: str = "train",
     *,
     num_samples: int = 1000,
@@ -48,32 +50,34 @@ def write_report(
     num_crops: int = 100_000,
     progress: bool = True,
 ) -> Path:
-    """Write a page that shows how a split's label maps were made, their statistics, and samples to pool crops of.
+    """Write an HTML page with samples, statistics and provenance of a split's label maps.
 
-    The file opens from disk and loads nothing. It holds the samples' label maps as they are stored, and their images as JPEGs
-    of at most 256 pixels, about 10 KB each.
+    In the page, a crop box can be dragged over each sample to see the pooled label of the crop. The file works offline and
+    loads nothing. It holds the stored label maps of the samples, and their images as JPEGs of at most 256 pixels, about 10 KB
+    each.
 
     Args:
-        dataset: as `load_dataset` takes it.
-        out: the file to write; its folder is made if need be.
-        name: the config; may be left out where there is only one.
-        split: of the dataset.
-        num_samples: at most so many samples to look at, spread evenly. Statistics are always of all.
-        images: False leaves them out, and heatmaps are shown alone; else those of the shards, or where a label-only dataset
-            finds them, see `RelabelDataset`.
-        restricted_images: the name of images that may not be redistributed, as the card has it (`restricted_images:`), to put
-            them into the page all the same. Without it they are left out.
-        boxes: of objects, for statistics of overlap, see `read_boxes`.
-        num_crops: that statistics are of, over all images.
-        progress: whether to show progress bars on stderr.
+        path: Dataset, as for `load_dataset`.
+        out: File to write. Its folder is created if it does not exist. Default: "report.html".
+        config: Name of the config. Default: the only config of the dataset.
+        split: Name of the split. Default: "train".
+        num_samples: Maximum number of samples in the page, spread evenly over the split. Statistics always cover all samples.
+            Default: 1000.
+        images: Images of the samples. True uses those in the shards, False shows heatmaps without images. For a label-only
+            dataset, give the location of the images, see `RelabelDataset`. Default: True.
+        restricted_images: Name of images that must not be redistributed, as in the card (`restricted_images:`), to include
+            them in the page. Default: such images are left out.
+        boxes: Boxes of objects for overlap statistics, see `read_boxes`. Default: no overlap statistics.
+        num_crops: Number of random crops for the statistics, over all images. Default: 100,000.
+        progress: Whether to show progress bars on stderr. Default: True.
 
     Returns:
         The path of the file.
 
     Raises:
-        FileNotFoundError: no such dataset, images or boxes.
-        ValueError: `num_samples` is not positive, there is no such config or split, `restricted_images` names others than the
-            card does, or a file is damaged.
+        FileNotFoundError: The dataset, the images or the boxes do not exist.
+        ValueError: `num_samples` is not positive, the config or split is unknown, `restricted_images` differs from the name in
+            the card, or a file is corrupt.
 
     Example:
         >>> write_report("scenes-relabel", "report.html", split="validation")
@@ -82,57 +86,65 @@ def write_report(
         raise ValueError(f"num_samples must be at least 1, got {num_samples}")
     out = local_path(out, "out=")
     if out.is_dir():
-        raise ValueError(f"{out} is a folder: give the path of the file to write, such as {out / 'report.html'}")
-    folder = open_folder(dataset)
-    label_maps = LabelMaps(folder, name, split)
-    pictures, note = _find_pictures(folder, label_maps, images, restricted_images)
-    out.parent.mkdir(parents=True, exist_ok=True)  # if it cannot be made, better now than after minutes
-    analysis = analyze(folder, name, split, boxes=boxes, num_crops=num_crops, progress=progress)
+        raise ValueError(
+            f"out={str(out)!r} is a folder: give the path of the file to write, such as {out / 'report.html'}"
+        )
+    folder = open_folder(path)
+    label_maps = LabelMaps(folder, config, split)
+    read_image, note = _find_images(folder, label_maps, images, restricted_images)
+    out.parent.mkdir(parents=True, exist_ok=True)  # fail before minutes of work
+    analysis = analyze(folder, config, split, boxes=boxes, num_crops=num_crops, progress=progress)
     measures = measure_maps(label_maps, num_crops=1, num_samples=num_samples, progress=False)
     names = legible_names(label_maps.manifest.classes)
     page = _render(
-        **about(folder, label_maps),
+        **provenance(folder, label_maps),
         **statistics(analysis, dict(zip(label_maps.manifest.classes, names, strict=True))),
         note=note,
         index=sample_index(measures, names),
-        samples=sample_contents(label_maps, measures.images["key"].tolist(), pictures, progress=progress),
+        samples=sample_contents(label_maps, measures.images["key"].tolist(), read_image, progress=progress),
     )
     write_atomically(out, page.encode())
     return out
 
 
-def _find_pictures(
+def _find_images(
     folder: Folder, label_maps: LabelMaps, images: Images | bool, allowed: str | None
-) -> tuple[Pictures | None, str]:
-    """Return what gives images by row, None to leave them out, and what the page says of it."""
+) -> tuple[ReadImage | None, str]:
+    """Return a function that reads an image by row (None leaves images out), and a note about the images for the page."""
     restricted = find_restricted_images(folder.card(), [label_maps.manifest])
     if allowed is not None and allowed != restricted:
         raise DatasetError(
-            f"restricted_images is {allowed!r}, but the images of {folder} "
-            + (f"are those of {restricted!r}" if restricted else "may be redistributed, as far as its card says")
-            + ": name the right ones, or none"
+            f"restricted_images is {allowed!r}, but "
+            + (
+                f"the card of {folder} restricts the images of {restricted!r}: give this name"
+                if restricted
+                else f"the card of {folder} does not restrict its images: leave it out"
+            )
         )
     if images is False:
-        return None, "Images were left out: heatmaps are shown alone."
+        return None, "Images were left out; heatmaps are shown without them."
     if images is True and not label_maps.index.has_images:
-        return None, "The shards hold no images: heatmaps are shown alone."
+        return None, "The shards have no images; heatmaps are shown without them."
     if restricted != allowed:
         logger.warning(
-            "images of %s may not be redistributed and are left out of the report; restricted_images=%r "
-            "(--restricted-images %r) puts them into one that you keep to yourself",
+            "images of %s must not be redistributed and are left out of the report; use restricted_images=%r "
+            "(--restricted-images %r) to include them in a report that you do not share",
             restricted, restricted, restricted,
         )  # fmt: skip
-        return None, f"Images of {restricted} may not be redistributed and were left out: heatmaps are shown alone."
+        return (
+            None,
+            f"Images of {restricted} must not be redistributed and were left out; heatmaps are shown without them.",
+        )
     manifest = label_maps.manifest
     dataset = RelabelDataset(
         folder, manifest.config, label_maps.split.name, images=None if images is True else images
     )  # fmt: skip
-    note = f"It holds images of {restricted}: do not pass this file on." if restricted else ""
+    note = f"This file contains images of {restricted}: do not share it." if restricted else ""
     return dataset.image, note
 
 
 def _render(**content: Any) -> str:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined  # readers do not need it
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined  # only reports need it
 
     environment = Environment(
         loader=FileSystemLoader(_PAGE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -140,5 +152,5 @@ def _render(**content: Any) -> str:
     script = "".join(f"\n{(_PAGE / name).read_text(encoding='utf-8')}" for name in _SCRIPTS)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     style = (_PAGE / "page.css").read_text(encoding="utf-8")
-    ours = {"script": Markup(script), "style": Markup(style)}  # noqa: S704  nothing in them is of the dataset
-    return environment.get_template("page.html").render(**ours, script_hash=f"sha256-{digest}", **content)
+    static = {"script": Markup(script), "style": Markup(style)}  # noqa: S704  independent of the dataset
+    return environment.get_template("page.html").render(**static, script_hash=f"sha256-{digest}", **content)

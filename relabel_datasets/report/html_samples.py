@@ -1,4 +1,4 @@
-"""What the page of a report holds of each sample: its label map as it is stored, and a small picture."""
+"""Content of the HTML report about each sample: the stored label map and a small picture."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from ..analysis.label_maps import MapMeasures
 from ..data.store import LabelMaps
 from .tiles import CLASS_COLORS
 
-PICTURE_SIZE = 256  # pixels: longer side of an embedded picture
-_QUALITY = 75  # of its JPEG
+PICTURE_SIZE = 256  # longer side of an embedded picture, in pixels
+_JPEG_QUALITY = 75
 
-Pictures = Callable[[int], PIL.Image.Image]  # row -> RGB image
+ReadImage = Callable[[int], PIL.Image.Image]  # row -> RGB image
 
 
 def sample_index(measures: MapMeasures, names: Sequence[str]) -> dict[str, Any]:
-    """Return what the page looks up of all samples: columns of equal length, and the names and colours of classes.
+    """Return the index of the samples for the page: columns of equal length, and the names and colors of classes.
 
     Args:
-        measures: of the samples.
-        names: of the classes, for people.
+        measures: Measures of the samples.
+        names: Legible names of the classes, by index.
     """
     images = measures.images
-    least = np.finfo(np.float32).tiny
-    doubt = np.log(images["p_best"]) - np.log(np.maximum(images["p_label"], least))
+    smallest = np.finfo(np.float32).tiny
+    doubt = np.log(images["p_best"]) - np.log(np.maximum(images["p_label"], smallest))
     return {
         "classes": list(names),
         "colors": CLASS_COLORS,
@@ -47,20 +47,20 @@ def sample_index(measures: MapMeasures, names: Sequence[str]) -> dict[str, Any]:
 
 
 def sample_contents(
-    label_maps: LabelMaps, keys: Sequence[str], pictures: Pictures | None, *, progress: bool = True
+    label_maps: LabelMaps, keys: Sequence[str], read_image: ReadImage | None, *, progress: bool = True
 ) -> Iterator[dict[str, str | None]]:
-    """Yield the `map` of each sample, its stored bytes, and its `image`, a JPEG or None, in base64.
+    """Yield the stored label map (`map`) and a small JPEG or None (`image`) of each sample, both in base64.
 
     Args:
-        label_maps: of the split.
-        keys: of the samples.
-        pictures: gives images; None leaves them out.
-        progress: whether to show a progress bar on stderr.
+        label_maps: Label maps of the split.
+        keys: Keys of the samples.
+        read_image: Function that reads the image of a row. None leaves images out.
+        progress: Whether to show a progress bar on stderr. Default: True.
     """
     for key in tqdm(keys, desc="samples", unit="img", disable=not progress):
         row = label_maps.index.row(key)
         assert row is not None
-        image = None if pictures is None else _to_base64(_small_jpeg(pictures(row)))
+        image = None if read_image is None else _to_base64(_small_jpeg(read_image(row)))
         yield {"map": _to_base64(label_maps.map_bytes(row)), "image": image}
 
 
@@ -68,7 +68,7 @@ def _small_jpeg(image: PIL.Image.Image) -> bytes:
     small = image.copy()
     small.thumbnail((PICTURE_SIZE, PICTURE_SIZE))
     data = io.BytesIO()
-    small.save(data, "JPEG", quality=_QUALITY, optimize=True)
+    small.save(data, "JPEG", quality=_JPEG_QUALITY, optimize=True)
     return data.getvalue()
 
 

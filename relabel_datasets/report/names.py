@@ -1,4 +1,4 @@
-"""Names of classes that people can read."""
+"""Legible names of classes."""
 
 from __future__ import annotations
 
@@ -10,11 +10,17 @@ from ..words import printable
 
 
 def legible_names(classes: Sequence[str]) -> tuple[str, ...]:
-    """Return a name for people of each class, all different: the first word that WordNet has for an ImageNet synset.
+    """Return a unique, legible name for each class.
 
-    All its words where the first alone is another class's, too; and the synset itself where that is not enough. Classes
-    that are no synsets keep their names, with control characters escaped, see `printable`: neither SVG nor a picture can
-    hold them.
+    An ImageNet synset is replaced by its first word in WordNet. If another class has the same first word, all words are used;
+    if these are not unique either, the synset is added. Other classes keep their names. Control characters are escaped, see
+    `printable`, because SVG files and pictures cannot hold them.
+
+    Args:
+        classes: Synsets or names.
+
+    Returns:
+        The legible names in the same order.
 
     Example:
         >>> legible_names(["n01440764", "n02012849", "n03126707", "striped_star"])
@@ -23,8 +29,8 @@ def legible_names(classes: Sequence[str]) -> tuple[str, ...]:
     words = class_words(classes)
     full = [words[name] for name in classes]
     first = [name if text == name else text.split(",")[0] for name, text in zip(classes, full, strict=True)]
-    times_first, times_full = Counter(first), Counter(full)
+    num_first, num_full = Counter(first), Counter(full)
     return tuple(
-        printable(short if times_first[short] == 1 else text if times_full[text] == 1 else f"{short} ({name})")
+        printable(short if num_first[short] == 1 else text if num_full[text] == 1 else f"{short} ({name})")
         for name, short, text in zip(classes, first, full, strict=True)
     )

@@ -1,4 +1,4 @@
-"""Pictures of label maps: a class's heatmap over its image, and a figure of an image, its heatmaps and its crops."""
+"""Draw label maps: a heatmap over its image, and figures of images with heatmaps and crops."""
 
 from __future__ import annotations
 
@@ -26,78 +26,83 @@ from .tiles import (
     Color,
     Line,
     draw_tag,
-    fitted,
+    fit_to_tile,
     heatmap_legend,
-    one_below_the_other,
     side_by_side,
+    stack_rows,
     tile,
     to_colors,
 )
 
-_STRENGTH = 0.65  # share of a heatmap's colour
-_WORTH_A_LINE = 0.01  # probability from which on a crop's class is named
+_STRENGTH = 0.65  # opacity of a heatmap
+_MIN_PROBABILITY = 0.01  # of classes that are listed below a crop
 
 
-def overlay(image: Image.Image, label_map: LabelMap, class_index: int, strength: float = _STRENGTH) -> Image.Image:
-    """Return the image under the heatmap of a class: its probability at each location, from dark to bright.
+def draw_heatmap(image: Image.Image, label_map: LabelMap, class_index: int, strength: float = _STRENGTH) -> Image.Image:
+    """Draw the heatmap of a class over an image: its probability at each location, from dark to bright.
 
     Args:
-        image: RGB, the whole image that the map belongs to.
-        label_map: its map; the view is not looked at.
-        class_index: which class.
-        strength: share of the heatmap's colour, 0..1.
+        image: Whole image of the label map, RGB.
+        label_map: Label map of the image. Its view is ignored.
+        class_index: Index of the class.
+        strength: Opacity of the heatmap, in 0..1. Default: 0.65.
+
+    Returns:
+        The blended picture, of the same size.
     """
     probability = label_map.dense().softmax(0)[class_index].numpy()
     colored = Image.fromarray(to_colors(probability)).resize(image.size, Image.Resampling.BILINEAR)
     return Image.blend(image, colored, strength)
 
 
-def regions(
+def draw_class_regions(
     image: Image.Image, label_map: LabelMap, colors: Mapping[int, Color], strength: float = _STRENGTH
 ) -> Image.Image:
-    """Return the image in grey under its label map: where a class is best its colour, the stronger the surer it is.
+    """Draw the best class at each location over a gray version of the image. Opacity is proportional to the probability.
 
     Args:
-        image: RGB, the whole image that the map belongs to.
-        label_map: its map; the view is not looked at.
-        colors: of classes by index; all others are grey.
-        strength: share of the colour where the class is sure, 0..1.
+        image: Whole image of the label map, RGB.
+        label_map: Label map of the image. Its view is ignored.
+        colors: Colors by class index. Other classes are gray.
+        strength: Opacity at probability 1, in 0..1. Default: 0.65.
+
+    Returns:
+        The blended picture, of the same size.
     """
     dense = label_map.dense()
-    kept = torch.tensor(
-        _best_anywhere(dense)
-    )  # of thousands of classes; between two locations, no other is likely to be best
+    # Interpolate only these of thousands of classes; between two locations, another class is hardly ever best.
+    kept = torch.tensor(_best_anywhere(dense))
     best, probability = kept[_resized(dense[kept], image).argmax(0)], _resized(dense.softmax(0)[kept], image)
     palette = torch.tensor(OTHER_COLOR, dtype=torch.float32).repeat(label_map.num_classes, 1)
     for index, color in colors.items():
         palette[index] = torch.tensor(color, dtype=torch.float32)
     share = (strength * probability.amax(0))[..., None].numpy()
-    grey = np.asarray(image.convert("L"), np.float32)[..., None]  # or its colours would be taken for those of classes
-    pixels = grey * (1 - share) + palette[best].numpy() * share
+    gray = np.asarray(image.convert("L"), np.float32)[..., None]  # image colors could be mistaken for class colors
+    pixels = gray * (1 - share) + palette[best].numpy() * share
     return Image.fromarray(pixels.round().astype(np.uint8))
 
 
 def _best_anywhere(dense: torch.Tensor) -> list[int]:
-    """Return the classes that are best at some location."""
+    """Return the classes that are best at any location."""
     indices: list[int] = np.unique(dense.argmax(0).numpy()).tolist()
     return indices
 
 
 def _resized(maps: torch.Tensor, image: Image.Image) -> torch.Tensor:
-    """Return maps `[N, H, W]` in the size of an image."""
+    """Return maps `[N, H, W]`, resized to the size of an image."""
     size = image.height, image.width
     resized: torch.Tensor = torch.nn.functional.interpolate(maps[None], size, mode="bilinear", align_corners=False)[0]
     return resized
 
 
-def strongest(label_map: LabelMap, count: int) -> list[tuple[int, float]]:
-    """Return the classes that have the highest probability at some location, and this probability, best first."""
+def strongest_classes(label_map: LabelMap, count: int) -> list[tuple[int, float]]:
+    """Return the `count` classes with the highest probability at any location, and this probability, best first."""
     highest = label_map.dense().softmax(0).amax((1, 2))
     values, indices = highest.topk(min(count, len(highest)))
     return list(zip(indices.tolist(), values.tolist(), strict=True))
 
 
-def figure(
+def draw_figure(
     image: Image.Image,
     label_map: LabelMap,
     classes: Sequence[str],
@@ -107,38 +112,41 @@ def figure(
     num_crops: int = 3,
     seed: int = 0,
 ) -> Image.Image:
-    """Return a picture of an image with its crops, its label map, heatmaps of classes, and the crops' pooled labels.
+    """Draw a figure of an image: its random crops, label map, heatmaps, and the pooled labels of the crops.
 
     Args:
-        image: RGB.
-        label_map: its map, of the whole image.
-        classes: names of the classes.
-        heatmaps_of: indices of classes. Default: the strongest anywhere in the image.
-        num_heatmaps: how many, where it is not said which.
-        num_crops: how many random crops (8 % to 60 % of the area).
-        seed: draws the crops.
+        image: Whole image, RGB.
+        label_map: Label map of the whole image.
+        classes: Names of the classes.
+        heatmaps_of: Indices of the classes whose heatmaps are drawn. Default: the `num_heatmaps` strongest classes.
+        num_heatmaps: Number of heatmaps if `heatmaps_of` is None. Default: 3.
+        num_crops: Number of random crops, 8 % to 60 % of the area. Default: 3.
+        seed: Seed of the random crops. Default: 0.
 
-    Reference: the layout is that of figure 1 of Yun et al., "Re-labeling ImageNet", 2021.
+    Returns:
+        The figure.
+
+    Reference: The layout is that of figure 1 of Yun et al., "Re-labeling ImageNet", 2021.
     """
     crops = _random_crops(image, num_crops, seed)
-    ranked = [index for index, _ in strongest(label_map, len(CLASS_COLORS))]
+    ranked = [index for index, _ in strongest_classes(label_map, len(CLASS_COLORS))]
     colors = dict(zip(ranked, CLASS_COLORS, strict=False))
     truth = [] if label_map.label is None else [_line(f"label: {classes[label_map.label]}", label_map.label, colors)]
     tiles = [tile(_framed(image, crops), truth)]
     best = set(_best_anywhere(label_map.dense()))
     names = [_line(classes[index], index, colors) for index in ranked if index in best]
     names += [Line("other classes", OTHER_COLOR)] if best - set(ranked) else []
-    tiles.append(tile(regions(image, label_map, colors), names))
+    tiles.append(tile(draw_class_regions(image, label_map, colors), names))
     tiles += [
-        tile(overlay(image, label_map, index), [_line(classes[index], index, colors)])
+        tile(draw_heatmap(image, label_map, index), [_line(classes[index], index, colors)])
         for index in (ranked[:num_heatmaps] if heatmaps_of is None else heatmaps_of)
     ]
     pool = LabelPooling()
     for number, crop in enumerate(crops, 1):
-        lines = _best(pool(F.crop(label_map, *crop)), classes, colors)
+        lines = _best_lines(pool(F.crop(label_map, *crop)), classes, colors)
         tiles.append(tile(F.crop(image, *crop), lines, str(number)))
     row = side_by_side(tiles)
-    return one_below_the_other([row, heatmap_legend(row.width)])
+    return stack_rows([row, heatmap_legend(row.width)])
 
 
 def _random_crops(image: Image.Image, count: int, seed: int) -> list[tuple[int, int, int, int]]:
@@ -151,15 +159,15 @@ def _random_crops(image: Image.Image, count: int, seed: int) -> list[tuple[int, 
 
 
 def _framed(image: Image.Image, crops: Sequence[tuple[int, int, int, int]]) -> Image.Image:
-    """Return the image in a tile's size with numbered frames of crops, light in dark: colours stand for classes."""
-    framed, scale = fitted(image), TILE / max(image.size)
+    """Return the image, fitted to a tile, with numbered black and white frames of crops. Colors are reserved for classes."""
+    framed, scale = fit_to_tile(image), TILE / max(image.size)
     draw = ImageDraw.Draw(framed)
     for crop in crops:
         top, left, height, width = (round(scale * pixels) for pixels in crop)
         right, bottom = left + max(2, width - 1), top + max(2, height - 1)
         draw.rectangle((left, top, right, bottom), outline=INK, width=3)
         draw.rectangle((left + 1, top + 1, right - 1, bottom - 1), outline=PAPER)
-    for number, (top, left, *_) in enumerate(crops, 1):  # after all frames, or one would hide another's number
+    for number, (top, left, *_) in enumerate(crops, 1):  # after all frames, which could hide numbers
         draw_tag(draw, (round(scale * left), round(scale * top)), str(number))
     return framed
 
@@ -168,49 +176,57 @@ def _line(text: str, index: int, colors: Mapping[int, Color]) -> Line:
     return Line(text, colors.get(index, OTHER_COLOR))
 
 
-def _best(soft_label: torch.Tensor, classes: Sequence[str], colors: Mapping[int, Color], count: int = 3) -> list[Line]:
+def _best_lines(
+    soft_label: torch.Tensor, classes: Sequence[str], colors: Mapping[int, Color], count: int = 3
+) -> list[Line]:
     values, indices = soft_label.topk(min(count, len(classes)))
     return [
         _line(f"{value:.0%} {classes[index]}", index, colors)
         for value, index in zip(values.tolist(), indices.tolist(), strict=True)
-        if value >= _WORTH_A_LINE
+        if value >= _MIN_PROBABILITY
     ]
 
 
 def contact_sheet(dataset: RelabelDataset, count: int = 4) -> Image.Image:
-    """Return the figures of samples spread over the dataset, one below the other.
+    """Draw figures of samples spread evenly over a dataset, one below the other.
 
     Args:
-        dataset: without transforms, so that its samples are whole images.
-        count: how many.
+        dataset: Dataset without transforms, so that its samples are whole images.
+        count: Maximum number of samples. Default: 4.
+
+    Returns:
+        The contact sheet.
 
     Raises:
-        ValueError: the dataset transforms its samples.
+        ValueError: The dataset has transforms.
     """
-    return one_below_the_other([picture for _, picture in figures(dataset, spread(dataset, count))])
+    return stack_rows([picture for _, picture in draw_figures(dataset, spread(dataset, count))])
 
 
 def save_overlays(dataset: RelabelDataset, folder: Path, count: int = 10) -> list[Path]:
-    """Write figures of samples spread over the dataset as `<key>.png`; return their paths.
+    """Write figures of samples spread evenly over a dataset as `<key>.png`.
 
     Args:
-        dataset: without transforms, so that its samples are whole images.
-        folder: made if need be.
-        count: how many.
+        dataset: Dataset without transforms, so that its samples are whole images.
+        folder: Folder for the files. It is created if it does not exist.
+        count: Maximum number of figures. Default: 10.
+
+    Returns:
+        The paths of the files.
 
     Raises:
-        ValueError: the dataset transforms its samples.
+        ValueError: The dataset has transforms.
     """
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
-    for key, picture in figures(dataset, spread(dataset, count)):
+    for key, picture in draw_figures(dataset, spread(dataset, count)):
         paths.append(folder / f"{key.replace('/', '_')}.png")
         save_png(picture, paths[-1])
     return paths
 
 
 def save_png(picture: Image.Image, path: Path) -> Path:
-    """Write a picture as PNG, whole or not at all; return the path."""
+    """Write a picture as PNG, atomically, and return its path."""
     data = io.BytesIO()
     picture.save(data, "PNG")
     write_atomically(path, data.getvalue())
@@ -218,27 +234,37 @@ def save_png(picture: Image.Image, path: Path) -> Path:
 
 
 def spread(dataset: RelabelDataset, count: int) -> list[int]:
-    """Return indices of so many samples, spread evenly over the dataset."""
-    places: list[int] = np.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().astype(int).tolist()
-    return places
+    """Return the indices of at most `count` samples, spread evenly over the dataset."""
+    indices: list[int] = np.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().astype(int).tolist()
+    return indices
 
 
-def check_whole(dataset: RelabelDataset) -> None:
-    """Raise ValueError if the samples of a dataset are not whole images."""
+def check_untransformed(dataset: RelabelDataset) -> None:
+    """Raise ValueError if a dataset has transforms: figures need whole images."""
     if dataset.transforms is not None:
-        raise ValueError("figures need whole images: load the dataset without transforms")
+        raise ValueError(
+            "the dataset has transforms, but figures need whole images: load the dataset without transforms"
+        )
 
 
-def figures(
+def draw_figures(
     dataset: RelabelDataset, indices: Sequence[int], heatmaps_of: Sequence[int] | None = None
 ) -> Iterator[tuple[str, Image.Image]]:
-    """Yield keys and figures of samples.
+    """Draw figures of samples.
+
+    Args:
+        dataset: Dataset without transforms, so that its samples are whole images.
+        indices: Indices of the samples.
+        heatmaps_of: Indices of the classes whose heatmaps are drawn. Default: the strongest classes of each sample.
+
+    Yields:
+        The key and the figure of each sample.
 
     Raises:
-        ValueError: the dataset transforms its samples.
+        ValueError: The dataset has transforms.
     """
-    check_whole(dataset)
+    check_untransformed(dataset)
     names = legible_names(dataset.classes)
     for index in indices:
         image, label_map = dataset[index]
-        yield dataset.keys[index], figure(image, label_map, names, heatmaps_of=heatmaps_of, seed=index)
+        yield dataset.keys[index], draw_figure(image, label_map, names, heatmaps_of=heatmaps_of, seed=index)

@@ -1,4 +1,4 @@
-"""Plots of an analysis, as matplotlib figures: PNG or SVG, legible in grey and for the colour-blind."""
+"""Plot an analysis with matplotlib, as PNG or SVG, in colors that are distinct in grayscale and for the colorblind."""
 
 from __future__ import annotations
 
@@ -20,71 +20,93 @@ if TYPE_CHECKING:
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 _MARKERS = "osD^"
 _SIZE = (5.2, 3.4)  # inches
-_MOST_PAIRS = 12
+_MAX_PAIRS = 12
 FORMATS = ("png", "svg")
 
 
 def plot(analysis: Analysis) -> dict[str, Figure]:
-    """Return the plots that the tables of an analysis allow, by name."""
+    """Plot the tables of an analysis.
+
+    Args:
+        analysis: Result of `analyze`.
+
+    Returns:
+        The figures by name, one for each of the tables `overlap`, `by_overlap`, `num_classes` and `confused` that has rows.
+    """
     from matplotlib.figure import Figure  # slow to import
 
     figures = {}
-    for name, table, draw in (
-        ("overlap", "overlap", _overlap),
-        ("by_overlap", "by_overlap", _by_overlap),
-        ("num_classes", "num_classes", _num_classes),
-        ("confused", "confused", _confused),
+    for name, draw in (
+        ("overlap", _overlap),
+        ("by_overlap", _by_overlap),
+        ("num_classes", _num_classes),
+        ("confused", _confused),
     ):
-        if table in analysis.tables and analysis.tables[table].rows:
+        if name in analysis.tables and analysis.tables[name].rows:
             with _style():
                 figures[name] = Figure(figsize=_SIZE, layout="constrained")
                 axes = figures[name].subplots()
-                draw(axes, analysis.tables[table], analysis)
+                draw(axes, analysis.tables[name], analysis)
                 axes.spines[["top", "right"]].set_visible(False)
     return figures
 
 
-def to_bytes(figure: Figure, kind: str) -> bytes:
-    """Return a figure as a file of kind "png" or "svg", the same on every run."""
+def to_bytes(figure: Figure, file_format: str) -> bytes:
+    """Return a figure as a file in the format "png" or "svg". The bytes are the same on every run."""
     data = io.BytesIO()
     with _style():
-        figure.savefig(data, format=kind, dpi=120, metadata={"svg": {"Date": None}, "png": {"Software": None}}[kind])
+        figure.savefig(
+            data, format=file_format, dpi=120, metadata={"svg": {"Date": None}, "png": {"Software": None}}[file_format]
+        )
     return data.getvalue()
 
 
 def save_plots(analysis: Analysis, folder: Path) -> list[Path]:
-    """Write the plots of an analysis as `<name>.png` and `<name>.svg`; return their paths."""
+    """Write the plots of an analysis as `<name>.png` and `<name>.svg`, see `plot`.
+
+    Args:
+        analysis: Result of `analyze`.
+        folder: Existing folder for the files.
+
+    Returns:
+        The paths of the files.
+    """
     paths = []
     for name, figure in plot(analysis).items():
-        for kind in FORMATS:
-            paths.append(folder / f"{name}.{kind}")
-            write_atomically(paths[-1], to_bytes(figure, kind))
+        for file_format in FORMATS:
+            paths.append(folder / f"{name}.{file_format}")
+            write_atomically(paths[-1], to_bytes(figure, file_format))
     return paths
 
 
 @contextmanager
 def _style() -> Iterator[None]:
-    """Draw with settings of our own, whatever those of the user are."""
+    """Draw with fixed settings, independent of the user's matplotlib configuration."""
     import matplotlib as mpl
 
     with mpl.rc_context():
         mpl.rcdefaults()
         mpl.rcParams["font.size"] = 9
-        mpl.rcParams["text.parse_math"] = False  # names of classes may have a $
-        mpl.rcParams["svg.hashsalt"] = "relabel_datasets"  # names in SVG are else new on every run
+        mpl.rcParams["text.parse_math"] = False  # class names may contain $
+        mpl.rcParams["svg.hashsalt"] = "relabel_datasets"  # otherwise, SVG ids are random
         mpl.rcParams["svg.fonttype"] = "none"  # text stays text
         yield
 
 
 def _column(table: Table, name: str) -> list[Any]:
-    place = table.columns.index(name)
-    return [row[place] for row in table.rows]
+    position = table.columns.index(name)
+    return [row[position] for row in table.rows]
 
 
 def _overlap(axes: Axes, table: Table, analysis: Analysis) -> None:
     numbers = analysis.summary["crops and objects"]
     middles = _middles(table)
-    labels = {"largest": "largest box", "best": "best box", "union": "region of all", "enclosing": "box around all"}
+    labels = {
+        "largest": "largest box",
+        "best": "best box",
+        "union": "union of all boxes",
+        "enclosing": "box around all",
+    }
     for (name, label), marker, color in zip(labels.items(), _MARKERS, _COLORS, strict=True):
         counts = _column(table, name)
         above = numbers[f"share above IoU 0.5, {name}"]
@@ -107,15 +129,21 @@ def _by_overlap(axes: Axes, table: Table, analysis: Analysis) -> None:
 
 def _num_classes(axes: Axes, table: Table, analysis: Analysis) -> None:
     counts = [str(count) for count in _column(table, "classes")]
-    places = range(len(counts))
+    positions = range(len(counts))
     for shift, name, label, color in (
-        (-0.2, table.columns[1], "images, confident somewhere", _COLORS[0]),
-        (0.2, table.columns[2], "crops, share of the label", _COLORS[1]),
+        (-0.2, table.columns[1], "images, confident at a location", _COLORS[0]),
+        (0.2, table.columns[2], "crops, probability", _COLORS[1]),
     ):
         shares = [100 * value for value in _column(table, name)]
-        least = name.rpartition("_")[2]
-        axes.bar([place + shift for place in places], shares, 0.4, color=color, label=f"{label} (at least {least})")
-    axes.set_xticks(list(places), counts)
+        threshold = name.rpartition("_")[2]
+        axes.bar(
+            [position + shift for position in positions],
+            shares,
+            0.4,
+            color=color,
+            label=f"{label} (at least {threshold})",
+        )
+    axes.set_xticks(list(positions), counts)
     axes.set(xlabel="classes", ylabel="%")
     axes.legend(frameon=False)
 
@@ -123,7 +151,7 @@ def _num_classes(axes: Axes, table: Table, analysis: Analysis) -> None:
 def _confused(axes: Axes, table: Table, analysis: Analysis) -> None:
     from matplotlib.ticker import MaxNLocator  # slow to import
 
-    rows = list(table.rows[:_MOST_PAIRS])[::-1]
+    rows = list(table.rows[:_MAX_PAIRS])[::-1]
     classes = sorted({name for label, best, _ in rows for name in (label, best)})
     names = dict(zip(classes, map(_short, legible_names(classes)), strict=True))
     axes.barh(
@@ -137,8 +165,8 @@ def _confused(axes: Axes, table: Table, analysis: Analysis) -> None:
     axes.set_title("label → class that the map ranks first", x=0)
 
 
-def _short(name: str, most: int = 24) -> str:
-    return name if len(name) <= most else f"{name[: most - 1]}…"
+def _short(name: str, max_length: int = 24) -> str:
+    return name if len(name) <= max_length else f"{name[: max_length - 1]}…"
 
 
 def _middles(table: Table) -> list[float]:

@@ -1,4 +1,4 @@
-"""What is inside a dataset or a shard, as text: its manifest, and its first samples with heatmaps drawn with characters."""
+"""`describe`: Show a dataset or a shard as text: its manifest, and its first samples with heatmaps drawn in characters."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 
 from ..data.store import LabelMaps
 from ..errors import DatasetError
+from ..keywords import checked_keywords
 from ..labels.label_map import LabelMap
 from ..labels.statistics import Statistics, add_up
 from ..labels.transforms import LabelPooling
@@ -23,51 +24,60 @@ from ..storage.folders import Folder, is_url, without_file_scheme
 from ..storage.redaction import redact_path
 from ..storage.regular_files import open_regular
 from ..storage.resolve import open_folder
-from ..words import printable
+from ..words import counted, printable
 from .names import legible_names
-from .overlay import strongest
+from .overlay import strongest_classes
 
-_SHADES = " .:-=+*#%@"  # from probability 0 to 1; characters that any terminal has
-_NUM_CLASSES = 12  # named of a dataset
+_SHADES = " .:-=+*#%@"  # from probability 0 to 1; ASCII, for any terminal
+_NUM_CLASSES = 12  # class names per config
 _NUM_HEATMAPS = 3
 
 
 class _Sample(NamedTuple):
     label_map: LabelMap  # with its key and label
     map_bytes: int
-    image_bytes: int  # 0: the shard has none
+    image_bytes: int  # 0: the shard has no images
 
 
+@checked_keywords()
 def describe(
     path: str | os.PathLike[str],
-    name: str | None = None,
+    config: str | None = None,
     split: str | None = None,
     *,
     num_samples: int = 3,
     width: int = 100,
 ) -> str:
-    """Return what a dataset or one of its shards holds, as lines of text.
+    """Describe a dataset or one of its shards as text.
 
     Args:
-        path: of a dataset, as `load_dataset` takes it, or of a shard, a local path or a URL that ends in `.tar`. Of a remote
-            dataset, the shard of the samples is fetched into the cache.
-        name: the config whose samples are shown. Default: the first.
-        split: the split whose samples are shown. Default: the first.
-        num_samples: shown, from the first on.
-        width: characters in a line, for heatmaps side by side.
+        path: Dataset, as for `load_dataset`, or a shard: a local path or URL that ends in `.tar`. The shard of the samples of a
+            remote dataset is downloaded into the cache.
+        config: Name of the config whose samples are shown. Default: the first config.
+        split: Name of the split whose samples are shown. Default: the first split.
+        num_samples: Number of samples to show, from the start of the split or shard. Default: 3.
+        width: Width of the terminal in characters, which limits the number of heatmaps in a row. Default: 100.
+
+    Returns:
+        The lines of text, without a final newline.
 
     Raises:
-        FileNotFoundError: no such dataset or shard.
-        DatasetError: (a ValueError) no such config or split, or damaged files.
-        ValueError: a config or split is named for a shard, or `num_samples` is negative.
+        FileNotFoundError: The dataset or shard does not exist.
+        DatasetError: (a ValueError) The config or split is unknown, or files are corrupt.
+        ValueError: A config or split is given for a shard, or `num_samples` is negative.
+
+    Example:
+        >>> print(describe("scenes-relabel", num_samples=1))
     """
     if num_samples < 0:
         raise ValueError(f"num_samples must not be negative, got {num_samples}")
     if os.fspath(path).partition("?")[0].endswith(".tar"):
-        if name is not None or split is not None:
-            raise ValueError(f"{redact_path(path)} is a shard, of one config and split: name them for a dataset")
+        if config is not None or split is not None:
+            raise ValueError(
+                f"{redact_path(path)} is a shard, which has only one config and split: give config and split only for a dataset"
+            )
         return _joined(_describe_shard(without_file_scheme(path), num_samples, width))
-    return _joined(_describe_dataset(open_folder(path), name, split, num_samples, width))
+    return _joined(_describe_dataset(open_folder(path), config, split, num_samples, width))
 
 
 def _joined(lines: Iterator[str]) -> str:
@@ -75,11 +85,13 @@ def _joined(lines: Iterator[str]) -> str:
     return "\n".join(line[: line.startswith("\n")] + printable(line[line.startswith("\n") :]) for line in lines)
 
 
-def _describe_dataset(root: Folder, name: str | None, split: str | None, num_samples: int, width: int) -> Iterator[str]:
-    names: list[str] | None = root.configs() if name is None else [name]
-    configs = [open_config(root, each) for each in names] if names else [open_config(root, None)]
-    for place, (folder, manifest) in enumerate(configs):
-        yield from [""] if place else []
+def _describe_dataset(
+    root: Folder, config: str | None, split: str | None, num_samples: int, width: int
+) -> Iterator[str]:
+    names: list[str] | None = root.configs() if config is None else [config]
+    configs = [open_config(root, name) for name in names] if names else [open_config(root, None)]
+    for i, (folder, manifest) in enumerate(configs):
+        yield from [""] if i else []
         yield from _describe_config(folder, manifest)
     folder, manifest = configs[0]
     shown = find_split(manifest, split or next(iter(manifest.splits)))
@@ -95,17 +107,20 @@ def _describe_shard(path: str, num_samples: int, width: int) -> Iterator[str]:
     except FileNotFoundError:
         if is_url(path):
             raise
-        yield f"{path}: a shard alone, without a manifest beside it that would name its classes"
+        yield f"{path}: a shard without a manifest in its folder; class names are unknown"
         yield from _show_samples(_read_samples(Path(path), num_samples), [], width)
         return
-    found = [each for each in manifest.splits.values() if file in each.filenames]
-    if not found:
-        raise DatasetError(f"{folder}/{file} is not in the manifest beside it: it is of another build, or not finished")
-    place = found[0].filenames.index(file)
+    split = next((split for split in manifest.splits.values() if file in split.filenames), None)
+    if split is None:
+        raise DatasetError(
+            f"{folder}/{file} is not listed in the manifest of its folder: it belongs to another or an unfinished build; run "
+            "`relabel verify` on the folder"
+        )
+    shard = split.filenames.index(file)
     yield from _describe_config(folder, manifest)
-    first, length = sum(found[0].shard_lengths[:place]), found[0].shard_lengths[place]
-    yield f"\n{file}: samples {first + 1} to {first + length} of {found[0].name}, {found[0].shard_bytes[place]:,} bytes"
-    yield from _describe_samples(folder, manifest, found[0], first, min(num_samples, length), width)
+    first, length = sum(split.shard_lengths[:shard]), split.shard_lengths[shard]
+    yield f"\n{file}: samples {first + 1} to {first + length} of {split.name}, {split.shard_bytes[shard]:,} bytes"
+    yield from _describe_samples(folder, manifest, split, first, min(num_samples, length), width)
 
 
 def _describe_config(folder: Folder, manifest: Manifest) -> Iterator[str]:
@@ -121,8 +136,8 @@ def _describe_config(folder: Folder, manifest: Manifest) -> Iterator[str]:
         yield from textwrap.wrap(printable(line), 110, initial_indent="  ", subsequent_indent=" " * 13)
     for split in manifest.splits.values():
         images = f"{split.image_extension} images" if split.image_extension else "no images"
-        skipped = f", {len(split.skipped)} images skipped" if split.skipped else ""
-        shards = f"{len(split.filenames)} shard{'s' * (len(split.filenames) != 1)}"
+        skipped = f", {counted(len(split.skipped), 'image')} skipped" if split.skipped else ""
+        shards = counted(len(split.filenames), "shard")
         size = f"{sum(split.shard_bytes) / 1e6:,.1f} MB"
         yield f"  {split.name:<10} {split.num_samples:,} samples in {shards}, {images}, {size}{skipped}"
         yield from _describe_statistics(split)
@@ -134,11 +149,11 @@ def _input_of(annotator: dict[str, object]) -> str:
 
 
 def _describe_statistics(split: Split) -> Iterator[str]:
-    found = add_up([Statistics(), *split.shard_statistics])
+    statistics = add_up([Statistics(), *split.shard_statistics])
     if split.num_samples:
         yield (
-            f"{'':13}{found.agreeing / split.num_samples:.1%} agree with their label, "
-            f"{found.several / split.num_samples:.1%} show several classes"
+            f"{'':13}{statistics.agreeing / split.num_samples:.1%} agree with their label, "
+            f"{statistics.several / split.num_samples:.1%} show several classes"
         )
 
 
@@ -158,7 +173,7 @@ def _sample(label_maps: LabelMaps, row: int) -> _Sample:
 
 
 def _read_samples(path: Path, count: int) -> Iterator[_Sample]:
-    """Yield the first samples of a shard, by its tar headers."""
+    """Yield the first samples of a shard without an index."""
     rows = read_rows(path)
     with open_regular(path) as file:
         for row in rows[:count]:
@@ -166,31 +181,31 @@ def _read_samples(path: Path, count: int) -> Iterator[_Sample]:
             label_map = LabelMap.from_safetensors(blob, key=row.key, label=row.label)
             if row.label >= label_map.num_classes:
                 raise DatasetError(
-                    f"{path}: sample {row.key!r}: .cls is {row.label} of {label_map.num_classes} classes"
+                    f"{path}: sample {row.key!r}: .cls must be below {label_map.num_classes}, the number of classes, got {row.label}"
                 )
             yield _Sample(label_map, row.map_size, row.image_size)
 
 
 def _show_samples(samples: Iterator[_Sample], names: Sequence[str], width: int) -> Iterator[str]:
-    """Yield the lines of samples; without names, classes have their numbers."""
+    """Yield the lines of samples. If there are no class names, class indices are shown."""
     pool = LabelPooling()
     for label_map, map_bytes, image_bytes in samples:
-        named = names or [f"class {index}" for index in range(label_map.num_classes)]
-        label = "none" if label_map.label is None else named[label_map.label]
-        height, across = label_map.canvas_size
+        class_names = names or [f"class {index}" for index in range(label_map.num_classes)]
+        label = "none" if label_map.label is None else class_names[label_map.label]
+        height, image_width = label_map.canvas_size
         image = f"image {image_bytes:,} bytes, " if image_bytes else ""
-        yield f"\n{label_map.key}: label {label}, {height}x{across} pixels, {image}map {map_bytes:,} bytes"
+        yield f"\n{label_map.key}: label {label}, {height}x{image_width} pixels, {image}map {map_bytes:,} bytes"
         values, indices = pool(label_map).topk(min(_NUM_HEATMAPS, label_map.num_classes))
         best = zip(values.tolist(), indices.tolist(), strict=True)
-        yield "  pooled: " + ", ".join(f"{value:.1%} {named[index]}" for value, index in best)
-        yield from _side_by_side(label_map, named, width)
+        yield "  pooled: " + ", ".join(f"{value:.1%} {class_names[index]}" for value, index in best)
+        yield from _heatmap_row(label_map, class_names, width)
 
 
-def _side_by_side(label_map: LabelMap, names: Sequence[str], width: int) -> Iterator[str]:
-    """Yield the lines of as many heatmaps of the strongest classes as fit, two characters a location, with their names."""
-    side = 2 * label_map.shape[-1] + 2  # with its frame
-    fitting = max(1, (width - 2) // (side + 1))
-    chosen = [index for index, _ in strongest(label_map, min(_NUM_HEATMAPS, fitting))]
+def _heatmap_row(label_map: LabelMap, names: Sequence[str], width: int) -> Iterator[str]:
+    """Yield the lines of heatmaps of the strongest classes, as many as fit. Each location is two characters wide."""
+    side = 2 * label_map.shape[-1] + 2  # with the frame
+    num_fitting = max(1, (width - 2) // (side + 1))
+    chosen = [index for index, _ in strongest_classes(label_map, min(_NUM_HEATMAPS, num_fitting))]
     probabilities = label_map.dense().softmax(0)
     blocks = [[names[index][:side].ljust(side), *_heatmap(probabilities[index])] for index in chosen]
     for parts in itertools.zip_longest(*blocks):

@@ -1,4 +1,4 @@
-"""Headless Chromium, of the system, with pages of reports in it."""
+"""Open report pages in the headless Chromium of the system."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 import relabel_datasets as rd
 
-_ARGUMENTS = (  # as root, without a GPU, and without looking for anything on the network
+_ARGUMENTS = (  # for root, without a GPU, without network access
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
 )  # fmt: skip
@@ -25,7 +25,7 @@ EDGES = ("left", "top", "right", "bottom")
 def start_chromium() -> Iterator[Browser]:
     path = shutil.which("chromium")
     if path is None:
-        message = "these tests need Chromium: apt-get install chromium"
+        message = "requires Chromium: apt-get install chromium"
         if os.environ.get("CI") == "true":
             pytest.fail(message)
         pytest.skip(message)
@@ -36,21 +36,21 @@ def start_chromium() -> Iterator[Browser]:
 
 
 class Report:
-    """A page of a report that is open, and what a user sees and does there."""
+    """An open report page, with the actions of a user and the displayed values."""
 
     def __init__(self, page: Page, path: Path) -> None:
         self.page, self._path = page, path
-        self.said: list[str] = []  # in the console, errors of scripts among it
+        self.messages: list[str] = []  # of the console and dialogs, including script errors
         self.requests: list[str] = []
-        page.on("console", lambda message: self.said.append(f"{message.type}: {message.text}"))
-        page.on("pageerror", lambda error: self.said.append(f"error: {error}"))
-        page.on("dialog", lambda dialog: self.said.append(f"dialog: {dialog.message}"))
+        page.on("console", lambda message: self.messages.append(f"{message.type}: {message.text}"))
+        page.on("pageerror", lambda error: self.messages.append(f"error: {error}"))
+        page.on("dialog", lambda dialog: self.messages.append(f"dialog: {dialog.message}"))
         page.on("request", lambda request: self.requests.append(request.url))
         page.goto(path.as_uri())
 
-    def check_silence(self) -> None:
-        """Assert that no script failed, none but ours ran, and nothing was asked of any server."""
-        assert self.said == []
+    def check_safe(self) -> None:
+        """Assert that no script failed, no injected script ran, and no server was contacted."""
+        assert self.messages == []
         assert {url for url in self.requests if not url.startswith("data:image/jpeg;base64,")} == {self._path.as_uri()}
         assert self.page.evaluate("'hacked' in window") is False
 
@@ -63,13 +63,13 @@ class Report:
         return [float(value) for value in self.page.locator("#box").get_attribute("data-box").split()]
 
     def set_box(self, *percent: float) -> None:
-        """Type the four edges."""
+        """Type the four edges in percent."""
         for edge, value in zip(EDGES, percent, strict=True):
             self.page.locator(f"#{edge}").fill(str(value))
             self.page.locator(f"#{edge}").press("Enter")
 
     def label(self) -> list[tuple[int, float, str, str]]:
-        """Return (index, probability, name, probability as it is shown) of the classes of the label, in order."""
+        """Return (index, probability, name, displayed probability) of the classes of the label, in order."""
         return [
             tuple(row)
             for row in self.page.evaluate("""
@@ -83,11 +83,11 @@ class Report:
         return self.page.evaluate("[...document.querySelectorAll('#gallery li')].map((option) => option.title)")
 
     def middle(self, selector: str) -> tuple[float, float]:
-        found = self.page.locator(selector).bounding_box()
-        return found["x"] + found["width"] / 2, found["y"] + found["height"] / 2
+        box = self.page.locator(selector).bounding_box()
+        return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
 
     def drag(self, start: tuple[float, float], dx: float, dy: float) -> None:
-        """Drag the mouse by shares of the image's size."""
+        """Drag the mouse by fractions of the size of the image."""
         size = self.page.locator("#stage").bounding_box()
         self.page.mouse.move(*start)
         self.page.mouse.down()
@@ -96,7 +96,7 @@ class Report:
         self.page.mouse.up()
 
     def check_label(self, label_map: rd.LabelMap, classes: tuple[str, ...]) -> None:
-        """Assert that the label shown is that of `pool_labels` in the box shown."""
+        """Assert that the displayed label equals `pool_labels` for the displayed box."""
         soft = rd.pool_labels(
             label_map.logits[None],
             label_map.classes[None],

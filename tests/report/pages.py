@@ -1,4 +1,4 @@
-"""A dataset whose names try to break a page, and what a page holds."""
+"""A dataset whose names try to inject code into a page, and a parser of report pages."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SIZES = ((40, 56), (48, 32), (61, 61))
 
 
 class HostileImages:
-    """Images of two sizes in every class, with keys like file names that nobody should give."""
+    """Two images per class, of different sizes, with hostile keys."""
 
     classes = CLASSES
     extension = "jpg"
@@ -53,7 +53,7 @@ class HostileImages:
 
 
 class RandomNet(torch.nn.Module):
-    """A fully-convolutional classifier with random weights: maps that vary from place to place."""
+    """A fully convolutional classifier with random weights; its maps vary between locations."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class RandomNet(torch.nn.Module):
 
 
 def build_hostile(root: Path) -> Path:
-    """Build a dataset with a config for each encoding, `heatmaps` and `topk`, and label-only `maps`."""
+    """Build a dataset with one config per encoding, `heatmaps` and `topk`, and the label-only config `maps`."""
     annotator = rd.ModuleAnnotator(RandomNet(), (56, 40), classes=CLASSES, name="<i>annotator</i>")
     for config, build_config in (
         ("heatmaps", rd.annotate.BuildConfig()),
@@ -77,13 +77,13 @@ def build_hostile(root: Path) -> Path:
 
 
 class Page(HTMLParser):
-    """What is in an HTML file.
+    """Content of an HTML file.
 
     Attributes:
-        tags: (name, attributes) of its elements, in order.
-        scripts: texts of the script elements that run.
-        data: content of the JSON elements by id.
-        texts: of everything else.
+        tags: Name and attributes of each element, in order.
+        scripts: Texts of the executable script elements.
+        data: Parsed content of the JSON elements by id.
+        texts: All other texts.
     """
 
     def __init__(self, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The page of a report, without a browser: what it holds, what it leaves out, and its scripts' arithmetic in Node.js."""
+"""The report page without a browser: its content, and the arithmetic of its scripts in Node.js."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ BOXES = (
 
 @pytest.fixture
 def write(hostile_dataset, tmp_path):
-    """Write a report of the hostile dataset and return what is in it."""
+    """Write a report of the hostile dataset and return its content."""
 
     def write(config="heatmaps", **options) -> Page:
         path = rd.report.write_report(hostile_dataset, tmp_path / "report.html", config, **{**QUICK, **options})
         assert path == tmp_path / "report.html"
-        assert [each.name for each in path.parent.iterdir()] == [path.name]
+        assert [file.name for file in path.parent.iterdir()] == [path.name]
         return Page(path)
 
     return write
 
 
-def test_the_page_holds_every_sample_as_it_is_stored(write, hostile_dataset):
+def test_the_page_contains_the_stored_bytes_of_every_sample(write, hostile_dataset):
     page = write()
     label_maps = rd.LabelMaps(hostile_dataset, "heatmaps")
     samples = page.data["index"]["samples"]
@@ -57,7 +57,7 @@ def test_the_page_holds_every_sample_as_it_is_stored(write, hostile_dataset):
     assert page.data["index"]["classes"] == list(CLASSES)
     assert {len(column) for column in samples.values()} == {len(label_maps)}
     soft = [rd.LabelPooling()(label_maps.at(row)) for row in range(len(label_maps))]
-    assert samples["best"] == [int(each.argmax()) for each in soft]
+    assert samples["best"] == [int(label.argmax()) for label in soft]
     assert samples["label"] == label_maps.index.labels.tolist()
     for row, (p_best, p_label) in enumerate(zip(samples["p_best"], samples["p_label"], strict=True)):
         assert p_best == pytest.approx(float(soft[row].max()), abs=1e-4)
@@ -69,7 +69,7 @@ def test_the_page_holds_every_sample_as_it_is_stored(write, hostile_dataset):
             assert (image.height, image.width) == label_maps.at(row).canvas_size
 
 
-def test_large_images_become_small_ones(tmp_path, annotator):
+def test_large_images_are_downscaled(tmp_path, annotator):
     path = tmp_path / "images" / "cat" / "large.png"
     path.parent.mkdir(parents=True)
     for name in ("dog", "emu"):
@@ -79,36 +79,36 @@ def test_large_images_become_small_ones(tmp_path, annotator):
     source = rd.data.ImageFolderSource(tmp_path / "images")
     rd.build(source, tmp_path / "data", annotator, config="one", progress=False)
     page = Page(rd.report.write_report(tmp_path / "data", tmp_path / "report.html", **QUICK))
-    place = page.data["index"]["samples"]["key"].index("large")
-    with Image.open(io.BytesIO(base64.b64decode(page.data[f"sample-{place}"]["image"]))) as image:
+    number = page.data["index"]["samples"]["key"].index("large")
+    with Image.open(io.BytesIO(base64.b64decode(page.data[f"sample-{number}"]["image"]))) as image:
         assert image.size == (171, 256)
 
 
-def test_names_of_the_dataset_are_texts_and_nothing_else(write, hostile_dataset):
+def test_strings_of_the_dataset_are_escaped(write, hostile_dataset):
     page, clean = write(), CLASSES[9]
     assert [tag for tag, attributes in page.tags if tag == "script" and attributes.get("type") is None] == ["script"]
     assert len(page.scripts) == 1
     assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
-    assert [tag for tag, _ in page.tags if tag in ("img", "i", "b", "iframe")].count("img") == 1  # the page's own
+    assert [tag for tag, _ in page.tags if tag in ("img", "i", "b", "iframe")].count("img") == 1  # the one of the page
     assert ("i", {}) not in page.tags
     texts = [text.strip() for text in page.texts]
     assert {clean, CLASSES[5]} <= set(texts)
-    written = "".join(page.texts)
+    all_text = "".join(page.texts)
     for name in (*CLASSES, HostileImages().keys[0], "<i>annotator</i>"):
-        assert name in written, name
+        assert name in all_text, name
 
 
-def test_nothing_is_loaded_and_only_our_script_runs(write):
+def test_the_page_loads_nothing_and_allows_only_its_own_script(write):
     page = write()
-    policy = next(each["content"] for _, each in page.tags if each.get("http-equiv") == "Content-Security-Policy")
+    policy = next(tag["content"] for _, tag in page.tags if tag.get("http-equiv") == "Content-Security-Policy")
     digest = base64.b64encode(hashlib.sha256(page.scripts[0].encode()).digest()).decode()
     assert f"script-src 'sha256-{digest}'" in policy
     assert policy.startswith("default-src 'none'")
-    links = [value for _, each in page.tags for name, value in each.items() if name in ("src", "href", "xlink:href")]
+    links = [value for _, tag in page.tags for name, value in tag.items() if name in ("src", "href", "xlink:href")]
     assert all(link.startswith(("#", "data:,")) for link in links), links
 
 
-def test_ids_are_unique_also_in_the_plots(write, tmp_path, hostile_dataset):
+def test_ids_are_unique_across_all_plots(write, tmp_path, hostile_dataset):
     boxes = tmp_path / "boxes.csv"
     lines = [f"key_{i},100,80,10,10,60,50" for i in range(3)]
     names = [key.replace('"', '""') for key in list(rd.LabelMaps(hostile_dataset, "heatmaps"))[:6]]
@@ -116,25 +116,24 @@ def test_ids_are_unique_also_in_the_plots(write, tmp_path, hostile_dataset):
     boxes.write_text("\n".join(["image,width,height,xmin,ymin,xmax,ymax", *lines]), encoding="utf-8")
     path = rd.report.write_report(hostile_dataset, tmp_path / "out" / "report.html", "heatmaps", boxes=boxes, **QUICK)
     page = Page(path)
-    ids = [each["id"] for _, each in page.tags if "id" in each]
+    ids = [tag["id"] for _, tag in page.tags if "id" in tag]
     assert len(ids) == len(set(ids))
     assert sum(tag == "svg" for tag, _ in page.tags) == 4
-    used = re.findall(
+    references = re.findall(
         r'(?:href="#|url\(#|aria-labelledby="|aria-describedby=")([^")]+)', path.read_text(encoding="utf-8")
     )
-    ours = [name for name in used if name != "y"]  # that of a class's name
-    assert set(ours) <= set(ids)
+    assert set(references) - {"y"} <= set(ids)  # y is part of a class name
 
 
-def test_fewer_samples_are_spread_evenly_and_statistics_are_of_all(write):
+def test_num_samples_limits_samples_but_not_statistics(write):
     page = write(num_samples=5)
-    everything = HostileImages()
+    source = HostileImages()
     assert len([name for name in page.data if name.startswith("sample-")]) == 5
     assert len(set(page.data["index"]["samples"]["key"])) == 5
-    assert f"Of all {len(everything.keys)} images" in "".join(page.texts)
+    assert f"Measured on all {len(source.keys)} images" in "".join(page.texts)
 
 
-def test_equal_datasets_give_equal_bytes(hostile_dataset, tmp_path):
+def test_reports_are_reproducible_and_contain_no_local_paths(hostile_dataset, tmp_path):
     paths = [rd.report.write_report(hostile_dataset, tmp_path / name, "topk", **QUICK) for name in ("a", "b")]
     assert paths[0].read_bytes() == paths[1].read_bytes()
     assert str(tmp_path) not in paths[0].read_text(encoding="utf-8")
@@ -142,13 +141,13 @@ def test_equal_datasets_give_equal_bytes(hostile_dataset, tmp_path):
 
 
 @pytest.mark.parametrize(("config", "options"), [("heatmaps", {"images": False}), ("maps", {})])
-def test_without_images_the_page_says_so(write, config, options):
+def test_a_page_without_images_has_a_note(write, config, options):
     page = write(config, **options)
     assert all(page.data[f"sample-{i}"]["image"] is None for i in range(len(HostileImages().keys)))
-    assert "heatmaps are shown alone" in "".join(page.texts)
+    assert "heatmaps are shown without them" in "".join(page.texts)
 
 
-def test_images_that_live_elsewhere_are_joined(write):
+def test_images_of_a_label_only_dataset_are_joined(write):
     source = HostileImages()
     page = write("maps", images={key: source.read(i) for i, key in enumerate(source.keys)})
     assert all(page.data[f"sample-{i}"]["image"] for i in range(len(source.keys)))
@@ -163,17 +162,19 @@ def restricted_dataset(dataset_folder, tmp_path):
 
 @pytest.mark.parametrize("config", [None, "colours"])
 def test_restricted_images_are_left_out_unless_named(restricted_dataset, tmp_path, config, caplog):
-    folder = restricted_dataset if config is None else restricted_dataset / config  # one config, opened as it is
+    folder = restricted_dataset if config is None else restricted_dataset / config  # the folder of one config
     out = tmp_path / "report.html"
     page = Page(rd.report.write_report(folder, out, "colours", **QUICK))
     assert page.data["sample-0"]["image"] is None
-    assert "Images of SecretNet may not be redistributed" in "".join(page.texts)
+    assert "Images of SecretNet must not be redistributed" in "".join(page.texts)
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
     assert "--restricted-images 'SecretNet'" in caplog.text
     page = Page(rd.report.write_report(folder, out, "colours", restricted_images="SecretNet", **QUICK))
     assert page.data["sample-0"]["image"] is not None
-    assert "do not pass this file on" in "".join(page.texts)
-    with pytest.raises(ValueError, match=r"'OtherNet', but the images of .* are those of 'SecretNet'"):
+    assert "do not share it" in "".join(page.texts)
+    with pytest.raises(
+        ValueError, match=r"'OtherNet', but the card of .* restricts the images of 'SecretNet': give this name"
+    ):
         rd.report.write_report(folder, out, "colours", restricted_images="OtherNet", **QUICK)
 
 
@@ -188,18 +189,20 @@ def test_restricted_images_of_the_hub_are_left_out(restricted_dataset, tmp_path,
     ("options", "message"),
     [
         ({"num_samples": 0}, "num_samples must be at least 1, got 0"),
-        ({"restricted_images": "ImageNet"}, "may be redistributed"),
-        ({"name": "blue"}, "no config 'blue'"),
+        ({"restricted_images": "ImageNet"}, "does not restrict its images: leave it out"),
+        ({"config": "blue"}, "no config 'blue'"),
         ({"split": "test"}, "no split 'test'"),
         ({"boxes": "nowhere.csv"}, "nowhere.csv"),
         ({"num_crops": 0}, "num_crops"),
         ({"out": "."}, "is a folder: give the path of the file"),
     ],
 )
-def test_bad_arguments_leave_nothing_behind(hostile_dataset, tmp_path, options, message, monkeypatch):
+def test_invalid_arguments_raise_an_error_before_anything_is_written(
+    hostile_dataset, tmp_path, options, message, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     with pytest.raises((ValueError, FileNotFoundError), match=re.escape(message)):
-        rd.report.write_report(hostile_dataset, **{"name": "heatmaps", **QUICK, **options})
+        rd.report.write_report(hostile_dataset, **{"config": "heatmaps", **QUICK, **options})
     assert list(tmp_path.iterdir()) == []
 
 
@@ -245,9 +248,9 @@ console.log(JSON.stringify(answers));
 """
 
 
-@pytest.mark.skipif(shutil.which("node") is None, reason="Node.js is not at hand; the tests in a browser pool, too")
+@pytest.mark.skipif(shutil.which("node") is None, reason="requires Node.js; the browser tests also cover pooling")
 @pytest.mark.parametrize("num_classes", [13, 300])
-def test_the_page_pools_as_pool_labels_does(num_classes):
+def test_pooling_in_the_page_equals_pool_labels(num_classes):
     generator = np.random.default_rng(5)
     corners = np.sort(generator.random((40, 2, 2)), axis=1).reshape(-1, 4)
     boxes = [*BOXES, *corners.tolist()]
@@ -255,10 +258,10 @@ def test_the_page_pools_as_pool_labels_does(num_classes):
         rd.LabelMap.from_logits(random_dense(num_classes, 7, 5), encoding, canvas_size=(17, 11)).to_safetensors(dtype)
         for encoding, dtype in STORED_FORMS
     ]
-    given = json.dumps({"maps": [base64.b64encode(blob).decode() for blob in blobs], "boxes": boxes})
+    request = json.dumps({"maps": [base64.b64encode(blob).decode() for blob in blobs], "boxes": boxes})
     script = (PAGE_FOLDER / "label_map.js").read_text(encoding="utf-8") + DRIVER
-    finished = subprocess.run(["node", "-e", script], input=given, capture_output=True, text=True, check=True)
-    for blob, answer in zip(blobs, json.loads(finished.stdout), strict=True):
+    result = subprocess.run(["node", "-e", script], input=request, capture_output=True, text=True, check=True)
+    for blob, answer in zip(blobs, json.loads(result.stdout), strict=True):
         label_map = rd.LabelMap.from_safetensors(blob)
         assert tuple(answer["canvas"]) == label_map.canvas_size
         count = len(boxes)
@@ -272,13 +275,13 @@ def test_the_page_pools_as_pool_labels_does(num_classes):
         torch.testing.assert_close(torch.tensor(answer["labels"]), expected, atol=2e-5, rtol=0)
         probabilities = label_map.dense().softmax(0)
         highest = probabilities[label_map.classes.unique()].amax((1, 2)).sort(descending=True).values[:4]
-        for (index, peak, heatmap), wanted in zip(answer["strongest"], highest.tolist(), strict=True):
-            assert peak == pytest.approx(wanted, abs=1e-5)
+        for (index, peak, heatmap), expected_peak in zip(answer["strongest"], highest.tolist(), strict=True):
+            assert peak == pytest.approx(expected_peak, abs=1e-5)
             torch.testing.assert_close(torch.tensor(heatmap), probabilities[index].flatten(), atol=1e-5, rtol=0)
 
 
 @pytest.mark.slow  # builds the package
-def test_the_page_is_in_the_wheel(tmp_path):
+def test_the_wheel_contains_the_page(tmp_path):
     build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(tmp_path), str(ROOT)]
     subprocess.run(build, check=True)
     with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:

@@ -6,17 +6,20 @@ from relabel_datasets.report.names import legible_names
 from tests.bad_names import change_manifest
 
 
-def test_synsets_have_their_first_word_and_other_classes_their_names():
+def test_synsets_become_their_first_word_and_other_classes_keep_their_names():
     assert legible_names(["n01440764", "striped_star", "cat, dog"]) == ("tench", "striped_star", "cat, dog")
 
 
-def test_names_differ_where_words_are_the_same():
-    assert legible_names(["n02012849", "n03126707"]) == ("crane (n02012849)", "crane (n03126707)")  # bird and machine
+def test_repeated_words_are_made_unique():
+    assert legible_names(["n02012849", "n03126707"]) == (
+        "crane (n02012849)",
+        "crane (n03126707)",
+    )  # the bird and the machine
     assert legible_names(["n03710637", "n03710721"]) == ("maillot", "maillot, tank suit")
     assert legible_names(["n02012849", "n01440764"]) == ("crane", "tench")
 
 
-def test_all_of_imagenets_names_differ():
+def test_legible_names_of_imagenet_are_unique():
     from timm.data.imagenet_info import ImageNetInfo
 
     names = legible_names(ImageNetInfo().label_names())
@@ -24,12 +27,12 @@ def test_all_of_imagenets_names_differ():
     assert all(names)
 
 
-def test_what_only_looks_like_a_synset_keeps_its_name():
+def test_unknown_synsets_keep_their_names():
     assert legible_names(["n99999999", "n01440764x"]) == ("n99999999", "n01440764x")
 
 
-def test_without_synsets_timm_is_not_needed(monkeypatch):
-    monkeypatch.setitem(sys.modules, "timm.data.imagenet_info", None)  # an import of it fails
+def test_timm_is_imported_only_for_synsets(monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm.data.imagenet_info", None)  # makes the import fail
     assert legible_names(["cat", "dog"]) == ("cat", "dog")
     with pytest.raises(ImportError):
         legible_names(["n01440764"])
@@ -46,17 +49,14 @@ def test_without_synsets_timm_is_not_needed(monkeypatch):
         ("a é 日", "a é 日"),
     ],
 )
-def test_what_cannot_be_shown_is_escaped(name, shown):
+def test_control_characters_are_escaped(name, shown):
     assert legible_names([name, "dog"]) == (shown, "dog")
 
 
-def test_reports_plots_and_pictures_hold_any_class_name(dataset_folder, tmp_path):
+def test_reports_plots_and_pictures_accept_any_class_name(dataset_folder, tmp_path):
     import relabel_datasets as rd
     from relabel_datasets.analysis import analyze
-    from relabel_datasets.report.html_report import write_report
-    from relabel_datasets.report.pictures import draw_pictures
-    from relabel_datasets.report.plots import save_plots
-    from relabel_datasets.report.terminal import describe
+    from relabel_datasets.report import describe, draw_pictures, save_plots, write_report
     from tests.report.pages import Page
 
     nasty = "a\nb\rc\0\x07\x1b[31m\u2028\u202e|`$x$</script><script>{{ 7 * 7 }}--><!--"

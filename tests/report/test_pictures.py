@@ -10,8 +10,8 @@ from relabel_datasets.cli import main
 from relabel_datasets.labels.encoding import Encoded
 from relabel_datasets.labels.statistics import confident_classes
 from relabel_datasets.report import pictures as module
-from relabel_datasets.report.overlay import figure, figures, regions, spread, strongest
-from relabel_datasets.report.pictures import draw_pictures, sheet
+from relabel_datasets.report.overlay import draw_class_regions, draw_figure, draw_figures, spread, strongest_classes
+from relabel_datasets.report.pictures import draw_pictures, draw_sheet
 from relabel_datasets.report.tiles import CLASS_COLORS, OTHER_COLOR, TILE, Line, heading, tile
 from tests.conftest import ColourNet, picture
 
@@ -29,11 +29,11 @@ def images(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def folder(images, tmp_path_factory):
-    """A dataset of these images, with a config that holds them and one that does not."""
+    """A dataset of these images, with one config that includes them and a label-only config."""
     root = tmp_path_factory.mktemp("dataset")
     annotator = rd.ModuleAnnotator(ColourNet(), (48, 64), classes=("cat", "dog", "emu"), name="colours")
-    for config, inside in (("colours", True), ("labels-only", False)):
-        source, build_config = rd.data.ImageFolderSource(images), rd.annotate.BuildConfig(images=inside)
+    for config, has_images in (("colours", True), ("labels-only", False)):
+        source, build_config = rd.data.ImageFolderSource(images), rd.annotate.BuildConfig(images=has_images)
         rd.build(source, root, annotator, config=config, build_config=build_config, progress=False)
     return root
 
@@ -45,17 +45,17 @@ def dataset(folder):
 
 @pytest.fixture
 def quarters():
-    """A map of 2 x 2 locations whose best classes are 0, 1, 2 and 3, the last one unsure."""
+    """A map of 2 x 2 locations whose best classes are 0, 1, 2 and 3, the last one with low confidence."""
     dense = torch.zeros(5, 2, 2)
     for index, (row, column) in enumerate([(0, 0), (0, 1), (1, 0), (1, 1)]):
         dense[index, row, column] = 12 - index if index < 3 else 0.1
     return rd.LabelMap.from_logits(dense, canvas_size=(40, 60), label=0)
 
 
-def test_regions_have_the_colour_of_their_best_class_the_stronger_the_surer(quarters):
-    grey = Image.new("RGB", (60, 40), (100, 100, 100))
+def test_regions_have_the_color_of_their_best_class_with_opacity_by_probability(quarters):
+    gray = Image.new("RGB", (60, 40), (100, 100, 100))
     colors = {0: CLASS_COLORS[0], 1: CLASS_COLORS[1], 3: CLASS_COLORS[4]}
-    pixels = np.asarray(regions(grey, quarters, colors, strength=0.5)).astype(float)
+    pixels = np.asarray(draw_class_regions(gray, quarters, colors, strength=0.5)).astype(float)
     for (y, x), color in (((0, 0), CLASS_COLORS[0]), ((0, 59), CLASS_COLORS[1]), ((39, 0), OTHER_COLOR)):
         assert pixels[y, x] == pytest.approx((np.array(color) + 100) / 2, abs=1)
     share = float(quarters.dense()[:, 1, 1].softmax(0)[3]) * 0.5
@@ -64,52 +64,52 @@ def test_regions_have_the_colour_of_their_best_class_the_stronger_the_surer(quar
     assert np.abs(pixels[39, 59] - 100).max() < 30
 
 
-def test_regions_take_nothing_from_the_colours_of_the_image_nor_of_classes_far_off(quarters):
+def test_regions_do_not_contain_the_colors_of_the_image(quarters):
     red = Image.new("RGB", (60, 40), (255, 0, 0))
-    plain = np.asarray(regions(red, quarters, {}, strength=0))
-    assert (plain == plain[..., :1]).all()
-    assert regions(red, quarters, dict.fromkeys(range(5), CLASS_COLORS[0])).size == red.size
+    pixels = np.asarray(draw_class_regions(red, quarters, {}, strength=0))
+    assert (pixels == pixels[..., :1]).all()
+    assert draw_class_regions(red, quarters, dict.fromkeys(range(5), CLASS_COLORS[0])).size == red.size
 
 
-def test_the_strongest_classes_are_those_highest_anywhere(quarters):
-    assert [index for index, _ in strongest(quarters, 3)] == [0, 1, 2]
-    assert len(strongest(quarters, 100)) == 5
-    assert strongest(quarters, 1)[0][1] == pytest.approx(1, abs=1e-4)
+def test_strongest_classes_are_sorted_by_their_highest_probability_at_any_location(quarters):
+    assert [index for index, _ in strongest_classes(quarters, 3)] == [0, 1, 2]
+    assert len(strongest_classes(quarters, 100)) == 5
+    assert strongest_classes(quarters, 1)[0][1] == pytest.approx(1, abs=1e-4)
 
 
-def test_the_figure_shows_the_heatmaps_that_are_asked_for(quarters):
+def test_heatmaps_of_selects_the_heatmaps_of_a_figure(quarters):
     image = picture(0, (40, 60))
     names = ("cat", "dog", "emu", "fox", "gnu")
-    widths = [figure(image, quarters, names, heatmaps_of=chosen).width for chosen in ([], [4], [4, 0, 1, 2])]
+    widths = [draw_figure(image, quarters, names, heatmaps_of=chosen).width for chosen in ([], [4], [4, 0, 1, 2])]
     assert np.diff(widths).tolist() == [232, 3 * 232]
-    default = figure(image, quarters, names)
-    assert default.tobytes() == figure(image, quarters, names, heatmaps_of=[0, 1, 2]).tobytes()
-    assert default.tobytes() != figure(image, quarters, names, heatmaps_of=[0, 1, 4]).tobytes()
+    default = draw_figure(image, quarters, names)
+    assert default.tobytes() == draw_figure(image, quarters, names, heatmaps_of=[0, 1, 2]).tobytes()
+    assert default.tobytes() != draw_figure(image, quarters, names, heatmaps_of=[0, 1, 4]).tobytes()
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 400), (400, 3), (2, 2)])
-def test_images_of_any_shape_have_a_figure(size):
+def test_figures_accept_images_of_any_shape(size):
     label_map = rd.LabelMap.from_logits(torch.randn(3, 2, 2), canvas_size=size, label=1)
-    assert figure(picture(0, size), label_map, ("a", "b", "c")).width > 5 * TILE
+    assert draw_figure(picture(0, size), label_map, ("a", "b", "c")).width > 5 * TILE
 
 
-def test_texts_that_are_too_long_are_cut_and_headings_go_on_in_the_next_line():
+def test_long_captions_are_truncated_and_long_headings_are_wrapped():
     image = picture(0)
-    long = tile(image, [Line("a name that nobody would ever give to a class of anything", CLASS_COLORS[0])])
+    long = tile(image, [Line("a class name that is much too long for the width of a tile", CLASS_COLORS[0])])
     assert long.width == TILE
-    assert (np.asarray(long)[TILE:, -1] == 255).all()  # nothing at the edge
-    one, several = heading("few words", 400), heading("many words " * 30, 400)
-    assert one.width == several.width == 400
-    assert several.height > 4 * one.height
-    assert (np.asarray(several)[:, -4:] == 255).all()
+    assert (np.asarray(long)[TILE:, -1] == 255).all()  # blank at the edge
+    short_heading, long_heading = heading("few words", 400), heading("many words " * 30, 400)
+    assert short_heading.width == long_heading.width == 400
+    assert long_heading.height > 4 * short_heading.height
+    assert (np.asarray(long_heading)[:, -4:] == 255).all()
 
 
-def test_a_name_in_any_alphabet_is_written():
+def test_captions_support_non_latin_alphabets():
     boxes = [np.asarray(tile(picture(0), [Line(name)]))[TILE + 4 :] for name in ("é", "ж", "λ", "ł")]
-    assert len({box.tobytes() for box in boxes}) == 4  # and not each as the same empty box
+    assert len({box.tobytes() for box in boxes}) == 4  # not all as the same replacement box
 
 
-def test_without_keys_there_are_sheets_and_figures(dataset, tmp_path, capsys):
+def test_without_keys_sheets_and_figures_are_drawn(dataset, tmp_path, capsys):
     paths = draw_pictures(dataset, tmp_path / "pictures", count=4, progress=False)
     assert [path.name for path in paths[:2]] == ["several_classes.png", "suspects.png"]
     assert [path.stem for path in paths[2:]] == [dataset.keys[index] for index in spread(dataset, 4)]
@@ -121,14 +121,14 @@ def test_without_keys_there_are_sheets_and_figures(dataset, tmp_path, capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_sheets_have_the_images_of_most_classes_and_the_surest_suspects(dataset, tmp_path, monkeypatch):
+def test_sheets_show_the_images_with_most_classes_and_the_strongest_suspects(dataset, tmp_path, monkeypatch):
     chosen = []
-    monkeypatch.setattr(module, "sheet", lambda dataset, indices, title: chosen.append(indices) or picture(0))
+    monkeypatch.setattr(module, "draw_sheet", lambda dataset, indices, title: chosen.append(indices) or picture(0))
     draw_pictures(dataset, tmp_path, count=5, progress=False)
     maps = [label_map for _, label_map in dataset]
     counts = [
-        int(confident_classes(Encoded(each.logits[None], each.classes[None], each.base[None], 3)).sum())
-        for each in maps
+        int(confident_classes(Encoded(label_map.logits[None], label_map.classes[None], label_map.base[None], 3)).sum())
+        for label_map in maps
     ]
     assert len(chosen[0]) == 5
     assert sorted((counts[index] for index in chosen[0]), reverse=True) == sorted(counts, reverse=True)[:5]
@@ -141,65 +141,68 @@ def test_sheets_have_the_images_of_most_classes_and_the_surest_suspects(dataset,
     assert chosen[1] == sorted(odds, key=odds.get, reverse=True)[:5]
 
 
-def test_a_sheet_goes_on_in_the_next_row(dataset):
-    one, three, four = (sheet(dataset, range(count), "title") for count in (1, 3, 4))
+def test_sheets_wrap_to_several_rows(dataset):
+    one, three, four = (draw_sheet(dataset, range(count), "title") for count in (1, 3, 4))
     assert one.width < three.width == four.width
     assert one.height >= three.height
     assert four.height > 1.8 * three.height
 
 
-def test_with_keys_there_are_their_figures_alone(dataset, tmp_path):
+def test_with_keys_only_their_figures_are_drawn(dataset, tmp_path):
     keys = [dataset.keys[3], dataset.keys[0]]
     paths = draw_pictures(dataset, tmp_path, keys=keys, classes=["dog"], progress=False)
     assert [path.stem for path in paths] == keys
-    expected = dict(figures(dataset, [3, 0], [1]))
+    expected = dict(draw_figures(dataset, [3, 0], [1]))
     for path in paths:
         with Image.open(path) as image:
             assert image.tobytes() == expected[path.stem].tobytes()
 
 
-def test_classes_are_found_by_their_own_and_by_their_legible_names():
+def test_classes_are_found_by_name_and_by_legible_name():
     classes = ("n01440764", "cat")
     assert [module._find_class(name, classes) for name in ("tench", "n01440764", "cat")] == [0, 0, 1]
-    with pytest.raises(ValueError, match=r"no class 'trench' among the 2, did you mean \['tench'\]"):
+    with pytest.raises(ValueError, match=r"no class 'trench': did you mean \['tench'\]"):
         module._find_class("trench", classes)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"keys": ["photo_0", "nobody"]}, "no sample 'nobody' among the 9 of split 'train', such as 'photo_"),
-        ({"classes": ["cow"]}, "no class 'cow' among the 3"),
+        (
+            {"keys": ["photo_0", "nobody"]},
+            "no sample 'nobody' in split 'train': expected one of its 9 keys, such as 'photo_",
+        ),
+        ({"classes": ["cow"]}, "no class 'cow': expected one of the 3 classes"),
         ({"count": 0}, "count and num_samples must be at least 1, got 0 and None"),
         ({"num_samples": 0}, "must be at least 1, got 12 and 0"),
     ],
 )
-def test_what_cannot_be_drawn_is_told_of_before_anything_is_written(dataset, tmp_path, arguments, message):
+def test_invalid_arguments_raise_an_error_before_anything_is_written(dataset, tmp_path, arguments, message):
     with pytest.raises(ValueError, match=message):
         draw_pictures(dataset, tmp_path / "pictures", **arguments, progress=False)
     assert not (tmp_path / "pictures").exists()
 
 
-def test_datasets_that_transform_their_samples_are_refused(folder, tmp_path):
+def test_datasets_with_transforms_raise_an_error(folder, tmp_path):
     dataset = rd.load_dataset(folder, "colours", "train", transforms=rd.LabelPooling())
     with pytest.raises(ValueError, match="without transforms"):
         draw_pictures(dataset, tmp_path / "pictures", progress=False)
     assert not (tmp_path / "pictures").exists()
 
 
-def test_images_that_have_been_left_out_are_not_on_sheets(folder, images, tmp_path):
-    for place, path in enumerate(sorted(images.rglob("*.png"))):
-        if place % 2:
-            (tmp_path / "some" / path.parent.name).mkdir(parents=True, exist_ok=True)
-            shutil.copy(path, tmp_path / "some" / path.parent.name)
-    dataset = rd.load_dataset(folder, "labels-only", "train", images=tmp_path / "some", unmatched="skip")
+def test_sheets_show_only_images_that_are_present(folder, images, tmp_path):
+    for i, path in enumerate(sorted(images.rglob("*.png"))):
+        if i % 2:
+            (tmp_path / "subset" / path.parent.name).mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, tmp_path / "subset" / path.parent.name)
+    dataset = rd.load_dataset(folder, "labels-only", "train", images=tmp_path / "subset", unmatched="skip")
     indices = module._present(dataset, list(dataset.label_maps), 100)
     assert [dataset.keys[index] for index in indices] == list(dataset.keys)
     assert len(indices) == 4
     assert draw_pictures(dataset, tmp_path / "pictures", count=2, progress=False)
 
 
-def test_the_command_writes_what_it_says(folder, images, tmp_path, capsys):
+def test_the_command_prints_the_paths_of_its_files(folder, images, tmp_path, capsys):
     command = ["pictures", str(folder), "--config", "labels-only", "--images", str(images)]
     assert main([*command, "--out", str(tmp_path / "out"), "--key", "photo_0", "photo_1", "--class", "emu"]) == 0
     printed = capsys.readouterr().out.splitlines()

@@ -1,4 +1,4 @@
-"""The page of a report in a real browser: crops by mouse, touch and keyboard, filters, heatmaps, hostile names, looks."""
+"""The report page in a real browser: crops by mouse, touch and keyboard, filters, heatmaps, hostile names, layout."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.report.pages import CLASSES, HostileImages, build_many
 
 pytestmark = pytest.mark.slow
 
-BOXES = [  # in per cent of the image
+BOXES = [  # in percent of the image
     (0, 0, 100, 100), (0, 0, 1, 1), (99, 99, 100, 100), (0, 37, 100, 38), (14.3, 0, 42.9, 100), (20, 20, 60, 80),
     (33.3, 66.6, 34.5, 71), (50, 50, 51, 51), (7.25, 0, 93.5, 12.5), (28.5714, 20, 57.1429, 60),
 ]  # fmt: skip
@@ -28,7 +28,7 @@ def chromium():
 
 @pytest.fixture(scope="module")
 def report_paths(hostile_dataset, tmp_path_factory):
-    """A report of each config; `maps` has no images."""
+    """One report per config; `maps` has no images."""
     folder = tmp_path_factory.mktemp("reports")
     return {
         name: rd.report.write_report(hostile_dataset, folder / f"{name}.html", name, num_crops=500, progress=False)
@@ -38,7 +38,7 @@ def report_paths(hostile_dataset, tmp_path_factory):
 
 @pytest.fixture
 def open_report(chromium, report_paths):
-    """Open a report; at the end, none that was opened may have said or asked for anything."""
+    """Return a function that opens a report. At the end, all opened reports must be free of errors and requests."""
     opened = []
 
     def open_report(name="heatmaps", *, width=1280, scheme="light", path=None) -> Report:
@@ -53,15 +53,15 @@ def open_report(chromium, report_paths):
 
     yield open_report
     for context, report in opened:
-        report.check_silence()
+        report.check_safe()
         context.close()
 
 
 @pytest.mark.parametrize("config", ["heatmaps", "topk", "maps"])
-def test_labels_are_those_of_pool_labels(open_report, hostile_dataset, config):
+def test_displayed_labels_equal_pool_labels(open_report, hostile_dataset, config):
     report, label_maps = open_report(config), rd.LabelMaps(hostile_dataset, config)
-    for place in (0, 7, 23):
-        report.page.locator("#gallery li").nth(place).click()
+    for position in (0, 7, 23):
+        report.page.locator("#gallery li").nth(position).click()
         label_map = label_maps[report.key]
         for box in BOXES:
             report.set_box(*box)
@@ -75,13 +75,13 @@ def test_the_mouse_moves_resizes_and_draws_the_box(open_report, hostile_dataset,
     label_map = rd.LabelMaps(hostile_dataset, config)[report.key]
 
     def check(*expected: float) -> None:
-        assert report.box == pytest.approx(expected, abs=0.006)  # of a pixel or two
+        assert report.box == pytest.approx(expected, abs=0.006)  # one or two pixels
         report.check_label(label_map, CLASSES)
 
     check(0.2, 0.2, 0.8, 0.8)
     report.drag(report.middle("#box"), 0.1, -0.05)
     check(0.3, 0.15, 0.9, 0.75)
-    report.drag(report.middle("#box"), 0.5, 0.1)  # no further than the edge, without becoming smaller
+    report.drag(report.middle("#box"), 0.5, 0.1)  # stops at the edge and keeps its size
     check(0.4, 0.25, 1, 0.85)
     report.drag(report.middle(".handle.left.top"), -0.3, -0.2)
     check(0.1, 0.05, 1, 0.85)
@@ -89,7 +89,7 @@ def test_the_mouse_moves_resizes_and_draws_the_box(open_report, hostile_dataset,
     check(0.1, 0.05, 0.6, 0.85)
     report.drag(report.middle('[data-edges="bottom"]'), 0.2, 0.9)
     check(0.1, 0.05, 0.6, 1)
-    report.drag(report.middle('[data-edges="left"]'), 0.9, 0)  # not past the opposite edge
+    report.drag(report.middle('[data-edges="left"]'), 0.9, 0)  # stops at the opposite edge
     check(0.59, 0.05, 0.6, 1)
     stage = report.page.locator("#stage").bounding_box()
     report.drag((stage["x"] + 0.3 * stage["width"], stage["y"] + 0.8 * stage["height"]), -0.2, -0.5)
@@ -110,17 +110,19 @@ def test_the_mouse_moves_resizes_and_draws_the_box(open_report, hostile_dataset,
     report.check_label(label_map, CLASSES)
 
 
-def test_a_finger_moves_the_box_and_scrolls_beside_it(open_report, hostile_dataset):
+def test_touch_moves_the_box_inside_and_scrolls_the_page_outside(open_report, hostile_dataset):
     report = open_report(width=375)
     page = report.page
     page.locator("#stage").scroll_into_view_if_needed()
     touch = page.context.new_cdp_session(page)
 
     def swipe(start: tuple[float, float], dx: float, dy: float) -> None:
-        send = lambda kind, *points: touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": list(points)})  # noqa: E731
+        def send(event, *points):
+            touch.send("Input.dispatchTouchEvent", {"type": event, "touchPoints": list(points)})
+
         send("touchStart", {"x": start[0], "y": start[1]})
-        for part in range(1, 9):
-            send("touchMove", {"x": start[0] + dx * part / 8, "y": start[1] + dy * part / 8})
+        for step in range(1, 9):
+            send("touchMove", {"x": start[0] + dx * step / 8, "y": start[1] + dy * step / 8})
         send("touchEnd")
 
     stage = page.locator("#stage").bounding_box()
@@ -137,7 +139,7 @@ def test_a_finger_moves_the_box_and_scrolls_beside_it(open_report, hostile_datas
     assert report.box == box
 
 
-def test_the_keyboard_reaches_and_does_everything(open_report, hostile_dataset):
+def test_everything_can_be_done_with_the_keyboard(open_report, hostile_dataset):
     report = open_report()
     page, label_maps = report.page, rd.LabelMaps(hostile_dataset, "heatmaps")
     reached = []
@@ -154,7 +156,7 @@ def test_the_keyboard_reaches_and_does_everything(open_report, hostile_dataset):
     for name in ("text", "class", "agreement", "confident", "order", "option", "box", "all", "none", "left", "whole"):
         assert name in reached, name
     assert reached.index("option") < reached.index("box") < reached.index("all") < reached.index("left")
-    assert reached.count("option") == 1  # one stop for all samples
+    assert reached.count("option") == 1  # one tab stop for all samples
 
     page.locator("#box").focus()
     for key in ("ArrowRight", "ArrowRight", "ArrowDown", "Shift+ArrowLeft", "Shift+ArrowUp", "Shift+ArrowUp"):
@@ -171,20 +173,20 @@ def test_the_keyboard_reaches_and_does_everything(open_report, hostile_dataset):
     columns = page.evaluate(
         "getComputedStyle(document.getElementById('gallery')).gridTemplateColumns.split(' ').length"
     )
-    place = 0
+    position = 0
     for key, step in (("ArrowRight", 1), ("ArrowRight", 1), ("ArrowLeft", -1), ("ArrowDown", columns), ("ArrowUp", -columns),
                       ("ArrowUp", 0), ("End", None), ("ArrowRight", 0), ("Home", None), ("ArrowLeft", 0)):  # fmt: skip
         page.keyboard.press(key)
-        place = {"End": len(keys) - 1, "Home": 0}.get(key, place + (step or 0))
-        assert report.key == keys[place], key
-        assert page.evaluate("document.activeElement.title") == keys[place]
+        position = {"End": len(keys) - 1, "Home": 0}.get(key, position + (step or 0))
+        assert report.key == keys[position], key
+        assert page.evaluate("document.activeElement.title") == keys[position]
         assert page.locator("#gallery [aria-selected=true]").count() == 1
     page.locator("#toggles input").first.focus()
     page.keyboard.press("Space")
     assert not page.locator("#toggles input").first.is_checked()
 
 
-def test_what_changes_is_said_to_screen_readers(open_report):
+def test_changes_are_announced_to_screen_readers(open_report):
     report = open_report()
     report.page.locator("#whole").click()
     best = report.label()[0]
@@ -196,19 +198,19 @@ def test_what_changes_is_said_to_screen_readers(open_report):
     assert tree.count("option ") >= len(HostileImages().keys)
     unnamed = report.page.evaluate("""
         [...document.querySelectorAll("input, select, button")].filter(
-          (each) => !each.labels?.length && !each.textContent.trim()).map((each) => each.outerHTML)
+          (input) => !input.labels?.length && !input.textContent.trim()).map((input) => input.outerHTML)
     """)
     assert unnamed == []
 
 
-def test_filters_let_through_what_they_say(open_report, report_paths):
+def test_filters_show_the_matching_samples(open_report, report_paths):
     report = open_report()
     page = report.page
     columns = page.evaluate("JSON.parse(document.getElementById('index').textContent).samples")
     rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
-    def check(wanted) -> None:
-        expected = [row["key"] for row in rows if wanted(row)]
+    def check(matches) -> None:
+        expected = [row["key"] for row in rows if matches(row)]
         assert report.shown_keys() == expected
         assert page.locator("#count").text_content() == f"{len(expected)} of {len(rows)} samples"
         if expected:
@@ -250,17 +252,17 @@ window.IntersectionObserver = class extends IntersectionObserver {
 """
 
 
-def test_thumbnails_are_drawn_once_also_when_scrolled_in_and_out_and_in(open_report):
+def test_thumbnails_are_drawn_once_even_if_reported_visible_several_times(open_report):
     page = open_report().page
-    page.add_init_script(TWICE)  # browsers then report an element several times at once, when they are busy
+    page.add_init_script(TWICE)  # as busy browsers do
     page.reload()
     page.wait_for_selector("#gallery img")
-    counts = page.evaluate("[...document.querySelectorAll('.thumbnail')].map((each) => each.children.length)")
+    counts = page.evaluate("[...document.querySelectorAll('.thumbnail')].map((thumbnail) => thumbnail.children.length)")
     assert set(counts) <= {0, 1}
     assert counts[0] == 1
 
 
-def test_a_list_of_many_samples_draws_those_in_view(open_report, tmp_path):
+def test_long_lists_draw_only_visible_thumbnails(open_report, tmp_path):
     count = 400
     build_many(tmp_path / "many", count)
     path = rd.report.write_report(tmp_path / "many", tmp_path / "report.html", num_crops=count, progress=False)
@@ -278,7 +280,7 @@ def test_a_list_of_many_samples_draws_those_in_view(open_report, tmp_path):
 
 
 @pytest.mark.parametrize("config", ["heatmaps", "topk", "maps"])
-def test_heatmaps_are_the_classes_probabilities(open_report, hostile_dataset, config):
+def test_heatmaps_show_class_probabilities(open_report, hostile_dataset, config):
     report = open_report(config)
     page = report.page
     label_map = rd.LabelMaps(hostile_dataset, config)[report.key]
@@ -301,22 +303,22 @@ def test_heatmaps_are_the_classes_probabilities(open_report, hostile_dataset, co
     assert not pixels().any()
     for rank in (0, 2):
         page.locator("#toggles input").nth(rank).check()
-        found = pixels()
+        painted = pixels()
         expected = 255 * strength * probabilities[order[rank]]
-        torch.testing.assert_close(found[..., 3], expected, atol=0.51, rtol=0)
-        bright = found[..., 3] > 100
+        torch.testing.assert_close(painted[..., 3], expected, atol=0.51, rtol=0)
+        bright = painted[..., 3] > 100
         if bright.any():
             color = torch.tensor(CLASS_COLORS[rank], dtype=torch.float32).expand(int(bright.sum()), 3)
             torch.testing.assert_close(
-                found[bright][:, :3], color, atol=2, rtol=0
-            )  # colours are kept times their opacity
+                painted[bright][:, :3], color, atol=2, rtol=0
+            )  # canvases premultiply colors by opacity
         page.locator("#toggles input").nth(rank).uncheck()
     page.locator("#all").click()
-    together = 255 * strength * probabilities[order].sum(0)
-    torch.testing.assert_close(pixels()[..., 3], together, atol=0.51, rtol=0)
+    total = 255 * strength * probabilities[order].sum(0)
+    torch.testing.assert_close(pixels()[..., 3], total, atol=0.51, rtol=0)
 
 
-def test_without_images_heatmaps_stand_alone(open_report, hostile_dataset):
+def test_without_images_heatmaps_are_shown(open_report, hostile_dataset):
     report = open_report("maps")
     assert report.page.locator("#picture").is_hidden()
     report.page.wait_for_selector("#gallery canvas")
@@ -326,19 +328,19 @@ def test_without_images_heatmaps_stand_alone(open_report, hostile_dataset):
     assert stage["width"] / stage["height"] == pytest.approx(width / height, abs=0.01)
 
 
-def test_hostile_names_are_shown_as_they_are(open_report):
-    report = open_report()  # whatever a name may have done is looked for when it is closed
+def test_hostile_names_are_shown_literally(open_report):
+    report = open_report()  # the fixture checks for injected code at the end
     page, source = report.page, HostileImages()
     assert sorted(report.shown_keys()) == sorted(source.keys)
-    for place, key in enumerate(report.shown_keys()):
-        page.locator("#gallery li").nth(place).click()
+    for position, key in enumerate(report.shown_keys()):
+        page.locator("#gallery li").nth(position).click()
         assert report.key == key
         label = CLASSES[source.labels[source.keys.index(key)]]
         assert page.locator("#about").text_content().startswith(f"Label: {label}, ")
     assert set(page.locator("#class option").all_text_contents()) >= set(CLASSES)
     for name in CLASSES:
-        assert page.get_by_role("cell", name=name, exact=True).count() == 0  # folded away
-    page.evaluate("document.querySelectorAll('details').forEach((each) => { each.open = true; })")
+        assert page.get_by_role("cell", name=name, exact=True).count() == 0  # collapsed
+    page.evaluate("document.querySelectorAll('details').forEach((details) => { details.open = true; })")
     texts = set(page.locator("#statistics td").all_text_contents())
     assert set(CLASSES) <= texts
     short = [name if len(name) <= 24 else f"{name[:23]}…" for name in CLASSES]
@@ -353,9 +355,9 @@ CONTRASTS = """() => {
     const rgb = (text) => text.match(/[\\d.]+/g).map(Number);
     const luminance = ([r, g, b]) => [r, g, b].map((v) => v / 255).map((v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
       .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
-    const ground = (element) => {
-      for (let each = element; each; each = each.parentElement) {
-        const color = rgb(getComputedStyle(each).backgroundColor);
+    const background = (element) => {
+      for (let ancestor = element; ancestor; ancestor = ancestor.parentElement) {
+        const color = rgb(getComputedStyle(ancestor).backgroundColor);
         if (color.length === 3 || color[3] === 1) return color;
       }
     };
@@ -364,7 +366,7 @@ CONTRASTS = """() => {
       && !["SCRIPT", "OPTION"].includes(element.tagName.toUpperCase())
     ).map((element) => {
       const style = getComputedStyle(element);
-      const [a, b] = [luminance(rgb(element instanceof SVGElement ? style.fill : style.color)), luminance(ground(element))];
+      const [a, b] = [luminance(rgb(element instanceof SVGElement ? style.fill : style.color)), luminance(background(element))];
       return [(Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05), element.tagName, element.textContent.slice(0, 40)];
     });
 }"""
@@ -373,28 +375,28 @@ CONTRASTS = """() => {
 @pytest.mark.parametrize("width", [375, 1280])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("config", ["heatmaps", "maps"])
-def test_the_page_fits_and_is_legible(open_report, config, scheme, width):
+def test_the_page_fits_the_screen_and_has_enough_contrast(open_report, config, scheme, width):
     report = open_report(config, scheme=scheme, width=width)
     page = report.page
-    page.evaluate("document.querySelectorAll('details').forEach((each) => { each.open = true; })")
+    page.evaluate("document.querySelectorAll('details').forEach((details) => { details.open = true; })")
     assert page.evaluate("document.documentElement.scrollWidth") == width
     assert page.evaluate("scrollTo(500, 0), scrollX") == 0
-    ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
-    brightness = math.fsum(int(value) for value in ground[4:-1].split(",")) / 3
+    background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    brightness = math.fsum(int(value) for value in background[4:-1].split(",")) / 3
     assert brightness > 200 if scheme == "light" else brightness < 60
     contrasts = page.evaluate(CONTRASTS)
     assert len(contrasts) > 100
-    assert [each for each in contrasts if each[0] < 4.5] == []
+    assert [contrast for contrast in contrasts if contrast[0] < 4.5] == []
     assert page.locator("svg text").count() > 20
-    if width == 375:  # room for a finger
+    if width == 375:  # large enough for touch
         small = page.evaluate("""
             [...document.querySelectorAll("button, select, .filters input, .numbers input, .handle, .toggles label")].filter(
-              (each) => each.getBoundingClientRect().height < 28).map((each) => each.outerHTML)
+              (control) => control.getBoundingClientRect().height < 28).map((control) => control.outerHTML)
         """)
         assert small == []
 
 
-def test_without_scripts_the_statistics_are_there(chromium, report_paths):
+def test_statistics_are_shown_without_javascript(chromium, report_paths):
     context = chromium.new_context(java_script_enabled=False)
     page = context.new_page()
     page.goto(report_paths["heatmaps"].as_uri())

@@ -7,7 +7,7 @@ import torch
 
 import relabel_datasets as rd
 from relabel_datasets.cli import main
-from relabel_datasets.report.terminal import _heatmap, _side_by_side, describe
+from relabel_datasets.report.terminal import _heatmap, _heatmap_row, describe
 from tests.conftest import ColourNet, picture
 from tests.servers import FaultyServer
 
@@ -16,7 +16,7 @@ SHARD = "train-00001-of-00003.tar"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A dataset of 13 images in 3 shards, with a config that holds the images and one that does not; not to be changed."""
+    """A read-only dataset of 13 images in 3 shards, with one config that includes the images and a label-only config."""
     root = tmp_path_factory.mktemp("terminal")
     for i in range(13):
         path = root / "images" / ("cat", "dog", "n01440764")[i % 3] / f"photo_{i:02d}.jpg"
@@ -35,7 +35,7 @@ def _keys(text):
     return [line.split(":")[0] for line in text.splitlines() if line.startswith("photo_")]
 
 
-def test_a_heatmap_is_drawn_from_blank_to_full_in_a_frame():
+def test_a_heatmap_has_shades_by_probability_in_a_frame():
     assert list(_heatmap(torch.tensor([[0.0, 0.05, 0.1], [0.5, 0.99, 1.0]]))) == [
         "+------+",
         "|    ..|",
@@ -44,17 +44,17 @@ def test_a_heatmap_is_drawn_from_blank_to_full_in_a_frame():
     ]
 
 
-def test_as_many_heatmaps_stand_side_by_side_as_fit():
+def test_the_number_of_heatmaps_in_a_row_depends_on_the_width():
     label_map = rd.LabelMap.from_logits(torch.randn(5, 3, 4))
     for width, count in ((1, 1), (13, 1), (23, 1), (24, 2), (34, 2), (35, 3), (500, 3)):
-        lines = list(_side_by_side(label_map, ["a name that is too long"] * 5, width))
+        lines = list(_heatmap_row(label_map, ["a name that is too long"] * 5, width))
         assert len(lines) == 1 + 3 + 2
         assert lines[1] == "  " + " ".join(["+--------+"] * count)
         assert all(len(line) <= max(width, 12) for line in lines)
         assert lines[0] == "  " + " ".join(["a name tha"] * count)
 
 
-def test_a_dataset_is_shown_by_its_configs_and_first_samples(folder):
+def test_a_dataset_is_described_by_its_configs_and_first_samples(folder):
     text = describe(folder, num_samples=2)
     assert text.count("config colours, made with relabel_datasets") == text.count("config labels-only") == 1
     assert "  classes    3: cat, dog, tench\n  annotator  colours, module, input 48x64\n" in text
@@ -75,14 +75,14 @@ def test_a_dataset_is_shown_by_its_configs_and_first_samples(folder):
     assert text.count("+----------------+ +----------------+") == 4
 
 
-def test_agreement_and_several_classes_are_those_of_an_analysis(folder):
+def test_agreement_and_several_classes_equal_those_of_analyze(folder):
     numbers = rd.analysis.analyze(folder, "colours", num_crops=1, progress=False).summary["label maps"]
     agree = numbers["images that agree with their label, share"]
     several = numbers["images of several confident classes, share"]
     assert f"{agree:.1%} agree with their label, {several:.1%} show several classes" in describe(folder, "colours")
 
 
-def test_samples_are_of_the_config_and_split_that_are_named(folder):
+def test_config_and_split_select_the_samples(folder):
     text = describe(folder, "labels-only", "train", num_samples=1)
     assert "config colours" not in text
     assert len(_keys(text)) == 1
@@ -92,7 +92,7 @@ def test_samples_are_of_the_config_and_split_that_are_named(folder):
     assert len(_keys(describe(folder, num_samples=100))) == 13
 
 
-def test_a_shard_is_shown_by_its_own_samples(folder):
+def test_a_shard_is_described_by_its_samples(folder):
     shard = folder / "colours" / SHARD
     text = describe(shard, num_samples=2)
     assert f"\n{SHARD}: samples 6 to 10 of train, {shard.stat().st_size:,} bytes\n" in text
@@ -101,24 +101,24 @@ def test_a_shard_is_shown_by_its_own_samples(folder):
     assert len(_keys(describe(shard, num_samples=99))) == 5
 
 
-def test_a_shard_in_the_working_directory(folder, monkeypatch):
+def test_a_shard_may_be_given_by_a_relative_path_or_file_url(folder, monkeypatch):
     monkeypatch.chdir(folder / "colours")
     assert _keys(describe(SHARD)) == _keys(describe(folder / "colours" / SHARD))
     assert _keys(describe(f"file://{folder}/colours/{SHARD}")) == _keys(describe(SHARD))
 
 
-def test_a_shard_alone_has_numbers_for_classes(folder, tmp_path):
+def test_a_shard_without_manifest_shows_class_indices(folder, tmp_path):
     for config, has_image in (("colours", True), ("labels-only", False)):
         shutil.copy(folder / config / SHARD, tmp_path / SHARD)
         text = describe(tmp_path / SHARD, num_samples=2)
-        assert text.startswith(f"{tmp_path / SHARD}: a shard alone, without a manifest beside it")
+        assert text.startswith(f"{tmp_path / SHARD}: a shard without a manifest in its folder")
         assert (", image " in text) == has_image
-        beside = describe(folder / config / SHARD, num_samples=2)
+        expected = describe(folder / config / SHARD, num_samples=2)
         for index, name in enumerate(("cat", "dog", "tench")):
             text = text.replace(f"class {index}", name)
         assert [line.split() for line in text.splitlines()[1:]] == [
-            line.split() for line in beside[beside.index("\n\nphoto") + 1 :].splitlines()
-        ]  # but for the widths of names
+            line.split() for line in expected[expected.index("\n\nphoto") + 1 :].splitlines()
+        ]  # except for the widths of names
 
 
 def test_datasets_and_shards_are_read_from_urls(folder, tmp_path, monkeypatch):
@@ -129,17 +129,17 @@ def test_datasets_and_shards_are_read_from_urls(folder, tmp_path, monkeypatch):
         shard = describe(f"{server.url}/colours/{SHARD}?signature=verysecret", num_samples=2)
         with pytest.raises(FileNotFoundError, match=r"_info\.json"):
             describe(f"{server.url}/{SHARD}")
-        fetched = {request.path.partition("?")[0] for request in server.gets(".tar")}
+        downloads = {request.path.partition("?")[0] for request in server.gets(".tar")}
     assert text.replace(server.url, str(folder)) == describe(folder, num_samples=2)
     assert shard.replace(server.url, str(folder)) == describe(folder / "colours" / SHARD, num_samples=2)
     assert "verysecret" not in shard
-    assert fetched == {f"/colours/{name}" for name in ("train-00000-of-00003.tar", SHARD)}  # and not the third
+    assert downloads == {f"/colours/{name}" for name in ("train-00000-of-00003.tar", SHARD)}  # not the third
 
 
-def test_a_shard_of_another_build_is_told_of(folder, tmp_path):
+def test_a_shard_of_another_build_raises_an_error(folder, tmp_path):
     shutil.copytree(folder / "colours", tmp_path / "colours")
     (tmp_path / "colours" / SHARD).rename(tmp_path / "colours" / "train-00009-of-00010.tar")
-    with pytest.raises(rd.DatasetError, match=r"train-00009-of-00010\.tar is not in the manifest beside it"):
+    with pytest.raises(rd.DatasetError, match=r"train-00009-of-00010\.tar is not listed in the manifest of its folder"):
         describe(tmp_path / "colours" / "train-00009-of-00010.tar")
 
 
@@ -155,7 +155,7 @@ MAP = rd.LabelMap.from_logits(torch.randn(3, 2, 2)).to_safetensors()
 
 
 def _header(**fields):
-    """Return the header of a member, which a hostile tar may have."""
+    """Return the header of a member in a hostile tar."""
     info = tarfile.TarInfo("a.cls")
     for name, value in fields.items():
         setattr(info, name, value)
@@ -177,18 +177,21 @@ def _header(**fields):
         ({"a.jpg": b"", "a.cls": b"0"}, r"bad\.tar is not a shard of label maps"),
         ({"a.safetensors": b"", "a.cls": b"zero"}, r"bad\.tar: sample 'a': \.cls must be a class index, got b'zero'"),
         ({"a.safetensors": b"", "a.cls": b"-1"}, r"bad\.tar: sample 'a': \.cls must be a class index, got b'-1'"),
-        ({"a.safetensors": MAP, "a.cls": b"3"}, r"bad\.tar: sample 'a': \.cls is 3 of 3 classes"),
+        (
+            {"a.safetensors": MAP, "a.cls": b"3"},
+            r"bad\.tar: sample 'a': \.cls must be below 3, the number of classes, got 3",
+        ),
         ({"a.safetensors": b"nothing", "a.cls": b"0"}, "label map 'a'"),
     ],
 )
-def test_what_is_no_shard_is_told_of(tmp_path, content, message):
+def test_a_file_that_is_not_a_shard_raises_an_error(tmp_path, content, message):
     path = tmp_path / "bad.tar"
     path.write_bytes(content) if isinstance(content, bytes) else _tar(path, content)
     with pytest.raises(ValueError, match=message):
         describe(path)
 
 
-def test_the_command_prints_it_in_the_terminals_width(folder, capsys, monkeypatch):
+def test_the_command_uses_the_width_of_the_terminal(folder, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "30")
     assert main(["inspect", str(folder), "--config", "colours", "--num-samples", "1"]) == 0
     captured = capsys.readouterr()
@@ -205,7 +208,10 @@ def test_the_command_prints_it_in_the_terminals_width(folder, capsys, monkeypatc
         (["{folder}", "--config", "blue"], "no config 'blue'"),
         (["{folder}", "--split", "test"], "no split 'test'"),
         (["{folder}", "--num-samples", "-1"], "num_samples must not be negative, got -1"),
-        (["{folder}/colours/train-00001-of-00003.tar", "--split", "train"], "is a shard, of one config and split"),
+        (
+            ["{folder}/colours/train-00001-of-00003.tar", "--split", "train"],
+            "is a shard, which has only one config and split",
+        ),
     ],
 )
 def test_errors_are_one_message_and_exit_code_1(folder, arguments, message, capsys):

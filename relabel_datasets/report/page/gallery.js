@@ -1,25 +1,25 @@
-// The samples that the filters let through, as a list of thumbnails that are drawn when they come into view.
+// The list of filtered samples. Thumbnails are drawn when they scroll into view.
 
-const CHUNK = 60; // thumbnails made at a time
+const CHUNK = 60; // list items added at a time
 
 /**
- * Make the list.
+ * Create the list.
  *
- * @param samples of the index.
- * @param draw called with the number of a sample and its element when it first comes into view.
- * @param onSelect called with the number of a sample.
- * @returns {show, select}: show a list of numbers of samples; select one of those shown, by its place.
+ * @param samples All samples of the index.
+ * @param draw Called with the number of a sample and its element when it first scrolls into view.
+ * @param onSelect Called with the number of the selected sample.
+ * @returns {show, select}: `show` displays samples by number; `select` selects a displayed sample by position.
  */
 function makeGallery(samples, draw, onSelect) {
   const list = document.getElementById("gallery");
   let numbers = [];
-  let place = -1; // of the selected one, in `numbers`
+  let position = -1; // position of the selected sample in `numbers`
 
   const inView = new IntersectionObserver(
     (entries) => {
-      // An element that was scrolled in, out and in again has several entries.
-      const arrived = new Set(entries.filter(({ isIntersecting }) => isIntersecting).map(({ target }) => target));
-      for (const target of arrived) {
+      // An element that scrolled in, out and in again has several entries.
+      const visible = new Set(entries.filter(({ isIntersecting }) => isIntersecting).map(({ target }) => target));
+      for (const target of visible) {
         inView.unobserve(target);
         draw(Number(target.dataset.number), target);
         if (target === list.lastElementChild) grow();
@@ -28,11 +28,11 @@ function makeGallery(samples, draw, onSelect) {
     { root: list, rootMargin: "300px" },
   );
 
-  function grow(least = 0) {
-    const end = Math.min(numbers.length, Math.max(list.children.length + CHUNK, least));
-    const made = document.createDocumentFragment();
-    for (let i = list.children.length; i < end; i++) made.append(option(i));
-    list.append(made);
+  function grow(minLength = 0) {
+    const end = Math.min(numbers.length, Math.max(list.children.length + CHUNK, minLength));
+    const fragment = document.createDocumentFragment();
+    for (let i = list.children.length; i < end; i++) fragment.append(option(i));
+    list.append(fragment);
   }
 
   function option(i) {
@@ -40,7 +40,7 @@ function makeGallery(samples, draw, onSelect) {
     const { key, label, best } = samples[number];
     const text = label === best ? label : `${label} ≠ ${best}`;
     const element = make("li", { role: "option", tabindex: "-1", "aria-selected": "false", title: key });
-    element.setAttribute("aria-label", `${key}, label ${label}${label === best ? "" : `, map says ${best}`}`);
+    element.setAttribute("aria-label", `${key}, label ${label}${label === best ? "" : `, map ranks ${best} first`}`);
     element.setAttribute("aria-posinset", i + 1);
     element.setAttribute("aria-setsize", numbers.length);
     element.dataset.number = number;
@@ -52,19 +52,19 @@ function makeGallery(samples, draw, onSelect) {
 
   function select(wanted, focus = false) {
     if (!numbers.length) return;
-    list.children[place]?.setAttribute("aria-selected", "false");
-    list.children[place]?.setAttribute("tabindex", "-1");
-    place = clamp(wanted, 0, numbers.length - 1);
-    grow(place + 1 < list.children.length ? 0 : place + CHUNK);
-    const element = list.children[place];
+    list.children[position]?.setAttribute("aria-selected", "false");
+    list.children[position]?.setAttribute("tabindex", "-1");
+    position = clamp(wanted, 0, numbers.length - 1);
+    grow(position + 1 < list.children.length ? 0 : position + CHUNK);
+    const element = list.children[position];
     element.setAttribute("aria-selected", "true");
     element.setAttribute("tabindex", "0");
     if (focus) element.focus({ preventScroll: true });
     reveal(element);
-    onSelect(numbers[place]);
+    onSelect(numbers[position]);
   }
 
-  /** Scroll the list, and not the page, until an option is in view. */
+  /** Scroll the list, without scrolling the page, until an option is visible. */
   function reveal({ offsetLeft, offsetTop, offsetWidth, offsetHeight }) {
     const left = clamp(list.scrollLeft, offsetLeft + offsetWidth - list.clientWidth, offsetLeft);
     const top = clamp(list.scrollTop, offsetTop + offsetHeight - list.clientHeight, offsetTop);
@@ -74,7 +74,7 @@ function makeGallery(samples, draw, onSelect) {
   function columns() {
     const first = list.children[0].offsetTop;
     const next = [...list.children].findIndex((element) => element.offsetTop !== first);
-    return next < 0 ? 1 : next; // in a single row, up and down are left and right
+    return next < 0 ? 1 : next; // in a single row, up and down act like left and right
   }
 
   list.addEventListener("click", (event) => {
@@ -86,7 +86,7 @@ function makeGallery(samples, draw, onSelect) {
     const row = columns();
     const steps = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -row, ArrowDown: row, PageUp: -5 * row, PageDown: 5 * row };
     if (event.key in steps) {
-      const wanted = place + steps[event.key];
+      const wanted = position + steps[event.key];
       if (Math.abs(steps[event.key]) === 1 || (0 <= wanted && wanted < numbers.length) || event.key.startsWith("Page")) select(wanted, true);
     } else if (event.key === "Home") select(0, true);
     else if (event.key === "End") select(numbers.length - 1, true);
@@ -97,9 +97,9 @@ function makeGallery(samples, draw, onSelect) {
   return {
     show(wanted) {
       inView.disconnect();
-      const selected = numbers[place];
+      const selected = numbers[position];
       numbers = wanted;
-      place = -1;
+      position = -1;
       list.replaceChildren();
       list.scrollTo(0, 0);
       grow();
@@ -109,7 +109,7 @@ function makeGallery(samples, draw, onSelect) {
   };
 }
 
-/** Return an element with attributes and a text: texts of the dataset get into the page in no other way. */
+/** Create an element with attributes and a text. All strings from the dataset enter the page through this function. */
 function make(name, attributes = {}, text = null) {
   const element = document.createElement(name);
   for (const [attribute, value] of Object.entries(attributes)) element.setAttribute(attribute, value);
@@ -117,7 +117,7 @@ function make(name, attributes = {}, text = null) {
   return element;
 }
 
-/** Fill the choices of the filters, and call `onChange` with the numbers of the samples that they let through. */
+/** Fill the options of the filters, and call `onChange` with the numbers of the samples that pass them. */
 function makeFilters(samples, onChange) {
   const form = document.getElementById("filters");
   const fill = (id, all, choices) => {
@@ -129,7 +129,7 @@ function makeFilters(samples, onChange) {
   const counts = new Map();
   for (const { confident } of samples) counts.set(confident, (counts.get(confident) ?? 0) + 1);
   const byNumber = [...counts].sort(([a], [b]) => a - b);
-  fill("confident", "any", byNumber.map(([number, count]) => [String(number), `${number} (${count} samples)`]));
+  fill("confident", "any", byNumber.map(([number, count]) => [String(number), `${number} (${count} ${count === 1 ? "sample" : "samples"})`]));
 
   const orders = {
     doubt: (a, b) => samples[b].doubt - samples[a].doubt,
@@ -138,15 +138,15 @@ function makeFilters(samples, onChange) {
   const apply = () => {
     const chosen = Object.fromEntries(new FormData(form));
     const text = chosen.text.trim().toLowerCase();
-    const lets = ({ key, label, best, confident }) =>
+    const passes = ({ key, label, best, confident }) =>
       key.toLowerCase().includes(text) &&
       (!chosen.class || chosen.class === label || chosen.class === best) &&
       (!chosen.agreement || (chosen.agreement === "agree") === (label === best)) &&
       (!chosen.confident || Number(chosen.confident) === confident);
-    const found = [...samples.keys()].filter((number) => lets(samples[number]));
-    if (chosen.order) found.sort(orders[chosen.order]);
-    document.getElementById("count").textContent = `${found.length} of ${samples.length} samples`;
-    onChange(found);
+    const passing = [...samples.keys()].filter((number) => passes(samples[number]));
+    if (chosen.order) passing.sort(orders[chosen.order]);
+    document.getElementById("count").textContent = `${passing.length} of ${samples.length} samples`;
+    onChange(passing);
   };
   form.addEventListener("input", apply);
   form.addEventListener("reset", () => setTimeout(apply)); // the fields change after this event

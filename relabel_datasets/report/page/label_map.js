@@ -1,7 +1,7 @@
-// Label maps as labels/codec.py defines their bytes, and labels/pooling.py their pooling, in the browser.
+// Decode label maps (see labels/codec.py) and pool them (see labels/pooling.py) in the browser.
 //
-// A map is {logits, classes, base, count, height, width, numClasses, canvas}: K = `count` logits at each location, K x H x W in
-// one array; `classes` has K indices (heatmaps), or K x H x W where there is no base (topk).
+// A map is {logits, classes, base, count, height, width, numClasses, canvas}. `logits` has K x H x W values, K = `count` per
+// location. `classes` has K indices if there is a base (heatmaps), else K x H x W (topk).
 
 const NUM_BYTES = { U8: 1, U16: 2, U32: 4, F16: 2 };
 
@@ -12,7 +12,7 @@ function float16(bits) {
   return sign * (exponent ? 2 ** (exponent - 15) * (1 + fraction / 1024) : (2 ** -14 * fraction) / 1024);
 }
 
-/** Return the tensors and the metadata of safetensors bytes. */
+/** Parse safetensors bytes into tensors and metadata. */
 function readSafetensors(bytes) {
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
   const start = 8 + Number(view.getBigUint64(0, true));
@@ -22,9 +22,9 @@ function readSafetensors(bytes) {
     const size = NUM_BYTES[dtype];
     const values = new Float64Array((end - begin) / size);
     for (let i = 0; i < values.length; i++) {
-      const place = start + begin + i * size;
+      const offset = start + begin + i * size;
       const bits =
-        size === 1 ? view.getUint8(place) : size === 2 ? view.getUint16(place, true) : view.getUint32(place, true);
+        size === 1 ? view.getUint8(offset) : size === 2 ? view.getUint16(offset, true) : view.getUint32(offset, true);
       values[i] = dtype === "F16" ? float16(bits) : bits;
     }
     tensors[name] = { values, shape };
@@ -32,7 +32,7 @@ function readSafetensors(bytes) {
   return { tensors, metadata: JSON.parse(metadata.relabel) };
 }
 
-/** Return the first `count` rows of 4-bit levels: those in the low halves of all bytes, then those in the high halves. */
+/** Return the first `count` 4-bit levels: the low halves of all bytes, then the high halves. */
 function unpack(stored, count) {
   const levels = new Float64Array(2 * stored.length);
   stored.forEach((byte, i) => {
@@ -76,14 +76,14 @@ function mean(values) {
   return values.reduce((sum, value) => sum + value, 0) / values.length;
 }
 
-/** Return the class of the logit at place `i` of K x H x W. */
+/** Return the class of logit `i` of K x H x W. */
 function classAt(map, i) {
   return map.base ? map.classes[Math.floor(i / (map.height * map.width))] : map.classes[i];
 }
 
-/** Return RoIAlign's weights of `length` locations for a side of a box inside the image, in 0..1. */
+/** Return the RoIAlign weights of `length` locations for the side of a box from `start` to `end`, in 0..1 of the image. */
 function lineWeights(start, end, length) {
-  // Rounded as float32 is, since the number of points jumps where a side is a whole number of locations.
+  // Round to float32 as PyTorch does: the number of points jumps if a side is a whole number of locations.
   const round = Math.fround;
   const inLocations = (value) => round(round(round(value) * length) - 0.5);
   let position = inLocations(start);
@@ -101,7 +101,7 @@ function lineWeights(start, end, length) {
   return weights;
 }
 
-/** LabelPooling: return the probability of each class in a box [x1, y1, x2, y2], in units of the image. */
+/** Return the probability of each class in a box [x1, y1, x2, y2] in 0..1 of the image, as LabelPooling does. */
 function poolLabel(map, [x1, y1, x2, y2]) {
   const rows = lineWeights(y1, y2, map.height);
   const columns = lineWeights(x1, x2, map.width);
@@ -126,31 +126,31 @@ function softmax(logits) {
 }
 
 /**
- * Return the classes that have a logit somewhere as [{index, highest, heatmap}], those of the highest probability at any location
- * first, at most `most`; a heatmap is the class's probability at each of the H x W locations.
+ * Return up to `maxClasses` stored classes as [{index, highest, heatmap}], sorted by decreasing highest probability at any
+ * location. A heatmap has the probability of the class at each of the H x W locations.
  */
-function strongestClasses(map, most) {
+function strongestClasses(map, maxClasses) {
   const area = map.height * map.width;
   const base = map.base ?? new Float64Array(map.numClasses);
-  const logits = new Map(); // class -> its logit at each location
+  const logits = new Map(); // class -> logit at each location
   for (let i = 0; i < map.logits.length; i++) {
     const index = classAt(map, i);
     if (!logits.has(index)) logits.set(index, new Float64Array(area).fill(base[index]));
     logits.get(index)[i % area] = map.logits[i];
   }
-  const rest = base.filter((_, index) => !logits.has(index)); // of classes that have the same logit everywhere
+  const rest = base.filter((_, index) => !logits.has(index)); // classes with the same logit at all locations
   const highestOfRest = rest.reduce((a, b) => Math.max(a, b), -Infinity);
   const sumOfRest = rest.reduce((sum, value) => sum + Math.exp(value - highestOfRest), 0);
-  const found = [...logits.keys()].map((index) => ({ index, highest: 0, heatmap: new Float64Array(area) }));
-  for (let place = 0; place < area; place++) {
+  const entries = [...logits.keys()].map((index) => ({ index, highest: 0, heatmap: new Float64Array(area) }));
+  for (let location = 0; location < area; location++) {
     let highest = highestOfRest;
-    for (const values of logits.values()) highest = Math.max(highest, values[place]);
+    for (const values of logits.values()) highest = Math.max(highest, values[location]);
     let total = sumOfRest * Math.exp(highestOfRest - highest);
-    for (const values of logits.values()) total += Math.exp(values[place] - highest);
-    for (const each of found) {
-      each.heatmap[place] = Math.exp(logits.get(each.index)[place] - highest) / total;
-      each.highest = Math.max(each.highest, each.heatmap[place]);
+    for (const values of logits.values()) total += Math.exp(values[location] - highest);
+    for (const entry of entries) {
+      entry.heatmap[location] = Math.exp(logits.get(entry.index)[location] - highest) / total;
+      entry.highest = Math.max(entry.highest, entry.heatmap[location]);
     }
   }
-  return found.sort((a, b) => b.highest - a.highest || a.index - b.index).slice(0, most);
+  return entries.sort((a, b) => b.highest - a.highest || a.index - b.index).slice(0, maxClasses);
 }

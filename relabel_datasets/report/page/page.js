@@ -1,8 +1,8 @@
-// One sample at a time: its image, the label of the crop, and its classes' heatmaps.
+// The selected sample: image, label of the crop, and heatmaps of its classes.
 
-const NUM_SHOWN = 8; // classes of a label
-const STRENGTH = 0.6; // of heatmaps over an image; without an image they are opaque
-const SPOKEN_AFTER = 500; // ms without a change, so that a screen reader is not flooded
+const NUM_SHOWN = 8; // classes shown of a label
+const STRENGTH = 0.6; // opacity of heatmaps over an image; without an image they are opaque
+const SPEAK_DELAY_MS = 500; // announce a label to screen readers only after a pause
 
 const { classes, colors, samples: columns } = JSON.parse(document.getElementById("index").textContent);
 const samples = columns.key.map((key, i) => ({
@@ -17,18 +17,18 @@ const samples = columns.key.map((key, i) => ({
 }));
 
 const current = { sample: null, map: null, strongest: [], box: [0.2, 0.2, 0.8, 0.8] };
-const shown = new Set([0, 1, 2]); // which of the strongest classes have their heatmaps on, whatever the sample
+const shown = new Set([0, 1, 2]); // ranks of the classes whose heatmaps are shown, for all samples
 let speaking;
 
-/** Return {map, image} of a sample: its decoded label map, and a URL of its picture or null. */
+/** Return {map, image} of a sample: its decoded label map, and the data URL of its picture or null. */
 function readSample(number) {
   const { map, image } = JSON.parse(document.getElementById(`sample-${number}`).textContent);
   const bytes = Uint8Array.from(atob(map), (character) => character.charCodeAt(0));
   return { map: decodeLabelMap(bytes), image: image && `data:image/jpeg;base64,${image}` };
 }
 
-function coloured(strongest) {
-  return strongest.map((each, rank) => ({ ...each, color: colors[rank] }));
+function withColors(strongest) {
+  return strongest.map((entry, rank) => ({ ...entry, color: colors[rank] }));
 }
 
 function drawThumbnail(number, element) {
@@ -39,7 +39,7 @@ function drawThumbnail(number, element) {
   } else {
     const canvas = make("canvas", { "aria-hidden": "true" });
     canvas.style.aspectRatio = `${map.canvas[1]} / ${map.canvas[0]}`;
-    paintHeatmaps(canvas, map, coloured(strongestClasses(map, colors.length)), 1);
+    paintHeatmaps(canvas, map, withColors(strongestClasses(map, colors.length)), 1);
     holder.append(canvas);
   }
 }
@@ -47,11 +47,12 @@ function drawThumbnail(number, element) {
 function showSample(number) {
   const sample = samples[number];
   const { map, image } = readSample(number);
-  Object.assign(current, { sample, map, strongest: coloured(strongestClasses(map, colors.length)), hasImage: !!image });
+  Object.assign(current, { sample, map, strongest: withColors(strongestClasses(map, colors.length)), hasImage: !!image });
   document.getElementById("key").textContent = sample.key;
-  const says = sample.label === sample.best ? "the map agrees" : `the map says ${sample.best}, ${percent(sample.pBest)}`;
+  const verdict =
+    sample.label === sample.best ? "the map agrees" : `the map ranks ${sample.best} first, ${percent(sample.pBest)}`;
   document.getElementById("about").textContent =
-    `Label: ${sample.label}, ${percent(sample.pLabel)} of the whole image; ${says}.`;
+    `Label: ${sample.label}, ${percent(sample.pLabel)} of the whole image; ${verdict}.`;
   const stage = document.getElementById("stage");
   stage.style.setProperty("--ratio", map.canvas[1] / map.canvas[0]);
   stage.classList.toggle("empty", !image);
@@ -94,7 +95,7 @@ function swatch(color) {
   return element;
 }
 
-/** Return the classes of a label as [index, probability], the most probable first; the sample's own class is among them. */
+/** Return [index, probability] of the most probable classes of a label in order, and of the sample's original class. */
 function ranked(soft) {
   const order = [...soft.keys()].sort((a, b) => soft[b] - soft[a]).slice(0, NUM_SHOWN);
   if (!order.includes(current.sample.labelIndex)) order.push(current.sample.labelIndex);
@@ -109,12 +110,12 @@ function showLabel(box) {
   speaking = setTimeout(() => {
     const words = best.slice(0, 3).map(([index, p]) => `${classes[index]} ${percent(p)}`);
     document.getElementById("spoken").textContent = `Label of the crop: ${words.join(", ")}`;
-  }, SPOKEN_AFTER);
+  }, SPEAK_DELAY_MS);
 }
 
 function labelRow(index, p) {
   const row = make("li", { title: classes[index], "data-class": index });
-  const color = current.strongest.find((each) => each.index === index)?.color;
+  const color = current.strongest.find((entry) => entry.index === index)?.color;
   const bar = make("span", { class: "bar" });
   bar.append(make("span"));
   bar.firstChild.style.width = `${100 * p}%`;

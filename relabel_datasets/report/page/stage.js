@@ -1,49 +1,49 @@
-// The image, its heatmaps and the crop box over it, moved by mouse, touch, keyboard or numbers.
+// The image with heatmaps and a crop box that is controlled by mouse, touch, keyboard or numbers.
 
-const EDGES = ["left", "top", "right", "bottom"]; // of a box [x1, y1, x2, y2], in that order
-const LEAST_SIDE = 0.01; // of a box, in units of the image
-const KEY_STEP = 0.02;
+const EDGES = ["left", "top", "right", "bottom"]; // names of the edges of a box [x1, y1, x2, y2]
+const MIN_SIDE = 0.01; // shortest side of a box, as a share of the image
+const KEY_STEP = 0.02; // step of an arrow key, as a share of the image
 const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 
-/** Paint classes' heatmaps, each in its own colour, the more opaque the more probable. */
+/** Paint heatmaps of classes, each in its color, with opacity proportional to the probability. */
 function paintHeatmaps(canvas, map, layers, strength) {
   canvas.width = map.width;
   canvas.height = map.height;
   const context = canvas.getContext("2d");
   const image = context.createImageData(map.width, map.height);
-  for (let place = 0; place < map.width * map.height; place++) {
+  for (let location = 0; location < map.width * map.height; location++) {
     const mixed = [0, 0, 0];
     let total = 0; // at most 1: these are probabilities of different classes
     for (const { heatmap, color } of layers) {
-      total += heatmap[place];
-      color.forEach((value, channel) => (mixed[channel] += heatmap[place] * value));
+      total += heatmap[location];
+      color.forEach((value, channel) => (mixed[channel] += heatmap[location] * value));
     }
     const rgb = mixed.map((value) => value / (total || 1));
-    image.data.set([...rgb, 255 * strength * Math.min(total, 1)], 4 * place);
+    image.data.set([...rgb, 255 * strength * Math.min(total, 1)], 4 * location);
   }
   context.putImageData(image, 0, 0);
 }
 
-/** Return a box moved into the image, of at least the least sides. */
+/** Move a box by (dx, dy), at most to the edge of the image. */
 function moved([x1, y1, x2, y2], dx, dy) {
   const shift = (start, end, by) => Math.min(Math.max(by, -start), 1 - end);
   const [x, y] = [shift(x1, x2, dx), shift(y1, y2, dy)];
   return [x1 + x, y1 + y, x2 + x, y2 + y];
 }
 
-/** Return a box whose edges of these names are dragged by (dx, dy), and stop before the opposite ones. */
+/** Move the named edges of a box by (dx, dy), at most to the opposite edges. */
 function resized(box, edges, dx, dy) {
   const result = [...box];
   for (const edge of edges) {
     const i = EDGES.indexOf(edge);
     const opposite = box[(i + 2) % 4];
     const wanted = box[i] + (i % 2 ? dy : dx);
-    result[i] = i < 2 ? clamp(wanted, 0, opposite - LEAST_SIDE) : clamp(wanted, opposite + LEAST_SIDE, 1);
+    result[i] = i < 2 ? clamp(wanted, 0, opposite - MIN_SIDE) : clamp(wanted, opposite + MIN_SIDE, 1);
   }
   return result;
 }
 
-/** Return the box of a RandomResizedCrop, in whole pixels of an image. */
+/** Return the box of a RandomResizedCrop, aligned to the pixels of the image. */
 function randomCrop([height, width]) {
   for (let tries = 0; tries < 10; tries++) {
     const area = height * width * (0.08 + 0.92 * Math.random());
@@ -63,7 +63,7 @@ function clamp(value, low, high) {
   return Math.max(low, Math.min(high, value));
 }
 
-/** Let the user move the box; `onChange` is called with each new one. Return a function that sets it. */
+/** Let the user move the box, call `onChange` with each new box, and return a function that sets it. */
 function makeCropBox(onChange, canvasSize) {
   const [stage, frame, shade] = ["stage", "box", "shade"].map((id) => document.getElementById(id));
   const inputs = EDGES.map((edge) => document.getElementById(edge));
@@ -72,7 +72,7 @@ function makeCropBox(onChange, canvasSize) {
 
   function set(wanted) {
     box = wanted;
-    frame.dataset.box = box.join(" "); // exact, for scripts that look on
+    frame.dataset.box = box.join(" "); // exact value, for tests
     const [x1, y1, x2, y2] = box.map((value) => `${100 * value}%`);
     for (const { style } of [frame, shade]) {
       [style.left, style.top, style.width, style.height] = [x1, y1, `calc(${x2} - ${x1})`, `calc(${y2} - ${y1})`];
@@ -93,7 +93,7 @@ function makeCropBox(onChange, canvasSize) {
     } else if (event.target === frame) {
       drag = { start, box, edges: [] };
     } else if (event.pointerType === "touch") {
-      return; // the finger scrolls the page
+      return; // scroll the page
     } else {
       drag = { start, box: null, edges: [] };
     }
@@ -129,26 +129,26 @@ function makeCropBox(onChange, canvasSize) {
   return set;
 }
 
-/** Return a box with edge `i` at `value`, and the opposite one out of its way; the same box if that is no number. */
+/** Move edge `i` to `value`, and the opposite edge if necessary. NaN changes nothing. */
 function typed(box, i, value) {
   if (Number.isNaN(value)) return box;
   const result = [...box];
   const opposite = (i + 2) % 4;
   if (i < 2) {
-    result[i] = clamp(value, 0, 1 - LEAST_SIDE);
-    result[opposite] = Math.max(result[opposite], result[i] + LEAST_SIDE);
+    result[i] = clamp(value, 0, 1 - MIN_SIDE);
+    result[opposite] = Math.max(result[opposite], result[i] + MIN_SIDE);
   } else {
-    result[i] = clamp(value, LEAST_SIDE, 1);
-    result[opposite] = Math.min(result[opposite], result[i] - LEAST_SIDE);
+    result[i] = clamp(value, MIN_SIDE, 1);
+    result[opposite] = Math.min(result[opposite], result[i] - MIN_SIDE);
   }
   return result;
 }
 
-/** Return the box between two points, of at least the least sides. */
+/** Return the box between two points, with sides of at least `MIN_SIDE`. */
 function drawn([xa, ya], [xb, yb]) {
   const side = (a, b) => {
-    const low = clamp(Math.min(a, b), 0, 1 - LEAST_SIDE);
-    return [low, clamp(Math.max(a, b), low + LEAST_SIDE, 1)];
+    const low = clamp(Math.min(a, b), 0, 1 - MIN_SIDE);
+    return [low, clamp(Math.max(a, b), low + MIN_SIDE, 1)];
   };
   const [[x1, x2], [y1, y2]] = [side(xa, xb), side(ya, yb)];
   return [x1, y1, x2, y2];
