@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 import relabel_datasets as rd
+from relabel_datasets.words import printable
 from tests.conftest import picture
 
 CLASSES = (
@@ -26,6 +27,7 @@ CLASSES = (
     "id=\"x\" url(#y) #000000",
     "]]> \u2028 line",
 )  # fmt: skip
+DISPLAYED_CLASSES = tuple(map(printable, CLASSES))
 SIZES = ((40, 56), (48, 32), (61, 61))
 
 

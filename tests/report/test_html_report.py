@@ -25,7 +25,7 @@ from relabel_datasets.report import html_report
 from relabel_datasets.shards.card import write_card
 from tests.conftest import ROOT, picture
 from tests.labels.samples import STORED_FORMS, random_dense
-from tests.report.pages import CLASSES, HostileImages, Page
+from tests.report.pages import DISPLAYED_CLASSES, HostileImages, Page
 
 QUICK = {"num_crops": 200, "progress": False}
 PAGE_FOLDER = Path(html_report.__file__).parent / "page"
@@ -54,7 +54,7 @@ def test_the_page_contains_the_stored_bytes_of_every_sample(write, hostile_datas
     samples = page.data["index"]["samples"]
     assert samples["key"] == list(label_maps)
     assert sorted(samples["key"]) == sorted(HostileImages().keys)
-    assert page.data["index"]["classes"] == list(CLASSES)
+    assert page.data["index"]["classes"] == list(DISPLAYED_CLASSES)
     assert {len(column) for column in samples.values()} == {len(label_maps)}
     soft = [rd.LabelPooling()(label_maps.at(row)) for row in range(len(label_maps))]
     assert samples["best"] == [int(label.argmax()) for label in soft]
@@ -85,16 +85,16 @@ def test_large_images_are_downscaled(tmp_path, annotator):
 
 
 def test_strings_of_the_dataset_are_escaped(write, hostile_dataset):
-    page, clean = write(), CLASSES[9]
+    page, clean = write(), DISPLAYED_CLASSES[9]
     assert [tag for tag, attributes in page.tags if tag == "script" and attributes.get("type") is None] == ["script"]
     assert len(page.scripts) == 1
     assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
     assert [tag for tag, _ in page.tags if tag in ("img", "i", "b", "iframe")].count("img") == 1  # the one of the page
     assert ("i", {}) not in page.tags
     texts = [text.strip() for text in page.texts]
-    assert {clean, CLASSES[5]} <= set(texts)
+    assert {clean, DISPLAYED_CLASSES[5]} <= set(texts)
     all_text = "".join(page.texts)
-    for name in (*CLASSES, HostileImages().keys[0], "<i>annotator</i>"):
+    for name in (*DISPLAYED_CLASSES, HostileImages().keys[0], "<i>annotator</i>"):
         assert name in all_text, name
 
 

@@ -10,7 +10,7 @@ import torch
 import relabel_datasets as rd
 from relabel_datasets.report.tiles import CLASS_COLORS
 from tests.report.browser import Report, start_chromium
-from tests.report.pages import CLASSES, HostileImages, build_many
+from tests.report.pages import DISPLAYED_CLASSES, HostileImages, build_many
 
 pytestmark = pytest.mark.slow
 
@@ -66,7 +66,7 @@ def test_displayed_labels_equal_pool_labels(open_report, hostile_dataset, config
         for box in BOXES:
             report.set_box(*box)
             assert report.box == pytest.approx([value / 100 for value in box], abs=1e-12)
-            report.check_label(label_map, CLASSES)
+            report.check_label(label_map, DISPLAYED_CLASSES)
 
 
 @pytest.mark.parametrize("config", ["heatmaps", "topk"])
@@ -76,7 +76,7 @@ def test_the_mouse_moves_resizes_and_draws_the_box(open_report, hostile_dataset,
 
     def check(*expected: float) -> None:
         assert report.box == pytest.approx(expected, abs=0.006)  # one or two pixels
-        report.check_label(label_map, CLASSES)
+        report.check_label(label_map, DISPLAYED_CLASSES)
 
     check(0.2, 0.2, 0.8, 0.8)
     report.drag(report.middle("#box"), 0.1, -0.05)
@@ -107,7 +107,7 @@ def test_the_mouse_moves_resizes_and_draws_the_box(open_report, hostile_dataset,
         assert 0 <= y1 < y2 <= 1
         boxes.add(tuple(report.box))
     assert len(boxes) > 10
-    report.check_label(label_map, CLASSES)
+    report.check_label(label_map, DISPLAYED_CLASSES)
 
 
 def test_touch_moves_the_box_inside_and_scrolls_the_page_outside(open_report, hostile_dataset):
@@ -132,7 +132,7 @@ def test_touch_moves_the_box_inside_and_scrolls_the_page_outside(open_report, ho
     swipe(report.middle(".handle.left.top"), -0.2 * stage["width"], -0.1 * stage["height"])
     assert report.box == pytest.approx([0.1, 0.3, 0.9, 1], abs=0.01)
     assert page.evaluate("scrollY") == scrolled
-    report.check_label(rd.LabelMaps(hostile_dataset, "heatmaps")[report.key], CLASSES)
+    report.check_label(rd.LabelMaps(hostile_dataset, "heatmaps")[report.key], DISPLAYED_CLASSES)
     box = report.box
     swipe((stage["x"] + 0.3 * stage["width"], stage["y"] + 0.1 * stage["height"]), 0, -100)
     page.wait_for_function("scrolled => scrollY > scrolled", arg=scrolled)
@@ -162,7 +162,7 @@ def test_everything_can_be_done_with_the_keyboard(open_report, hostile_dataset):
     for key in ("ArrowRight", "ArrowRight", "ArrowDown", "Shift+ArrowLeft", "Shift+ArrowUp", "Shift+ArrowUp"):
         page.keyboard.press(key)
     assert report.box == pytest.approx([0.24, 0.22, 0.82, 0.78])
-    report.check_label(label_maps[report.key], CLASSES)
+    report.check_label(label_maps[report.key], DISPLAYED_CLASSES)
     for _ in range(40):
         page.keyboard.press("ArrowRight")
         page.keyboard.press("Shift+ArrowUp")
@@ -228,7 +228,7 @@ def test_filters_show_the_matching_samples(open_report, report_paths):
     page.locator("#filters button").click()
     page.wait_for_function("count => document.querySelectorAll('#gallery li').length === count", arg=len(rows))
     check(lambda row: True)
-    for index, name in enumerate(CLASSES):
+    for index, name in enumerate(DISPLAYED_CLASSES):
         page.locator("#class").select_option(name)
         check(lambda row, index=index: index in (row["label"], row["best"]))
     page.locator("#class").select_option("")
@@ -287,7 +287,9 @@ def test_heatmaps_show_class_probabilities(open_report, hostile_dataset, config)
     probabilities = label_map.dense().softmax(0)
     stored = label_map.classes.unique()
     order = stored[probabilities[stored].amax((1, 2)).argsort(descending=True)].tolist()[: len(CLASS_COLORS)]
-    assert [name.text_content() for name in page.locator("#toggles .name").all()] == [CLASSES[i] for i in order]
+    assert [name.text_content() for name in page.locator("#toggles .name").all()] == [
+        DISPLAYED_CLASSES[i] for i in order
+    ]
     strength = 1 if config == "maps" else 0.6
 
     def pixels() -> torch.Tensor:
@@ -335,15 +337,15 @@ def test_hostile_names_are_shown_literally(open_report):
     for position, key in enumerate(report.shown_keys()):
         page.locator("#gallery li").nth(position).click()
         assert report.key == key
-        label = CLASSES[source.labels[source.keys.index(key)]]
+        label = DISPLAYED_CLASSES[source.labels[source.keys.index(key)]]
         assert page.locator("#about").text_content().startswith(f"Label: {label}, ")
-    assert set(page.locator("#class option").all_text_contents()) >= set(CLASSES)
-    for name in CLASSES:
+    assert set(page.locator("#class option").all_text_contents()) >= set(DISPLAYED_CLASSES)
+    for name in DISPLAYED_CLASSES:
         assert page.get_by_role("cell", name=name, exact=True).count() == 0  # collapsed
     page.evaluate("document.querySelectorAll('details').forEach((details) => { details.open = true; })")
     texts = set(page.locator("#statistics td").all_text_contents())
-    assert set(CLASSES) <= texts
-    short = [name if len(name) <= 24 else f"{name[:23]}…" for name in CLASSES]
+    assert set(DISPLAYED_CLASSES) <= texts
+    short = [name if len(name) <= 24 else f"{name[:23]}…" for name in DISPLAYED_CLASSES]
     pairs = [text.strip().split(" → ") for text in page.locator("svg text").all_text_contents()]
     plotted = [pair for pair in pairs if len(pair) == 2 and pair[0] != "label"]
     assert len(plotted) == 12
