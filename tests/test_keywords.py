@@ -45,12 +45,12 @@ def test_load_dataset_names_the_keyword_that_was_meant(given, meant, streaming):
     "given", ["target_transform", "num_workers", "num_proc", "trust_remote_code", "keep_in_memory"]
 )
 def test_load_dataset_says_what_to_do_without_a_keyword_of_other_libraries(given):
-    with pytest.raises(TypeError, match=f"no argument '{given}': (give|leave it out)"):
+    with pytest.raises(TypeError, match=f"no argument '{given}': (pass|leave it out)"):
         rd.load_dataset("nowhere", **{given: None})
 
 
 def test_arguments_of_a_stream_ask_for_a_stream():
-    with pytest.raises(TypeError, match="batch_size=, shuffle= only applies to a stream: give streaming=True"):
+    with pytest.raises(TypeError, match="batch_size=, shuffle= only applies to a stream: pass streaming=True"):
         rd.load_dataset("nowhere", shuffle=True, batch_size=3)
 
 
@@ -63,12 +63,13 @@ def test_what_has_no_likeness_lists_the_arguments():
     ("call", "given", "meant"),
     [
         (rd.RelabelDataset, "transform", "transforms"),
-        (rd.RelabelDataset, "path", "root"),
-        (rd.RelabelDataset, "config", "name"),
+        (rd.RelabelDataset, "root", "path"),
+        (rd.RelabelDataset, "name", "config"),
         (rd.RelabelStream, "batchsize", "batch_size"),
         (rd.RelabelStream, "num_replicas", "world_size"),
         (rd.RelabelSampler, "num_replicas", "world_size"),
-        (rd.LabelMaps, "config", "name"),
+        (rd.LabelMaps, "name", "config"),
+        (rd.LabelMaps, "folder", "path"),
         (rd.LabelPooling, "size", "output_size"),
         (rd.LabelPooling, "tau", "temperature"),
         (rd.build, "name", "config"),

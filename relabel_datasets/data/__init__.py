@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from .datasets import RelabelDataset
     from .hf_source import HFSource
     from .joins import Images, KeyedImages, OnUnmatched, Unmatched
-    from .loading import load_dataset
+    from .loading import LoadOptions, StreamOptions, load_dataset
     from .samples import decode_sample
     from .sampling import RelabelSampler, Remainder
     from .skipped import Skipped
     from .sources import ImageFolderSource, ImageSource, open_source
-    from .store import LabelMaps
+    from .store import LabelMaps, OpenedConfig
     from .stream import RelabelLoader, RelabelStream
     from .stream_joins import join
     from .tar_source import WebDatasetSource
@@ -36,13 +36,16 @@ _MODULES = {
     "Images": "joins",
     "KeyedImages": "joins",
     "LabelMaps": "store",
+    "LoadOptions": "loading",
     "OnUnmatched": "joins",
+    "OpenedConfig": "store",
     "RelabelDataset": "datasets",
     "RelabelLoader": "stream",
     "RelabelSampler": "sampling",
     "RelabelStream": "stream",
     "Remainder": "sampling",
     "Skipped": "skipped",
+    "StreamOptions": "loading",
     "Unmatched": "joins",
     "WebDatasetSource": "tar_source",
     "decode_sample": "samples",
@@ -57,13 +60,16 @@ __all__ = [
     "Images",
     "KeyedImages",
     "LabelMaps",
+    "LoadOptions",
     "OnUnmatched",
+    "OpenedConfig",
     "RelabelDataset",
     "RelabelLoader",
     "RelabelSampler",
     "RelabelStream",
     "Remainder",
     "Skipped",
+    "StreamOptions",
     "Unmatched",
     "WebDatasetSource",
     "decode_sample",

@@ -1,9 +1,8 @@
-"""RelabelDataset: images with their label maps, in the style of torchvision's datasets."""
+"""Map-style dataset of images with label maps, in the style of torchvision's datasets."""
 
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,40 +20,42 @@ from ..shards.images import decode_image
 from ..shards.index import Index
 from ..shards.packed import IndexedStrings
 from ..storage.folders import Folder
-from ..storage.resolve import open_folder
+from ..storage.resolve import PathLike
+from ..words import counted
 from .joins import Images, JoinResult, OnUnmatched, Rows, Unmatched, check_unmatched, join_images
-from .store import LabelMaps
+from .store import LabelMaps, OpenedConfig, find_config
 
 
 class RelabelDataset(VisionDataset):
-    """Images with label maps: `dataset[i]` is `(image, label_map)`, or what `transforms` makes of the two.
+    """Map-style dataset of images with label maps, with random access.
 
-    Random access through an index of byte offsets; nothing is scanned or loaded at the start but the names of the
-    images of label-only shards. Works with DataLoader workers, forked or spawned, and with any sampler.
+    `dataset[i]` is `(image, label_map)`, or the result of `transforms` for this pair. Samples are read at their byte offset; on
+    opening, only the file names of separately stored images are listed. It works with any sampler and with DataLoader workers,
+    forked or spawned.
 
     Args:
-        root: folder of the dataset, or of one of its configs: a path, a URL, or what `open_folder` returns.
-        name: the config, that is the annotator; may be left out where there is only one.
-        split: name of the split.
-        images: where a label-only dataset finds its images, joined by key: the root of an ImageFolder, WebDataset tars (one,
-            a glob, or their folder), a Hugging Face dataset that was saved, or the folder above any of these where it is
-            named like the split; a `datasets.Dataset`; an object with `keys` and `read(index)`, such as a
-            `WebDatasetSource`; or any mapping from key to the bytes of an image file. Default: the shards.
-        unmatched: `"error"`, or `"skip"` to leave out label maps without image and images without label map.
-        transforms: called with (PIL image, LabelMap), such as a `v2.Compose` that ends in `LabelPooling`.
+        path: Folder of the dataset or of one of its configs: a path, a URL, or the result of `open_folder`.
+        config: Config name, which names the annotator. Default: The only config.
+        split: Split name.
+        images: Images of a label-only dataset, joined by key: the root of an ImageFolder; WebDataset tars (one, a glob, or their
+            folder); a saved Hugging Face dataset; the folder that holds any of these under the name of the split; a
+            `datasets.Dataset`; an object with `keys` and `read(index)`, such as a `WebDatasetSource`; or a mapping from key
+            to the bytes of an image file. Default: The images in the shards.
+        unmatched: `"error"`, or `"skip"` to leave out label maps without an image and images without a label map.
+        transforms: Transforms called with (PIL image, LabelMap), such as a `v2.Compose` that ends in `LabelPooling`.
 
     Attributes:
-        classes: the names of the classes, by index.
-        class_to_idx: class name -> index.
+        classes: Class names, by index.
+        class_to_idx: Mapping from class name to index.
         targets: `[N]` int32 original class indices.
-        keys: the samples' keys.
-        label_maps: the `LabelMaps` of the whole split, with the manifest.
-        unmatched: how many were left out: `missing` label maps without image, `extra` images without label map.
+        keys: Sample keys.
+        label_maps: `LabelMaps` of the whole split, with the manifest.
+        unmatched: Numbers of left-out label maps without an image (`missing`) and images without a label map (`extra`).
 
     Raises:
-        FileNotFoundError: the dataset, a shard, or the images are missing.
-        DatasetError: (a ValueError) no such config or split, images and label maps that do not match, damaged files.
-        TypeError: `images` is nothing that has images with keys.
+        FileNotFoundError: The dataset, a shard, or the images do not exist.
+        DatasetError: (a ValueError) The config or split does not exist, images and label maps do not match, or files are corrupt.
+        TypeError: `images` has an unsupported type.
 
     Example:
         >>> transforms = v2.Compose([v2.RandomResizedCrop(224), v2.RandomHorizontalFlip(), LabelPooling()])
@@ -65,8 +66,8 @@ class RelabelDataset(VisionDataset):
     @checked_keywords()
     def __init__(
         self,
-        root: str | os.PathLike[str] | Folder,
-        name: str | None = None,
+        path: PathLike | Folder | OpenedConfig,
+        config: str | None = None,
         split: str = "train",
         *,
         images: Images | None = None,
@@ -75,9 +76,9 @@ class RelabelDataset(VisionDataset):
     ) -> None:
         check_unmatched(unmatched)
         check_transforms(transforms)
-        folder = open_folder(root)
-        super().__init__(str(folder), transforms=transforms)
-        self.label_maps = LabelMaps(folder, name, split)
+        opened = find_config(path, config)
+        super().__init__(str(opened.root), transforms=transforms)
+        self.label_maps = LabelMaps(opened, split=split)
         self.classes = tuple(self.label_maps.manifest.classes)
         self.class_to_idx = {name: index for index, name in enumerate(self.classes)}
         self._image_bytes, self._rows, self.unmatched = _find_images(self.label_maps, images, unmatched)
@@ -91,7 +92,7 @@ class RelabelDataset(VisionDataset):
 
     @property
     def shard_lengths(self) -> Sequence[int]:
-        """Samples of each shard, in order."""
+        """Number of samples in each shard, in order."""
         lengths = self.label_maps.split.shard_lengths
         if self._rows is None:
             return lengths
@@ -99,15 +100,15 @@ class RelabelDataset(VisionDataset):
         return [end - start for start, end in itertools.pairwise([0, *ends])]
 
     def download(self, *, num_threads: int = 8, progress: bool = True) -> None:
-        """Fetch all shards of a remote dataset now; without this, each is fetched when first needed.
+        """Download all shards of a remote dataset now instead of each shard on first use.
 
         Args:
-            num_threads: shards fetched at a time.
-            progress: whether to show a progress bar on stderr.
+            num_threads: Number of shards that are downloaded at the same time.
+            progress: Whether to show a progress bar on stderr.
 
         Raises:
-            FileNotFoundError: a shard is missing.
-            DatasetError: (a ValueError) a shard is damaged or cannot be reached, or all do not fit in the cache.
+            FileNotFoundError: A shard does not exist.
+            DatasetError: (a ValueError) A shard is corrupt or cannot be reached, or the shards do not fit in the cache.
         """
         self.label_maps.shards.fetch_all(num_threads, progress=progress)
 
@@ -115,7 +116,7 @@ class RelabelDataset(VisionDataset):
         return len(self.keys)
 
     def image(self, index: int) -> PIL.Image.Image:
-        """Return the RGB image of a sample, upright and untransformed."""
+        """Return the RGB image of a sample with its EXIF orientation applied, without transforms."""
         return self._image(self._row(index))
 
     def __getitem__(self, index: int) -> Any:
@@ -124,11 +125,12 @@ class RelabelDataset(VisionDataset):
         return pair if self.transforms is None else run_pipeline(self.transforms, *pair)
 
     def __getitems__(self, indices: Sequence[int]) -> list[Any]:
-        """Return the samples of several indices: a DataLoader asks for its batches so.
+        """Return the samples at several indices. A DataLoader calls this for each batch.
 
-        It is faster than one by one: label maps are decoded, and pooled by a `LabelPooling` of `transforms`, together.
+        This is faster than reading one sample at a time: the label maps of a batch are decoded together, and pooled together if
+        `transforms` ends in `LabelPooling`.
         """
-        if type(self).__getitem__ is not RelabelDataset.__getitem__:  # a subclass says what a sample is
+        if type(self).__getitem__ is not RelabelDataset.__getitem__:  # a subclass defines its own samples
             return [self[index] for index in indices]
         rows = [self._row(index) for index in indices]
         label_maps = self.label_maps.at_rows(rows)
@@ -137,24 +139,27 @@ class RelabelDataset(VisionDataset):
 
     def _pair(self, row: int, label_map: LabelMap) -> tuple[PIL.Image.Image, LabelMap]:
         image = self._image(row)
-        if label_map.canvas_size != (image.height, image.width):  # the same picture, perhaps in another resolution
+        if label_map.canvas_size != (image.height, image.width):  # the image was stored in another resolution
             label_map = LabelMap.wrap(label_map.logits, like=label_map, canvas_size=(image.height, image.width))
         return image, label_map
 
     def _row(self, index: int) -> int:
-        index = range(len(self.keys))[index]  # negative ones count from the end, others raise IndexError
+        index = range(len(self.keys))[index]  # accepts negative indices and raises IndexError
         return index if self._rows is None else int(self._rows[index])
 
     def _image(self, row: int) -> PIL.Image.Image:
         return decode_image(self._image_bytes(row), self.label_maps.index.key(row))
 
     def extra_repr(self) -> str:
-        """Return the lines that `repr` adds to torchvision's."""
+        """Return the lines that `repr` shows below those of torchvision."""
         manifest = self.label_maps.manifest
         text = f"Split: {self.label_maps.split.name}\nConfig: {manifest.config}\nClasses: {len(self.classes)}"
         if any(self.unmatched):
             missing, extra = self.unmatched
-            text += f"\nLeft out: {missing} label maps without image, {extra} images without label map"
+            left_out = (
+                f"{counted(missing, 'label map')} without an image, {counted(extra, 'image')} without a label map"
+            )
+            text += f"\nLeft out: {left_out}"
         return text
 
 
@@ -165,8 +170,8 @@ class _Keys(IndexedStrings):
     def __len__(self) -> int:
         return len(self._index) if self._rows is None else len(self._rows)
 
-    def _at(self, place: int) -> str:
-        return self._index.key(place if self._rows is None else int(self._rows[place]))
+    def _at(self, position: int) -> str:
+        return self._index.key(position if self._rows is None else int(self._rows[position]))
 
 
 def _find_images(label_maps: LabelMaps, images: Images | None, unmatched: OnUnmatched) -> JoinResult:
@@ -174,7 +179,7 @@ def _find_images(label_maps: LabelMaps, images: Images | None, unmatched: OnUnma
         return join_images(label_maps, images, unmatched)
     if not label_maps.index.has_images:
         raise DatasetError(
-            f"the shards of config {label_maps.manifest.config!r} hold no images: say where they are with images=, "
-            "such as the root of an ImageFolder, or use LabelMaps for the label maps alone"
+            f"the shards of config {label_maps.manifest.config!r} hold no images: pass images=, such as the root of an "
+            "ImageFolder, or use LabelMaps to read the label maps only"
         )
     return JoinResult(label_maps.image_bytes, None, Unmatched())

@@ -1,40 +1,69 @@
-"""LabelMaps: the label maps of a split as a read-only mapping from key to LabelMap."""
+"""Mapping from key to label map over the shards of a split."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
+from ..errors import DatasetError
 from ..keywords import checked_keywords
 from ..labels.label_map import LabelMap, read_label_maps
 from ..shards.configs import find_split, open_config
 from ..shards.index import Index
+from ..shards.manifest import Manifest
 from ..shards.tars import ShardReader
 from ..storage.folders import Folder
-from ..storage.resolve import open_folder
+from ..storage.resolve import PathLike, open_folder
+
+
+class OpenedConfig(NamedTuple):
+    """A config of a dataset whose manifest was read."""
+
+    root: Folder  # of the dataset, as it was opened
+    folder: Folder  # of the config
+    manifest: Manifest
+
+
+def find_config(path: PathLike | Folder | OpenedConfig, config: str | None) -> OpenedConfig:
+    """Return a config of a dataset with its manifest. A config that was opened before is not read again.
+
+    Args:
+        path: Dataset, as `load_dataset` accepts it, or a config that was opened before.
+        config: Config name. Default: The only config.
+
+    Raises:
+        FileNotFoundError: The dataset does not exist.
+        DatasetError: The config does not exist, or the dataset has several and `config` is None.
+    """
+    if not isinstance(path, OpenedConfig):
+        root = open_folder(path)
+        return OpenedConfig(root, *open_config(root, config))
+    if config not in (None, path.manifest.config):
+        raise DatasetError(f"{path.folder} is config {path.manifest.config!r}, not {config!r}")
+    return path
 
 
 class LabelMaps(Mapping[str, LabelMap]):
-    """Mapping from sample key to `LabelMap` over the shards of a split: put ReLabel under any dataset that has keys.
+    """Read-only mapping from sample key to `LabelMap` over the shards of a split.
 
-    It opens an index and reads single maps by their place in the shards, so it costs no memory to speak of and may be
-    shared by DataLoader workers, forked or spawned. Read images with `relabel_datasets.decode_image`, which applies
-    their EXIF rotation, as the annotator saw them.
+    Use it to add label maps to any dataset whose samples have keys. Single label maps are read at their offset, so memory use is
+    small, and DataLoader workers can share one instance, forked or spawned. Decode the images with
+    `relabel_datasets.decode_image`, which applies their EXIF orientation, as the annotator did.
 
     Args:
-        root: folder of the dataset, or of one of its configs: a path, a URL, or what `open_folder` returns.
-        name: the config; may be left out where there is only one.
-        split: name of the split.
+        path: Folder of the dataset or of one of its configs: a path, a URL, or the result of `open_folder`.
+        config: Config name. Default: The only config.
+        split: Split name.
 
     Attributes:
-        manifest: how the maps were made, and the names of the classes.
-        split: the split's entry in the manifest.
+        manifest: Manifest of the config, with the class names and the annotator's description.
+        split: Entry of the split in the manifest.
 
     Raises:
-        FileNotFoundError: no such dataset, index or shard.
-        DatasetError: (a ValueError) no such config or split, or files that are damaged or do not belong together.
+        FileNotFoundError: The dataset, its index or a shard does not exist.
+        DatasetError: (a ValueError) The config or split does not exist, or files are corrupt or inconsistent.
 
     Example:
         >>> label_maps = LabelMaps("imagenet-relabel", split="train")
@@ -42,8 +71,8 @@ class LabelMaps(Mapping[str, LabelMap]):
     """
 
     @checked_keywords()
-    def __init__(self, root: str | os.PathLike[str] | Folder, name: str | None = None, split: str = "train") -> None:
-        folder, self.manifest = open_config(open_folder(root), name)
+    def __init__(self, path: PathLike | Folder | OpenedConfig, config: str | None = None, split: str = "train") -> None:
+        _, folder, self.manifest = find_config(path, config)
         self.split = find_split(self.manifest, split)
         self.index = Index(folder, self.split, len(self.manifest.classes))
         self.shards = ShardReader(folder, self.split)
@@ -64,11 +93,11 @@ class LabelMaps(Mapping[str, LabelMap]):
         return self.at(row)
 
     def at(self, row: int) -> LabelMap:
-        """Return the label map of a row, in the order of the shards."""
+        """Return the label map at a row, counted from 0 in the order of the shards."""
         return self.at_rows([row])[0]
 
     def at_rows(self, rows: Sequence[int]) -> list[LabelMap]:
-        """Return the label maps of some rows: faster than one by one, and in one piece of memory."""
+        """Return the label maps at several rows. This is faster than reading one at a time."""
         keys, blobs = [], []
         for row in rows:
             keys.append(self.index.key(row))
@@ -77,10 +106,10 @@ class LabelMaps(Mapping[str, LabelMap]):
         return read_label_maps(blobs, keys, labels, len(self.manifest.classes))
 
     def map_bytes(self, row: int) -> bytes:
-        """Return the bytes of a row's label map as they are stored."""
+        """Return the stored bytes of the label map at a row."""
         return self.shards.read(row, self.index.extent(row, "map"), f"{self.index.key(row)}.safetensors")
 
     def image_bytes(self, row: int) -> bytes:
-        """Return the bytes of a row's image file, for shards that hold images."""
+        """Return the bytes of the image file at a row. The shards must hold images."""
         name = f"{self.index.key(row)}.{self.split.image_extension}"
         return self.shards.read(row, self.index.extent(row, "image"), name)

@@ -247,7 +247,7 @@ def test_what_has_no_counterpart_is_left_out_and_counted(label_only, other_image
     with pytest.raises(IndexError):
         dataset[7]
     assert (dataset.unmatched.missing, dataset.unmatched.extra) == dataset.unmatched == (4, 2)
-    assert "Left out: 4 label maps without image, 2 images without label map" in repr(dataset)
+    assert "Left out: 4 label maps without an image, 2 images without a label map" in repr(dataset)
     (record,) = [record for record in caplog.records if record.name.startswith("relabel_datasets")]
     assert record.levelno == logging.WARNING
     assert "4 label maps have no image, such as" in record.message
