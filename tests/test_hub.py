@@ -1,4 +1,4 @@
-"""Datasets are published whole on the Hub, whatever fails meanwhile, and load from there as from the folder."""
+"""Publishing is atomic under faults, and published datasets load like the local folder."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.hub import LocalHub
 
 REPO, TOKEN = "org/photos", "hf_of_a_user"
 CONFIGS = ("colours", "labels-only")
-# webdataset leaves its tars to the garbage collector
+# webdataset leaves tar files open until they are garbage-collected
 _UNCLOSED = [
     pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
@@ -54,7 +54,7 @@ def _caches(tmp_path, monkeypatch):
 
 @pytest.fixture
 def folder(dataset_folder) -> Path:
-    """A dataset of two configs."""
+    """A dataset with two configs."""
     return dataset_folder
 
 
@@ -67,13 +67,13 @@ def load(name: str = "colours", repo: str = REPO, **arguments: object) -> rd.Rel
 
 
 def maps_of(root: Path | str, name: str) -> dict[str, bytes]:
-    """Return the label maps of a split by key, as bytes."""
+    """Return the stored label maps of a split by key."""
     maps = rd.LabelMaps(root, name)
     return {key: maps.shards.read(row, maps.index.extent(row, "map"), key) for row, key in enumerate(maps)}
 
 
 def assert_holds(hub: LocalHub, folder: Path, revision: str = "main", repo: str = REPO) -> None:
-    """Assert that all files of a folder but the card are in the repository, and nothing but card and pictures besides."""
+    """Assert that the repository holds the files of a folder, the card, example pictures, and nothing else."""
     files = hub.files(repo, revision)
     expected = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.glob("*/*") if path.is_file()}
     pictures = {name for name in files if name.endswith("/examples.png")}
@@ -81,30 +81,32 @@ def assert_holds(hub: LocalHub, folder: Path, revision: str = "main", repo: str 
 
 
 class TestPublishing:
-    def test_every_sample_arrives_for_every_reader(self, local_hub, folder):
-        published = publish(folder)
+    def test_every_reader_gets_every_sample(self, local_hub, folder):
+        result = publish(folder)
         assert_holds(local_hub, folder)
-        assert (published.commit, published.tag) == (local_hub.repos[REPO].head.oid, "v1")
+        assert (result.commit, result.tag) == (local_hub.repos[REPO].head.oid, "v1")
         expected = contents(rd.load_dataset(folder, "colours", "train"))
         assert contents(load()) == expected
-        theirs = datasets.load_dataset(REPO, "colours", split="train", streaming=True)
-        theirs = theirs.cast_column("jpg", datasets.Image(decode=False))
+        streamed = datasets.load_dataset(REPO, "colours", split="train", streaming=True)
+        streamed = streamed.cast_column("jpg", datasets.Image(decode=False))
         assert [
-            (each["__key__"], each["cls"], each["jpg"]["bytes"], each["safetensors"]) for each in theirs
+            (sample["__key__"], sample["cls"], sample["jpg"]["bytes"], sample["safetensors"]) for sample in streamed
         ] == expected
         tars = f"hf://datasets/{REPO}/colours/train-{{00000..00002}}-of-00003.tar"
         read = webdataset.WebDataset(tars, shardshuffle=False)
-        assert [(each["__key__"], int(each["cls"]), each["jpg"], each["safetensors"]) for each in read] == expected
+        assert [
+            (sample["__key__"], int(sample["cls"]), sample["jpg"], sample["safetensors"]) for sample in read
+        ] == expected
 
         maps = maps_of(folder, "labels-only")
         assert maps_of(REPO, "labels-only") == maps
-        theirs = datasets.load_dataset(REPO, "labels-only", split="train", streaming=True)
-        assert {each["__key__"]: each["safetensors"] for each in theirs} == maps
+        streamed = datasets.load_dataset(REPO, "labels-only", split="train", streaming=True)
+        assert {sample["__key__"]: sample["safetensors"] for sample in streamed} == maps
         read = webdataset.WebDataset(tars.replace("/colours/", "/labels-only/"), shardshuffle=False)
-        assert {each["__key__"]: each["safetensors"] for each in read} == maps
+        assert {sample["__key__"]: sample["safetensors"] for sample in read} == maps
         assert local_hub.leaks == []
 
-    def test_the_line_that_loads_it_loads_it(self, local_hub, folder, image_folder):
+    def test_load_line_loads_the_dataset(self, local_hub, folder, image_folder):
         for config in CONFIGS:
             line = publish(folder, f"org/{config}", config=config).load_line
             line = line.replace("path/to/images", str(image_folder))
@@ -112,16 +114,16 @@ class TestPublishing:
             assert len(dataset) == 13
             assert ("images=" in line) == (config == "labels-only")
 
-    def test_a_repository_is_private_unless_told_otherwise(self, local_hub, folder, caplog):
+    def test_a_repository_is_private_by_default(self, local_hub, folder, caplog):
         publish(folder)
         publish(folder, "org/seen", public=True)
         assert local_hub.repos[REPO].private
         assert not local_hub.repos["org/seen"].private
         publish(folder, public=True)
         assert local_hub.repos[REPO].private
-        assert "org/photos exists and stays private" in caplog.text
+        assert "org/photos exists and remains private" in caplog.text
 
-    def test_the_same_again_changes_and_uploads_nothing(self, local_hub, folder):
+    def test_publishing_again_uploads_nothing(self, local_hub, folder):
         first = publish(folder)
         local_hub.reset()
         assert publish(folder) == first
@@ -129,7 +131,7 @@ class TestPublishing:
         assert not local_hub.asked("POST", "/commit/main")
         assert len(local_hub.uploads) == len(set(local_hub.uploads))
 
-    def test_only_what_has_changed_is_uploaded(self, local_hub, folder, image_folder, annotator):
+    def test_only_changed_files_are_uploaded(self, local_hub, folder, image_folder, annotator):
         publish(folder)
         uploads = len(local_hub.uploads)
         rd.build(rd.data.ImageFolderSource(image_folder), folder, annotator, config="colours", split="validation",
@@ -141,13 +143,11 @@ class TestPublishing:
         changed |= {f"colours/validation-{i:05d}-of-00003.tar" for i in range(3)}
         before, after = local_hub.files(REPO, "v1"), local_hub.files(REPO, "v2")
         assert {name for name in after if name not in before} == changed
-        assert len(local_hub.uploads) == uploads  # the same images make the same bytes, which are known by their sha256
+        assert len(local_hub.uploads) == uploads  # equal shards are recognized by their sha256
         assert {name: len(split) for name, split in rd.load_dataset(REPO, "colours").items()} == {
             "train": 13, "validation": 13}  # fmt: skip
 
-    def test_shards_that_are_no_more_are_deleted_and_other_files_are_not(
-        self, local_hub, folder, image_folder, annotator
-    ):
+    def test_obsolete_shards_are_deleted_and_other_files_are_kept(self, local_hub, folder, image_folder, annotator):
         publish(folder)
         local_hub.commit(
             REPO, {"colours/notes.txt": b"mine", "colours/other.tar": b"of an older build", "a/b.tar": b"c"}
@@ -163,12 +163,12 @@ class TestPublishing:
         assert files["colours/notes.txt"] == b"mine"
         assert files["a/b.tar"] == b"c"
 
-    def test_configs_published_one_by_one_leave_each_other_alone(self, local_hub, folder, tmp_path):
+    def test_configs_can_be_published_one_by_one(self, local_hub, folder, tmp_path):
         for name in CONFIGS:
-            alone = tmp_path / f"only-{name}"
-            shutil.copytree(folder / name, alone / name)
-            hub_module.write_card(alone)
-            publish(alone)
+            single = tmp_path / f"only-{name}"
+            shutil.copytree(folder / name, single / name)
+            hub_module.write_card(single)
+            publish(single)
         assert_holds(local_hub, folder)
         card = local_hub.files(REPO)["README.md"].decode()
         assert card.count("## Config `") == 2
@@ -179,71 +179,70 @@ class TestPublishing:
         publish(folder, config="labels-only")
         assert local_hub.files(REPO) == before
 
-    def test_several_publish_at_the_same_time(self, local_hub, folder):
-        # The others' commits come between what one has seen of the repository and its own commit.
+    def test_concurrent_publishing_is_safe(self, local_hub, folder):
+        # The repository changes between the comparison and the commit of each process.
         with ThreadPoolExecutor(2) as pool:
-            tags = {each.tag for each in pool.map(lambda name: publish(folder, config=name), CONFIGS)}
+            tags = {result.tag for result in pool.map(lambda name: publish(folder, config=name), CONFIGS)}
         assert_holds(local_hub, folder)
         assert tags == {"v1", "v2"}
         assert local_hub.files(REPO)["README.md"].count(b"## Config `") == 2
 
-    def test_a_commit_of_somebody_else_in_between_is_not_overwritten(self, local_hub, folder):
+    def test_a_concurrent_commit_is_not_overwritten(self, local_hub, folder):
         def intervene(request):
             if request.method == "POST" and request.path.endswith("/commit/main"):
                 local_hub.before = None
-                local_hub.commit(REPO, {"theirs.txt": b"theirs"})
+                local_hub.commit(REPO, {"other.txt": b"other"})
 
         local_hub.before = intervene
         publish(folder)
-        assert_holds_with = local_hub.files(REPO)
-        assert assert_holds_with.pop("theirs.txt") == b"theirs"
+        assert local_hub.files(REPO)["other.txt"] == b"other"
         assert len(local_hub.asked("POST", "/commit/main")) == 2
         assert contents(load()) == contents(rd.load_dataset(folder, "colours", "train"))
 
-    def test_a_split_that_would_be_lost_is_refused(self, local_hub, folder, image_folder, annotator):
+    def test_publishing_never_deletes_a_split(self, local_hub, folder, image_folder, annotator):
         more = shutil.copytree(folder, folder.with_name("more"))
         rd.build(rd.data.ImageFolderSource(image_folder), more, annotator, config="colours", split="validation",
                  shard_size=5, progress=False, build_config=rd.annotate.BuildConfig(batch_size=4))  # fmt: skip
         publish(more)
         head = local_hub.repos[REPO].head.oid
-        with pytest.raises(DatasetError, match=r"has split \['validation'\] of config 'colours', which .* lacks"):
+        with pytest.raises(DatasetError, match=r"has splits \['validation'\] of config 'colours' that are missing in"):
             publish(folder)
         assert local_hub.repos[REPO].head.oid == head
 
     @pytest.mark.slow
-    def test_tags_name_revisions_for_ever(self, local_hub, folder):
+    def test_tags_are_permanent(self, local_hub, folder):
         assert publish(folder, config="colours", tag="first").tag == "first"
-        assert publish(folder, config="colours").tag == "first"  # nothing new
-        with pytest.raises(DatasetError, match=r"org/photos has a tag 'first' already"):
+        assert publish(folder, config="colours").tag == "first"  # unchanged
+        with pytest.raises(DatasetError, match=r"org/photos already has a tag 'first'"):
             publish(folder, tag="first")
         assert "labels-only/_info.json" not in local_hub.files(REPO)
         assert publish(folder).tag == "v1"
         assert publish(folder, tag="also").tag == "also"
         assert set(local_hub.repos[REPO].tags) == {"first", "v1", "also"}
 
-    def test_a_damaged_folder_is_not_published(self, local_hub, folder):
+    def test_a_corrupt_dataset_is_not_published(self, local_hub, folder):
         shard = folder / "colours" / "train-00001-of-00003.tar"
         shard.write_bytes(shard.read_bytes()[:-1])
-        with pytest.raises(DatasetError, match=r"is damaged, nothing was published:[\s\S]*train-00001-of-00003.tar"):
+        with pytest.raises(DatasetError, match=r"is corrupt, nothing was published:[\s\S]*train-00001-of-00003.tar"):
             publish(folder)
         assert local_hub.requests == []
 
     @pytest.mark.parametrize(
-        ("below", "config", "error"),
+        ("subfolder", "config", "error"),
         [
-            ("", "other", r"has no config 'other', only \['colours', 'labels-only'\]"),
-            ("colours", None, "is one config of a dataset: give the folder that holds it"),
+            ("", "other", r"has no config 'other': expected one of \['colours', 'labels-only'\]"),
+            ("colours", None, "is one config of a dataset: give its parent folder"),
             ("nowhere", None, "no dataset at .*/nowhere: there is no such folder"),
             ("empty", None, "no dataset at .*/empty: expected"),
         ],
     )
-    def test_what_is_no_dataset_is_not_published(self, local_hub, folder, below, config, error):
+    def test_a_folder_that_is_not_a_dataset_raises_an_error(self, local_hub, folder, subfolder, config, error):
         (folder / "empty").mkdir()
         with pytest.raises((DatasetError, FileNotFoundError), match=error):
-            publish(folder / below, config=config)
+            publish(folder / subfolder, config=config)
         assert local_hub.requests == []
 
-    def test_a_file_that_changes_meanwhile_stops_it(self, local_hub, folder, monkeypatch):
+    def test_a_file_that_changes_during_publishing_raises_an_error(self, local_hub, folder, monkeypatch):
         shard = folder / "colours" / "train-00001-of-00003.tar"
         create = hub_module._Publisher.create
 
@@ -252,83 +251,81 @@ class TestPublishing:
             shard.write_bytes(shard.read_bytes()[:-1] + b"1")
 
         monkeypatch.setattr(hub_module._Publisher, "create", change)
-        with pytest.raises(DatasetError, match=r"train-00001-of-00003\.tar was changed while it was published"):
+        with pytest.raises(DatasetError, match=r"train-00001-of-00003\.tar has changed during publishing"):
             publish(folder)
         assert "colours/_info.json" not in local_hub.files(REPO)
 
-    def test_what_arrives_otherwise_is_found(self, local_hub, folder):
+    def test_a_corrupt_upload_raises_an_error(self, local_hub, folder):
         def damage(request):
-            if request.method == "GET" and request.path.endswith("/refs"):
-                pass
             if "/tree/" in request.path and "colours/_info.json" in local_hub.files(REPO):
                 file = local_hub.repos[REPO].resolve("main").files["colours/train-00001-of-00003.tar"]
                 object.__setattr__(file, "sha256", "0" * 64)
 
         local_hub.before = damage
         with pytest.raises(
-            DatasetError, match=r"colours/train-00001-of-00003\.tar has arrived otherwise than it was sent"
+            DatasetError, match=r"colours/train-00001-of-00003\.tar in commit \w+ does not match the uploaded file"
         ):
             publish(folder)
 
 
 class Thousand(torch.nn.Module):
-    """As many classes as ImageNet."""
+    """A classifier with 1000 classes."""
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.avg_pool2d(images, 8)[:, :1].expand(-1, 1000, -1, -1)
 
 
-class TestWhatMayBeShown:
-    def test_images_that_may_not_be_redistributed_are_refused(self, local_hub, folder):
+class TestCardsAndRestrictedImages:
+    def test_restricted_images_raise_an_error(self, local_hub, folder):
         with pytest.raises(
-            DatasetError, match=r"hold images of ImageNet, which may not .*--restricted-images 'ImageNet'"
+            DatasetError, match=r"contain images of ImageNet, which must not .*--restricted-images 'ImageNet'"
         ):
             publish(folder, card="imagenet-relabel")
-        with pytest.raises(DatasetError, match="hold images of ImageNet"):
+        with pytest.raises(DatasetError, match="contain images of ImageNet"):
             publish(folder, card="imagenet-relabel", restricted_images="Images")
         assert [name for name in local_hub.files(REPO) if name != ".gitattributes"] == []
         assert not local_hub.uploads
         publish(folder, config="labels-only", card="imagenet-relabel")
         assert {name.split("/")[0] for name in local_hub.files(REPO)} == {".gitattributes", "README.md", "labels-only"}
 
-    def test_unless_they_are_named(self, local_hub, folder):
+    def test_restricted_images_can_be_allowed_by_name(self, local_hub, folder):
         publish(folder, card="imagenet-relabel", restricted_images="ImageNet")
         assert_holds(local_hub, folder)
         assert "colours/examples.png" not in local_hub.files(REPO)
         assert b"examples.png" not in local_hub.files(REPO)["README.md"]
 
-    def test_imagenet_is_known_by_its_classes(self, local_hub, tmp_path):
+    def test_imagenet_is_recognized_by_its_classes(self, local_hub, tmp_path):
         synsets = [f"n{i:08d}" for i in range(1000)]
         for i in range(3):
             (tmp_path / "images" / synsets[i]).mkdir(parents=True)
             picture(i).save(tmp_path / "images" / synsets[i] / f"{i}.jpg")
         source = rd.data.ImageFolderSource(tmp_path / "images")
-        source.classes = None  # all of the annotator's
+        source.classes = None  # those of the annotator
         root = tmp_path / "data"
         rd.build(source, root, rd.ModuleAnnotator(Thousand(), (32, 32), classes=synsets), config="any", progress=False)
-        with pytest.raises(DatasetError, match="hold images of ImageNet"):
+        with pytest.raises(DatasetError, match="contain images of ImageNet"):
             publish(root)
 
-    def test_what_somebody_wrote_stays(self, local_hub, folder):
-        mine = "---\nlicense: mit\npretty_name: Ours\n---\n# Ours\n\nAll about them.\n"
+    def test_handwritten_cards_are_kept(self, local_hub, folder):
+        handwritten = "---\nlicense: mit\npretty_name: Ours\n---\n# Ours\n\nAll about them.\n"
         publish(folder)
-        local_hub.commit(REPO, {"README.md": mine.encode()})
+        local_hub.commit(REPO, {"README.md": handwritten.encode()})
         publish(folder)
         card = local_hub.files(REPO)["README.md"].decode()
         assert card.endswith("# Ours\n\nAll about them.\n")
         metadata = read_metadata_of(card)
         assert (metadata["license"], metadata["pretty_name"]) == ("mit", "Ours")
         assert [config["config_name"] for config in metadata["configs"]] == list(CONFIGS)
-        (folder / "README.md").write_text(mine.replace("All about", "More about"))
+        (folder / "README.md").write_text(handwritten.replace("All about", "More about"))
         publish(folder)
         assert "More about them." in local_hub.files(REPO)["README.md"].decode()
 
-    def test_restrictions_that_somebody_wrote_hold(self, local_hub, folder):
+    def test_restrictions_of_handwritten_cards_apply(self, local_hub, folder):
         (folder / "README.md").write_text("---\nrestricted_images: Photos of ours\n---\n# Ours\n")
         with pytest.raises(DatasetError, match="--restricted-images 'Photos of ours'"):
             publish(folder)
 
-    def test_the_pictures_show_the_images_with_their_maps(self, local_hub, folder):
+    def test_example_pictures_are_published(self, local_hub, folder):
         publish(folder)
         data = local_hub.files(REPO)["colours/examples.png"]
         picture = PIL.Image.open(io.BytesIO(data))
@@ -341,44 +338,46 @@ def read_metadata_of(card: str) -> dict[str, object]:
     return yaml.safe_load(card.split("---")[1])
 
 
-PLACES = (
+ENDPOINTS = (
     ("POST", "/api/repos/create"), ("GET", f"/api/datasets/{REPO}"), ("POST", "/validate-yaml"),
     ("POST", "/preupload/main"), ("POST", "/objects/batch"), ("POST", "/objects/verify"), ("POST", "/commit/main"),
     ("GET", "/refs"), ("POST", "/tag/"), ("PUT", ""),
 )  # fmt: skip
-IN_DEFAULT_RUN = (("POST", "/commit/main", "lost"), ("POST", "/commit/main", "503"), ("PUT", "", "drop"))
+DEFAULT_FAULTS = (("POST", "/commit/main", "lost"), ("POST", "/commit/main", "503"), ("PUT", "", "drop"))
 
 
 class TestFailing:
-    """Every request may fail once, and what was uploaded is not uploaded again."""
+    """Publishing survives a fault of each request, and uploads no file twice."""
 
     @pytest.mark.parametrize(
-        ("method", "path", "kind"),
+        ("method", "path", "fault"),
         [
-            pytest.param(*place, kind, marks=() if (*place, kind) in IN_DEFAULT_RUN else pytest.mark.slow)
-            for place, kind in itertools.product(PLACES, ["503", "429", "drop", "lost"])
+            pytest.param(*endpoint, fault, marks=() if (*endpoint, fault) in DEFAULT_FAULTS else pytest.mark.slow)
+            for endpoint, fault in itertools.product(ENDPOINTS, ["503", "429", "drop", "lost"])
         ],
     )
-    def test_one_failure_is_survived(self, local_hub, folder, method, path, kind):
-        if path == "/tag/":  # ends with the commit
+    def test_one_fault_is_survived(self, local_hub, folder, method, path, fault):
+        if path == "/tag/":  # the path contains the commit
 
             def arm(request):
                 if "/tag/" in request.path:
                     local_hub.before = None
-                    local_hub.fail(kind, request.path, method="POST")
+                    local_hub.fail(fault, request.path, method="POST")
 
             local_hub.before = arm
         else:
-            local_hub.fail(kind, path, method=method, headers={"Retry-After": "0"} if kind == "429" else None)
-        published = publish(folder)
+            local_hub.fail(fault, path, method=method, headers={"Retry-After": "0"} if fault == "429" else None)
+        result = publish(folder)
         assert_holds(local_hub, folder)
-        assert local_hub.repos[REPO].tags == {published.tag: published.commit} == {"v1": local_hub.repos[REPO].head.oid}
-        assert len(local_hub.repos[REPO].history(local_hub.repos[REPO].head)) == 2  # the first is the Hub's own
-        if kind != "lost":
+        assert local_hub.repos[REPO].tags == {result.tag: result.commit} == {"v1": local_hub.repos[REPO].head.oid}
+        assert (
+            len(local_hub.repos[REPO].history(local_hub.repos[REPO].head)) == 2
+        )  # the first is the initial commit of the Hub
+        if fault != "lost":
             assert len(local_hub.uploads) == len(set(local_hub.uploads))
 
     @pytest.mark.slow
-    def test_a_hub_that_stays_down_changes_nothing_and_the_next_try_goes_on(self, local_hub, folder):
+    def test_publishing_resumes_after_an_outage(self, local_hub, folder):
         local_hub.fail("503", "/commit/main", method="POST", times=None)
         with pytest.raises(DatasetError, match=r"org/photos: HfHubHTTPError: .*503"):
             publish(folder)
@@ -390,8 +389,8 @@ class TestFailing:
         assert_holds(local_hub, folder)
         assert local_hub.uploads == uploads
 
-    @pytest.mark.parametrize("after", [slow(each) for each in (0, 1, 4, 8, "commit", "tag")])
-    def test_killed_at_any_moment(self, local_hub, folder, after, tmp_path):
+    @pytest.mark.parametrize("after", [slow(step) for step in (0, 1, 4, 8, "commit", "tag")])
+    def test_publishing_resumes_after_sigkill_at_any_step(self, local_hub, folder, after, tmp_path):
         if isinstance(after, int):
             local_hub.fail("stall", "", method="PUT", after=after, times=None)
         elif after == "commit":
@@ -399,7 +398,7 @@ class TestFailing:
         else:
             local_hub.fail("stall", "/refs", method="GET")
         process = run_cli("publish", folder, REPO)
-        end = time.monotonic() + 300  # on a busy machine, a process may take a minute to begin
+        end = time.monotonic() + 300  # on a busy machine, a process may take a minute to start
         while not is_stalled(local_hub, after):
             assert process.poll() is None, process.communicate()
             assert time.monotonic() < end
@@ -407,8 +406,8 @@ class TestFailing:
         process.send_signal(signal.SIGKILL)
         process.communicate()
         uploads = list(local_hub.uploads)
-        is_there = after == "tag"
-        assert ("colours/_info.json" in local_hub.files(REPO)) == is_there
+        is_committed = after == "tag"
+        assert ("colours/_info.json" in local_hub.files(REPO)) == is_committed
         local_hub.reset()
         assert publish(folder).tag == "v1"
         assert_holds(local_hub, folder)
@@ -424,7 +423,7 @@ class TestFailing:
             (TOKEN, "not a name", "is not the name of a repository"),
         ],
     )
-    def test_who_may_not_write_is_told_so(self, local_hub, folder, monkeypatch, token, repo, error):
+    def test_missing_write_access_raises_an_error(self, local_hub, folder, monkeypatch, token, repo, error):
         monkeypatch.setenv("HF_TOKEN", token)
         with pytest.raises(DatasetError, match=error) as caught:
             publish(folder, repo)

@@ -1,4 +1,4 @@
-"""The local Hub is to the real client what the Hub is: repositories, commits, storage, access, faults."""
+"""The local Hub serves the real client like the Hub: repositories, commits, storage, access, faults."""
 
 import hashlib
 import http.client
@@ -41,7 +41,7 @@ def api(local_hub) -> HfApi:
 
 @pytest.fixture
 def other(local_hub) -> HfApi:
-    """The client of somebody else."""
+    """The client of a user outside `org`."""
     return HfApi(token="hf_of_another")
 
 
@@ -53,7 +53,7 @@ def nobody(local_hub) -> HfApi:
 
 @pytest.fixture
 def head(local_hub) -> str:
-    """The commit of a repository with a card and two shards."""
+    """The head commit of a repository with a card and two shards."""
     local_hub.create(REPO)
     return local_hub.commit(
         REPO, {"README.md": CARD, "a/x.tar": SHARD, "a/b/y.tar": SHARD[1:], "a/b/_info.json": b"{}"}
@@ -75,7 +75,7 @@ def paths(api: HfApi, **options) -> list[str]:
 # Accounts and repositories
 
 
-def test_who_a_token_is_of(api):
+def test_tokens_identify_users(api):
     me = api.whoami()
     assert (me["name"], [org["name"] for org in me["orgs"]]) == ("user", ["org"])
     with pytest.raises(HfHubHTTPError, match="Invalid user token"):
@@ -95,7 +95,7 @@ def test_a_repository_is_created_once_and_deleted(api, local_hub):
 
 
 @pytest.mark.parametrize(("token", "status"), [(False, 401), ("hf_of_nobody", 401), ("hf_of_another", 403), ("r", 403)])
-def test_only_members_write(local_hub, head, token, status):
+def test_only_members_can_write(local_hub, head, token, status):
     local_hub.users["r"] = "user"
     local_hub.read_tokens.add("r")
     api = HfApi(token=token)
@@ -110,7 +110,7 @@ def test_only_members_write(local_hub, head, token, status):
     assert local_hub.repos[REPO].head.oid == head
 
 
-def test_a_private_repository_is_not_there_for_others(api, other, nobody, head):
+def test_a_private_repository_is_hidden_from_others(api, other, nobody, head):
     api.update_repo_settings(REPO, private=True, repo_type="dataset")
     assert api.dataset_info(REPO).private
     for client, status in ((other, "404"), (nobody, "401")):
@@ -124,7 +124,7 @@ def test_a_private_repository_is_not_there_for_others(api, other, nobody, head):
     assert nobody.dataset_info(REPO).private is False
 
 
-def test_a_gated_repository_is_listed_but_not_read(api, other, nobody, local_hub, head):
+def test_a_gated_repository_can_be_listed_but_not_read(api, other, nobody, local_hub, head):
     api.update_repo_settings(REPO, gated="auto", repo_type="dataset")
     api.auth_check(REPO, repo_type="dataset", write=True)
     for client, status in ((other, 403), (nobody, 401)):
@@ -140,7 +140,7 @@ def test_a_gated_repository_is_listed_but_not_read(api, other, nobody, local_hub
         client.hf_hub_download(REPO, "a/x.tar", repo_type="dataset")
 
 
-def test_what_is_said_of_a_repository(api, head):
+def test_repository_info(api, head):
     info = api.repo_info(REPO, repo_type="dataset", files_metadata=True)
     assert (info.sha, info.private, info.gated, info.author) == (head, False, False, "org")
     assert info.tags == ["labels", "license:mit"]
@@ -157,7 +157,7 @@ def test_what_is_said_of_a_repository(api, head):
 # Commits
 
 
-def test_an_upload_in_two_steps(api, local_hub, tmp_path):
+def test_files_can_be_uploaded_before_the_commit(api, local_hub, tmp_path):
     api.create_repo(REPO, repo_type="dataset")
     (tmp_path / "x.tar").write_bytes(SHARD)
     operations = [
@@ -183,7 +183,7 @@ def test_an_upload_in_two_steps(api, local_hub, tmp_path):
     assert local_hub.leaks == []
 
 
-def test_what_the_hub_has_is_not_uploaded_again(api, local_hub, head):
+def test_existing_objects_are_not_uploaded_again(api, local_hub, head):
     assert commit(api, add("a/x.tar", SHARD), add("README.md", CARD)) == head  # the client sends no empty commit
     commit(api, add("z.tar", SHARD))
     assert local_hub.uploads == []
@@ -195,14 +195,14 @@ def test_commits_delete_and_copy(api, local_hub, head):
     assert set(local_hub.files(REPO)) == {".gitattributes", "a/x.tar"}
     commit(api, CommitOperationCopy("a/x.tar", "c/x.tar"))
     assert local_hub.files(REPO)["c/x.tar"] == SHARD
-    for gone in (CommitOperationDelete("a"), CommitOperationDelete("none/"), CommitOperationDelete("a/x.tar/")):
+    for deletion in (CommitOperationDelete("a"), CommitOperationDelete("none/"), CommitOperationDelete("a/x.tar/")):
         with pytest.raises(RemoteEntryNotFoundError, match="A file with this name doesn't exist"):
-            commit(api, gone, add("a.txt", b"a"))
+            commit(api, deletion, add("a.txt", b"a"))
     assert "a.txt" not in local_hub.files(REPO)
     assert len(local_hub.repos[REPO].commits) == 4
 
 
-def test_a_commit_on_an_old_parent_is_refused(api, local_hub, head):
+def test_a_commit_on_an_outdated_parent_fails(api, local_hub, head):
     newer = local_hub.commit(REPO, {"b.txt": b"b"}).oid
     with pytest.raises(HfHubHTTPError, match="412"):
         commit(api, add("a.txt", b"a"), parent_commit=head)
@@ -222,11 +222,11 @@ def test_a_commit_on_an_old_parent_is_refused(api, local_hub, head):
         {},
     ],
 )
-def test_bad_commits_change_nothing(local_hub, head, line):
+def test_invalid_commits_change_nothing(local_hub, head, line):
     lines = [{"key": "header", "value": {"summary": "bad"}}, line]
     request = urllib.request.Request(
         f"{local_hub.url}/api/datasets/{REPO}/commit/main",
-        data=b"".join(json.dumps(each).encode() + b"\n" for each in lines),
+        data=b"".join(json.dumps(content).encode() + b"\n" for content in lines),
         headers={"Authorization": "Bearer hf_of_a_user"},
     )
     with pytest.raises(urllib.error.HTTPError, match="400"):
@@ -234,24 +234,24 @@ def test_bad_commits_change_nothing(local_hub, head, line):
     assert local_hub.repos[REPO].head.oid == head
 
 
-def test_cards_are_checked(api, local_hub, head):
+def test_card_metadata_is_validated(api, local_hub, head):
     with pytest.raises(ValueError, match="Invalid metadata"):
         commit(api, add("README.md", b"---\na: [\n---\n"))
     with pytest.warns(UserWarning, match="empty or missing yaml metadata"):
         commit(api, add("README.md", b"# No metadata\n"))
 
 
-def test_large_files_are_lfs_whatever_their_names(api, local_hub, head):
+def test_large_files_use_lfs_regardless_of_their_names(api, local_hub, head):
     large = add("large.txt", bytes(10 << 20) + b"1")
     commit(api, large, add("empty.tar", b""))
     lfs = {
-        each.path: each.lfs is not None
-        for each in api.get_paths_info(REPO, ["large.txt", "empty.tar"], repo_type="dataset")
+        entry.path: entry.lfs is not None
+        for entry in api.get_paths_info(REPO, ["large.txt", "empty.tar"], repo_type="dataset")
     }
     assert lfs == {"large.txt": True, "empty.tar": False}
 
 
-def test_a_folder_is_uploaded(api, local_hub, head, tmp_path):
+def test_folders_and_files_can_be_uploaded(api, local_hub, head, tmp_path):
     (tmp_path / "folder" / "d").mkdir(parents=True)
     (tmp_path / "folder" / "d" / "z.tar").write_bytes(SHARD)
     api.upload_folder(repo_id=REPO, folder_path=tmp_path / "folder", repo_type="dataset", delete_patterns="a/**")
@@ -267,8 +267,8 @@ def test_a_folder_is_uploaded(api, local_hub, head, tmp_path):
 def test_trees_are_listed_in_pages(api, local_hub, head, page_size):
     local_hub.page_size = page_size
     assert paths(api) == [".gitattributes", "README.md", "a"]
-    everything = [".gitattributes", "README.md", "a", "a/b", "a/b/_info.json", "a/b/y.tar", "a/x.tar"]
-    assert paths(api, recursive=True) == everything
+    all_paths = [".gitattributes", "README.md", "a", "a/b", "a/b/_info.json", "a/b/y.tar", "a/x.tar"]
+    assert paths(api, recursive=True) == all_paths
     assert paths(api, path_in_repo="a/b") == ["a/b/_info.json", "a/b/y.tar"]
     shard = next(
         entry for entry in api.list_repo_tree(REPO, "a", repo_type="dataset", expand=True) if entry.path == "a/x.tar"
@@ -279,10 +279,10 @@ def test_trees_are_listed_in_pages(api, local_hub, head, page_size):
         paths(api, path_in_repo="none")
 
 
-def test_paths_are_looked_up(api, head):
-    found = api.get_paths_info(REPO, ["a", "README.md", "none"], repo_type="dataset", expand=True)
-    assert [entry.path for entry in found] == ["a", "README.md"]
-    assert found[1].blob_id == hashlib.sha1(b"blob %d\0" % len(CARD) + CARD).hexdigest()
+def test_paths_info_skips_missing_paths(api, head):
+    entries = api.get_paths_info(REPO, ["a", "README.md", "none"], repo_type="dataset", expand=True)
+    assert [entry.path for entry in entries] == ["a", "README.md"]
+    assert entries[1].blob_id == hashlib.sha1(b"blob %d\0" % len(CARD) + CARD).hexdigest()
 
 
 def test_revisions_are_commits_branches_and_tags(api, head):
@@ -309,7 +309,7 @@ def test_revisions_are_commits_branches_and_tags(api, head):
 # Reading
 
 
-def test_files_are_downloaded_from_two_hosts(api, local_hub, head):
+def test_files_are_downloaded_through_a_second_host(api, local_hub, head):
     for path, content in (("a/x.tar", SHARD), ("README.md", CARD)):
         local = hf_hub_download(REPO, path, repo_type="dataset", token="hf_of_a_user")
         assert Path(local).read_bytes() == content
@@ -321,7 +321,7 @@ def test_files_are_downloaded_from_two_hosts(api, local_hub, head):
         hf_hub_download(REPO, "none.tar", repo_type="dataset")
 
 
-def test_a_snapshot_is_there_without_the_hub(api, local_hub, head, monkeypatch):
+def test_a_snapshot_is_available_offline(api, local_hub, head, monkeypatch):
     folder = snapshot_download(REPO, repo_type="dataset", allow_patterns="a/*")
     local_hub.reset()
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
@@ -343,7 +343,7 @@ def test_the_file_system_reads_ranges(local_hub, head):
     assert local_hub.leaks == []
 
 
-def test_datasets_come_and_go(api, local_hub, tmp_path, monkeypatch):
+def test_datasets_can_be_pushed_and_loaded(api, local_hub, tmp_path, monkeypatch):
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets-cache")
@@ -367,7 +367,7 @@ def status_of(method: str, url: str, data: bytes | None = None, **headers) -> in
         return error.code
 
 
-def test_the_storage_takes_what_is_signed_and_whole(local_hub, head):
+def test_the_storage_accepts_only_signed_and_complete_uploads(local_hub, head):
     sha256 = hashlib.sha256(b"new").hexdigest()
     actions = local_hub._instruction(REPO, sha256, 3)["actions"]
     url = actions["upload"]["href"]
@@ -382,19 +382,19 @@ def test_the_storage_takes_what_is_signed_and_whole(local_hub, head):
     assert local_hub.objects[sha256] == b"new"
 
 
-@pytest.mark.parametrize("kind", ["drop", "reset", "503", "429", "lost"])
-def test_an_upload_is_tried_again(api, local_hub, head, impatient, kind):
-    local_hub.fail(kind, "", method="PUT", headers={"Retry-After": "0"})
-    new = bytes(1 << 20) + b"new"
-    commit(api, add("new.tar", new))
-    assert local_hub.files(REPO)["new.tar"] == new
+@pytest.mark.parametrize("fault", ["drop", "reset", "503", "429", "lost"])
+def test_an_upload_is_retried(api, local_hub, head, impatient, fault):
+    local_hub.fail(fault, "", method="PUT", headers={"Retry-After": "0"})
+    content = bytes(1 << 20) + b"new"
+    commit(api, add("new.tar", content))
+    assert local_hub.files(REPO)["new.tar"] == content
     assert len(local_hub.asked("PUT")) == 2
-    assert len(local_hub.uploads) == 1 + (kind == "lost")
-    whole = local_hub.asked("PUT")[0].num_bytes == len(new)
-    assert whole == (kind not in ("drop", "reset"))
+    assert len(local_hub.uploads) == 1 + (fault == "lost")
+    is_complete = local_hub.asked("PUT")[0].num_bytes == len(content)
+    assert is_complete == (fault not in ("drop", "reset"))
 
 
-def test_the_answer_to_a_commit_is_lost(api, local_hub, head):
+def test_a_commit_with_a_lost_response_is_applied(api, local_hub, head):
     local_hub.fail("lost", "/commit/main", method="POST")
     with pytest.raises(Exception, match="disconnected"):
         commit(api, add("b.txt", b"b"), parent_commit=head)
@@ -403,45 +403,45 @@ def test_the_answer_to_a_commit_is_lost(api, local_hub, head):
         commit(api, add("c.txt", b"c"), parent_commit=head)
 
 
-@pytest.mark.parametrize(("kind", "error"), [("503", HfHubHTTPError), ("400", BadRequestError), ("page", ValueError)])
-def test_a_commit_that_fails_changes_nothing(api, local_hub, head, kind, error):
-    local_hub.fail(kind, "/commit/main", method="POST")
+@pytest.mark.parametrize(("fault", "error"), [("503", HfHubHTTPError), ("400", BadRequestError), ("page", ValueError)])
+def test_a_failed_commit_changes_nothing(api, local_hub, head, fault, error):
+    local_hub.fail(fault, "/commit/main", method="POST")
     with pytest.raises(error):
         commit(api, add("b.txt", b"b"))
     assert local_hub.repos[REPO].head.oid == head
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", None])
-def test_a_fault_is_of_one_method_or_of_any(local_hub, head, method):
+def test_a_fault_applies_to_one_method_or_to_all(local_hub, head, method):
     url = f"{local_hub.url}/datasets/{REPO}/resolve/main/README.md"
     local_hub.fail("429", "/README.md", method=method, times=2, after=1)
-    asked = {"GET": "GET", "HEAD": "HEAD", None: "POST"}[method]
-    as_usual = status_of(asked, url)
-    assert [status_of(asked, url) for _ in range(3)] == [429, 429, as_usual]
+    used = {"GET": "GET", "HEAD": "HEAD", None: "POST"}[method]
+    normal = status_of(used, url)
+    assert [status_of(used, url) for _ in range(3)] == [429, 429, normal]
     local_hub.fail("lost", "/README.md", method=method)
     with pytest.raises(http.client.RemoteDisconnected):
-        status_of(asked, url)
+        status_of(used, url)
     assert status_of("HEAD", url) == status_of("GET", url) == 200
 
 
-def test_something_may_happen_just_before_a_request(api, local_hub, head):
-    def meanwhile(request):
+def test_a_callback_can_run_before_each_request(api, local_hub, head):
+    def change(request):
         if request.path.endswith("/commit/main"):
             local_hub.commit(REPO, {"other.txt": b"other"})
 
-    local_hub.before = meanwhile
+    local_hub.before = change
     with pytest.raises(HfHubHTTPError, match="412"):
         commit(api, add("b.txt", b"b"), parent_commit=head)
 
 
-@pytest.mark.parametrize("kind", ["drop", "reset", "flip", "short", "503"])
-def test_a_download_ends_as_the_client_makes_of_it(api, local_hub, head, impatient, kind):
+@pytest.mark.parametrize("fault", ["drop", "reset", "flip", "short", "503"])
+def test_the_client_handles_each_fault_of_a_download(api, local_hub, head, impatient, fault):
     def read():
         return Path(hf_hub_download(REPO, "a/x.tar", repo_type="dataset")).read_bytes()
 
-    local_hub.fail(kind, "a/x.tar")
-    if kind in ("drop", "flip"):  # the client does not look at the sha256
-        assert (read() == SHARD) == (kind == "drop")
+    local_hub.fail(fault, "a/x.tar")
+    if fault in ("drop", "flip"):  # the client does not check the sha256
+        assert (read() == SHARD) == (fault == "drop")
     else:
         with pytest.raises(Exception, match=r"reset by peer|Consistency check failed|503"):
             read()
@@ -449,7 +449,7 @@ def test_a_download_ends_as_the_client_makes_of_it(api, local_hub, head, impatie
     assert local_hub.leaks == []
 
 
-def test_commits_have_the_same_ids_in_every_run(local_hub, head):
+def test_commit_ids_are_reproducible(local_hub, head):
     assert head == local_hub.commit(REPO, {}).parent
     local_hub.create(REPO)
     assert (

@@ -37,7 +37,7 @@ def add_parser(commands: Any) -> None:
 def _run(args: argparse.Namespace) -> None:
     from ..hub import publish
 
-    published = publish(
+    result = publish(
         args.path,
         args.repo,
         config=args.config,
@@ -46,4 +46,4 @@ def _run(args: argparse.Namespace) -> None:
         card=args.card,
         restricted_images=args.restricted_images,
     )
-    sys.stdout.write(f"{published.url} at {published.tag}, commit {published.commit}\n{published.load_line}\n")
+    sys.stdout.write(f"{result.url} at {result.tag}, commit {result.commit}\n{result.load_line}\n")
