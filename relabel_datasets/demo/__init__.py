@@ -1,6 +1,53 @@
-"""The embedded default: everything this package does, on pictures that it draws itself. No data, no network."""
+"""Run the whole method on generated pictures: scenes, an annotator, label maps, students and a report. Needs no data.
 
-from .dataset import make_scenes_relabel
-from .run import DemoResult, run_demo
+Names are imported on first use.
 
-__all__ = ["DemoResult", "make_scenes_relabel", "run_demo"]
+Example:
+    >>> from pathlib import Path
+    >>> from relabel_datasets.demo import run_demo
+    >>> result = run_demo(Path("relabel-demo"), seeds=1)
+    >>> print(result.to_markdown())
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .._lazy import import_lazily
+
+if TYPE_CHECKING:
+    from .dataset import make_scenes_relabel
+    from .run import DemoResult, run_demo
+    from .scenes import Scene, SceneObject, draw_scenes, read_objects
+    from .students import DemoRecipe, Score
+
+_MODULES = {
+    "DemoRecipe": "students",
+    "DemoResult": "run",
+    "Scene": "scenes",
+    "SceneObject": "scenes",
+    "Score": "students",
+    "draw_scenes": "scenes",
+    "make_scenes_relabel": "dataset",
+    "read_objects": "scenes",
+    "run_demo": "run",
+}
+__all__ = [
+    "DemoRecipe",
+    "DemoResult",
+    "Scene",
+    "SceneObject",
+    "Score",
+    "draw_scenes",
+    "make_scenes_relabel",
+    "read_objects",
+    "run_demo",
+]
+
+
+def __getattr__(name: str) -> Any:
+    return import_lazily(__name__, _MODULES, name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,4 +1,4 @@
-"""The data set "scenes-relabel": scenes, and shards with their label maps."""
+"""The dataset "scenes-relabel": generated scenes, and shards with their label maps."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .scenes import CLASSES, draw_scenes
 logger = logging.getLogger(__name__)
 
 CONFIG = MODEL
-PICTURES = "pictures"  # folder of the scenes as an ImageFolder for each split, and of the tables of their objects
+PICTURES = "pictures"  # folder with one ImageFolder of scenes per split, and the tables of their objects
 CHECKPOINT = "annotator.safetensors"
 
 
@@ -27,27 +27,27 @@ def make_scenes_relabel(
     annotator_epochs: int = 8,
     seed: int = 0,
 ) -> None:
-    """Draw the scenes, train their annotator, and build the shards of both splits; about a minute on two cores.
+    """Draw the scenes, train their annotator, and build the shards of both splits. Takes about a minute on two cores.
 
-    `root` is there when all of it is done, and not at all after an interruption. It has the config "resnet10t", the
-    pictures as ImageFolders with the tables of their objects in `pictures/`, and the annotator's weights.
+    The result has the config "resnet10t", the scenes as ImageFolders with tables of their objects in `pictures/`, and the
+    weights of the annotator. The operation is atomic: an interrupted run leaves no folder.
 
     Args:
-        root: the folder to make.
-        num_train: pictures to train with.
-        num_validation: pictures to validate with.
-        num_clean: clean pictures that the annotator learns from.
-        annotator_epochs: how often it sees each.
-        seed: of all that is random.
+        root: Folder to create.
+        num_train: Number of training scenes. Default: 1920.
+        num_validation: Number of validation scenes. Default: 480.
+        num_clean: Number of clean pictures to train the annotator on. Default: 4096.
+        annotator_epochs: Number of passes over the clean pictures. Default: 8.
+        seed: Seed of the pictures and of the training. Default: 0.
 
     Raises:
-        FileExistsError: `root` is there already.
+        FileExistsError: `root` exists.
     """
     if root.exists():
-        raise FileExistsError(f"{root} is there already: remove it to make the scenes again")
+        raise FileExistsError(f"{root} already exists: remove it to generate the scenes again")
     root.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=root.parent, prefix=f".{root.name}-") as scratch:
-        work = Path(scratch) / root.name  # in a folder of its own, so that renaming leaves one to clean up
+        work = Path(scratch) / root.name  # inside the temporary folder, which still exists for cleanup after the rename
         logger.info("drawing %d scenes", num_train + num_validation)
         for split, num_images in (("train", num_train), ("validation", num_validation)):
             draw_scenes(work / PICTURES, split, num_images, seed=seed)

@@ -1,4 +1,4 @@
-"""The demo from end to end: scenes, annotator, shards, students, figures, a table of what came out, and a report."""
+"""`run_demo`: Run the demo end to end: scenes, annotator, shards, students, figures, a table of results, and a report."""
 
 from __future__ import annotations
 
@@ -15,36 +15,37 @@ from ..data.datasets import RelabelDataset
 from ..report.html_report import write_report
 from ..report.overlay import save_overlays
 from ..storage.local import write_atomically
+from ..words import counted
 from .dataset import CONFIG, PICTURES, make_scenes_relabel
 from .scenes import read_objects
-from .students import METHODS, PicturesInMemory, Recipe, Score, train_student
+from .students import METHODS, DemoRecipe, PicturesInMemory, Score, train_demo_student
 
 logger = logging.getLogger(__name__)
 
 _COLUMNS = ("labels", "single-label accuracy", "multi-label accuracy", "recall of all classes", "s / epoch")
 _NEXT = """
-Look at the label maps: {overlays}
-Use the scenes in a script:
+Figures of label maps: {overlays}
+Load the scenes in a script:
     import relabel_datasets as rd
-    dataset = rd.load_dataset({dataset!r}, split="train")   # or "scenes-relabel", made in the cache on first use
-Make label maps of your own images with any timm model:
+    dataset = rd.load_dataset({dataset!r}, split="train")   # or "scenes-relabel", generated in the cache on first use
+Build label maps of your own images with any timm model:
     relabel build IMAGES OUT --annotator resnet50.a1_in1k
-Drag a crop over the scenes and see its label, in a browser:
+Open this report in a browser to see the pooled labels of crops:
 {report}
 """
 
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What the demo made and found.
+    """Result of `run_demo`.
 
     Attributes:
-        scores: for each method, one score a seed.
-        annotator: (single-label, multi-label) accuracy of the label maps themselves, pooled over whole pictures.
-        dataset: folder of the scenes with their label maps.
-        overlays: figures of label maps.
-        report: a page to look at the validation scenes with.
-        seconds: how long all of it took.
+        scores: Scores by method, one per seed.
+        annotator: Single-label and multi-label accuracy of the label maps, pooled over whole pictures, in 0..1.
+        dataset: Folder of the scenes with their label maps.
+        overlays: Paths of the figures of label maps.
+        report: Path of the HTML report of the validation scenes.
+        seconds: Duration of the demo in seconds.
     """
 
     scores: Mapping[str, Sequence[Score]]
@@ -55,11 +56,11 @@ class DemoResult:
     seconds: float
 
     def next_steps(self) -> str:
-        """Return what to look at and to run next; the last line is the path of the report."""
+        """Return a text with results to view and commands to run next. Its last line is the path of the report."""
         return _NEXT.format(overlays=self.overlays[0].parent, dataset=str(self.dataset), report=self.report.absolute())
 
     def to_markdown(self) -> str:
-        """Return the table of all methods: mean and standard deviation over the seeds, on the validation scenes."""
+        """Return a Markdown table of all methods, with mean and standard deviation over the seeds on the validation scenes."""
         lines = ["| " + " | ".join(_COLUMNS) + " |", "| --- |" + " ---: |" * (len(_COLUMNS) - 1)]
         for name, scores in self.scores.items():
             accuracies = [_percent([score[i] for score in scores]) for i in range(3)]
@@ -71,25 +72,28 @@ class DemoResult:
 
 
 def run_demo(
-    output: Path,
+    out: Path,
     *,
     seeds: int = 3,
-    recipe: Recipe = Recipe(),
+    recipe: DemoRecipe = DemoRecipe(),
     echo: Callable[[str], object] = logger.info,
 ) -> DemoResult:
-    """Make scenes with label maps, train students with and without them, and return what came out.
+    """Generate scenes with label maps, train students with and without label maps, and compare them.
 
-    Takes under 4 minutes on two cores. The students differ in their labels alone; seeds are 0, 1, ... and every run
-    counts. The scenes in `output/scenes-relabel` are used again if they are there.
+    Takes less than 4 minutes on two cores. The students differ only in their labels. The scenes in `out/scenes-relabel` are
+    reused if they exist.
 
     Args:
-        output: folder for the scenes, the figures (`overlays/`), the table (`table.md`) and the report (`report.html`).
-        seeds: students a method.
-        recipe: how each is trained.
-        echo: called with messages.
+        out: Folder for the scenes, the figures (`overlays/`), the table (`table.md`) and the report (`report.html`).
+        seeds: Number of students per method, with the seeds 0, 1, ... Default: 3.
+        recipe: Training settings of the students.
+        echo: Function that is called with progress messages. Default: log them.
+
+    Returns:
+        The scores of the students, and the paths of the files.
 
     Raises:
-        ValueError: no seeds.
+        ValueError: `seeds` is not positive.
 
     Example:
         >>> print(run_demo(Path("relabel-demo")).to_markdown())
@@ -97,21 +101,21 @@ def run_demo(
     if seeds < 1:
         raise ValueError(f"seeds must be at least 1, got {seeds}")
     start = time.perf_counter()
-    root = output / "scenes-relabel"
+    root = out / "scenes-relabel"
     if not root.exists():
         make_scenes_relabel(root)
     train, validation = (RelabelDataset(root, CONFIG, split) for split in ("train", "validation"))
-    overlays = save_overlays(validation, output / "overlays")
+    overlays = save_overlays(validation, out / "overlays")
     boxes = root / PICTURES / "validation-boxes.csv"
     objects = read_objects(boxes)
-    present = {key: [each.label for each in in_picture] for key, in_picture in objects.items()}
-    echo(f"training {len(METHODS) * seeds} students: {len(METHODS)} kinds of labels, {seeds} seeds each")
+    present = {key: [scene_object.label for scene_object in scene] for key, scene in objects.items()}
+    echo(f"training {len(METHODS) * seeds} students: {len(METHODS)} methods, {counted(seeds, 'seed')} each")
     validation_pictures = PicturesInMemory(validation)
     scores = _train_all(PicturesInMemory(train), validation_pictures, present, seeds, recipe)
     annotator = _score_label_maps(validation_pictures, present)
-    report = write_report(root, output / "report.html", CONFIG, "validation", boxes=boxes, progress=False)
+    report = write_report(root, out / "report.html", CONFIG, "validation", boxes=boxes, progress=False)
     result = DemoResult(scores, annotator, root, overlays, report, time.perf_counter() - start)
-    write_atomically(output / "table.md", result.to_markdown().encode())
+    write_atomically(out / "table.md", result.to_markdown().encode())
     echo(f"done in {result.seconds:.0f} s")
     return result
 
@@ -121,14 +125,16 @@ def _train_all(
     validation: PicturesInMemory,
     present: Mapping[str, Sequence[int]],
     seeds: int,
-    recipe: Recipe,
+    recipe: DemoRecipe,
 ) -> dict[str, list[Score]]:
     scores: dict[str, list[Score]] = {method.name: [] for method in METHODS}
     with tqdm(total=len(METHODS) * seeds * recipe.epochs, desc="training students", unit="epoch", leave=False) as bar:
-        for seed in range(seeds):  # methods inside, so that a machine that slows down slows all of them
+        for seed in range(
+            seeds
+        ):  # methods in the inner loop, so that changes in the speed of the machine affect all of them
             for method in METHODS:
                 bar.set_postfix_str(f"{method.name}, seed {seed}")
-                score = train_student(train, validation, present, method, seed, recipe=recipe, on_epoch=bar.update)
+                score = train_demo_student(train, validation, present, method, seed, recipe=recipe, on_epoch=bar.update)
                 scores[method.name].append(score)
     return scores
 

@@ -1,10 +1,10 @@
-"""Scenes: pictures of several objects of which one is the label, drawn by a program that knows where each object is.
+"""Draw scenes: pictures of several objects with known boxes, of which the main object is the label.
 
-A class is a texture on a shape, such as "striped_star". Colours, backgrounds, sizes, places and turns are random and
-tell nothing of it. As in ImageNet, a picture shows one main object, its label, and others beside it.
+A class is a texture on a shape, such as "striped_star". Colors, backgrounds, sizes, positions and rotations are random and
+independent of the class. As in ImageNet, a picture shows a main object, its label, and other objects.
 
-Pixels: x to the right, y down, (0, 0) the upper left corner. (u, v) is an object's own frame, with the object inside the
-unit circle.
+Coordinates: x to the right, y down, (0, 0) is the upper left corner. (u, v) are coordinates of an object, which lies inside
+the unit circle.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ Array = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
 Pattern = Callable[[Array, Array], Mask]
 
-SIZE = (96, 128)  # (height, width) of a picture that lies; half of them stand
-CLEAN_SIZE = (54, 72)  # likewise, of a clean picture
+SIZE = (96, 128)  # (height, width) of landscape scenes; half of the scenes are portrait
+CLEAN_SIZE = (54, 72)  # the same for clean pictures
 BOX_COLUMNS = ("image", "width", "height", "class", "main", "x1", "y1", "x2", "y2")
-_SAMPLES = 3  # a pixel, along each axis, for smooth edges
-_ATTEMPTS = 60  # to find a place for an object that keeps clear of the others
+_SAMPLES = 3  # samples per pixel along each axis, for smooth edges
+_ATTEMPTS = 60  # attempts to place an object without overlap
 
 
 def _star(num_points: int, notch: float) -> Pattern:
-    """Return a star with tips at radius 1 and notches at radius `notch`; of 3 points and 0.5, it is a triangle."""
+    """Return a star with tips at radius 1 and notches at radius `notch`. With 3 points and a notch of 0.5, it is a triangle."""
     sector = math.pi / num_points  # from a tip to the next notch
-    normal_u, normal_v = notch * math.sin(sector), 1 - notch * math.cos(sector)  # of the edge between them
+    normal_u, normal_v = notch * math.sin(sector), 1 - notch * math.cos(sector)  # normal of the edge between them
 
     def inside(u: Array, v: Array) -> Mask:
         radius, angle = np.hypot(u, v), np.arctan2(v, u)
-        folded = np.abs((angle + sector) % (2 * sector) - sector)  # by symmetry, into the sector of that edge
+        folded = np.abs((angle + sector) % (2 * sector) - sector)  # into the sector of this edge, by symmetry
         return np.asarray(radius * (np.cos(folded) * normal_u + np.sin(folded) * normal_v) <= normal_u)
 
     return inside
@@ -53,7 +53,7 @@ SHAPES: dict[str, Pattern] = {
     "cross": lambda u, v: (np.minimum(abs(u), abs(v)) <= 0.3) & (np.maximum(abs(u), abs(v)) <= 0.95),
     "star": _star(5, 0.42),
 }
-TEXTURES: dict[str, Pattern] = {  # where an object has the second of its two colours
+TEXTURES: dict[str, Pattern] = {  # regions in the second of the two colors of an object
     "striped": lambda _u, v: v % 0.5 < 0.25,
     "barred": lambda u, _v: u % 0.5 < 0.25,
     "checked": lambda u, v: (u % 0.8 < 0.4) ^ (v % 0.8 < 0.4),
@@ -61,7 +61,7 @@ TEXTURES: dict[str, Pattern] = {  # where an object has the second of its two co
     "netted": lambda u, v: (u % 0.5 < 0.12) | (v % 0.5 < 0.12),
     "ringed": lambda u, v: np.hypot(u - 0.5, v - 0.5) % 0.4 < 0.2,
 }
-# Each texture is on two shapes and each shape has three textures, so that it takes both to know a class.
+# Each texture occurs on two shapes, and each shape has three textures, so both are needed to recognize a class.
 CLASSES = (
     "barred_cross", "barred_disc", "checked_star", "checked_triangle", "dotted_cross", "dotted_triangle",
     "netted_disc", "netted_star", "ringed_cross", "ringed_disc", "striped_star", "striped_triangle",
@@ -69,32 +69,33 @@ CLASSES = (
 
 
 class SceneObject(NamedTuple):
-    """One object of a scene."""
+    """Object of a scene."""
 
     label: int  # index in CLASSES
     is_main: bool
-    box_xyxy: tuple[int, int, int, int]  # pixels: x1 up to but without x2, y1 up to but without y2
+    box_xyxy: tuple[int, int, int, int]  # in pixels; x2 and y2 are exclusive
 
 
 class Scene(NamedTuple):
-    """A picture and its objects, the main one first."""
+    """Picture and its objects, the main object first."""
 
     image: Image.Image
     objects: list[SceneObject]
 
 
 def draw_scenes(root: Path, split: str, num_images: int, *, seed: int = 0, size: tuple[int, int] = SIZE) -> None:
-    """Write `root/<split>/<class>/<split>_<number>.jpg` (an ImageFolder) and `root/<split>-boxes.csv`.
+    """Draw scenes and write them as an ImageFolder with a table of their objects.
 
-    The table has one line an object, columns BOX_COLUMNS: the file's name without `.jpg`, the picture's size, the
-    object's class, 1 if it is the main one, and its box in pixels.
+    The files are `root/<split>/<class>/<split>_<number>.jpg` and `root/<split>-boxes.csv`. The table has one line per object
+    with the columns BOX_COLUMNS: file name without `.jpg`, size of the picture, class of the object, 1 for the main object or
+    0, and box in pixels.
 
     Args:
-        root: folder to write into, made if need be.
-        split: "train", "validation" or any other name; each has pictures of its own.
-        num_images: how many pictures; the classes of main objects take turns.
-        seed: the same seed draws the same pictures.
-        size: (height, width) in pixels of half of the pictures; the others are turned, (width, height).
+        root: Folder to write to. It is created if it does not exist.
+        split: Name of the split, such as "train". Different splits have different pictures.
+        num_images: Number of pictures. Classes of the main objects alternate.
+        seed: Seed of the pictures. Default: 0.
+        size: Size (height, width) of half of the pictures in pixels; the others have the size (width, height). Default: (96, 128).
     """
     check_split(split, "split=")
     for name in CLASSES:
@@ -103,7 +104,7 @@ def draw_scenes(root: Path, split: str, num_images: int, *, seed: int = 0, size:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(BOX_COLUMNS)
         for i in tqdm(range(num_images), desc=f"drawing {split} scenes", unit="image", leave=False):
-            scene = draw_scene(_generator(seed, split, i), i % len(CLASSES), _turned(size, i // len(CLASSES)))
+            scene = draw_scene(_generator(seed, split, i), i % len(CLASSES), _oriented(size, i // len(CLASSES)))
             stem = f"{split}_{i:05d}"
             scene.image.save(root / split / CLASSES[i % len(CLASSES)] / f"{stem}.jpg", quality=92)
             for label, is_main, box in scene.objects:
@@ -111,20 +112,23 @@ def draw_scenes(root: Path, split: str, num_images: int, *, seed: int = 0, size:
 
 
 def draw_clean(num_images: int, *, seed: int = 0, size: tuple[int, int] = CLEAN_SIZE) -> list[Scene]:
-    """Return pictures of one large object, whole or in part, or of none: what an annotator learns from.
+    """Draw clean pictures for training an annotator. Each shows one large object, whole or in part, or none.
 
-    One in seven shows none, since a map also covers places where nothing is.
+    One picture in seven has no object, because a label map also covers the background.
 
     Args:
-        num_images: how many; the classes take turns.
-        seed: the same seed draws the same pictures.
-        size: (height, width) in pixels of half of the pictures; the others are turned, (width, height).
+        num_images: Number of pictures. Classes alternate.
+        seed: Seed of the pictures. Default: 0.
+        size: Size (height, width) of half of the pictures in pixels; the others have the size (width, height). Default: (54, 72).
+
+    Returns:
+        The pictures with at most one object each.
     """
     scenes = []
     for i in tqdm(range(num_images), desc="drawing clean pictures", unit="image", leave=False):
         generator = _generator(seed, "clean", i)
         turn, label = divmod(i, len(CLASSES) + 2)
-        height, width = _turned(size, turn)
+        height, width = _oriented(size, turn)
         pixels = _background(generator, (height, width))
         objects = []
         if label < len(CLASSES):
@@ -136,7 +140,14 @@ def draw_clean(num_images: int, *, seed: int = 0, size: tuple[int, int] = CLEAN_
 
 
 def read_objects(table: Path) -> dict[str, list[SceneObject]]:
-    """Return the objects of each picture, by its name without `.jpg`, from a table that `draw_scenes` wrote."""
+    """Read the objects of scenes from a table written by `draw_scenes`.
+
+    Args:
+        table: Path of the CSV file.
+
+    Returns:
+        The objects of each picture, by file name without `.jpg`.
+    """
     objects: dict[str, list[SceneObject]] = {}
     with table.open(newline="") as file:
         for row in csv.DictReader(file):
@@ -147,7 +158,7 @@ def read_objects(table: Path) -> dict[str, list[SceneObject]]:
 
 
 def draw_scene(generator: np.random.Generator, label: int, size: tuple[int, int]) -> Scene:
-    """Return a picture of one main object of class `label` and 1-3 smaller ones of other classes, none overlapping."""
+    """Draw a main object of class `label` and 1 to 3 smaller objects of other classes, without overlap."""
     height, width = size
     side = min(size)
     others = generator.permutation([other for other in range(len(CLASSES)) if other != label])
@@ -162,7 +173,7 @@ def draw_scene(generator: np.random.Generator, label: int, size: tuple[int, int]
             if all(math.hypot(x - x2, y - y2) > radius + radius2 for x2, y2, radius2 in placed):
                 break
         else:
-            continue  # no room left
+            continue  # no space left
         placed.append((x, y, radius))
         box = _draw_object(generator, pixels, object_label, (x, y), radius)
         objects.append(SceneObject(object_label, i == 0, box))
@@ -170,19 +181,19 @@ def draw_scene(generator: np.random.Generator, label: int, size: tuple[int, int]
 
 
 def _generator(seed: int, split: str, index: int) -> np.random.Generator:
-    """Return a generator of its own for each picture, so that no picture depends on how many are drawn."""
+    """Return the random generator of one picture, so that pictures do not depend on the number of pictures."""
     return np.random.default_rng([seed, zlib.crc32(split.encode()), index])
 
 
-def _turned(size: tuple[int, int], turn: int) -> tuple[int, int]:
-    """Return (height, width) of a picture: lying and standing ones take turns within each class, so as not to tell it."""
+def _oriented(size: tuple[int, int], turn: int) -> tuple[int, int]:
+    """Return the size (height, width) of a picture. Landscape and portrait alternate within each class, to be uninformative."""
     return size if turn % 2 == 0 else size[::-1]
 
 
 def _background(generator: np.random.Generator, size: tuple[int, int]) -> Array:
-    """Return `[height, width, 3]` in 0..1: a few large soft blots of similar colours."""
-    blots = generator.uniform(0.1, 0.9, 3) + generator.uniform(-0.12, 0.12, (4, 4, 3))
-    small = Image.fromarray(np.uint8(blots.clip(0, 1) * 255))
+    """Return a background `[height, width, 3]` in 0..1: large blurred spots of similar colors."""
+    spots = generator.uniform(0.1, 0.9, 3) + generator.uniform(-0.12, 0.12, (4, 4, 3))
+    small = Image.fromarray(np.uint8(spots.clip(0, 1) * 255))
     return np.asarray(small.resize(size[::-1], Image.Resampling.BICUBIC), np.float32) / np.float32(255)
 
 
@@ -192,19 +203,19 @@ def _to_image(generator: np.random.Generator, pixels: Array) -> Image.Image:
 
 
 def _colors(generator: np.random.Generator, background: Array) -> Array:
-    """Return two colours `[2, 3]` that can be told from each other and from the background."""
+    """Return two colors `[2, 3]` that differ from each other and from the background."""
     while True:
         colors = generator.uniform(0, 1, (2, 3)).astype(np.float32)
         first, second = colors
-        apart = [np.linalg.norm(a - b) for a, b in ((first, second), (first, background), (second, background))]
-        if apart[0] > 0.6 and min(apart[1:]) > 0.4:
+        distances = [np.linalg.norm(a - b) for a, b in ((first, second), (first, background), (second, background))]
+        if distances[0] > 0.6 and min(distances[1:]) > 0.4:
             return colors
 
 
 def _draw_object(
     generator: np.random.Generator, pixels: Array, label: int, center: tuple[float, float], radius: float
 ) -> tuple[int, int, int, int]:
-    """Draw an object into `pixels` `[height, width, 3]` in place; return the box of what is to be seen of it."""
+    """Draw an object into `pixels` `[height, width, 3]` in-place, and return the box of its visible part."""
     height, width = pixels.shape[:2]
     left, right = max(0, math.floor(center[0] - radius)), min(width, math.ceil(center[0] + radius))
     top, bottom = max(0, math.floor(center[1] - radius)), min(height, math.ceil(center[1] + radius))
@@ -213,8 +224,8 @@ def _draw_object(
 
     x = (np.arange((right - left) * _SAMPLES) + 0.5) / _SAMPLES + left - center[0]
     y = (np.arange((bottom - top) * _SAMPLES) + 0.5) / _SAMPLES + top - center[1]
-    turn = generator.uniform(-0.4, 0.4)
-    cos, sin = math.cos(turn) / radius, math.sin(turn) / radius
+    angle = generator.uniform(-0.4, 0.4)
+    cos, sin = math.cos(angle) / radius, math.sin(angle) / radius
     u = (cos * x + sin * y[:, None]).astype(np.float32)
     v = (cos * y[:, None] - sin * x).astype(np.float32)
     shift = generator.uniform(0, 1, 2)
@@ -231,7 +242,7 @@ def _draw_object(
 
 
 def _mean_of_samples(mask: Mask) -> Array:
-    """Return `[height, width, 1]`: the share of each pixel's samples that are set."""
+    """Return the share of true samples of each pixel, `[height, width, 1]`."""
     height, width = (side // _SAMPLES for side in mask.shape)
     mean: Array = mask.reshape(height, _SAMPLES, width, _SAMPLES, 1).mean((1, 3), dtype=np.float32)
     return mean

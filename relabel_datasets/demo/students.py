@@ -1,4 +1,4 @@
-"""The demo's students: one small model, trained from scratch with four kinds of labels, all else being equal."""
+"""Students of the demo: a small model, trained from scratch with four kinds of labels and otherwise equal settings."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from torchvision.transforms import v2
 from ..data.datasets import RelabelDataset
 from ..labels.label_map import LabelMap
 from ..labels.transforms import LabelPooling
-from .annotator import MODEL, MODEL_ARGS, make_optimizer, normalize, step, to_tensor
+from .annotator import MODEL, MODEL_KWARGS, make_optimizer, normalize, step, to_tensor
 
 Batch = tuple[Tensor, Tensor]  # images [B, 3, h, w] and labels [B] or soft labels [B, C]
 
 
 @dataclass(frozen=True)
 class Method:
-    """What a student is told about the pictures."""
+    """Labels and augmentation of a student."""
 
     name: str
-    pooled: bool  # labels come from the label map, under the crop
+    pooled: bool  # whether labels are pooled from the label map under the crop
     label_smoothing: float = 0.0
     cutmix: bool = False
 
@@ -44,16 +44,16 @@ METHODS = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """How every student is trained.
+class DemoRecipe:
+    """Training settings of the students.
 
     Attributes:
-        epochs: passes over the training pictures.
-        batch_size: pictures a step; those that do not fill a last batch are left out.
-        learning_rate: the highest of AdamW's one cycle.
-        crop_size: pixels of a side of a training crop.
-        test_size: pixels of a side of a whole test picture; larger, as crops show objects larger than life.
-        num_workers: processes that make the crops.
+        epochs: Number of passes over the training pictures.
+        batch_size: Number of pictures per step. An incomplete last batch is dropped.
+        learning_rate: Highest learning rate of the one-cycle schedule of AdamW.
+        crop_size: Side of a training crop in pixels.
+        test_size: Side of a test picture in pixels. It is larger than `crop_size` because crops magnify objects.
+        num_workers: Number of worker processes that load crops.
     """
 
     epochs: int = 10
@@ -65,19 +65,19 @@ class Recipe:
 
 
 class Score(NamedTuple):
-    """How well a student names what is in the validation pictures."""
+    """Accuracy of a student on the validation pictures, in 0..1."""
 
-    single_label: float  # share of pictures whose best class is the main object's
+    single_label: float  # share of pictures whose best class is that of the main object
     multi_label: float  # share of pictures whose best class is that of any object
-    set_recall: float  # mean share of a picture's n classes among the n best
+    set_recall: float  # mean share of the n classes of a picture that are among the n best classes
     seconds_per_epoch: float
 
 
 class PicturesInMemory(Dataset[Any]):
-    """Decoded pictures and label maps of a dataset, so that an epoch measures labels and not JPEG.
+    """Decoded pictures and label maps of a dataset, so that the duration of an epoch excludes JPEG decoding.
 
     Args:
-        dataset: without transforms.
+        dataset: Dataset without transforms.
     """
 
     def __init__(self, dataset: RelabelDataset) -> None:
@@ -92,37 +92,40 @@ class PicturesInMemory(Dataset[Any]):
 
 
 class _SingleLabel:
-    """Replace the label map by the picture's class index, whatever the crop shows."""
+    """Replace the label map by the class index of the picture, independent of the crop."""
 
     def __call__(self, image: Tensor, label_map: LabelMap) -> tuple[Tensor, int]:
         assert label_map.label is not None
         return image, label_map.label
 
 
-def train_student(
+def train_demo_student(
     train: PicturesInMemory,
     validation: PicturesInMemory,
     present: Mapping[str, Sequence[int]],
     method: Method,
     seed: int,
     *,
-    recipe: Recipe = Recipe(),
+    recipe: DemoRecipe = DemoRecipe(),
     on_epoch: Callable[[], object] = lambda: None,
 ) -> Score:
-    """Train a student from scratch and return how well it does.
+    """Train a student from scratch and evaluate it.
 
     Args:
-        train: what it learns from.
-        validation: what it is tested on.
-        present: key of a validation picture -> classes of all objects in it.
-        method: what it is told.
-        seed: of its weights, the order and the crops; the same for all methods.
-        recipe: how it is trained.
-        on_epoch: called after each epoch.
+        train: Training pictures.
+        validation: Validation pictures.
+        present: Classes of all objects in each validation picture, by key.
+        method: Labels and augmentation.
+        seed: Seed of the weights, the order and the crops; the same for all methods.
+        recipe: Training settings.
+        on_epoch: Function that is called after each epoch.
+
+    Returns:
+        The accuracies of the student.
     """
-    with torch.random.fork_rng(devices=[]), _threads_beside(recipe.num_workers):
+    with torch.random.fork_rng(devices=[]), _limited_threads(recipe.num_workers):
         torch.manual_seed(seed)
-        model = timm.create_model(MODEL, **MODEL_ARGS).to(memory_format=torch.channels_last)
+        model = timm.create_model(MODEL, **MODEL_KWARGS).to(memory_format=torch.channels_last)
         seconds = _fit(model, train, method, seed, recipe, on_epoch)
         logits = _predict(model, validation, recipe)
     keys_and_labels = [(label_map.key, label_map.label) for _, label_map in validation.samples]
@@ -134,10 +137,10 @@ def _fit(
     train: PicturesInMemory,
     method: Method,
     seed: int,
-    recipe: Recipe,
+    recipe: DemoRecipe,
     on_epoch: Callable[[], object],
 ) -> float:
-    """Train the model in place; return the seconds it took."""
+    """Train the model in-place, and return the duration in seconds."""
     train.transforms = v2.Compose([
         v2.RandomResizedCrop(recipe.crop_size, scale=(0.08, 1.0)),
         v2.RandomHorizontalFlip(),
@@ -148,7 +151,7 @@ def _fit(
         train, recipe.batch_size, shuffle=True, drop_last=True, num_workers=recipe.num_workers,
         persistent_workers=recipe.num_workers > 0, generator=torch.Generator().manual_seed(seed),
     )  # fmt: skip
-    mix = v2.CutMix(num_classes=MODEL_ARGS["num_classes"]) if method.cutmix else None
+    mix = v2.CutMix(num_classes=MODEL_KWARGS["num_classes"]) if method.cutmix else None
     optimizer, schedule = make_optimizer(model, recipe.learning_rate, recipe.epochs * len(loader))
     model.train()
     start = time.perf_counter()
@@ -163,8 +166,8 @@ def _fit(
 
 
 @torch.inference_mode()
-def _predict(model: nn.Module, validation: PicturesInMemory, recipe: Recipe) -> Tensor:
-    """Return `[N, C]` logits of the whole pictures."""
+def _predict(model: nn.Module, validation: PicturesInMemory, recipe: DemoRecipe) -> Tensor:
+    """Return logits `[N, C]` of whole pictures."""
     model.eval()
     images = torch.stack([to_tensor(image, recipe.test_size) for image, _ in validation.samples])
     return torch.cat([model(normalize(batch)) for batch in torch.split(images, recipe.batch_size)])
@@ -188,8 +191,8 @@ def _score(
 
 
 @contextmanager
-def _threads_beside(num_workers: int) -> Iterator[None]:
-    """Leave a core to each worker: threads that wait for each other on a busy core slow all of them down."""
+def _limited_threads(num_workers: int) -> Iterator[None]:
+    """Reserve one core per worker: PyTorch threads that compete with workers for a core slow down all of them."""
     before = torch.get_num_threads()
     torch.set_num_threads(max(1, min(before, (os.cpu_count() or 1) - num_workers)))
     try:

@@ -22,7 +22,7 @@ def _files(root):
     return {path.relative_to(root): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
-def test_the_same_seed_draws_the_same_bytes_and_other_seeds_and_splits_do_not(folder, tmp_path):
+def test_pictures_depend_only_on_seed_and_split(folder, tmp_path):
     draw_scenes(tmp_path / "again", "train", COUNT, seed=3)
     assert _files(tmp_path / "again") == _files(folder)
     pictures = {data for path, data in _files(folder).items() if path.suffix == ".jpg"}
@@ -31,45 +31,45 @@ def test_the_same_seed_draws_the_same_bytes_and_other_seeds_and_splits_do_not(fo
         assert not pictures & {data for path, data in _files(tmp_path / name).items() if path.suffix == ".jpg"}
 
 
-def test_a_picture_does_not_depend_on_how_many_are_drawn(folder, tmp_path):
+def test_a_picture_does_not_depend_on_the_number_of_pictures(folder, tmp_path):
     draw_scenes(tmp_path, "train", 5, seed=3)
     pictures = {path: data for path, data in _files(tmp_path).items() if path.suffix == ".jpg"}
     assert len(pictures) == 5
     assert pictures.items() <= _files(folder).items()
 
 
-def test_scenes_are_an_image_folder_of_balanced_classes_with_unique_stems(folder):
+def test_scenes_form_an_image_folder_with_balanced_classes_and_unique_stems(folder):
     dataset = ImageFolder(str(folder / "train"))
     assert tuple(dataset.classes) == CLASSES
     assert np.bincount(dataset.targets).tolist() == [4] * len(CLASSES)
     assert len({path.rsplit("/", 1)[-1] for path, _ in dataset.samples}) == COUNT
 
 
-def test_the_shape_of_a_picture_does_not_tell_its_class(folder):
-    # Every class lies as often as it stands; were one class always to lie, squashing would give it away.
+def test_the_orientation_of_a_picture_is_independent_of_its_class(folder):
+    # Otherwise the distortion of resizing to a square would reveal the class.
     dataset = ImageFolder(str(folder / "train"))
-    standing = [0] * len(CLASSES)
+    num_portrait = [0] * len(CLASSES)
     for image, label in dataset:
         assert image.size in ((128, 96), (96, 128))
-        standing[label] += image.height > image.width
-    assert standing == [2] * len(CLASSES)
+        num_portrait[label] += image.height > image.width
+    assert num_portrait == [2] * len(CLASSES)
 
 
-def test_the_table_has_one_main_object_a_picture_of_its_folders_class_and_others_beside_it(folder):
+def test_the_table_has_one_main_object_and_others_per_picture(folder):
     with (folder / "train-boxes.csv").open() as file:
         assert tuple(next(csv.reader(file))) == BOX_COLUMNS
     objects = read_objects(folder / "train-boxes.csv")
     assert len(objects) == COUNT
     for path in (folder / "train").rglob("*.jpg"):
-        in_picture = objects[path.stem]
-        assert [each.is_main for each in in_picture] == [True] + [False] * (len(in_picture) - 1)
-        assert CLASSES[in_picture[0].label] == path.parent.name
-        assert len({each.label for each in in_picture}) == len(in_picture) <= 4
-    assert sum(len(in_picture) for in_picture in objects.values()) > 2 * COUNT
+        scene_objects = objects[path.stem]
+        assert [scene_object.is_main for scene_object in scene_objects] == [True] + [False] * (len(scene_objects) - 1)
+        assert CLASSES[scene_objects[0].label] == path.parent.name
+        assert len({scene_object.label for scene_object in scene_objects}) == len(scene_objects) <= 4
+    assert sum(map(len, objects.values())) > 2 * COUNT
 
 
-def test_boxes_hold_all_of_their_object_and_nothing_more(monkeypatch):
-    # Black ground and white objects, without noise: the objects are the white pixels.
+def test_boxes_are_tight(monkeypatch):
+    # White objects on black without noise, so that the white pixels are the objects.
     monkeypatch.setattr(scenes, "_background", lambda _generator, size: np.zeros((*size, 3), np.float32))
     monkeypatch.setattr(scenes, "_colors", lambda _generator, _background: np.ones((2, 3), np.float32))
     monkeypatch.setattr(scenes, "_to_image", lambda _generator, pixels: Image.fromarray(np.uint8(pixels * 255)))
@@ -87,8 +87,8 @@ def test_boxes_hold_all_of_their_object_and_nothing_more(monkeypatch):
         assert not (white & ~inside).any()
 
 
-def test_clean_pictures_show_one_object_or_none():
+def test_clean_pictures_have_one_object_or_none():
     clean = draw_clean(2 * (len(CLASSES) + 2))
-    labels = [[each.label for each in scene.objects] for scene in clean]
+    labels = [[scene_object.label for scene_object in scene.objects] for scene in clean]
     assert labels == 2 * ([[label] for label in range(len(CLASSES))] + [[], []])
     assert [scene.image.size for scene in clean] == [(72, 54)] * 14 + [(54, 72)] * 14
