@@ -48,7 +48,7 @@ def _caches(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets-cache")
     monkeypatch.setattr(hub_module, "_COMMIT_PAUSES_S", (0.01, 0.01, 0.01))
-    monkeypatch.setattr("relabel_datasets.storage.hub.time.sleep", lambda _: None)
+    monkeypatch.setattr("relabel_datasets.storage.retries.time.sleep", lambda _: None)
     datasets.disable_progress_bars()
 
 

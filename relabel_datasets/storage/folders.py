@@ -1,4 +1,4 @@
-"""Where a dataset's files are, local or remote: both give verified local files, open for reading."""
+"""Folders of a dataset, local or remote. Both open their files as verified local files."""
 
 from __future__ import annotations
 
@@ -25,72 +25,103 @@ T = TypeVar("T")
 
 MANIFEST_NAME = "_info.json"  # a folder that holds it is a config
 CARD_NAME = "README.md"
-MAX_SMALL_BYTES = 64 << 20  # of a manifest, as `schema.parse_json` has it: a thousand shards take about a megabyte
-MAX_CARD_BYTES = 16 << 20  # cards name all classes of all configs: 21,000 classes take half a megabyte
+MAX_SMALL_BYTES = 64 << 20  # of a manifest, as in `schema.parse_json`; 1000 shards need about 1 MB
+MAX_CARD_BYTES = 16 << 20  # a card lists all classes of all configs; 21,000 classes need about 0.5 MB
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
 class Folder(Protocol):
-    """A folder of a dataset; `str()` of it is its path or its URL without credentials."""
+    """Folder of a dataset. Its `str()` is its path, or its URL without credentials."""
 
     @property
     def is_remote(self) -> bool:
-        """Whether opening a file may take long."""
+        """Whether files are downloaded when they are opened."""
         ...
 
     def child(self, name: str) -> Folder:
-        """Return a folder in this one."""
+        """Return a subfolder.
+
+        Args:
+            name: Name of a config.
+        """
         ...
 
     def configs(self) -> list[str] | None:
-        """Return the names of the configs in this folder, sorted; None if the folder itself is one.
+        """Return the sorted names of the configs in this folder; None if the folder itself is a config.
 
         Raises:
-            FileNotFoundError: there is no dataset.
+            FileNotFoundError: There is no dataset.
         """
         ...
 
     def card(self) -> str | None:
-        """Return the text of the dataset's card, or None if it has none here.
+        """Return the text of the dataset's card; None if there is no card.
 
         Raises:
-            DatasetError: (a ValueError) it cannot be reached.
+            DatasetError: The card cannot be read. It is a ValueError.
         """
         ...
 
     def read(self, name: str, parse: Callable[[bytes], T]) -> T:
-        """Return what `parse` makes of a small file that no manifest describes; a damaged remote file is read again.
+        """Read and parse a small file that is not in the manifest. A damaged remote file is downloaded again.
 
         Args:
             name: Name of the file.
-            parse: Function that raises DatasetError if the content is damaged.
+            parse: Function that parses the content. It raises DatasetError if the content is damaged.
+
+        Returns:
+            The result of `parse`.
 
         Raises:
             FileNotFoundError: There is no such file.
-            DatasetError: (a ValueError) The file is damaged or cannot be reached.
+            DatasetError: The file is damaged or cannot be reached. It is a ValueError.
         """
         ...
 
     def open(self, name: str, num_bytes: int, sha256: str) -> BinaryIO:
-        """Return a local file with the content of the file of this name, open for reading.
+        """Open a file of the manifest.
+
+        Args:
+            name: Name of the file.
+            num_bytes: Expected size in bytes.
+            sha256: Expected SHA-256, in hex.
+
+        Returns:
+            A local file with this content, open for reading.
 
         Raises:
-            FileNotFoundError: there is no such file.
-            DatasetError: (a ValueError) it is another one than expected, or cannot be reached.
+            FileNotFoundError: There is no such file.
+            DatasetError: The file differs from the expected one, or cannot be reached. It is a ValueError.
         """
         ...
 
     def has(self, sha256: str) -> bool:
-        """Return whether a file that was opened is still on disk: the cache may have let go of it."""
+        """Return whether a file that was opened is still on disk; the cache may have deleted it.
+
+        Args:
+            sha256: SHA-256 of the file, in hex.
+        """
         ...
 
     def check_room(self, num_bytes: int, what: str) -> None:
-        """Raise DatasetError if so many bytes, which are needed at a time, are more than the cache may take."""
+        """Raise an error if `num_bytes` exceeds the limit of the cache.
+
+        Args:
+            num_bytes: Number of bytes that are needed at the same time.
+            what: Name of what needs them, for the error message.
+
+        Raises:
+            DatasetError: The limit is exceeded.
+        """
         ...
 
 
 class LocalFolder:
-    """A folder on disk. Files are compared with the manifest by their size, and by their SHA-256 as `recheck` says."""
+    """Folder on disk. Sizes are compared with the manifest, and SHA-256s if `RELABEL_CHECK_ON_OPEN` is set.
+
+    Args:
+        path: Path of the folder.
+    """
 
     is_remote = False
 
@@ -111,7 +142,7 @@ class LocalFolder:
         names = sorted(path.parent.name for path in self._path.glob(f"*/{MANIFEST_NAME}"))
         for name in names:
             if not is_config(name):
-                logger.warning("folder %.120r in %s is left out: %s", name, self, CONFIG_RULE)
+                logger.warning("folder %.120r in %s is ignored, its name is not valid: %s", name, self, CONFIG_RULE)
         return list(filter(is_config, names))
 
     def card(self) -> str | None:
@@ -133,18 +164,20 @@ class LocalFolder:
         try:
             file = open_regular(path)
         except FileNotFoundError:
-            raise FileNotFoundError(f"{path} is in the manifest but not on disk: fetch or build it anew") from None
+            raise FileNotFoundError(
+                f"{path} is in the manifest but not on disk: download or build the dataset again"
+            ) from None
         size = os.fstat(file.fileno()).st_size
         if size != num_bytes:
             file.close()
             raise DatasetError(
-                f"{path} has {size} bytes, its manifest says {num_bytes}: it is damaged or of another build, fetch or "
-                "build it anew"
+                f"{path} has {size} bytes, its manifest says {num_bytes}: it is damaged or from another build; download or build "
+                "the dataset again"
             )
         if has_other_content(file, sha256):
             file.close()
             raise DatasetError(
-                f"{path} is damaged: its SHA-256 is not {sha256}, as its manifest says: fetch or build it again"
+                f"{path} is damaged: its SHA-256 is not {sha256}, which its manifest says: download or build the dataset again"
             )
         return file
 
@@ -156,7 +189,13 @@ class LocalFolder:
 
 
 class RemoteFolder:
-    """A folder behind a URL. Files come into the cache, compared with the manifest by length and sha256 before use."""
+    """Folder at a URL. Files are downloaded to the cache, and their size and SHA-256 are compared with the manifest.
+
+    Args:
+        files: Remote files of the dataset.
+        cache: Cache for the downloaded files.
+        below: Path of the folder in the dataset, empty or ending in a slash. Default: the root.
+    """
 
     is_remote = True
 
@@ -176,7 +215,7 @@ class RemoteFolder:
             no_manifest = error
         else:
             return None
-        # Not by a listing, which plain HTTP lacks: the card names all configs.
+        # The card names all configs. Plain HTTP cannot list a folder.
         where = f"{self}/{CARD_NAME}"
         try:
             return self.read(CARD_NAME, lambda data: card_configs(data, where))
@@ -184,7 +223,7 @@ class RemoteFolder:
             if isinstance(no_manifest, RefusedError):
                 raise no_manifest from None
             raise FileNotFoundError(
-                f"no dataset at {self}: neither {CARD_NAME} nor {MANIFEST_NAME} is there ({no_manifest})"
+                f"no dataset at {self}: it has neither {CARD_NAME} nor {MANIFEST_NAME} ({no_manifest})"
             ) from None
 
     def card(self) -> str | None:
@@ -213,7 +252,20 @@ def remote_folder(
     cache_dir: str | os.PathLike[str] | None = None,
     cache_limit: int | str | None = None,
 ) -> RemoteFolder:
-    """Return the folder behind a URL; for the arguments and the errors see `names.open_folder`."""
+    """Return the folder at a URL.
+
+    Args:
+        url: URL of any protocol of fsspec.
+        storage_options: Arguments of fsspec's file system. Default: none.
+        cache_dir: Folder of the cache, see `open_folder`.
+        cache_limit: Limit of the cache, see `open_folder`.
+
+    Returns:
+        The folder. It is not opened yet.
+
+    Raises:
+        ValueError: The limit cannot be parsed, or the URL is a chain of URLs.
+    """
     folder = default_cache() if cache_dir is None else Path(cache_dir)
     limit = find_limit(cache_limit)
     cache = ShardCache(folder / "shards", limit)
@@ -221,27 +273,27 @@ def remote_folder(
 
 
 def without_file_scheme(path: str | os.PathLike[str]) -> str:
-    """Return a path or URL unchanged, except for a `file://` URL, whose path is returned."""
+    """Return the path of a `file://` URL, and any other path or URL unchanged."""
     text = os.fspath(path)
     return unquote(urlsplit(text).path) if text[:7].lower() == "file://" else text
 
 
 def is_url(path: str | os.PathLike[str]) -> bool:
-    """Return whether a path is the URL of something remote, or a chain of such URLs."""
+    """Return whether a path is a URL, or a chain of URLs."""
     return re.match(r"(?:[a-z]\w*::)*[a-z][a-z0-9+.-]*://", os.fspath(path), re.IGNORECASE) is not None
 
 
 def is_like_url(path: str | os.PathLike[str]) -> bool:
-    """Return whether a path is a URL, a URL with a typo (`s3:/bucket`), or a `Path` made of one."""
+    """Return whether a path is a URL, a URL with a typo (`s3:/bucket`), or a `Path` made from a URL."""
     return is_url(path) or re.match(r"[a-z][a-z0-9+.-]+:/", os.fspath(path), re.IGNORECASE) is not None
 
 
 def local_path(path: str | os.PathLike[str], what: str) -> Path:
-    """Return a path on this machine.
+    """Return an argument as a local path.
 
     Args:
         path: A path, or a `file://` URL.
-        what: Name of the argument for the error.
+        what: Name of the argument, for the error message.
 
     Raises:
         ValueError: The path is a URL.
@@ -253,10 +305,10 @@ def local_path(path: str | os.PathLike[str], what: str) -> Path:
 
 
 def default_cache() -> Path:
-    """Return the folder of short names and of remote shards: `RELABEL_CACHE`, else `~/.cache/relabel_datasets`.
+    """Return the default cache folder: the environment variable `RELABEL_CACHE`, else `~/.cache/relabel_datasets`.
 
     Raises:
-        OSError: There is neither that variable nor a home directory.
+        OSError: Neither the variable nor a home directory exists.
     """
     folder = os.environ.get("RELABEL_CACHE")
     if folder:
@@ -271,17 +323,23 @@ def default_cache() -> Path:
 
 
 def find_limit(limit: int | str | None) -> int | None:
-    """Return the bytes that remote shards may take on disk: as given, or `RELABEL_CACHE_LIMIT`; None where there is no limit.
+    """Parse the limit of the cache.
+
+    Args:
+        limit: Number of bytes, or text such as `"200G"`. None uses the environment variable `RELABEL_CACHE_LIMIT`.
+
+    Returns:
+        The limit in bytes; None if there is no limit.
 
     Raises:
-        ValueError: a limit that cannot be read.
+        ValueError: The limit cannot be parsed.
     """
     limit = os.environ.get("RELABEL_CACHE_LIMIT") or None if limit is None else limit
     if limit is None:
         return None
     match = re.fullmatch(r"(\d+)([KMGT]?)B?", str(limit).upper().replace(" ", ""))
     if match is None or int(match[1]) == 0:
-        raise ValueError(f"a limit of the cache is a number of bytes, such as 200000000000 or '200G', got {limit!r}")
+        raise ValueError(f"cache_limit= must be a number of bytes, such as 200000000000 or '200G', got {limit!r}")
     return int(match[1]) * _UNITS[match[2]]
 
 
@@ -290,14 +348,14 @@ def card_configs(card: bytes, where: str) -> list[str]:
 
     Args:
         card: Content of the card.
-        where: The card as errors name it.
+        where: Name of the card in error messages.
 
     Raises:
         DatasetError: The card is not UTF-8, names no configs, or names one that is not valid.
     """
     match = re.match(r"---\r?\n(.*?)\r?\n---\r?\n", decode_card(card, where), re.DOTALL)
     if match is None:
-        raise DatasetError(f"{where} is not the card of a dataset: its YAML is missing or cut off")
+        raise DatasetError(f"{where} is not the card of a dataset: its YAML header is missing or truncated")
     try:
         names = [config["config_name"] for config in yaml.safe_load(match[1])["configs"]]
     except (yaml.YAMLError, KeyError, TypeError, ValueError, RecursionError) as error:
@@ -307,10 +365,11 @@ def card_configs(card: bytes, where: str) -> list[str]:
 
 
 def read_card(path: Path) -> str | None:
-    """Return the text of a dataset's card on disk; None if there is none.
+    """Return the text of a dataset's card on disk; None if there is no card.
 
     Raises:
-        DatasetError: The card is not UTF-8, larger than `MAX_CARD_BYTES`, no regular file, or a link out of the dataset.
+        DatasetError: The card is not UTF-8, is larger than `MAX_CARD_BYTES`, is not a regular file, or is a symbolic link to
+            a file outside of the dataset.
     """
     try:
         return decode_card(read_inside(path, MAX_CARD_BYTES), str(path))
@@ -319,10 +378,18 @@ def read_card(path: Path) -> str | None:
 
 
 def decode_card(card: bytes, where: str) -> str:
-    """Return the text of a card; errors as `read_card`."""
+    """Return the text of a card.
+
+    Args:
+        card: Content of the card.
+        where: Name of the card in error messages.
+
+    Raises:
+        DatasetError: The card is not UTF-8, or is larger than `MAX_CARD_BYTES`.
+    """
     if len(card) > MAX_CARD_BYTES:
-        raise DatasetError(f"{where} has more than {MAX_CARD_BYTES} bytes, the most that a card may have")
+        raise DatasetError(f"{where} has more than {MAX_CARD_BYTES} bytes, the limit for a card")
     try:
         return card.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DatasetError(f"{where} is not UTF-8, save it as such: {error}") from error
+        raise DatasetError(f"{where} is not UTF-8: {error}. Save it as UTF-8") from error

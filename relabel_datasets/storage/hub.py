@@ -1,15 +1,13 @@
-"""A dataset on the Hugging Face Hub, at one commit: files come into the Hub's own cache and are verified before use.
+"""Datasets on the Hugging Face Hub at one commit. Files are stored in the Hub's own cache and verified before use.
 
-huggingface_hub compares a file's length with what the Hub announces, not its content with anything. Here each file that the
-manifest names is hashed once on each machine, also one that `hf download` brought; a small record beside our cache says
-which files have been.
+huggingface_hub verifies the length of a file, but not its content. Here each file of the manifest is hashed once per machine,
+including files from `hf download`. Small records next to the package's cache remember which files have been verified.
 """
 
 from __future__ import annotations
 
 import logging
 import re
-import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -27,23 +25,25 @@ from .local import sha256_of, write_atomically
 from .recheck import has_other_content
 from .redaction import redacted_cause
 from .regular_files import open_regular, read_regular
+from .retries import Failure, retry
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
-PAUSES_S = (1, 4)  # between attempts; huggingface_hub makes several requests in each, for up to half a minute
+PAUSES_S = (1, 4)  # between attempts, in each of which huggingface_hub repeats requests for up to 30 s
 _WHOLE_ATTEMPTS = 3  # downloads of a file whose content is wrong
 
 
 @dataclass(frozen=True)
 class HubRepo:
-    """A dataset repository of the Hub at a revision.
+    """Dataset repository of the Hub at a revision.
 
     Attributes:
-        repo_id: `"org/name"`.
-        revision: a branch, a tag or a commit; None is the default branch.
-        token: None takes that of `hf auth login` or of the environment variable `HF_TOKEN`.
-        cache_dir: the Hub's own layout in its folder `hub`; None takes the Hub's cache, see `HF_HUB_CACHE`.
+        repo_id: Name of the repository, such as `"org/name"`.
+        revision: Branch, tag or commit. None is the default branch.
+        token: Access token. None uses the token of `hf auth login` or of the environment variable `HF_TOKEN`.
+        cache_dir: Folder whose subfolder `hub` has the layout of the Hub's cache. None uses the Hub's cache, see
+            `HF_HUB_CACHE`.
     """
 
     repo_id: str
@@ -54,29 +54,34 @@ class HubRepo:
     def __str__(self) -> str:
         return self.repo_id if self.revision is None else f"{self.repo_id}@{self.revision}"
 
-    def __repr__(self) -> str:  # dataclass's would show the token
+    def __repr__(self) -> str:  # the dataclass's own shows the token
         return f"HubRepo({str(self)!r})"
 
     def pinned(self) -> HubRepo:
-        """Return the repository at the commit that the revision is now; without network, at the one last seen.
+        """Return the repository at the current commit of its revision; without a network, at the last commit seen.
 
-        The errors are those of `with_hub_errors`.
+        Raises:
+            FileNotFoundError, RefusedError, DatasetError: As for `with_hub_errors`.
         """
         card = self.fetch(CARD_NAME)
         commit = card.parent.name  # <cache>/datasets--org--name/snapshots/<commit>/README.md
         assert re.fullmatch(r"[0-9a-f]{40}", commit)
         return replace(self, revision=commit)
 
-    def fetch(self, name: str, *, anew: bool = False) -> Path:
-        """Return the local path of a file, after a download unless it is in the cache.
+    def fetch(self, name: str, *, force: bool = False) -> Path:
+        """Download a file unless it is in the cache.
 
         Args:
-            name: of the file.
-            anew: download it even if it is in the cache.
+            name: Name of the file in the repository.
+            force: Whether to download a file that is in the cache. Default: False.
 
-        The errors are those of `with_hub_errors`.
+        Returns:
+            Local path of the file.
+
+        Raises:
+            FileNotFoundError, RefusedError, DatasetError: As for `with_hub_errors`.
         """
-        from huggingface_hub import hf_hub_download  # slow to import, and those who read from disk do not need it
+        from huggingface_hub import hf_hub_download  # slow to import, and not needed for local datasets
 
         def download() -> str:
             return hf_hub_download(
@@ -86,38 +91,46 @@ class HubRepo:
                 revision=self.revision,
                 token=self.token,
                 cache_dir=None if self.cache_dir is None else self.cache_dir / "hub",
-                force_download=anew,
-                tqdm_class=cast(Any, partial(tqdm, disable=True)),  # a shard is fetched whenever one is needed
+                force_download=force,
+                tqdm_class=cast(Any, partial(tqdm, disable=True)),  # shards are downloaded throughout the run
             )
 
         return Path(with_hub_errors(download, self, name))
 
     def verified(self, name: str, num_bytes: int, sha256: str) -> Path:
-        """Return the local path of a file with this content.
+        """Download a file unless it is in the cache, and verify it.
+
+        Args:
+            name: Name of the file in the repository.
+            num_bytes: Expected size in bytes.
+            sha256: Expected SHA-256, in hex.
+
+        Returns:
+            Local path of the file.
 
         Raises:
-            DatasetError: (a ValueError) it is another one than expected.
-            OSError, ValueError: as `with_hub_errors`.
+            DatasetError: The file differs from the expected one after several downloads. It is a ValueError.
+            OSError, ValueError: As for `with_hub_errors`.
         """
         path = self.fetch(name)
         for attempts_left in reversed(range(_WHOLE_ATTEMPTS)):
-            wrong = self._compare(path, num_bytes, sha256)
-            if wrong is None:
+            problem = self._compare(path, num_bytes, sha256)
+            if problem is None:
                 return path
             if attempts_left:
-                logger.warning("%s/%s: %s; fetched anew", self, name, wrong)
-                path = self.fetch(name, anew=True)
+                logger.warning("%s/%s: %s; downloading it again", self, name, problem)
+                path = self.fetch(name, force=True)
         raise DatasetError(
-            f"{self}/{name}: {wrong}, by the manifest: it is damaged or of another build, publish it anew"
+            f"{self}/{name}: {problem}, which the manifest says: it is damaged or from another build; publish the dataset again"
         )
 
     def _compare(self, path: Path, num_bytes: int, sha256: str) -> str | None:
-        """Return what is wrong with a file in the cache, if anything is."""
+        """Return how a file in the cache differs from the expected one; None if it does not."""
         stat = path.stat()
         if stat.st_size != num_bytes:
             return f"it has {stat.st_size} bytes instead of {num_bytes}"
         verified = (self.cache_dir or default_cache()) / "verified"
-        record = verified / check_sha256(sha256, "the manifest")  # it becomes a path, and comes from strangers
+        record = verified / check_sha256(sha256, "the manifest")  # it becomes a path, and the manifest may be hostile
         state = f"{stat.st_ino} {stat.st_mtime_ns} {stat.st_size}".encode()
         with suppress(FileNotFoundError):
             if record.read_bytes() == state:
@@ -125,19 +138,19 @@ class HubRepo:
                     return f"its SHA-256 is no longer {sha256}" if has_other_content(file, sha256) else None
         actual = sha256_of(path)
         if actual != sha256:
-            return f"its sha256 is {actual} instead of {sha256}"
-        with suppress(OSError):  # where nothing can be written, each process hashes for itself
+            return f"its SHA-256 is {actual} instead of {sha256}"
+        with suppress(OSError):  # without write access, each process hashes the file again
             record.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(record, state)
         return None
 
 
 class HubFolder:
-    """A folder of a dataset on the Hub, see `Folder`.
+    """Folder of a dataset on the Hub, see `Folder`.
 
     Args:
-        repo: at a commit, so that all processes of a run read the same files whatever is published meanwhile.
-        below: the folder in it, with a slash at its end unless it is empty.
+        repo: Repository at a commit, so that all processes of a run read the same files even if a new version is published.
+        below: Path of the folder in the repository, empty or ending in a slash. Default: the root.
     """
 
     is_remote = True
@@ -165,7 +178,7 @@ class HubFolder:
         return open_regular(self._repo.verified(self._below + check_file_name(name, str(self)), num_bytes, sha256))
 
     def has(self, sha256: str) -> bool:
-        return True  # the Hub's cache deletes nothing of itself
+        return True  # the Hub's cache does not evict files
 
     def check_room(self, num_bytes: int, what: str) -> None:
         pass
@@ -174,38 +187,38 @@ class HubFolder:
         try:
             return parse(read_regular(self._repo.fetch(self._below + name), MAX_SMALL_BYTES))
         except DatasetError as error:
-            logger.warning("%s; fetched anew", error)
-            return parse(read_regular(self._repo.fetch(self._below + name, anew=True), MAX_SMALL_BYTES))
+            logger.warning("%s; downloading it again", error)
+            return parse(read_regular(self._repo.fetch(self._below + name, force=True), MAX_SMALL_BYTES))
 
 
 def with_hub_errors(
     call: Callable[[], T], repo: HubRepo, name: str | None = None, pauses_s: Sequence[float] = PAUSES_S
 ) -> T:
-    """Return the result of a call to the Hub, repeated after temporary failures; its errors are those of `explain_hub_error`.
+    """Call the Hub, with retries after temporary failures and with errors in the words of this package.
 
     Args:
-        call: May raise errors of huggingface_hub.
-        repo: The repository of the request.
-        name: The file of the request, if it is about one.
-        pauses_s: Seconds between attempts.
+        call: Function that may raise errors of huggingface_hub.
+        repo: Repository of the request.
+        name: File of the request. Default: the request is not about a file.
+        pauses_s: Pauses between attempts in seconds. Default: 1 and 4.
+
+    Returns:
+        The result of `call`.
 
     Raises:
         FileNotFoundError: There is no such repository, revision or file, or it is private.
-        RefusedError: (a ValueError) The repository is gated, or the token is invalid or lacks the permission.
-        UnavailableError: (a ValueError) The Hub cannot be reached, or somebody else changed the repository meanwhile.
-        DatasetError: (a ValueError) The Hub rejects the request.
+        RefusedError: The repository is gated, or the token is invalid or lacks the permission. It is a ValueError.
+        UnavailableError: The Hub cannot be reached, or the repository was changed by someone else. It is a ValueError.
+        DatasetError: The Hub rejects the request. It is a ValueError.
         OSError: The disk of the cache is full.
     """
     item = HubItem(repo.repo_id, repo.revision, name, token=repo.token)
-    for pause in (*pauses_s, None):
-        try:
-            return call()
-        except Exception as error:
-            explained = explain_hub_error(error, item)
-            if explained is None:
-                raise
-            if pause is None or not isinstance(explained, UnavailableError):
-                raise explained from redacted_cause(error, item.secrets)
-            logger.warning("%s; next attempt in %g s", explained, pause)
-        time.sleep(pause)
-    raise AssertionError
+
+    def explain(error: Exception) -> Failure:
+        explained = explain_hub_error(error, item)
+        if explained is None:
+            return Failure(error)
+        is_temporary = isinstance(explained, UnavailableError)
+        return Failure(explained, redacted_cause(error, item.secrets), is_temporary=is_temporary)
+
+    return retry(call, explain, pauses_s)

@@ -1,7 +1,7 @@
-"""Errors of the Hugging Face Hub in the words of this package: what failed, and what to do.
+"""Translate errors of the Hugging Face Hub into errors of this package, which say what failed and what to do.
 
-The messages of huggingface_hub, transformers and datasets give advice about arguments that users of this package do not pass
-(`force_download=True`), and may quote signed URLs. They are kept, redacted, as the cause of the error.
+The messages of huggingface_hub, transformers and datasets recommend arguments that users of this package cannot pass
+(`force_download=True`), and may quote signed URLs. They are redacted and kept as the cause of the error.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ _LOG_IN = "log in with `hf auth login`, set HF_TOKEN, or give token="
 
 @dataclass(frozen=True)
 class HubItem:
-    """What a request to the Hub is about.
+    """Subject of a request to the Hub.
 
     Attributes:
-        repo_id: `"org/name"`.
-        revision: A branch, a tag or a commit; None is the default branch.
-        name: The file in the repository, if the request is about one.
-        kind: `"dataset"`: of label maps; `"images"`: another dataset, read by `datasets`; or `"model"`.
-        token: The token of the request, which no message contains.
+        repo_id: Name of the repository, such as `"org/name"`.
+        revision: Branch, tag or commit. Default: the default branch.
+        name: Name of the requested file. Default: the request is not about a file.
+        kind: `"dataset"` for label maps, `"images"` for another dataset that is read by `datasets`, or `"model"`.
+        token: Access token of the request, which no message contains. Default: none.
     """
 
     repo_id: str
@@ -47,36 +47,42 @@ class HubItem:
 
     @property
     def noun(self) -> str:
-        """What a message calls the repository."""
+        """Noun for the repository in messages."""
         return "model" if self.kind == "model" else "dataset"
 
     @property
     def page(self) -> str:
-        """The address of the repository's page."""
+        """URL of the repository's page."""
         from huggingface_hub import constants
 
         return f"{constants.ENDPOINT}/{'' if self.kind == 'model' else 'datasets/'}{self.repo_id}"
 
     @property
     def secrets(self) -> list[str]:
-        """Strings that no message contains."""
+        """Strings that must not occur in any message."""
         return [token for token in (self.token, os.environ.get("HF_TOKEN")) if token]
 
 
 def explain_hub_error(error: BaseException, item: HubItem) -> Exception | None:
-    """Return the error to raise instead of one of huggingface_hub or its HTTP client; None for any other error.
+    """Translate an error of huggingface_hub or its HTTP client.
 
-    It is a FileNotFoundError for what does not exist, a RefusedError for missing rights, an UnavailableError where the same
-    request may succeed later, an OSError for a full disk, and else a DatasetError.
+    Args:
+        error: The error.
+        item: Subject of the request.
+
+    Returns:
+        The error to raise instead: a FileNotFoundError if something does not exist, a RefusedError if a permission is missing,
+        an UnavailableError if the same request may succeed later, an OSError if the disk is full, and a DatasetError otherwise.
+        None if the error comes from elsewhere.
     """
     from huggingface_hub import errors
 
     if isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception):
-        error = error.__cause__  # of an upload
+        error = error.__cause__  # uploads wrap their errors
     if isinstance(error, errors.HFValidationError):
         return DatasetError(f"{item.repo_id!r} is not the name of a repository on the Hub: expected org/name")
     if isinstance(error, errors.GatedRepoError):
-        return RefusedError(f"{item.repo_id} is gated: ask for access at {item.page}, then {_LOG_IN}")
+        return RefusedError(f"{item.repo_id} is gated: request access at {item.page}, then {_LOG_IN}")
     if isinstance(error, (errors.RepositoryNotFoundError, errors.RevisionNotFoundError)):
         return _not_found(error, item)
     if isinstance(error, (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled)):
@@ -84,12 +90,12 @@ def explain_hub_error(error: BaseException, item: HubItem) -> Exception | None:
     if isinstance(error, errors.EntryNotFoundError):
         expected = {
             "dataset": "a dataset of label maps",
-            "images": "such a dataset",
+            "images": "a dataset with this file",
             "model": "a model of this library",
         }
         return FileNotFoundError(
-            f"there is no {item.name or 'such file'} in {item.repo_id} on the Hub: it is not {expected[item.kind]}, or has "
-            f"another revision; see {item.page}"
+            f"there is no {item.name or 'such file'} in {item.repo_id} on the Hub: the repository is not "
+            f"{expected[item.kind]}, or the file is in another revision; see {item.page}"
         )
     if isinstance(error, errors.HfHubHTTPError):
         return _explain_status(error, item)
@@ -101,12 +107,12 @@ def explain_hub_error(error: BaseException, item: HubItem) -> Exception | None:
             f"the disk of the Hub's cache {constants.HF_HUB_CACHE} is full: free some space, or choose another folder with "
             "cache_dir= or the environment variable HF_HOME",
         )
-    is_of_client = type(error).__module__.partition(".")[0] in ("httpx", "httpx2", "httpcore")
-    is_no_answer = isinstance(error, json.JSONDecodeError)  # such as the page of a proxy
-    is_short = type(error) is OSError and error.errno is None  # the length of a download is wrong
-    is_refused = isinstance(error, ConnectionError)  # of `datasets`, without its cause
-    if is_of_client or is_no_answer or is_short or is_refused:
-        what = "the Hub cannot be reached" if is_of_client or is_refused else "the request to the Hub failed"
+    is_client_error = type(error).__module__.partition(".")[0] in ("httpx", "httpx2", "httpcore")
+    is_not_json = isinstance(error, json.JSONDecodeError)  # such as the page of a proxy
+    is_truncated = type(error) is OSError and error.errno is None  # a download has the wrong length
+    is_refused = isinstance(error, ConnectionError)  # raised by `datasets` without a cause
+    if is_client_error or is_not_json or is_truncated or is_refused:
+        what = "the Hub cannot be reached" if is_client_error or is_refused else "the request to the Hub failed"
         return UnavailableError(
             f"{item}: {what}: {describe_hub_error(error, item)}: check the connection, the proxy and HF_ENDPOINT, and try again"
         )
@@ -115,11 +121,15 @@ def explain_hub_error(error: BaseException, item: HubItem) -> Exception | None:
 
 @contextmanager
 def explaining_hub_errors(item: HubItem) -> Iterator[None]:
-    """Replace the errors of libraries that load from the Hub, see `explain_hub_error`; other errors pass."""
+    """Translate the errors of libraries that load from the Hub, see `explain_hub_error`.
+
+    Args:
+        item: Subject of the request.
+    """
     try:
         yield
     except Exception as error:
-        # The library's own error says less than the one of huggingface_hub that it comes from.
+        # The error of huggingface_hub at the start of the chain has more details than the library's own.
         for link in sorted(_chain(error), key=lambda link: not type(link).__module__.startswith("huggingface_hub")):
             explained = explain_hub_error(link, item)
             if explained is not None:
@@ -128,7 +138,7 @@ def explaining_hub_errors(item: HubItem) -> Iterator[None]:
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """Yield an error and those that it comes from."""
+    """Yield an error, its cause, the cause of that, and so on."""
     link: BaseException | None = error
     while link is not None:
         yield link
@@ -136,15 +146,22 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def describe_hub_error(error: BaseException, item: HubItem) -> str:
-    """Return what happened in one line, without advice and secrets."""
+    """Describe an error in one line, without advice and secrets.
+
+    Args:
+        error: The error.
+        item: Subject of the request.
+    """
     response = getattr(error, "response", None)
     if response is not None:
         status = int(response.status_code)
         phrase = HTTPStatus(status).phrase if status in set(HTTPStatus) else ""
-        said = getattr(error, "server_message", None)
-        text = f"the Hub answers {status} {phrase}".rstrip() + (f" ({' '.join(str(said).split())})" if said else "")
+        message = getattr(error, "server_message", None)
+        text = f"the Hub answers {status} {phrase}".rstrip() + (
+            f" ({' '.join(str(message).split())})" if message else ""
+        )
     elif isinstance(error, TimeoutError) or "Timeout" in type(error).__name__:
-        text = "no answer in time"
+        text = "the request timed out"
     else:
         first_line = next(iter(str(error).splitlines()), "")  # the rest is advice
         text = f"{type(error).__name__}: {first_line}" if first_line else type(error).__name__
@@ -167,7 +184,7 @@ def _not_found(error: BaseException, item: HubItem) -> Exception:
 def _not_in_cache(error: BaseException, item: HubItem) -> Exception:
     from huggingface_hub import constants
 
-    files = {"dataset": "with download=True for all of it", "images": "", "model": "or give a file with checkpoint="}
+    files = {"dataset": "with download=True to get all of it", "images": "", "model": "or give a file with checkpoint="}
     if constants.HF_HUB_OFFLINE:
         advice = f"load it once with a network, {files[item.kind]}".rstrip(", ")
         return FileNotFoundError(f"{item} is not in the Hub's cache, and HF_HUB_OFFLINE is set: {advice}")

@@ -1,7 +1,7 @@
-"""Memory maps of files, all within the process's limit of open files.
+"""Memory maps of files within the process's limit of open files.
 
-A memory map holds one open file. The maps of all tables of a process share one budget, a part of its limit
-(`ulimit -n`); beyond it, the least recently used map of any table is closed.
+Each memory map uses one open file. All tables of a process share one budget, which is a part of its limit (`ulimit -n`).
+When the budget is used up, the least recently used maps of any table are closed.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ try:
 except ImportError:  # Windows
     resource = None
 
-_WITHOUT_LIMIT = 2048  # maps, where the number of open files is not limited or the limit is far higher
-_UNKNOWN_LIMIT = 512  # open files, where the limit cannot be read
-MACHINE_LIMITS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # of open files or memory: no fault of a file
+_MAX_MAPS = 2048  # if the number of open files is unlimited or its limit is much higher
+_UNKNOWN_LIMIT = 512  # open files, if the limit cannot be read
+MACHINE_LIMITS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # too many open files or no memory: the file is not damaged
 
 _lock = threading.Lock()
 _clock = itertools.count()  # order of use
@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 
 def open_file_limit() -> int | None:
-    """Return how many files this process may have open at a time, or None if there is no limit."""
+    """Return the maximum number of open files of this process; None if there is no limit."""
     if resource is None:
         return _UNKNOWN_LIMIT
     soft: int = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
@@ -41,13 +41,13 @@ def open_file_limit() -> int | None:
 
 
 def max_open_maps() -> int:
-    """Return how many memory maps may be open: half of the limit, the rest is for sockets, pipes and tensors in transit."""
+    """Return the maximum number of memory maps. Half of the file limit stays free for sockets, pipes and shared tensors."""
     limit = open_file_limit()
-    return _WITHOUT_LIMIT if limit is None else max(1, min(_WITHOUT_LIMIT, limit // 2))
+    return _MAX_MAPS if limit is None else max(1, min(_MAX_MAPS, limit // 2))
 
 
 class MapTable:
-    """Memory maps of files by number. Maps that were closed to stay within the budget are opened again when needed."""
+    """Table of memory maps, keyed by file number. Maps beyond the budget are closed and reopened when needed."""
 
     def __init__(self) -> None:
         self._maps: dict[int, _Entry] = {}
@@ -55,7 +55,14 @@ class MapTable:
             _tables.add(self)
 
     def get(self, number: int) -> mmap.mmap | None:
-        """Return the map of a file that is open, as the most recently used one."""
+        """Return an open map and mark it as the most recently used one.
+
+        Args:
+            number: Number of the file.
+
+        Returns:
+            The map; None if it is not open.
+        """
         entry = self._maps.get(number)
         if entry is None:
             return None
@@ -63,7 +70,14 @@ class MapTable:
         return entry.mapped
 
     def open(self, number: int, open_file: Callable[[], BinaryIO]) -> mmap.mmap:
-        """Return a new map of a file, closing the least recently used maps of the process beyond its budget.
+        """Map a file, and close the least recently used maps of the process beyond its budget.
+
+        Args:
+            number: Number of the file in this table.
+            open_file: Function that opens the file for reading.
+
+        Returns:
+            The map.
 
         Raises:
             OSError: The process or the machine has too many files or maps open; the message names the limit to raise.
@@ -86,7 +100,11 @@ class MapTable:
         return mapped
 
     def keep(self, is_current: Callable[[int], bool]) -> None:
-        """Close the maps of all numbers that are not current."""
+        """Close the maps of files that are no longer current.
+
+        Args:
+            is_current: Function that returns whether to keep the map of a file number.
+        """
         with _lock:
             for number in [number for number in self._maps if not is_current(number)]:
                 self._maps.pop(number, None)
@@ -103,10 +121,16 @@ class _Entry:
 
 
 def within_file_limit(open_something: Callable[[], T]) -> T:
-    """Return `open_something()`; if no more files can be opened, close all memory maps of the process and retry once.
+    """Open a file. If the limit of open files is reached, close all memory maps of the process and retry once.
+
+    Args:
+        open_something: Function that opens the file.
+
+    Returns:
+        The result of `open_something`.
 
     Raises:
-        OSError: It failed again; the message names the limit to raise.
+        OSError: The limit is still exceeded. The message names the limit to raise.
     """
     try:
         return open_something()
@@ -127,12 +151,12 @@ def _advice(number: int) -> str:
     if number == errno.EMFILE:
         limit = open_file_limit()
         return (
-            f"this process may open {limit} files, and others than shards of label maps use them up. Raise the limit "
+            f"this process may open {limit} files, and other files than shards of label maps use them up. Raise the limit "
             f"before Python starts (`ulimit -n {max(4096, 4 * (limit or 0))}`), or close files"
         )
     if number == errno.ENFILE:
         return (
-            "the machine has reached its limit of open files: raise it (on Linux `fs.file-max`), or stop other programs"
+            "the machine has reached its limit of open files: raise it (`fs.file-max` on Linux), or stop other programs"
         )
     return (
         "no address space is left for a memory map: raise the limit of this process (`ulimit -v`), or `vm.max_map_count` "
@@ -141,15 +165,15 @@ def _advice(number: int) -> str:
 
 
 def _close_oldest(num_kept: int) -> None:
-    """Close the least recently used maps of the process if there are more than `num_kept`. The caller holds the lock.
+    """Close the least recently used maps of the process if there are more than `num_kept`. The caller must hold the lock.
 
-    A map that another thread reads from stays open until it has been read.
+    A map that another thread is reading stays open until that thread has finished.
     """
     if sum(map(len, _tables)) <= num_kept:
         return
     entries = [(entry.last_used, table, number) for table in _tables for number, entry in table._maps.copy().items()]
     entries.sort(key=lambda entry: entry[0])
-    num_closed = len(entries) - num_kept * 7 // 8  # several at once, since finding them costs more than closing them
+    num_closed = len(entries) - num_kept * 7 // 8  # in batches: finding the oldest maps costs more than closing them
     for _, table, number in entries[:num_closed]:
         table._maps.pop(number, None)
 
@@ -160,4 +184,4 @@ def _renew_lock() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_lock)  # another thread of the parent may have held it
+    os.register_at_fork(after_in_child=_renew_lock)  # another thread of the parent may hold it during the fork

@@ -1,17 +1,15 @@
-"""Where a build writes: a folder on disk, or any URL that fsspec can write to. A file is there whole or not at all."""
+"""Outputs of a build: a local folder, or a URL that fsspec can write to. Each file is written completely or not at all."""
 
 from __future__ import annotations
 
 import errno
 import hashlib
-import logging
 import os
 import platform
 import re
 import shutil
 import stat
 import tempfile
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
@@ -22,78 +20,106 @@ import fsspec
 
 from ..errors import DatasetError
 from .folders import MAX_SMALL_BYTES, is_url, without_file_scheme
-from .local import FileLock, is_explained, sha256_of, temp_path_for, write_atomically
+from .local import is_explained, sha256_of, temp_path_for, write_atomically
+from .locks import FileLock
 from .regular_files import create_new, read_regular
 from .remote import RemoteFiles
+from .retries import Failure, retry
 
-logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
-# These put a file when all of it has come. On others it is uploaded under another name and moved.
+# Protocols on which a file appears once its upload is complete. On others it is uploaded under a temporary name and moved.
 _ATOMIC = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oss", "hf", "memory"}
-_PROBE = "probe"  # file that is written to see whether files can be
-_PAUSES_S = (0.5, 1, 2, 4, 8, 16, 32)  # between tries of an upload
+_PROBE = "probe"  # file that is written to check write access
+_PAUSES_S = (0.5, 1, 2, 4, 8, 16, 32)  # between attempts of an upload
+_PERMANENT = (PermissionError, ImportError, NotImplementedError, ValueError, TypeError)
 
 
 class Output(Protocol):
-    """The folder of a dataset that is written; names are relative to it. `str()` of it holds no credentials."""
+    """Folder of a dataset that is written. File names are relative to it, and its `str()` contains no credentials."""
 
     def check_writable(self) -> None:
-        """Raise OSError, with what to do, unless files can be made here. Leaves nothing behind."""
+        """Check that files can be created here, without leaving any.
+
+        Raises:
+            OSError: Files cannot be created. The message says what to do.
+        """
         ...
 
     def lock(self, name: str, what: str, *, wait: bool = False) -> FileLock:
-        """Return a lock of this name, see `FileLock`; of a remote folder, only among the processes of this machine."""
+        """Return a lock, see `FileLock`. The lock of a remote folder holds only between the processes of this machine.
+
+        Args:
+            name: Name of the lock file.
+            what: Name of what is locked, for the error message.
+            wait: Whether to wait for another holder instead of raising. Default: False.
+        """
         ...
 
     def clean(self, names: Iterable[str]) -> None:
-        """Remove what killed processes left of these files in the making; nobody else may be writing them."""
+        """Remove the temporary files that killed processes left of these files. No other process may be writing them."""
         ...
 
     def read(self, name: str) -> bytes:
-        """Return the content of a small file; raise FileNotFoundError if there is none."""
+        """Return the content of a small file.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+        """
         ...
 
     def write(self, name: str, content: bytes) -> None:
-        """Write a file, whole or not at all."""
+        """Write a small file, completely or not at all."""
         ...
 
     def shard_path(self, name: str) -> Path:
-        """Return where to write a large file, before `publish` is called with its name."""
+        """Return the local path to write a large file to. Call `publish` with the same name afterwards."""
         ...
 
     def publish(self, name: str) -> None:
-        """Bring a file that was written to `shard_path` to its place."""
+        """Move or upload a file that was written to `shard_path`."""
         ...
 
     def size(self, name: str) -> int | None:
-        """Return the bytes that a file has, or None."""
+        """Return the size of a file in bytes; None if there is no such file."""
         ...
 
     def has(self, name: str, num_bytes: int, sha256: str) -> bool:
-        """Return whether the file is there with this content; on a remote folder, with this size."""
+        """Return whether a file exists with this SHA-256; in a remote folder, with this size."""
         ...
 
     def remove(self, name: str) -> None:
-        """Remove a folder with all that is in it, if it is there."""
+        """Remove a folder and its content; no-op if it does not exist."""
         ...
 
     def find(self, name: str) -> list[str]:
-        """Return the paths, below this folder, of the files of a name in its subfolders."""
+        """Return the relative paths of all files with this name in the direct subfolders."""
         ...
 
 
 def open_output(root: str | os.PathLike[str], storage_options: dict[str, Any] | None = None) -> Output:
-    """Return the output for a path or a URL, see `build`."""
+    """Return the output at a path or URL.
+
+    Args:
+        root: Local folder, or URL of any protocol that fsspec can write to.
+        storage_options: Arguments of fsspec's file system, such as credentials. Default: none.
+
+    Returns:
+        A `LocalOutput` or a `RemoteOutput`.
+    """
     text = without_file_scheme(root)
     return RemoteOutput(text, storage_options or {}) if is_url(text) else LocalOutput(text)
 
 
 class LocalOutput:
-    """A folder on disk; where several machines build, one that all of them have under the same path."""
+    """Local folder. If several machines build together, it must have the same path on all of them.
+
+    Args:
+        root: Path of the folder.
+    """
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
-        self._root = Path(root).absolute()  # the workers of an engine may run in another folder
+        self._root = Path(root).absolute()  # workers of an engine may have another working directory
 
     def __str__(self) -> str:
         return str(self._root)
@@ -105,7 +131,7 @@ class LocalOutput:
             with create_new(temp_path_for(self._root / _PROBE)) as file:
                 file.write(b"0")
         except OSError as error:
-            raise _explained(error, f"{self} cannot be written to") from error
+            raise _with_reason(error, f"{self} cannot be written to") from error
         finally:
             with suppress(OSError):
                 self.clean([_PROBE])
@@ -119,36 +145,36 @@ class LocalOutput:
     def clean(self, names: Iterable[str]) -> None:
         paths = [self._path(name) for name in names]
         for folder in {path.parent for path in paths}:
-            asides = tuple(f".{path.name}." for path in paths if path.parent == folder)
-            with suppress(FileNotFoundError):  # without the folder, nothing is left
-                for left in folder.glob(".*.tmp"):
-                    if left.name.startswith(asides):
-                        left.unlink(missing_ok=True)
+            prefixes = tuple(f".{path.name}." for path in paths if path.parent == folder)
+            with suppress(FileNotFoundError):  # the folder does not exist
+                for temp_path in folder.glob(".*.tmp"):
+                    if temp_path.name.startswith(prefixes):
+                        temp_path.unlink(missing_ok=True)
 
     def read(self, name: str) -> bytes:
         return read_regular(self._path(name), MAX_SMALL_BYTES)
 
     def write(self, name: str, content: bytes) -> None:
-        # The folder is there since its lock was taken. Were it made again here, nobody would note that it was removed.
+        # The folder was created with its lock. Creating it here would hide that it was removed during the build.
         write_atomically(self._path(name), content)
 
     def shard_path(self, name: str) -> Path:
         return self._path(name)
 
     def publish(self, name: str) -> None:
-        """A shard's writer has renamed it to its place already."""
+        """Do nothing: the writer of a shard has already renamed it."""
 
     def size(self, name: str) -> int | None:
         path = self._path(name)
         try:
-            # NFS remembers for a while that there was no such file; reading the folder makes it look again.
-            there = path.exists() or path in path.parent.iterdir()
-            return path.stat().st_size if there else None
+            # NFS caches for a while that a file does not exist; listing the folder refreshes that.
+            exists = path.exists() or path in path.parent.iterdir()
+            return path.stat().st_size if exists else None
         except FileNotFoundError:
             return None
 
     def has(self, name: str, num_bytes: int, sha256: str) -> bool:
-        with suppress(FileNotFoundError):  # it may be removed between the two looks at it
+        with suppress(FileNotFoundError):  # it may be removed between the two checks
             return self.size(name) == num_bytes and sha256_of(self._path(name)) == sha256
         return False
 
@@ -162,29 +188,29 @@ class LocalOutput:
         """Return the path of a file.
 
         Raises:
-            DatasetError: A folder on the way to it is a symbolic link out of the dataset.
+            DatasetError: A parent folder is a symbolic link to a folder outside of the dataset.
         """
         path = self._root / name
         folder = os.path.realpath(path.parent)
         if not Path(folder).is_relative_to(os.path.realpath(self._root)):
             raise DatasetError(
-                f"{path.parent} leads to {folder}, outside of {self._root}: nothing is written through symbolic links in a "
-                "dataset; remove the link, or build into the folder that it points to"
+                f"{path.parent} is a symbolic link to {folder}, outside of {self._root}: a build does not write through "
+                "symbolic links in a dataset; remove the link, or build into the folder that it points to"
             )
         return path
 
 
 class RemoteOutput:
-    """A folder behind a URL. Shards are written to a temporary folder and uploaded whole.
+    """Folder at a URL. Shards are written to a temporary folder and then uploaded.
 
     Args:
-        url: of any protocol that fsspec can write to.
-        storage_options: what fsspec's file system takes.
+        url: URL of any protocol that fsspec can write to.
+        storage_options: Arguments of fsspec's file system, such as credentials.
     """
 
     def __init__(self, url: str, storage_options: dict[str, Any]) -> None:
         self._url, self._options = url.rstrip("/"), storage_options
-        self._files = RemoteFiles(url, storage_options)  # knows what is secret in URL and options
+        self._files = RemoteFiles(url, storage_options)  # it redacts the secrets of URL and options
 
     def __str__(self) -> str:
         return self._files.name
@@ -193,17 +219,17 @@ class RemoteOutput:
         name = f".probe-{platform.node()}-{os.getpid()}"
 
         def probe(files: Any, path: str) -> None:
-            self._upload(files, path, 1, lambda aside: files.pipe_file(aside, b"0"))
+            self._upload(files, path, 1, lambda temp_path: files.pipe_file(temp_path, b"0"))
             files.rm_file(path)
 
-        self._try(name, probe, pauses=())
+        self._try(name, probe, pauses_s=())
         self._scratch()
 
     def lock(self, name: str, what: str, *, wait: bool = False) -> FileLock:
         return FileLock(self._scratch() / "locks" / name.replace("/", "-"), what, wait=wait)
 
     def clean(self, names: Iterable[str]) -> None:
-        """Remove the temporary files of this machine's dead processes, whatever they were making."""
+        """Remove all temporary files of killed processes of this machine."""
         for folder in self._scratch().glob(f"{platform.node()}-*"):
             if not _is_alive(int(folder.name.rpartition("-")[2])):
                 shutil.rmtree(folder, ignore_errors=True)
@@ -213,7 +239,7 @@ class RemoteOutput:
 
     def write(self, name: str, content: bytes) -> None:
         def upload(files: Any, path: str) -> None:
-            self._upload(files, path, len(content), lambda aside: files.pipe_file(aside, content))
+            self._upload(files, path, len(content), lambda temp_path: files.pipe_file(temp_path, content))
 
         self._try(name, upload)
 
@@ -226,7 +252,7 @@ class RemoteOutput:
         local = self.shard_path(name)
 
         def upload(files: Any, path: str) -> None:
-            self._upload(files, path, local.stat().st_size, lambda aside: files.put_file(str(local), aside))
+            self._upload(files, path, local.stat().st_size, lambda temp_path: files.put_file(str(local), temp_path))
 
         self._try(name, upload)
         local.unlink()
@@ -247,88 +273,96 @@ class RemoteOutput:
     def find(self, name: str) -> list[str]:
         def find(files: Any, path: str) -> list[str]:
             files.invalidate_cache()
-            return sorted("/".join(PurePosixPath(found).parts[-2:]) for found in files.glob(f"{path}*/{name}"))
+            return sorted("/".join(PurePosixPath(file).parts[-2:]) for file in files.glob(f"{path}*/{name}"))
 
         return self._try("", find)
 
     def _upload(self, files: Any, path: str, num_bytes: int, send: Callable[[str], object]) -> None:
         folder, _, name = path.rpartition("/")
         is_atomic = urlsplit(self._url).scheme in _ATOMIC
-        aside = path if is_atomic else f"{folder}/.{name}.{platform.node()}-{os.getpid()}.tmp"
-        if not is_atomic:  # nor has it folders that are there when something is in them
+        temp_path = path if is_atomic else f"{folder}/.{name}.{platform.node()}-{os.getpid()}.tmp"
+        if not is_atomic:  # such protocols have real folders
             files.makedirs(folder, exist_ok=True)
-        send(aside)
-        size = _fresh_size(files, aside)
+        send(temp_path)
+        size = _fresh_size(files, temp_path)
         if size != num_bytes:
-            raise OSError(f"{size} of {num_bytes} bytes have arrived")
-        if aside != path:
-            files.mv(aside, path)
+            raise OSError(f"the upload is incomplete: {size} of {num_bytes} bytes")
+        if temp_path != path:
+            files.mv(temp_path, path)
 
     def _scratch(self) -> Path:
-        """Return this user's temporary folder for this URL, so that the next build finds what a killed one left."""
+        """Return the temporary folder of this user for this URL. The next build finds the remains of a killed one there."""
         digest = hashlib.sha256(str(self).encode()).hexdigest()[:16]
         folder = Path(tempfile.gettempdir()) / f"relabel-build-{os.getuid()}-{digest}"
         folder.mkdir(mode=0o700, exist_ok=True)
-        status = folder.lstat()  # others may put a link into /tmp that leads to a folder of this user's
+        status = folder.lstat()  # in /tmp, another user could have created a link to a folder of this user
         if status.st_uid != os.getuid() or not stat.S_ISDIR(status.st_mode):
-            raise PermissionError(f"{folder} is another user's: set TMPDIR to another folder for temporary files")
+            raise PermissionError(f"{folder} belongs to another user: set TMPDIR to another folder for temporary files")
         return folder
 
-    def _try(self, name: str, do: Callable[[Any, str], T], pauses: Iterable[float] = _PAUSES_S) -> T:
-        """Return what `do` returns for the file system and the path of a name, after some tries.
+    def _try(self, name: str, call: Callable[[Any, str], T], pauses_s: Iterable[float] = _PAUSES_S) -> T:
+        """Call a function with the file system and the path of a file, and retry after temporary failures.
 
         Raises:
-            FileNotFoundError: there is no such file.
-            OSError: it cannot be done.
+            FileNotFoundError: There is no such file.
+            OSError: The call has failed.
         """
-        waits = iter(pauses)
-        while True:
-            try:
-                files, root = fsspec.core.url_to_fs(self._url, **self._options)
-                return do(files, f"{root.rstrip('/')}/{name}")
-            except Exception as error:  # noqa: BLE001  each protocol's library has its own
-                # Not chained: the libraries' errors show the URL with all that is secret in it.
-                what = self._files.redact(f"{type(error).__name__}: {error}")
-                if isinstance(error, FileNotFoundError):
-                    raise FileNotFoundError(f"{self}/{name}: {what}") from None
-                pause = next(waits, None)
-                final = isinstance(error, (PermissionError, ImportError, NotImplementedError, ValueError, TypeError))
-                if pause is None or final:
-                    raise OSError(f"{self}/{name} cannot be written: {what}") from None
-                logger.warning("%s/%s: %s; again in %.1f s", self, name, what, pause)
-            time.sleep(pause)
+
+        def attempt() -> T:
+            files, root = fsspec.core.url_to_fs(self._url, **self._options)
+            return call(files, f"{root.rstrip('/')}/{name}")
+
+        def explain(error: Exception) -> Failure:
+            # Without a cause: the errors of the libraries quote the URL with its secrets.
+            what = self._files.redact(f"{type(error).__name__}: {error}")
+            if isinstance(error, FileNotFoundError):
+                return Failure(FileNotFoundError(f"{self}/{name}: {what}"))
+            is_temporary = not isinstance(error, _PERMANENT)
+            summary = f"{self}/{name}: {what}"
+            return Failure(
+                OSError(f"{self}/{name} cannot be written: {what}"), is_temporary=is_temporary, summary=summary
+            )
+
+        return retry(attempt, explain, pauses_s)
 
 
 @contextmanager
 def explaining_errors(folder: object) -> Iterator[None]:
-    """Say what is wrong with the folder that is written to, and what to do, where the system says only "no space left"."""
+    """Replace errors of the operating system by errors that name the folder and say what to do.
+
+    Args:
+        folder: Folder that is written to.
+
+    Raises:
+        OSError: The disk is full, the folder is not writable, or the folder was removed.
+    """
     try:
         yield
     except OSError as error:
         if is_explained(error):
             raise
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            text = f"the disk of {folder} is full: free some space, and the same command goes on"
+            text = f"the disk of {folder} is full: free some space and rerun the same command to resume"
         elif error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-            text = f"{folder} can no longer be written to"
+            text = f"{folder} is no longer writable"
         elif isinstance(error, FileNotFoundError) and (removed := _removed(error, str(folder))):
-            text = f"{removed} was removed during the build: the same command makes it anew"
+            text = f"{removed} was removed during the build: rerun the same command to build it again"
         else:
             raise
-        raise _explained(error, text) from error
+        raise _with_reason(error, text) from error
 
 
 def _removed(error: FileNotFoundError, folder: str) -> str | None:
-    """Return what is not there any more, if it is the folder or a file in it: `rm -r` takes the files first."""
+    """Return what was removed if it is the folder or a file in it (`rm -r` removes the files first), else None."""
     if is_url(folder):
         return None
     if not Path(folder).is_dir():
         return f"the folder {folder}"
-    path = str(error.filename2 or error.filename)  # of a file that could not be renamed, its own name
+    path = str(error.filename2 or error.filename)  # filename2: target of a rename
     return path if path.startswith(f"{folder}/") else None
 
 
-def _explained(error: OSError, text: str) -> OSError:
+def _with_reason(error: OSError, text: str) -> OSError:
     return type(error)(error.errno, f"{text} ({error.strerror})")
 
 

@@ -1,8 +1,8 @@
-"""An opt-in check of shards and indexes that are on disk already: their SHA-256, once in each process that opens them.
+"""Optional check of the SHA-256 of shards and indexes on disk, once per process that opens them.
 
-Without it, a file that was verified when it was downloaded or built is trusted afterwards as long as its size is right: a bit
-that flips on the disk is then served, unless it breaks the label map or the image. The check is set by an environment
-variable and not by an argument, so that it reaches the workers and every command.
+Files are verified when they are downloaded or built. Afterwards only their size is checked, so a bit that flips on the disk
+goes unnoticed unless it breaks a label map or an image. The check is enabled by an environment variable instead of an argument,
+so that it reaches the workers and every command.
 """
 
 from __future__ import annotations
@@ -18,11 +18,14 @@ _checked: set[tuple[str, int, int, int]] = set()  # inherited by forked workers
 
 
 def has_other_content(file: BinaryIO, sha256: str) -> bool:
-    """Return whether a file has another SHA-256; always False where the check is off or this process has made it already.
+    """Compare the SHA-256 of a file, if the check is on and this process has not verified the file yet.
 
     Args:
-        file: A file open for reading, at its start; closed after an error.
-        sha256: The SHA-256 that it should have, in hex.
+        file: File open for reading, at its start. It is closed if an error is raised.
+        sha256: Expected SHA-256, in hex.
+
+    Returns:
+        True if the SHA-256 differs. False if it is equal or was not compared.
 
     Raises:
         DatasetError: The environment variable is neither 0 nor 1.

@@ -1,4 +1,4 @@
-"""Redaction: paths, URLs and messages without the credentials in them.
+"""Remove credentials from paths, URLs and messages.
 
 Every path or URL that appears in a message, a `repr`, a log record or a written file passes through `redact_path`; texts that
 may quote a URL, such as the messages of other libraries, pass through `redact`.
@@ -32,11 +32,11 @@ _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}\b|(?<=bearer )[^\s'\"]+", re.IGNOREC
 def redact(text: object, secrets: Iterable[str] = ()) -> str:
     """Return a text without the user, password, query and fragment of the URLs in it.
 
-    Access tokens of the Hub and the values of parameters that sign a request are hidden outside URLs, too.
+    Access tokens of the Hub and the values of parameters that sign a request are also hidden outside of URLs.
 
     Args:
         text: A message, or any object to convert with `str`.
-        secrets: Strings to replace by `***` wherever they occur, see `secrets_of`.
+        secrets: Strings to replace by `***`, see `secrets_of`. Default: none.
 
     Example:
         >>> redact("403 for https://user:pw@host/a.tar?X-Amz-Signature=1f#part")
@@ -54,8 +54,8 @@ def redact_path(path: object) -> str:
     """Return a path or URL as messages and files may show it; local paths are unchanged.
 
     Args:
-        path: A path or URL of any scheme, also a misspelled one or a chain such as `simplecache::https://...`. All of it is
-            taken for the URL: a password or a query may contain spaces and quotes.
+        path: A path, or a URL of any scheme. The URL may be misspelled, or a chain such as `simplecache::https://...`. The
+            whole text counts as the URL, since a password or a query may contain spaces and quotes.
 
     Example:
         >>> redact_path("s3:/key:secret@bucket/data?sig=1")
@@ -81,35 +81,43 @@ def redact_values(value: Any) -> Any:
 
 
 def secrets_of(url: object, options: object = None, *, min_length: int = 4) -> set[str]:
-    """Return the strings of a URL and of its options that no message may contain, in every usual encoding.
+    """Return the secrets of a URL and its options, in every usual encoding.
 
     Args:
-        url: A URL, or a path, which has none.
-        options: `storage_options` of fsspec. URLs among the values, such as an endpoint, are not secret.
-        min_length: Shorter strings are left out: they would be found inside of words.
+        url: A URL, or a path, which has no secrets.
+        options: `storage_options` of fsspec. URLs among the values, such as an endpoint, are not secret. Default: none.
+        min_length: Minimum number of characters. Shorter strings would also match parts of words. Default: 4.
+
+    Returns:
+        Strings that must not occur in any message.
     """
-    found = set(_texts_in(options))
+    secrets = set(_texts_in(options))
     for link in _links(str(url)):
         name, _, password = link.user.partition(":")
-        found |= {link.user, password or name, link.query}
-        found |= {pair.partition("=")[2] if "=" in pair else pair for pair in re.split("[?&#;]", link.query)}
-    found = {secret for secret in found if len(secret) >= min_length}
-    for secret in list(found):
-        found |= {unquote(secret), unquote_plus(secret), quote(unquote(secret)), quote(unquote(secret), safe="")}
-    return {secret for secret in found if len(secret) >= min_length}
+        secrets |= {link.user, password or name, link.query}
+        secrets |= {pair.partition("=")[2] if "=" in pair else pair for pair in re.split("[?&#;]", link.query)}
+    secrets = {secret for secret in secrets if len(secret) >= min_length}
+    for secret in list(secrets):
+        secrets |= {unquote(secret), unquote_plus(secret), quote(unquote(secret)), quote(unquote(secret), safe="")}
+    return {secret for secret in secrets if len(secret) >= min_length}
 
 
 class RedactedError(Exception):
-    """The error of another library as the `__cause__` of one of ours, with its message redacted."""
+    """Redacted error of another library, used as the `__cause__` of an error of this package."""
 
 
 def redacted_cause(error: BaseException, secrets: Iterable[str] = ()) -> RedactedError:
-    """Return what to chain to an error of ours (`raise ... from`) instead of an error whose message may quote a URL."""
+    """Return a redacted copy of an error, to be raised from (`raise ... from`).
+
+    Args:
+        error: Error whose message may quote a URL.
+        secrets: Strings to replace by `***`. Default: none.
+    """
     return RedactedError(f"{type(error).__name__}: {redact(error, secrets)}").with_traceback(error.__traceback__)
 
 
 class _Link(NamedTuple):
-    """One URL of a chain; of a path, all is `rest`."""
+    """One URL of a chain. A path is stored in `rest`."""
 
     head: str  # scheme and slashes
     user: str
@@ -134,7 +142,7 @@ def _user_length(body: str) -> int:
     host = re.split(r"[/\\?#]", body, maxsplit=1)[0]
     if "@" in host:
         return host.rindex("@") + 1
-    # What follows the colon is no port, so it is a password with a slash or a question mark that is not escaped.
+    # The text after the colon is not a port, but a password with an unescaped slash or question mark.
     return 0 if _HOST_PORT.fullmatch(host) else body.rfind("@") + 1
 
 

@@ -1,7 +1,7 @@
-"""Opening files of a dataset that may be hostile: no devices, no waiting for a FIFO, no writing through a link.
+"""Open files of a dataset that may be hostile: never a device, never blocking on a FIFO, never writing through a link.
 
-A dataset's files may be symbolic links, as in the snapshots of the Hub's cache: what is read through them is compared with
-the manifest's sha256 or parsed. Only the card is neither, see `read_inside`.
+A dataset's files may be symbolic links, as in the snapshots of the Hub's cache. Their content is compared with the SHA-256 in
+the manifest or parsed. The card is the exception, see `read_inside`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,13 @@ _KINDS = {
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """Return a regular file, open for reading.
+    """Open a regular file for reading.
+
+    Args:
+        path: Path of the file.
+
+    Returns:
+        The open file.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -32,7 +38,7 @@ def open_regular(path: Path) -> BinaryIO:
         OSError: The file cannot be opened.
     """
     _check_regular(path, path.stat().st_mode)  # before opening: opening some devices has effects
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO put there meanwhile does not block
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # does not block if it has become a FIFO
     try:
         _check_regular(path, os.fstat(descriptor).st_mode)
         return os.fdopen(descriptor, "rb")
@@ -42,47 +48,64 @@ def open_regular(path: Path) -> BinaryIO:
 
 
 def read_regular(path: Path, max_bytes: int) -> bytes:
-    """Return the content of a regular file of at most `max_bytes` bytes.
+    """Read a regular file.
+
+    Args:
+        path: Path of the file.
+        max_bytes: Maximum size in bytes.
+
+    Returns:
+        The content of the file.
 
     Raises:
         FileNotFoundError: There is no such file.
-        DatasetError: The file is larger, or no regular file.
+        DatasetError: The file is larger, or is not a regular file.
         OSError: The file cannot be read.
     """
     with open_regular(path) as file:
         content = file.read(max_bytes + 1)
     if len(content) > max_bytes:
-        raise DatasetError(f"{path} has more than {max_bytes} bytes, the most that such a file may have")
+        raise DatasetError(f"{path} has more than {max_bytes} bytes, the limit for such a file")
     return content
 
 
 def read_inside(path: Path, max_bytes: int) -> bytes:
-    """Return the content of a regular file that does not leave its folder through a link; otherwise as `read_regular`.
+    """Read a regular file, unless it is a symbolic link to a file outside of its folder.
 
-    In a snapshot of the Hub's cache the links lead to the blobs of the same repository, which is allowed.
+    In snapshots of the Hub's cache, links to the blobs of the same repository are allowed.
+
+    Args:
+        path: Path of the file.
+        max_bytes: Maximum size in bytes.
+
+    Returns:
+        The content of the file.
 
     Raises:
-        DatasetError: The file is a link out of the folder.
+        FileNotFoundError: There is no such file.
+        DatasetError: The file is a link to a file outside of the folder, is larger, or is not a regular file.
+        OSError: The file cannot be read.
     """
     target, folder = Path(os.path.realpath(path)), Path(os.path.realpath(path.parent))  # resolve() fails on a loop
     blobs = folder.parent.parent / "blobs"  # <repository>/snapshots/<commit>/README.md -> ../../blobs/<hash>
     is_blob = folder.parent.name == "snapshots" and target.parent == blobs
     if not target.is_relative_to(folder) and not is_blob:
-        raise DatasetError(
-            f"{path} is a symbolic link to {target}, outside of the dataset: replace it by the file itself"
-        )
+        raise DatasetError(f"{path} is a symbolic link to {target}, outside of the dataset: replace it by the file")
     return read_regular(target, max_bytes)
 
 
 def open_without_links(path: Path, flags: int) -> int:
-    """Return the descriptor of a regular file that is not a symbolic link.
+    """Open a regular file that is not a symbolic link.
 
     Args:
-        path: The file.
-        flags: As for `os.open`.
+        path: Path of the file.
+        flags: Flags of `os.open`.
+
+    Returns:
+        Descriptor of the open file.
 
     Raises:
-        OSError: The file cannot be opened, or is a symbolic link.
+        OSError: The file cannot be opened, is a symbolic link, or is not a regular file.
     """
     try:
         descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
@@ -90,7 +113,7 @@ def open_without_links(path: Path, flags: int) -> int:
         if error.errno not in (errno.ELOOP, errno.EMLINK):  # EMLINK: FreeBSD
             raise
         raise OSError(
-            error.errno, f"{path} is a symbolic link and is not written through: remove it and run the command again"
+            error.errno, f"{path} is a symbolic link, expected a regular file: remove it and run the command again"
         ) from None
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
@@ -99,7 +122,17 @@ def open_without_links(path: Path, flags: int) -> int:
 
 
 def create_new(path: Path) -> BinaryIO:
-    """Return a new empty file, open for writing, in place of whatever has this name; a link is replaced, not followed."""
+    """Create an empty file and open it for writing. An existing file is replaced; a link is replaced, not followed.
+
+    Args:
+        path: Path of the file.
+
+    Returns:
+        The open file.
+
+    Raises:
+        OSError: The file cannot be created.
+    """
     path.unlink(missing_ok=True)
     return os.fdopen(open_without_links(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb")
 
@@ -108,5 +141,5 @@ def _check_regular(path: Path, mode: int) -> None:
     if not stat.S_ISREG(mode):
         kind = _KINDS.get(stat.S_IFMT(mode), "a special file")
         raise DatasetError(
-            f"{path} is {kind}, expected a regular file: the dataset is damaged or hostile, get it again"
+            f"{path} is {kind}, expected a regular file: the dataset is damaged or hostile; download or build it again"
         )

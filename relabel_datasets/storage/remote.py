@@ -1,7 +1,7 @@
-"""Bytes of remote files through fsspec, with what fsspec lacks: nothing is taken for whole that is not.
+"""Read remote files through fsspec, with the checks and retries that fsspec lacks.
 
-A file is read range by range. Each answer must have the length asked for; what is short, dropped, stalled or refused for
-now is asked for again after a pause that doubles, with jitter. The sha256 of the whole decides in the end.
+A file is read range by range. Each response must have the requested length. Truncated, dropped, stalled and temporarily
+refused requests are repeated after pauses that double, with jitter. The SHA-256 of the complete file is verified at the end.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import random
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, BinaryIO
@@ -20,20 +19,21 @@ from fsspec.asyn import AsyncFileSystem, sync
 
 from ..errors import DatasetError, RefusedError
 from .redaction import redact, redact_path, redacted_cause, secrets_of
+from .retries import Failure, growing_pauses, retry
 
 logger = logging.getLogger(__name__)
 
-MAX_ATTEMPTS = 10  # of one range, without any progress: about two minutes of pauses
+MAX_ATTEMPTS = 10  # for one range, about two minutes of pauses in total
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
-STALL_S = 60.0  # one range may take so long; the next try asks for less
+STALL_S = 60.0  # timeout of one range; the next attempt requests fewer bytes
 RANGE_BYTES, SMALLEST_RANGE_BYTES = 8 << 20, 64 << 10
-_WHOLE_ATTEMPTS = 3  # downloads of a file whose sha256 is wrong
-_RETRIED_STATUS = {408, 416, 425, 429}  # and 5xx; 416: a server that has only the beginning of the file, for now
+_WHOLE_ATTEMPTS = 3  # downloads of a file whose content is wrong
+_RETRIED_STATUS = {408, 416, 425, 429}  # and 5xx; 416: the server does not have the whole file yet
 _REFUSED_STATUS = {401, 403, 407}
 _NO_CREDENTIALS = {"NoCredentialsError", "PartialCredentialsError"}  # botocore's
 
-# Never freed: a forked child that frees a file system of its parent takes the parent's connections out of its epoll, which
-# they share, and the parent then waits for an answer in vain. (fsspec holds its own references only until a fork.)
+# Never freed: a forked child that frees its parent's file system removes the parent's connections from the epoll that both
+# share, and the parent then waits forever for a response. (fsspec keeps its own references only until a fork.)
 _file_systems: list[Any] = []
 
 
@@ -77,41 +77,44 @@ class RemoteFiles:
         return {**self.__dict__, "_opened": None}  # connections stay in their process
 
     def read_small(self, name: str, check: Callable[[bytes], object]) -> bytes:
-        """Return a whole file whose length is not known.
+        """Read a file of unknown length.
 
         Args:
-            name: of the file, below the URL.
-            check: raises DatasetError if the bytes are not whole.
+            name: Name of the file, relative to the URL.
+            check: Function that raises DatasetError if the bytes are damaged.
+
+        Returns:
+            The content of the file.
 
         Raises:
-            FileNotFoundError: there is no such file.
-            DatasetError: (a ValueError) it stays damaged, or cannot be reached.
+            FileNotFoundError: There is no such file.
+            DatasetError: The file is damaged after several downloads, or cannot be reached. It is a ValueError.
         """
         for attempt in range(_WHOLE_ATTEMPTS):
-            data = next(self._retry(name, lambda: self._cat(name)))
+            data = self._retry(name, lambda: self._cat(name))
             try:
                 check(data)
             except DatasetError as error:
                 if attempt == _WHOLE_ATTEMPTS - 1:
                     raise
-                logger.warning("%s; fetched anew", error)
+                logger.warning("%s; downloading it again", error)
                 time.sleep(FIRST_PAUSE_S)
             else:
                 return data
         raise AssertionError
 
     def download(self, name: str, num_bytes: int, sha256: str, file: BinaryIO) -> None:
-        """Complete a local file that may hold the beginning of a remote one.
+        """Complete a local file that may already hold the first bytes of a remote file.
 
         Args:
-            name: of the remote file, below the URL.
-            num_bytes: its length.
-            sha256: of the whole, in hex.
-            file: open for reading and writing.
+            name: Name of the remote file, relative to the URL.
+            num_bytes: Size of the complete file in bytes.
+            sha256: SHA-256 of the complete file, in hex.
+            file: Local file, open for reading and writing.
 
         Raises:
-            FileNotFoundError: there is no such remote file.
-            DatasetError: (a ValueError) it is another one than expected, or cannot be reached.
+            FileNotFoundError: There is no such remote file.
+            DatasetError: The file differs from the expected one, or cannot be reached. It is a ValueError.
         """
         for _ in range(_WHOLE_ATTEMPTS):
             file.seek(0)
@@ -125,15 +128,15 @@ class RemoteFiles:
             file.flush()
             if digest.hexdigest() == sha256:
                 return
-            logger.warning("%s/%s: wrong sha256, fetched anew", self.name, name)
+            logger.warning("%s/%s: wrong SHA-256; downloading it again", self.name, name)
             file.truncate(0)
         raise DatasetError(
-            f"{self.name}/{name}: its sha256 is {digest.hexdigest()}, the manifest says {sha256}: it is damaged or of another "
-            "build, publish it anew"
+            f"{self.name}/{name}: its SHA-256 is {digest.hexdigest()}, the manifest says {sha256}: it is damaged or from another "
+            "build; publish the dataset again"
         )
 
     def _ranges(self, name: str, start: int, total: int) -> Iterator[bytes]:
-        """Yield the bytes from `start` on, in pieces."""
+        """Yield the bytes from `start` to `total`, range by range."""
         size = RANGE_BYTES
 
         def read() -> bytes:
@@ -144,57 +147,51 @@ class RemoteFiles:
                 data = self._cat(name, start, stop)
             except Exception:
                 if time.monotonic() - began >= STALL_S:
-                    size = max(size // 4, SMALLEST_RANGE_BYTES)  # a slow line gets through with less at a time
+                    size = max(size // 4, SMALLEST_RANGE_BYTES)  # fewer bytes fit within the timeout
                 raise
             if len(data) == total != stop - start:
-                return data[start:]  # the server ignored the range and sent the whole
+                return data[start:]  # the server ignored the range and sent the whole file
             if len(data) != stop - start:
                 raise _WrongLengthError(
-                    f"answered with {len(data)} instead of {stop - start} bytes from byte {start} on"
+                    f"the server sent {len(data)} instead of {stop - start} bytes from byte {start} on"
                 )
             size = min(size * 2, RANGE_BYTES)
             return data
 
-        answers = self._retry(name, read)
-        while start < total:  # a killed download may have left all bytes, and S3 answers 416 to an empty range
-            data = next(answers)
+        while start < total:  # a killed download may have all bytes, and S3 answers 416 to an empty range
+            data = self._retry(name, read)
             yield data
             start += len(data)
 
-    def _retry(self, name: str, read: Callable[[], bytes]) -> Iterator[bytes]:
-        """Yield what `read` returns, call after call; a call that fails is made again."""
-        self._file_system()  # what cannot be opened at all is not tried again
-        attempts = 0
-        while True:
-            try:
-                data = read()
-            except Exception as error:  # noqa: BLE001  each protocol's library has its own
-                attempts += 1
-                self._file_system().invalidate_cache()  # the Hub's looks into an old listing for what is there, how long
-                if isinstance(error, FileNotFoundError):
-                    raise FileNotFoundError(
-                        f"there is no {name} in {self.name}: check the URL, or publish the dataset again"
-                    ) from None
-                what, cause = self._describe(error), redacted_cause(error, self._secrets)
-                if _is_refusal(error):
-                    raise RefusedError(
-                        f"{self.name}/{name} cannot be read: {what}: check the URL, and that credentials are given and valid "
-                        "(storage_options=, environment, ~/.aws, ~/.netrc; a signed URL may have expired)"
-                    ) from cause
-                if not _may_pass(error):
-                    raise DatasetError(f"{self.name}/{name} cannot be read: {what}") from cause
-                if attempts == MAX_ATTEMPTS:
-                    raise DatasetError(
-                        f"{self.name}/{name} cannot be read, {attempts} times in a row: {what}: check the address, the network and the "
-                        "proxy, and try again later"
-                    ) from cause
-                pause = min(FIRST_PAUSE_S * 2 ** (attempts - 1), LONGEST_PAUSE_S) * random.uniform(0.5, 1.5)
-                pause = max(pause, min(_retry_after(error), LONGEST_PAUSE_S))
-                logger.warning("%s/%s: %s; again in %.1f s", self.name, name, what, pause)
-                time.sleep(pause)
-            else:
-                attempts = 0
-                yield data
+    def _retry(self, name: str, read: Callable[[], bytes]) -> bytes:
+        self._file_system()  # a file system that cannot be opened is not tried again
+        pauses = growing_pauses(FIRST_PAUSE_S, LONGEST_PAUSE_S, MAX_ATTEMPTS - 1)
+        return retry(read, lambda error: self._explain(name, error), pauses)
+
+    def _explain(self, name: str, error: Exception) -> Failure:
+        self._file_system().invalidate_cache()  # the Hub's file system looks up files and sizes in an old listing
+        if isinstance(error, FileNotFoundError):
+            return Failure(
+                FileNotFoundError(f"there is no {name} in {self.name}: check the URL, or publish the dataset again")
+            )
+        what, cause = self._describe(error), redacted_cause(error, self._secrets)
+        text = f"{self.name}/{name} cannot be read"
+        if _is_refusal(error):
+            advice = (
+                "check the URL, and that credentials are given and valid (storage_options=, environment, ~/.aws, ~/.netrc; a "
+                "signed URL may have expired)"
+            )
+            return Failure(RefusedError(f"{text}: {what}: {advice}"), cause)
+        if not _is_temporary(error):
+            return Failure(DatasetError(f"{text}: {what}"), cause)
+        advice = "check the address, the network and the proxy, and try again later"
+        return Failure(
+            DatasetError(f"{text}, {MAX_ATTEMPTS} times in a row: {what}: {advice}"),
+            cause,
+            is_temporary=True,
+            summary=f"{self.name}/{name}: {what}",
+            min_pause_s=min(_retry_after(error), LONGEST_PAUSE_S),
+        )
 
     def _cat(self, name: str, start: int | None = None, stop: int | None = None) -> bytes:
         files = self._file_system()
@@ -203,19 +200,19 @@ class RemoteFiles:
         if isinstance(files, AsyncFileSystem):
             data = sync(files.loop, files._cat_file, path, start=start, end=stop, timeout=STALL_S)
         else:
-            # the Hub's file system would fetch five more MiB with each range, and drop them
+            # by default, the Hub's file system reads 5 MiB more with each range and discards them
             more = {"cache_type": "none"} if self._protocol == "hf" else {}
             data = files.cat_file(path, start=start, end=stop, **more)
         return bytes(data)
 
     def _file_system(self) -> Any:
-        """Return this process's file system: those of fsspec do not survive a fork."""
+        """Return the file system of this process; fsspec's do not work after a fork."""
         if self._opened is None or self._opened[0] != os.getpid():
             options, is_s3 = _copy(self._options), self._protocol in ("s3", "s3a")
             if self._is_http:
-                # proxies and ~/.netrc, as every other tool has them
+                # use proxies and ~/.netrc as other tools do
                 options["client_kwargs"] = {"trust_env": True, **options.get("client_kwargs", {})}
-            if is_s3:  # we try again; botocore would before, four times each time
+            if is_s3:  # retries are made here, not in botocore too
                 options["config_kwargs"] = {"retries": {"max_attempts": 0}, **options.get("config_kwargs", {})}
             try:
                 files = fsspec.filesystem(self._protocol, **options)
@@ -224,7 +221,7 @@ class RemoteFiles:
                     f"{self.name}: cannot open {self._protocol}:// URLs: {self.redact(error)}"
                 ) from redacted_cause(error, self._secrets)
             if is_s3:
-                files.retries = 1  # s3fs's own loop around botocore's
+                files.retries = 1  # disables the retries of s3fs
             _file_systems.append(files)
             self._opened = os.getpid(), files
         return self._opened[1]
@@ -233,24 +230,28 @@ class RemoteFiles:
         if isinstance(error, _WrongLengthError):
             return str(error)
         if isinstance(error, TimeoutError) and not str(error):
-            return f"no whole answer within {STALL_S:g} s"
+            return f"no complete response within {STALL_S:g} s"
         if isinstance(getattr(error.__cause__, "response", None), dict):
-            error = error.__cause__  # type: ignore[assignment]  # botocore's, which says more than s3fs makes of it
-        text = " ".join(str(error).split())  # the Hub's have several lines
+            error = error.__cause__  # type: ignore[assignment]  # the error of botocore has more details
+        text = " ".join(str(error).split())  # the Hub's errors have several lines
         return self.redact(f"{type(error).__name__}: {text}" if text else type(error).__name__)
 
     def redact(self, text: object) -> str:
-        """Return a text without the secrets of this URL, of its options, and of other URLs in the text."""
+        """Return a text without the secrets of this URL and its options, and without those of other URLs in it.
+
+        Args:
+            text: A message, or any object to convert with `str`.
+        """
         return redact(text, self._secrets)
 
 
 def _copy(options: Any) -> Any:
-    """Return a copy of options: botocore changes those that it is given."""
+    """Return a deep copy of options: botocore changes its arguments."""
     return {name: _copy(value) for name, value in options.items()} if isinstance(options, dict) else options
 
 
-def _answer(error: Exception) -> tuple[int | None, Mapping[str, str]]:
-    """Return status and headers of the answer that an error of aiohttp, httpx, requests, botocore or s3fs is about."""
+def _response_of(error: Exception) -> tuple[int | None, Mapping[str, str]]:
+    """Return status and headers of the HTTP response in an error of aiohttp, httpx, requests, botocore or s3fs."""
     response = getattr(error, "response", None)
     if response is None:
         response = getattr(error.__cause__, "response", error)
@@ -265,23 +266,23 @@ def _is_refusal(error: Exception) -> bool:
     return (
         isinstance(error, PermissionError)
         or type(error).__name__ in _NO_CREDENTIALS
-        or _answer(error)[0] in _REFUSED_STATUS
+        or _response_of(error)[0] in _REFUSED_STATUS
     )
 
 
-def _may_pass(error: Exception) -> bool:
+def _is_temporary(error: Exception) -> bool:
     """Return whether the same request may succeed later."""
     if isinstance(error, TimeoutError):
         return True
-    # ValueError: not a URL, or a certificate that is not valid
+    # ValueError: an invalid URL or certificate
     if isinstance(error, (TypeError, ValueError, NotImplementedError, ImportError)):
         return False
-    status, _ = _answer(error)
+    status, _ = _response_of(error)
     return status is None or status >= 500 or status in _RETRIED_STATUS
 
 
 def _retry_after(error: Exception) -> float:
-    """Return the seconds that a server asked to wait."""
-    _, headers = _answer(error)
+    """Return the number of seconds in the header `Retry-After`; 0 without it."""
+    _, headers = _response_of(error)
     value = headers.get("Retry-After") or headers.get("retry-after") or ""
     return float(value) if value.isdecimal() else 0.0

@@ -1,4 +1,4 @@
-"""What a dataset may be called: a folder, a URL, `org/name` on the Hub, or a short name."""
+"""Resolve the path of a dataset: a local folder, a URL, `org/name` on the Hub, or a short name."""
 
 from __future__ import annotations
 
@@ -28,9 +28,8 @@ logger = logging.getLogger(__name__)
 
 PathLike = str | os.PathLike[str]
 
-# Short names are folders in the cache, or repositories of this name on the Hub. What can be made without data has its maker
-# here, "module:function", called with the folder and imported by name since it stands above this module; the others are
-# made by the builder named.
+# Short names are folders in the cache, or repositories of that name on the Hub. Datasets that need no data are made by
+# "module:function", which is imported by name because it is in a higher layer. The others are built with the named builder.
 NAMESPACE = "relabel-datasets"
 _MAKERS = {"scenes-relabel": "relabel_datasets.demo:make_scenes_relabel"}
 _BUILDERS = {"imagenet-relabel": "imagenet_relabel.py", "imagenette-relabel": "imagenette_relabel.py"}
@@ -47,51 +46,68 @@ def open_folder(
     cache_dir: PathLike | None = None,
     cache_limit: int | str | None = None,
 ) -> Folder:
-    """Return the folder of a dataset, local or remote; everything that takes the folder of a dataset takes it.
+    """Open the folder of a dataset, local or remote. The result is accepted wherever a dataset path is.
 
     Args:
-        path: a local folder; a URL of any protocol that fsspec has: `https://`, `s3://` (with s3fs installed), `gs://`
-            (gcsfs), `file://`, `memory://`, ...; `"org/name"` on the Hub; or a short name: `"scenes-relabel"`, which is drawn
-            and built in the cache on first use (about a minute), `"imagenet-relabel"` or `"imagenette-relabel"`, which are
-            looked for in the cache, where their builders put them, and then on the Hub.
-        namespace: the user or organisation on the Hub that has the short name; its repository is then taken whatever is in
-            the cache. Default: the environment variable `RELABEL_NAMESPACE`, else `relabel-datasets`.
-        revision: of a dataset on the Hub: a branch, a tag or a commit. Whichever it is, the commit that it is now is read,
-            by all who share the folder, until it is opened anew.
-        token: for the Hub. Default: that of `hf auth login`, or of the environment variable `HF_TOKEN`.
-        storage_options: for URLs, what fsspec's file system takes, such as `{"anon": True}` for a public bucket. Credentials
-            are best left in their usual places (environment, ~/.aws, ~/.netrc, `hf auth login`).
-        cache_dir: where short names are looked up and what is remote is kept. Default: the environment variable
-            `RELABEL_CACHE`, else `~/.cache/relabel_datasets`; and for the Hub its own cache (`HF_HOME`, `HF_HUB_CACHE`).
-        cache_limit: bytes that remote shards may take, as a number or such as `"200G"`; the least recently used are deleted
-            first. Default: the environment variable `RELABEL_CACHE_LIMIT`, else until a tenth of the disk is free. The Hub's
-            cache knows no limit: where there is one, what comes from the Hub is kept in ours.
+        path: One of the following. A local folder. A URL of any protocol of fsspec: `https://`, `s3://` (requires s3fs),
+            `gs://` (requires gcsfs), `file://`, `memory://`, ... A dataset repository `"org/name"` on the Hub. A short name:
+            `"scenes-relabel"` is drawn and built in the cache on first use (about a minute); `"imagenet-relabel"` and
+            `"imagenette-relabel"` are looked up in the cache, where their builders write them, and then on the Hub.
+        namespace: User or organization on the Hub that owns a short name's repository. If it is given, the cache is not
+            searched. Default: the environment variable `RELABEL_NAMESPACE`, else `relabel-datasets`.
+        revision: Branch, tag or commit of a dataset on the Hub. It is resolved to a commit once, which all users of the
+            returned folder read. Default: the default branch.
+        token: Access token for the Hub. Default: the token of `hf auth login`, or of the environment variable `HF_TOKEN`.
+        storage_options: Arguments of fsspec's file system for a URL, such as `{"anon": True}` for a public bucket. Credentials
+            are better left in their usual places (environment, ~/.aws, ~/.netrc, `hf auth login`).
+        cache_dir: Folder for short names and downloads. Default: the environment variable `RELABEL_CACHE`, else
+            `~/.cache/relabel_datasets`; for the Hub its own cache (`HF_HOME`, `HF_HUB_CACHE`).
+        cache_limit: Maximum size of downloaded shards, in bytes or as text such as `"200G"`. The least recently used shards
+            are deleted first. The Hub's cache has no limit: with one, shards from the Hub are stored in this package's cache.
+            Default: the environment variable `RELABEL_CACHE_LIMIT`, else all but a tenth of the disk.
+
+    Returns:
+        The folder. Its `str()` is its path, or its URL without credentials.
 
     Raises:
-        FileNotFoundError: no dataset of that name; the message says how to make one.
-        RefusedError: (a ValueError) access to a dataset on the Hub must be asked for, or the token is not valid.
-        DatasetError: (a ValueError) the Hub cannot be reached.
-        ValueError: a limit that cannot be read, or an argument that does not go with the path.
+        FileNotFoundError: There is no dataset at this path. The message says how to make one.
+        RefusedError: Access to the dataset on the Hub must be requested, or the token is not valid. It is a ValueError.
+        DatasetError: The Hub cannot be reached. It is a ValueError.
+        ValueError: A limit cannot be parsed, or an argument does not apply to this kind of path.
     """
     if not isinstance(path, (str, os.PathLike)):
         return path
-    found = find(path, namespace=namespace, revision=revision, token=token, cache_dir=cache_dir)
-    if isinstance(found, Path):
-        return LocalFolder(found)
-    if isinstance(found, str):
-        return remote_folder(found, storage_options, cache_dir, cache_limit)
+    location = find(path, namespace=namespace, revision=revision, token=token, cache_dir=cache_dir)
+    if isinstance(location, Path):
+        return LocalFolder(location)
+    if isinstance(location, str):
+        return remote_folder(location, storage_options, cache_dir, cache_limit)
     if storage_options:
-        raise ValueError(f"storage_options= are for URLs, not for {redact_path(path)} on the Hub")
+        raise ValueError(f"storage_options= is for URLs, not for {redact_path(path)} on the Hub")
     if find_limit(cache_limit) is None:
-        return HubFolder(found)
-    return remote_folder(*hub_url(found), cache_dir, cache_limit)
+        return HubFolder(location)
+    return remote_folder(*hub_url(location), cache_dir, cache_limit)
 
 
 def find(
     path: PathLike, *, namespace: str | None = None, revision: str | None = None, token: str | None = None,
     cache_dir: PathLike | None = None,
 ) -> Path | str | HubRepo:  # fmt: skip
-    """Return where a dataset is, see `open_folder`: a local path, a URL, or a repository at a commit of the Hub."""
+    """Find the location of a dataset.
+
+    Args:
+        path: See `open_folder`.
+        namespace: See `open_folder`.
+        revision: See `open_folder`.
+        token: See `open_folder`.
+        cache_dir: See `open_folder`.
+
+    Returns:
+        A local path, a URL, or a repository of the Hub at a commit.
+
+    Raises:
+        FileNotFoundError, RefusedError, DatasetError, ValueError: As for `open_folder`.
+    """
     text = without_file_scheme(path)
     if text in (*_MAKERS, *_BUILDERS) and not (namespace is None and Path(text).exists()):
         return _find_short_name(text, namespace, revision, token, cache_dir)
@@ -116,13 +132,13 @@ def find(
             )
         raise FileNotFoundError(
             f"no dataset at {redact_path(path)}: there is no such folder, and it is neither org/name on the Hub nor one of the short names "
-            f"{sorted([*_MAKERS, *_BUILDERS])}"
+            f"{', '.join(sorted([*_MAKERS, *_BUILDERS]))}"
         )
     return Path(text)
 
 
 def hub_url(repo: HubRepo) -> tuple[str, dict[str, Any]]:
-    """Return the URL of a repository's revision, and the storage options that it needs."""
+    """Return the URL of a repository at its revision, and its storage options."""
     return f"hf://datasets/{repo}", {"token": repo.token} if repo.token else {}
 
 
@@ -132,7 +148,9 @@ def _find_short_name(
     cached = (default_cache() if cache_dir is None else Path(cache_dir)) / name
     if name in _MAKERS:
         if namespace or revision or token:
-            raise ValueError(f"{name} is drawn here, not on the Hub: it has no namespace=, revision= or token=")
+            raise ValueError(
+                f"{name} is built locally and is not on the Hub: namespace=, revision= and token= do not apply"
+            )
         if not cached.exists():
             _make(name, cached)
         return cached
@@ -143,15 +161,15 @@ def _find_short_name(
         return _pinned(HubRepo(repo_id, revision, token, None if cache_dir is None else Path(cache_dir)))
     except (FileNotFoundError, DatasetError) as error:
         raise type(error)(
-            f"{name} is not at {cached}, and not to be had as {repo_id}: {error}. Build it with builders/{_BUILDERS[name]}, give "
-            "the folder that holds it, or say who has it on the Hub with namespace= or the environment variable "
+            f"{name} is not at {cached}, and {repo_id} is not available: {error}. Build it with builders/{_BUILDERS[name]}, give the "
+            "path of the folder that contains it, or name its owner on the Hub with namespace= or the environment variable "
             "RELABEL_NAMESPACE"
         ) from None
 
 
 def _pinned(repo: HubRepo) -> HubRepo:
     pinned = repo.pinned()
-    logger.info("%s is read at commit %s", repo, pinned.revision)
+    logger.info("reading %s at commit %s", repo, pinned.revision)
     return pinned
 
 
@@ -160,5 +178,5 @@ def _make(name: str, folder: Path) -> None:
     try:
         getattr(import_module(module), function)(folder)
     except OSError:
-        if not folder.exists():  # else another process, such as another rank, was first
+        if not folder.exists():  # else another process, such as another rank, has built it
             raise

@@ -1,6 +1,7 @@
 """The cache under many processes and threads, limits, full disks, and kills."""
 
 import errno
+import fcntl
 import hashlib
 import os
 import random
@@ -97,16 +98,16 @@ def test_an_open_file_stays_readable_when_the_cache_lets_go_of_it(cache):
 def test_a_file_larger_than_the_limit_is_told_before_any_download(cache):
     content = Content(0, 3501)
     with pytest.raises(
-        rd.DatasetError, match=r"may take 3500 bytes, but one shard takes 3501: raise the limit.*RELABEL_CACHE_LIMIT"
+        rd.DatasetError, match=r"is 3500 bytes, but one shard needs 3501 bytes: raise the limit.*RELABEL_CACHE_LIMIT"
     ):
         cache.open(*content)
     assert content.downloads == 0
 
 
 def test_a_limit_smaller_than_a_shard_is_told_by_load_dataset(tmp_path, http):
-    with pytest.raises(rd.DatasetError, match=r"may take 20000 bytes, but one shard takes \d+: raise the limit"):
+    with pytest.raises(rd.DatasetError, match=r"is 20000 bytes, but one shard needs \d+ bytes: raise the limit"):
         contents(http.load(tmp_path, cache_limit="20K"))
-    with pytest.raises(rd.DatasetError, match=r"may take 50000 bytes, but the download of .*/colours takes \d+"):
+    with pytest.raises(rd.DatasetError, match=r"is 50000 bytes, but the download of .*/colours needs \d+"):
         http.load(tmp_path, cache_limit="50K").download()
 
 
@@ -158,14 +159,14 @@ def test_no_byte_is_written_once_the_lock_is_given_back(cache, monkeypatch):
         raise rd.DatasetError("cannot be reached")
 
     def flock(file, operation):
-        if operation == cache_module.fcntl.LOCK_UN and part.exists():
+        if operation == fcntl.LOCK_UN and part.exists():
             sizes.append(part.stat().st_size)
         return original(file, operation)
 
-    content, sizes, original = Content(0), [], cache_module.fcntl.flock
+    content, sizes, original = Content(0), [], fcntl.flock
     cache.folder.mkdir()
     part = cache.folder / f"{content.sha256}.part"
-    monkeypatch.setattr(cache_module.fcntl, "flock", flock)
+    monkeypatch.setattr(fcntl, "flock", flock)
     with pytest.raises(rd.DatasetError, match="cannot be reached"):
         cache.open(content.sha256, 1000, download)
     assert sizes[-1] == 10

@@ -161,9 +161,7 @@ def test_has_and_check_room_are_those_of_the_cache(tmp_path, http, files):
     folder.open(*files[0]).close()
     assert folder.has(files[0].sha256)
     folder.check_room(50_000, "one")
-    with pytest.raises(
-        rd.DatasetError, match=rf"may take 50000 bytes, but the window of {http.url}/colours takes 50001"
-    ):
+    with pytest.raises(rd.DatasetError, match=rf"is 50000 bytes, but the window of {http.url}/colours needs 50001"):
         folder.check_room(50_001, "the window")
 
 

@@ -130,7 +130,7 @@ class TestAccess:
     def test_a_gated_repository_says_where_to_ask(self, hub, expected):
         hub.repos[REPO].gated = "manual"
         with pytest.raises(
-            RefusedError, match=rf"org/photos is gated: ask for access at {hub.url}/datasets/org/photos"
+            RefusedError, match=rf"org/photos is gated: request access at {hub.url}/datasets/org/photos"
         ):
             load(token="hf_of_another")
         hub.repos[REPO].granted.add("another")
@@ -189,27 +189,27 @@ class TestCache:
         data[len(data) // 2] ^= 1
         path.write_bytes(data)
         assert contents(load()) == expected
-        assert f"{name}: its sha256 is" in caplog.text
-        assert "fetched anew" in caplog.text
+        assert f"{name}: its SHA-256 is" in caplog.text
+        assert "downloading it again" in caplog.text
 
     def test_a_damaged_manifest_in_the_cache_is_fetched_anew(self, hub, expected, caplog):
         path = Path(hf_hub_download(REPO, "colours/_info.json", repo_type="dataset")).resolve()
         path.write_bytes(path.read_bytes()[:40])
         assert contents(load()) == expected
-        assert "fetched anew" in caplog.text
+        assert "downloading it again" in caplog.text
 
     def test_a_damaged_card_in_the_cache_is_fetched_anew(self, hub, caplog):
         path = Path(hf_hub_download(REPO, "README.md", repo_type="dataset")).resolve()
         path.write_bytes(path.read_bytes()[:40])
         with pytest.raises(DatasetError, match="has several configs"):
             rd.load_dataset(REPO)
-        assert "fetched anew" in caplog.text
+        assert "downloading it again" in caplog.text
 
     def test_what_is_wrong_on_the_hub_itself_is_named(self, hub):
         shard = hub.files(REPO)[f"colours/{SHARDS[0]}"]
         hub.commit(REPO, {f"colours/{SHARDS[0]}": shard[:-1] + b"1"})
         with pytest.raises(
-            DatasetError, match=rf"org/photos@\w+/colours/{SHARDS[0]}: its sha256 is .* instead of .*publish it"
+            DatasetError, match=rf"org/photos@\w+/colours/{SHARDS[0]}: its SHA-256 is .* instead of .*publish it"
         ):
             contents(load())
 

@@ -46,7 +46,7 @@ CASES = {
     "404": (answer(HTTP, 404), FileNotFoundError, "does not exist on the Hub: see"),
     "401": (answer(HTTP, 401), RefusedError, "answers 401 Unauthorized: check the token"),
     "403": (answer(HTTP, 403), RefusedError, "answers 403 Forbidden: check the token"),
-    "gated": (answer(errors.GatedRepoError, 403), RefusedError, "is gated: ask for access at"),
+    "gated": (answer(errors.GatedRepoError, 403), RefusedError, "is gated: request access at"),
     "disabled": (answer(errors.DisabledRepoError, 403), RefusedError, "answers 403 Forbidden"),
     "400": (answer(errors.BadRequestError, 400), DatasetError, "rejects the request: the Hub answers 400 Bad Request"),
     "409": (answer(HTTP, 409), UnavailableError, "answers 409 Conflict: try again"),
@@ -54,7 +54,7 @@ CASES = {
     "500": (answer(HTTP, 500), UnavailableError, "answers 500 Internal Server Error: try again later"),
     "503": (answer(HTTP, 503), UnavailableError, "answers 503 Service Unavailable: try again later"),
     "offline": (not_in_cache(httpx.ConnectError("refused")), DatasetError, "cannot be reached: ConnectError: refused: check"),
-    "timeout": (httpx.ReadTimeout("timed out"), UnavailableError, "no answer in time: check the connection"),
+    "timeout": (httpx.ReadTimeout("timed out"), UnavailableError, "the request timed out: check the connection"),
     "connection": (httpx.ConnectError(f"no route to {URL}"), UnavailableError, "ConnectError: no route to https://cdn.host"),
     "protocol": (httpx.RemoteProtocolError("peer closed"), UnavailableError, "peer closed"),
     "length": (

@@ -73,9 +73,9 @@ def test_a_flipped_byte_in_the_hub_cache_is_fetched_again_if_the_check_is_on(ser
     path = tmp_path / SHARDS[0]
     fetched = []
 
-    def fetch(self, name, *, anew=False):
-        fetched.append(anew)
-        if anew or not path.exists():
+    def fetch(self, name, *, force=False):
+        fetched.append(force)
+        if force or not path.exists():
             path.write_bytes(good.read_bytes())
         return path
 

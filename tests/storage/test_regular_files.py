@@ -16,7 +16,8 @@ import relabel_datasets as rd
 from relabel_datasets.annotate.annotator import ModuleAnnotator
 from relabel_datasets.report.terminal import describe
 from relabel_datasets.shards.card import write_card
-from relabel_datasets.storage.local import FileLock, temp_path_for, write_atomically
+from relabel_datasets.storage.local import temp_path_for, write_atomically
+from relabel_datasets.storage.locks import FileLock
 from relabel_datasets.storage.regular_files import create_new, open_regular, read_inside, read_regular
 from tests.bad_names import snapshot
 from tests.conftest import ColourNet, picture

@@ -15,6 +15,7 @@ import pytest
 import relabel_datasets as rd
 from relabel_datasets.shards.manifest import Manifest
 from relabel_datasets.storage import remote as remote_module
+from relabel_datasets.storage import retries
 from relabel_datasets.storage.remote import RemoteFiles
 from relabel_datasets.storage.resolve import open_folder
 from tests.fixtures import INDEX, MANIFEST, SHARDS, check_cache, contents, run_apart
@@ -153,7 +154,8 @@ def test_what_is_published_on_the_hub_later_is_found_later(hub):
 def pauses(monkeypatch):
     """The pauses made, which take no time."""
     made = []
-    monkeypatch.setattr(remote_module, "time", SimpleNamespace(sleep=made.append, monotonic=lambda: 0.0))
+    for module in (remote_module, retries):
+        monkeypatch.setattr(module, "time", SimpleNamespace(sleep=made.append, monotonic=lambda: 0.0))
     return made
 
 

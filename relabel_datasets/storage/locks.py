@@ -1,0 +1,122 @@
+"""Locks between processes (`flock`). The kernel releases them when their holder is killed."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import platform
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+
+from ..errors import DatasetError
+from .regular_files import open_without_links
+
+logger = logging.getLogger(__name__)
+
+
+def acquire(path: Path, flock: Callable[[int], None]) -> int:
+    """Lock a file, which is created with its folder if it is missing.
+
+    Args:
+        path: Path of the file.
+        flock: Function that locks a descriptor, and waits or raises if another process holds the lock.
+
+    Returns:
+        Descriptor of the locked file, open for reading and writing. Pass it to `release`.
+
+    Raises:
+        OSError: The file cannot be created, or it is a symbolic link, whose target would be overwritten.
+        Exception: Any error of `flock`.
+    """
+    while True:
+        descriptor = _open(path)
+        try:
+            flock(descriptor)
+            if is_open_at(path, descriptor):
+                return descriptor
+        except BaseException:
+            release(descriptor)
+            raise
+        release(descriptor)  # the previous holder renamed or deleted this file: lock the one that is there now
+
+
+def release(descriptor: int) -> None:
+    """Unlock and close a file."""
+    with suppress(OSError):  # the file system has no locks
+        fcntl.flock(descriptor, fcntl.LOCK_UN)  # closing is not enough: a forked process also has the file open
+    os.close(descriptor)
+
+
+def is_open_at(path: Path, descriptor: int) -> bool:
+    """Return whether a path still leads to an open file."""
+    try:
+        return path.stat().st_ino == os.fstat(descriptor).st_ino
+    except FileNotFoundError:
+        return False
+
+
+def _open(path: Path) -> int:
+    for attempts_left in reversed(range(100)):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return open_without_links(path, os.O_RDWR | os.O_CREAT)
+        except FileNotFoundError:  # another process has just removed the folder
+            if not attempts_left:
+                raise
+    raise AssertionError
+
+
+class FileLock:
+    """Lock on a path, for a `with` statement. The lock file exists only while the lock is held.
+
+    On NFS the lock holds between machines if the file system supports locks. If it does not, a warning is logged.
+
+    Args:
+        path: Path of the lock file, which records host and process of the holder. Its folder is created if it is missing.
+        what: Name of what is locked, for the error message.
+        wait: Whether to wait for another holder instead of raising. Default: False.
+
+    Raises:
+        DatasetError: Another process holds the lock.
+    """
+
+    def __init__(self, path: Path, what: str, *, wait: bool = False) -> None:
+        self._path, self._what, self._wait = path, what, wait
+        self._file = -1
+
+    def __enter__(self) -> FileLock:
+        self._file = acquire(self._path, self._lock)
+        os.ftruncate(self._file, 0)
+        os.pwrite(self._file, json.dumps({"host": platform.node(), "pid": os.getpid()}).encode(), 0)
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if is_open_at(self._path, self._file):  # else the folder was removed, and another process may have its own lock
+            self._path.unlink(missing_ok=True)
+            with suppress(OSError):  # the folder is not empty
+                self._path.parent.rmdir()
+        release(self._file)
+
+    def _lock(self, descriptor: int) -> None:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if self._wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            raise DatasetError(
+                f"{self._what} is being built by {_holder(descriptor)}: wait for it, or stop it"
+            ) from None
+        except OSError as error:
+            logger.warning("%s cannot be locked (%s): make sure that no other process builds it", self._what, error)
+
+
+def _holder(descriptor: int) -> str:
+    try:
+        holder = json.loads(os.pread(descriptor, 1000, 0))
+        return f"process {holder['pid']} on {holder['host']}"
+    except (ValueError, KeyError, TypeError):
+        return "another process"  # it has not recorded itself yet
