@@ -27,7 +27,7 @@ _APART_S = 200  # for programs that take a few seconds
 
 @pytest.fixture(scope="session")
 def served_folder(tmp_path_factory) -> Path:
-    """The dataset of `dataset_folder`, built once; not to be changed."""
+    """Dataset of `dataset_folder`, built once. Tests must not change it."""
     from relabel_datasets.annotate.annotator import ModuleAnnotator
     from relabel_datasets.annotate.builder import build
     from relabel_datasets.annotate.shard import BuildConfig
@@ -52,7 +52,7 @@ def served_folder(tmp_path_factory) -> Path:
 
 
 def contents(dataset: rd.RelabelDataset) -> list[tuple[str, int, bytes, bytes]]:
-    """Return (key, label, image, label map) of all samples, as bytes."""
+    """Return (key, label, bytes of the image, bytes of the label map) of all samples."""
     label_maps = dataset.label_maps
     return [
         (
@@ -67,12 +67,12 @@ def contents(dataset: rd.RelabelDataset) -> list[tuple[str, int, bytes, bytes]]:
 
 @pytest.fixture(scope="session")
 def expected(served_folder) -> list[tuple[str, int, bytes, bytes]]:
-    """What `contents` gives of the local folder."""
+    """Result of `contents` for the local folder."""
     return contents(rd.load_dataset(served_folder, "colours", "train"))
 
 
 class File(NamedTuple):
-    """A file as the manifest has it."""
+    """File of the manifest."""
 
     name: str
     num_bytes: int
@@ -81,7 +81,7 @@ class File(NamedTuple):
 
 @pytest.fixture(scope="session")
 def files(served_folder) -> list[File]:
-    """The shards of the config with images, then its index."""
+    """Shards of the config with images, followed by its index."""
     split = json.loads((served_folder / "colours" / MANIFEST).read_bytes())["splits"]["train"]
     shards = map(File, split["filenames"], split["shard_bytes"], split["shard_sha256"])
     return [*shards, File(split["index"], split["index_bytes"], split["index_sha256"])]
@@ -102,7 +102,7 @@ class Remote(NamedTuple):
 
 
 @pytest.fixture(scope="session")
-def _no_credentials_of_ours():
+def _no_user_credentials():
     with pytest.MonkeyPatch.context() as patch:
         for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
             patch.delenv(name, raising=False)
@@ -116,16 +116,16 @@ def _no_credentials_of_ours():
 
 
 @pytest.fixture(scope="session")
-def _http(served_folder, _no_credentials_of_ours):
+def _http(served_folder, _no_user_credentials):
     with FaultyServer(served_folder) as server:
         yield Remote(server, server.url, {})
 
 
 @pytest.fixture(scope="session")
-def _s3(served_folder, _no_credentials_of_ours):
+def _s3(served_folder, _no_user_credentials):
     with s3_server(served_folder, BUCKET) as address, FaultyServer(upstream=address) as server:
         options = {"endpoint_url": server.url, "client_kwargs": {"region_name": "us-east-1"}}
-        # botocore's client takes long to make, and fsspec keeps it: not to be counted among the stalls of the tests
+        # creating a botocore client is slow; fsspec caches it, so that no test takes it for a stall
         remote_module.RemoteFiles(f"s3://{BUCKET}", options).read_small("README.md", len)
         yield Remote(server, f"s3://{BUCKET}", options)
 
@@ -146,7 +146,7 @@ def s3(_s3) -> Remote:
 
 @pytest.fixture
 def hub(served_folder, local_hub, impatient) -> Remote:
-    """The dataset on the Hub, in a private repository, whose own retries take no time here."""
+    """The dataset on the Hub, in a private repository. The retries of the Hub's client take no time."""
     local_hub.publish("org/name", served_folder)
     local_hub.repos["org/name"].private = True
     return Remote(local_hub, "hf://datasets/org/name@main", {"endpoint": local_hub.url, "token": "hf_of_a_user"})
@@ -160,7 +160,7 @@ def remote(request) -> Remote:
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Several ranges a shard, and short pauses."""
+    """Set several ranges per shard, and short pauses."""
     for name, value in {
         "FIRST_PAUSE_S": 0.01,
         "LONGEST_PAUSE_S": 0.05,
@@ -172,23 +172,22 @@ def quick(monkeypatch):
 
 
 def check_cache(folder: Path) -> None:
-    """Assert that every finished file of a cache has the content of its name."""
+    """Assert that the name of every complete file in a cache is its SHA-256."""
     for path in (folder / "shards").iterdir():
         if path.suffix != ".part" and not path.name.startswith("."):
             assert hashlib.sha256(path.read_bytes()).hexdigest() == path.name
 
 
 def run_apart(code: str, *arguments: object) -> dict[str, object]:
-    """Return what a program prints as JSON; it may fork, which this process with its servers' threads may not.
+    """Run a program in another process, which may fork since it has no threads, and return the JSON that it prints.
 
     Args:
-        code: Program to run. `cache`, `folders`, `remote` and `resolve` are imported, without the package's `__init__`, which takes
-            seconds to import torch.
-        arguments: for its `sys.argv[1:]`, as JSON.
+        code: Program to run. `cache`, `folders`, `remote` and `resolve` are imported without importing torch.
+        arguments: Values of the program's `arguments`, passed as JSON.
     """
     head = f"""
 import json, os, random, signal, sys, threading, time, types
-signal.alarm({_APART_S})  # also when nobody is left who would wait
+signal.alarm({_APART_S})  # even if the parent is killed
 package = types.ModuleType("relabel_datasets")
 package.__path__ = [{str(ROOT / "relabel_datasets")!r}]
 sys.modules["relabel_datasets"] = package
@@ -206,7 +205,7 @@ arguments = [json.loads(argument) for argument in sys.argv[1:]]
         output, errors = process.communicate(timeout=_APART_S + 10)
     except BaseException:
         with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # and what it has forked
+            os.killpg(process.pid, signal.SIGKILL)  # including its children
         process.wait()
         raise
     assert process.returncode == 0, errors

@@ -1,4 +1,4 @@
-"""The cache under many processes and threads, limits, full disks, and kills."""
+"""The cache with many processes and threads, limits, full disks and killed processes."""
 
 import errno
 import fcntl
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("quick")
 
 
 class Content:
-    """A file that may be asked of a cache: `cache.open(*content)`."""
+    """File content for a cache: `cache.open(*content)`."""
 
     def __init__(self, seed: int, num_bytes: int = 1000) -> None:
         self.data = random.Random(seed).randbytes(num_bytes)
@@ -47,7 +47,7 @@ def read(cache, content):
 
 
 def names(cache):
-    """Return the names in the cache's folder, but that of its lock."""
+    """Return the names of the files in the cache's folder, without its lock."""
     return sorted(path.name for path in cache.folder.iterdir() if path.name != ".evict")
 
 
@@ -64,12 +64,12 @@ def test_a_file_is_downloaded_once(cache):
     assert cache.has(content.sha256)
 
 
-def test_what_was_opened_longest_ago_goes_first(cache):
+def test_the_least_recently_opened_file_is_deleted_first(cache):
     contents = [Content(i) for i in range(4)]
     for age, content in enumerate(contents[:3]):
         read(cache, content)
         os.utime(cache.folder / content.sha256, (age, age))
-    read(cache, contents[0])  # of the age of now
+    read(cache, contents[0])  # now the most recently opened
     read(cache, contents[3])
     assert [cache.has(content.sha256) for content in contents] == [True, False, True, True]
     assert read(cache, contents[1]) == contents[1].data
@@ -85,7 +85,7 @@ def test_the_limit_is_kept_after_each_open(cache):
         assert cache.has(content.sha256)
 
 
-def test_an_open_file_stays_readable_when_the_cache_lets_go_of_it(cache):
+def test_an_open_file_stays_readable_after_the_cache_deletes_it(cache):
     contents = [Content(i) for i in range(4)]
     file = cache.open(*contents[0])
     for content in contents[1:]:
@@ -95,7 +95,7 @@ def test_an_open_file_stays_readable_when_the_cache_lets_go_of_it(cache):
         assert file.read() == contents[0].data
 
 
-def test_a_file_larger_than_the_limit_is_told_before_any_download(cache):
+def test_a_file_larger_than_the_limit_is_refused_before_the_download(cache):
     content = Content(0, 3501)
     with pytest.raises(
         rd.DatasetError, match=r"is 3500 bytes, but one shard needs 3501 bytes: raise the limit.*RELABEL_CACHE_LIMIT"
@@ -104,14 +104,14 @@ def test_a_file_larger_than_the_limit_is_told_before_any_download(cache):
     assert content.downloads == 0
 
 
-def test_a_limit_smaller_than_a_shard_is_told_by_load_dataset(tmp_path, http):
+def test_a_limit_smaller_than_a_shard_is_an_error_of_load_dataset(tmp_path, http):
     with pytest.raises(rd.DatasetError, match=r"is 20000 bytes, but one shard needs \d+ bytes: raise the limit"):
         contents(http.load(tmp_path, cache_limit="20K"))
     with pytest.raises(rd.DatasetError, match=r"is 50000 bytes, but the download of .*/colours needs \d+"):
         http.load(tmp_path, cache_limit="50K").download()
 
 
-def test_a_dataset_larger_than_the_limit_is_read_all_the_same(tmp_path, remote, files, expected):
+def test_a_dataset_larger_than_the_limit_can_be_read(tmp_path, remote, files, expected):
     limit = max(file.num_bytes for file in files)
     dataset = remote.load(tmp_path, cache_limit=limit)
     for _ in range(2):
@@ -120,7 +120,7 @@ def test_a_dataset_larger_than_the_limit_is_read_all_the_same(tmp_path, remote, 
     check_cache(tmp_path)
 
 
-def test_what_a_dead_download_left_is_gone_on_with_or_deleted(cache):
+def test_the_remains_of_a_killed_download_are_resumed_or_deleted(cache):
     contents = [Content(i) for i in range(4)]
     cache.folder.mkdir()
     part = cache.folder / f"{contents[0].sha256}.part"
@@ -135,7 +135,7 @@ def test_what_a_dead_download_left_is_gone_on_with_or_deleted(cache):
     assert not part.exists()
 
 
-def test_a_failed_download_leaves_its_beginning_and_nothing_empty(cache):
+def test_a_failed_download_keeps_its_first_bytes_and_leaves_no_empty_file(cache):
     def fails(num_bytes):
         def download(file):
             file.write(content.data[:num_bytes])
@@ -144,15 +144,15 @@ def test_a_failed_download_leaves_its_beginning_and_nothing_empty(cache):
         return download
 
     content = Content(0)
-    for num_bytes, left in ((0, []), (10, [f"{content.sha256}.part"])):
+    for num_bytes, remains in ((0, []), (10, [f"{content.sha256}.part"])):
         with pytest.raises(rd.DatasetError, match="cannot be reached"):
             cache.open(content.sha256, 1000, fails(num_bytes))
-        assert names(cache) == left
+        assert names(cache) == remains
     assert read(cache, content) == content.data
 
 
-def test_no_byte_is_written_once_the_lock_is_given_back(cache, monkeypatch):
-    """Else what a failed download had in its buffer could go over what the next one has verified."""
+def test_no_byte_is_written_after_the_lock_is_released(cache, monkeypatch):
+    """Otherwise the buffer of a failed download could overwrite the verified bytes of the next one."""
 
     def download(file):
         file.write(content.data[:10])
@@ -173,7 +173,7 @@ def test_no_byte_is_written_once_the_lock_is_given_back(cache, monkeypatch):
 
 
 @pytest.mark.parametrize("num_bytes", [0, 999, 1001])
-def test_a_cached_file_of_another_length_is_fetched_anew(cache, num_bytes):
+def test_a_cached_file_of_wrong_length_is_downloaded_again(cache, num_bytes):
     content = Content(0)
     read(cache, content)
     (cache.folder / content.sha256).write_bytes(bytes(num_bytes))
@@ -181,8 +181,8 @@ def test_a_cached_file_of_another_length_is_fetched_anew(cache, num_bytes):
     assert content.downloads == 2
 
 
-def test_what_is_not_of_the_cache_is_neither_counted_nor_deleted(cache):
-    """`cache_dir` may be any folder, and one with a folder `shards` of the user's own."""
+def test_other_files_in_the_folder_are_neither_counted_nor_deleted(cache):
+    """`cache_dir` may be any folder, even one in which the user has a folder `shards`."""
     (cache.folder / "folder").mkdir(parents=True)
     (cache.folder / "folder" / "mine").write_bytes(bytes(9000))
     for name in ("mine.tar", "0" * 63, "0" * 65, "G" * 64, "0" * 64 + ".part2", "x.part", ".hidden"):
@@ -195,7 +195,7 @@ def test_what_is_not_of_the_cache_is_neither_counted_nor_deleted(cache):
 
 
 @pytest.mark.parametrize("sha256", ["", "../mine", "0" * 63, "0" * 64 + ".part", "A" * 64, "0" * 64 + "\n"])
-def test_a_manifest_cannot_reach_out_of_the_cache(cache, tmp_path, sha256):
+def test_a_manifest_cannot_write_outside_of_the_cache(cache, tmp_path, sha256):
     (tmp_path / "mine").write_bytes(b"mine")
     with pytest.raises(rd.DatasetError, match="not a valid sha256"):
         cache.open(sha256, 7, lambda file: file.write(b"not you"))
@@ -203,7 +203,7 @@ def test_a_manifest_cannot_reach_out_of_the_cache(cache, tmp_path, sha256):
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
-def test_a_full_disk_costs_the_oldest_files(cache, code):
+def test_on_a_full_disk_the_oldest_files_are_deleted(cache, code):
     contents = [Content(i) for i in range(3)]
     for age, content in enumerate(contents[:2]):
         read(cache, content)
@@ -221,7 +221,7 @@ def test_a_full_disk_costs_the_oldest_files(cache, code):
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
-def test_a_disk_that_others_filled_is_told(cache, code):
+def test_a_disk_full_of_other_files_is_an_error(cache, code):
     def download(file):
         file.seek(0)
         file.write(content.data[:500])
@@ -236,8 +236,8 @@ def test_a_disk_that_others_filled_is_told(cache, code):
     assert read(cache, content) == content.data
 
 
-def test_a_write_that_the_kernel_refuses_in_the_middle_is_gone_on_with(tmp_path, http, files):
-    """A limit on the length of files stands for the size of the disk: it fails in the same places."""
+def test_a_download_resumes_after_a_failed_write(tmp_path, http, files):
+    """Simulate a full disk by a limit of the file size, which makes the same calls fail."""
     assert run_apart(
         """
 import errno, hashlib, resource
@@ -261,11 +261,11 @@ print(json.dumps(len(deleted) > 2))
         files,
     )
     check_cache(tmp_path)
-    for file in files:  # no byte was fetched twice but those of ranges that did not fit
+    for file in files:  # only ranges that did not fit are downloaded twice
         assert len(http.server.gets(file.name)) <= file.num_bytes // 4096 + 1 + 5
 
 
-def test_other_errors_of_the_disk_delete_nothing(cache):
+def test_other_disk_errors_delete_nothing(cache):
     def download(file):
         raise OSError(errno.EIO, "broken")
 
@@ -288,12 +288,12 @@ def test_without_a_limit_a_tenth_of_the_disk_stays_free(tmp_path, monkeypatch):
     for i in range(5):
         read(cache, Content(i))
     assert len(names(cache)) == 3
-    disk["free"] = 0  # others' files: ours make room, and what is needed is there all the same
+    disk["free"] = 0  # other files fill the disk: the cache makes room, and the file is still returned
     assert read(cache, Content(9)) == Content(9).data
     assert names(cache) == [Content(9).sha256]
 
 
-def test_threads_that_ask_for_the_same_file_download_it_once(tmp_path, remote, files, expected):
+def test_threads_download_a_shared_file_once(tmp_path, remote, files, expected):
     folder = open_folder(remote.url, cache_dir=tmp_path, storage_options=remote.options).child("colours")
 
     def fetch(file):
@@ -307,8 +307,8 @@ def test_threads_that_ask_for_the_same_file_download_it_once(tmp_path, remote, f
     check_cache(tmp_path)
 
 
-def test_threads_under_a_small_limit_all_get_what_they_ask_for(cache):
-    """Each open downloads once at most, though others may delete the file at any time."""
+def test_threads_with_a_small_limit_read_all_files(cache):
+    """Each open downloads at most once, although other threads may delete the file at any time."""
     contents = [Content(i, 1000 + i) for i in range(8)]
     picks = [random.Random(i).choices(contents, k=50) for i in range(8)]
 
@@ -321,12 +321,12 @@ def test_threads_under_a_small_limit_all_get_what_they_ask_for(cache):
     assert sum(path.stat().st_size for path in cache.folder.iterdir()) <= 3500
 
 
-def test_the_limit_is_kept_by_downloads_that_began_together(cache):
-    contents, begun = [Content(i, 2000) for i in range(2)], threading.Barrier(2, timeout=60)
+def test_the_limit_is_kept_by_simultaneous_downloads(cache):
+    contents, started = [Content(i, 2000) for i in range(2)], threading.Barrier(2, timeout=60)
 
     def opened(content):
         def download(file):
-            begun.wait()
+            started.wait()
             content.download(file)
 
         with cache.open(content.sha256, 2000, download) as file:
@@ -337,9 +337,9 @@ def test_the_limit_is_kept_by_downloads_that_began_together(cache):
     assert len(names(cache)) == 1
 
 
-def test_a_file_that_another_deletes_at_once_is_served_all_the_same(cache, monkeypatch):
+def test_a_file_is_returned_even_if_another_process_deletes_it(cache, monkeypatch):
     content = Content(0)
-    delete = lambda self, num_bytes, keep: keep.unlink(missing_ok=True)  # noqa: E731  another process, between
+    delete = lambda self, num_bytes, keep: keep.unlink(missing_ok=True)  # noqa: E731  as another process would
     monkeypatch.setattr(ShardCache, "_make_room", delete)
     assert read(cache, content) == content.data
     assert content.downloads == 1
@@ -361,29 +361,29 @@ def test_the_cache_may_be_removed_at_any_moment(tmp_path, remove, limit):
     assert number > 8
 
 
-def test_a_folder_that_cannot_be_made_is_told():
-    with pytest.raises(OSError, match="/proc/none"):  # where even root can make none
+def test_a_folder_that_cannot_be_created_is_named():
+    with pytest.raises(OSError, match="/proc/none"):  # where even root cannot create a folder
         read(ShardCache(Path("/proc/none/shards"), None), Content(0))
 
 
-def test_eviction_leaves_a_download_that_is_going_on_alone(cache):
-    begun, go_on = threading.Event(), threading.Event()
+def test_eviction_does_not_delete_a_download_in_progress(cache):
+    started, resume = threading.Event(), threading.Event()
     slow = Content(0, 3000)
 
     def download(file):
         file.write(slow.data[:2000])
         file.flush()
-        begun.set()
-        assert go_on.wait(60)
+        started.set()
+        assert resume.wait(60)
         slow.download(file)
 
     with ThreadPoolExecutor(1) as pool:
         opened = pool.submit(cache.open, slow.sha256, 3000, download)
-        assert begun.wait(60)
+        assert started.wait(60)
         for i in range(1, 5):
             assert read(cache, Content(i)) == Content(i).data
         assert f"{slow.sha256}.part" in names(cache)
-        go_on.set()
+        resume.set()
         with opened.result() as file:
             assert file.read() == slow.data
 
@@ -411,7 +411,7 @@ print(json.dumps([os.waitpid(reader, 0)[1] for reader in readers]))
 """
 
 
-def test_processes_that_ask_for_the_same_files_download_each_once(tmp_path, http, files):
+def test_processes_download_shared_files_once(tmp_path, http, files):
     http.server.pause_s = 0.002
     try:
         assert run_apart(PROCESSES, http.url, tmp_path, files, 6) == [0] * 6
@@ -423,8 +423,8 @@ def test_processes_that_ask_for_the_same_files_download_each_once(tmp_path, http
     check_cache(tmp_path)
 
 
-def test_a_child_that_is_forked_in_a_download_does_not_keep_its_lock(tmp_path):
-    """The child has the file open, and with it the lock; the parent gives the lock back by name."""
+def test_a_child_forked_during_a_download_does_not_keep_its_lock(tmp_path):
+    """The child also has the locked file open, so the parent must unlock it explicitly."""
     assert (
         run_apart(
             """
@@ -433,10 +433,10 @@ folder, = arguments
 data = b"data" * 100
 sha256 = hashlib.sha256(data).hexdigest()
 shards = cache.ShardCache(folders.Path(folder), None)
-begun, forked = threading.Event(), threading.Event()
+started, forked = threading.Event(), threading.Event()
 def download(file):
     file.write(data[:10])
-    begun.set()
+    started.set()
     forked.wait()
     raise OSError("gone")
 def fail():
@@ -446,12 +446,12 @@ def fail():
         pass
 thread = threading.Thread(target=fail)
 thread.start()
-begun.wait()
+started.wait()
 reader, writer = os.pipe()
 child = os.fork()
 if child == 0:
     os.close(writer)
-    os.read(reader, 1)  # until the parent is done
+    os.read(reader, 1)  # wait for the parent
     os._exit(0)
 forked.set()
 thread.join()
@@ -475,7 +475,7 @@ url, folder, limit, files, num_kills, num_readers = arguments
 remote.FIRST_PAUSE_S, remote.LONGEST_PAUSE_S, remote.RANGE_BYTES = 0.01, 0.05, 4096
 driver, served, damage = os.getpid(), Path(folder, "served"), Path(folder, "damage")
 
-def read_for_ever():
+def read_forever():
     remote_folder = resolve.open_folder(url, cache_dir=folder, cache_limit=limit).child("colours")
     while os.getppid() == driver:
         name, num_bytes, sha256 = random.choice(files)
@@ -491,7 +491,7 @@ def start():
     if reader == 0:
         try:
             random.seed()
-            read_for_ever()
+            read_forever()
         except BaseException:
             with damage.open("a") as file:
                 file.write(traceback.format_exc())
@@ -502,29 +502,29 @@ def start():
 def size_of(path):
     try:
         return path.stat().st_size
-    except FileNotFoundError:  # whole by now
+    except FileNotFoundError:  # it was renamed: the download is complete
         return 0
 
 readers = [start() for _ in range(num_readers)]
-left = 0  # kills that hit a download
+num_parts = 0  # interrupted downloads after a kill
 for kill in range(num_kills):
     time.sleep(random.uniform(0.02, 0.15))
-    while not served.exists() or served.stat().st_size < kill:  # on a slow machine, too, readers come to read
+    while not served.exists() or served.stat().st_size < kill:  # let the readers make progress on a slow machine
         time.sleep(0.01)
     victim = random.randrange(num_readers)
     os.kill(readers[victim], signal.SIGKILL)
     os.waitpid(readers[victim], 0)
-    left += any(map(size_of, Path(folder, "shards").glob("*.part")))
+    num_parts += any(map(size_of, Path(folder, "shards").glob("*.part")))
     readers[victim] = start()
 for reader in readers:
     os.kill(reader, signal.SIGKILL)
     os.waitpid(reader, 0)
-print(json.dumps({"damage": damage.read_text() if damage.exists() else "", "served": served.stat().st_size, "left": left}))
+print(json.dumps({"damage": damage.read_text() if damage.exists() else "", "served": served.stat().st_size, "num_parts": num_parts}))
 """
 
 
-def test_readers_that_are_killed_at_any_moment_damage_nothing(tmp_path, http, files, expected):
-    """50 kills of processes that share a cache which lets go of files all the time."""
+def test_killed_readers_damage_nothing(tmp_path, http, files, expected):
+    """Kill 50 processes that share a cache so small that it deletes files all the time."""
     limit = sum(sorted(file.num_bytes for file in files)[-2:])
     http.server.pause_s = 0.003
     try:
@@ -533,7 +533,7 @@ def test_readers_that_are_killed_at_any_moment_damage_nothing(tmp_path, http, fi
         http.server.pause_s = 0.0
     assert done["damage"] == ""
     assert done["served"] >= 49
-    assert done["left"] > 0
+    assert done["num_parts"] > 0
     check_cache(tmp_path)
     requests = len(http.server.requests)
     dataset = http.load(tmp_path, cache_limit=limit)

@@ -1,4 +1,4 @@
-"""Every fault of a server x protocol x how often x on which file: all samples are right, or an error says why not."""
+"""Table of server faults x protocols x repetitions x files: all samples are read correctly, or an error says why not."""
 
 import itertools
 import re
@@ -16,28 +16,28 @@ from tests.servers import FAULTS
 pytestmark = pytest.mark.usefixtures("quick")
 
 FILES = {"shard": SHARDS[1], "index": INDEX, "manifest": MANIFEST}
-MAY_PASS = [*FAULTS, "408", "429", "500", "503"]
-SAYS = {  # of a fault that stays
+TEMPORARY = [*FAULTS, "408", "429", "500", "503"]
+MESSAGES = {  # of permanent faults
     "drop": "not completed",
     "reset": "not completed|reset",
-    "stall": r"no whole answer within 0\.5 s",
-    "short": r"answered with \d+ instead of \d+ bytes",
-    "cut": r"answered with \d+ instead of \d+ bytes",
-    "flip": "sha256",
-    "page": r"answered with \d+ instead of \d+ bytes",
+    "stall": r"no complete response within 0\.5 s",
+    "short": r"the server sent \d+ instead of \d+ bytes",
+    "cut": r"the server sent \d+ instead of \d+ bytes",
+    "flip": "SHA-256",
+    "page": r"the server sent \d+ instead of \d+ bytes",
 }
-DAMAGED = ("short", "cut", "flip", "page")  # the length of a manifest is not known, but it has a checksum
+DAMAGED = ("short", "cut", "flip", "page")  # detected by the checksum of a manifest, whose length is unknown
 
 
 def inject(remote, kind, file, times, monkeypatch):
     if kind == "stall":
         monkeypatch.setattr(remote_module, "STALL_S", 0.5)
-    # of a shard, some ranges have come by then
+    # a fault of a shard begins after its first range
     remote.server.fail(kind, FILES[file], times=times, after=int(file == "shard"), headers={"Retry-After": "1"})
 
 
 def grid(kinds, times, in_default_run):
-    """Return the combinations of faults, files and numbers of times; only some are in the default run."""
+    """Return the combinations of faults, files and repetitions. Those not in the default run are marked as slow."""
     return [
         pytest.param(*case, marks=() if in_default_run(*case) else pytest.mark.slow)
         for case in itertools.product(kinds, FILES, times)
@@ -45,9 +45,9 @@ def grid(kinds, times, in_default_run):
 
 
 @pytest.mark.parametrize(
-    ("kind", "file", "times"), grid(MAY_PASS, (1, 2), lambda kind, file, times: (file, times) == ("shard", 2))
+    ("kind", "file", "times"), grid(TEMPORARY, (1, 2), lambda kind, file, times: (file, times) == ("shard", 2))
 )
-def test_what_passes_is_not_noticed(tmp_path, remote, expected, monkeypatch, kind, file, times):
+def test_temporary_faults_are_recovered_from(tmp_path, remote, expected, monkeypatch, kind, file, times):
     inject(remote, kind, file, times, monkeypatch)
     dataset = remote.load(tmp_path)
     dataset.download(progress=False)
@@ -58,22 +58,24 @@ def test_what_passes_is_not_noticed(tmp_path, remote, expected, monkeypatch, kin
 @pytest.mark.parametrize(
     ("kind", "file", "times"),
     grid(
-        [*MAY_PASS, "403", "404"],
+        [*TEMPORARY, "403", "404"],
         (None,),
         lambda kind, file, times: file == "shard" or kind == "flip",
     ),
 )
-def test_what_stays_is_told_and_leaves_nothing_damaged(tmp_path, remote, expected, monkeypatch, kind, file, times):
+def test_permanent_faults_raise_an_error_and_leave_no_damaged_file(
+    tmp_path, remote, expected, monkeypatch, kind, file, times
+):
     monkeypatch.setattr(remote_module, "MAX_ATTEMPTS", 3)
     inject(remote, kind, file, times, monkeypatch)
-    if kind != "whole":  # which does no harm
+    if kind != "whole":  # is handled
         with pytest.raises((FileNotFoundError, rd.DatasetError)) as caught:
             remote.load(tmp_path).download(progress=False)
         assert remote.url in str(caught.value)
-        if (kind, file) != ("404", "manifest"):  # without a manifest there is no dataset: another error
+        if (kind, file) != ("404", "manifest"):  # raises another error: there is no dataset
             assert isinstance(caught.value, FileNotFoundError) == (kind == "404")
             assert FILES[file] in str(caught.value)
-            says = "is damaged" if file == "manifest" and kind in DAMAGED else SAYS.get(kind, kind)
+            says = "is damaged" if file == "manifest" and kind in DAMAGED else MESSAGES.get(kind, kind)
             assert re.search(says if kind != "404" else "there is no", str(caught.value))
         if file != "manifest":
             check_cache(tmp_path)
@@ -87,10 +89,10 @@ def test_what_stays_is_told_and_leaves_nothing_damaged(tmp_path, remote, expecte
 
 @pytest.mark.parametrize("file", ["shard", "manifest"])
 @pytest.mark.parametrize("kind", ["drop", "reset", "short", "cut", "whole", "flip", "429", "503", "403", "404"])
-def test_the_hub_is_read_as_carefully(tmp_path, hub, expected, monkeypatch, kind, file):
+def test_faults_of_the_hub_are_handled_in_the_same_way(tmp_path, hub, expected, monkeypatch, kind, file):
     if kind not in ("403", "404"):
         hub.server.fail(kind, FILES[file], times=2)
-        assert contents(hub.load(tmp_path / "passes")) == expected
+        assert contents(hub.load(tmp_path / "temporary")) == expected
     monkeypatch.setattr(remote_module, "MAX_ATTEMPTS", 2)
     hub.server.fail(kind, FILES[file], times=None, after=int(file == "shard"))
     if kind != "whole":
@@ -107,7 +109,7 @@ def test_the_hub_is_read_as_carefully(tmp_path, hub, expected, monkeypatch, kind
 
 @pytest.fixture
 def in_memory(served_folder):
-    """The URL of the dataset in fsspec's memory."""
+    """URL of the dataset in fsspec's memory file system."""
     memory = fsspec.filesystem("memory")
     for path in served_folder.rglob("*"):
         if path.is_file():
@@ -138,12 +140,14 @@ def is_flipped(self, path, start, end, data):
     ("fault", "says"),
     [
         (fails, "ConnectionResetError: gone"),
-        (is_short, "answered with"),
-        (is_long, "answered with"),
-        (is_flipped, "sha256"),
+        (is_short, "the server sent"),
+        (is_long, "the server sent"),
+        (is_flipped, "SHA-256"),
     ],
 )
-def test_other_protocols_are_read_as_carefully(tmp_path, in_memory, expected, monkeypatch, fault, says, times, file):
+def test_faults_of_other_protocols_are_handled_in_the_same_way(
+    tmp_path, in_memory, expected, monkeypatch, fault, says, times, file
+):
     left = {"times": times}
     cat_file = type(fsspec.filesystem("memory")).cat_file
 
@@ -171,7 +175,7 @@ def test_other_protocols_are_read_as_carefully(tmp_path, in_memory, expected, mo
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_a_local_file_of_another_length_is_told(tmp_path, served_folder, file):
+def test_a_local_file_of_wrong_length_is_named(tmp_path, served_folder, file):
     shutil.copytree(served_folder, tmp_path / "data")
     path = tmp_path / "data" / "colours" / FILES[file]
     path.write_bytes(path.read_bytes()[:-1000])
@@ -179,8 +183,8 @@ def test_a_local_file_of_another_length_is_told(tmp_path, served_folder, file):
         contents(rd.load_dataset((tmp_path / "data").as_uri(), "colours", "train"))
 
 
-def test_a_short_manifest_is_not_taken_for_a_short_dataset(tmp_path, remote, expected):
-    """Without a name, the manifest and the card are asked for at several places."""
+def test_a_truncated_manifest_is_read_again(tmp_path, remote, expected):
+    """Without the name of a config, several paths are requested for the manifest and the card."""
     remote.server.fail("short", MANIFEST, times=2)
     remote.server.fail("cut", "README.md", times=2)
     with pytest.raises(rd.DatasetError, match=r"several configs, name one of \['colours', 'labels-only'\]"):

@@ -1,4 +1,4 @@
-"""Which folder a path or URL is, and which configs are in it."""
+"""Folders: which kind a path or URL is, and which configs it has."""
 
 import re
 from pathlib import Path
@@ -28,12 +28,12 @@ def test_a_limit_is_a_number_of_bytes_with_or_without_a_unit(tmp_path, monkeypat
 
 
 @pytest.mark.parametrize("limit", [0, -1, "0", "1.5G", "1X", "G", "lots", ""])
-def test_a_limit_that_cannot_be_read_is_told(limit):
+def test_an_invalid_limit_is_refused(limit):
     with pytest.raises(ValueError, match=rf"such as 200000000000 or '200G', got {re.escape(repr(limit))}"):
         open_folder("memory://x", cache_limit=limit)
 
 
-def test_the_cache_is_where_it_is_said_to_be(tmp_path, monkeypatch):
+def test_the_cache_folder_is_the_argument_or_the_environment_variable(tmp_path, monkeypatch):
     monkeypatch.setenv("RELABEL_CACHE", str(tmp_path / "there"))
     assert default_cache() == tmp_path / "there"
     assert open_folder("memory://x")._cache.folder == tmp_path / "there" / "shards"
@@ -43,12 +43,12 @@ def test_the_cache_is_where_it_is_said_to_be(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "url", ["http://a/b", "https://a", "s3://a/b", "hf://datasets/a/b@c", "memory://a", "file:///a"]
 )
-def test_a_url_has_a_protocol(url):
+def test_a_url_is_recognized(url):
     assert is_url(url)
 
 
 @pytest.mark.parametrize("path", ["a/b", "/a/b", "C:/a", "a:b", "./http:/a", "org/name"])
-def test_a_path_has_none(path, tmp_path, monkeypatch):
+def test_a_path_is_not_a_url(path, tmp_path, monkeypatch):
     assert not is_url(path)
     monkeypatch.chdir(tmp_path)
     if not path.startswith("/"):
@@ -56,7 +56,7 @@ def test_a_path_has_none(path, tmp_path, monkeypatch):
         assert isinstance(open_folder(path), LocalFolder)
 
 
-def test_a_folder_that_is_missing_is_refused(tmp_path):
+def test_a_missing_folder_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=f"no dataset at {tmp_path}/missing: there is no such folder"):
         open_folder(tmp_path / "missing")
 
@@ -78,7 +78,7 @@ def test_a_file_url_is_a_local_folder(tmp_path):
         ("memory:///a", "memory:///a"),
     ],
 )
-def test_a_remote_folder_is_called_by_its_url_without_what_is_secret(url, name):
+def test_a_remote_folder_is_shown_as_its_url_without_secrets(url, name):
     folder = open_folder(url)
     assert str(folder) == name
     assert str(folder.child("config")) == f"{name}/config"
@@ -87,23 +87,23 @@ def test_a_remote_folder_is_called_by_its_url_without_what_is_secret(url, name):
     assert open_folder(folder) is folder
 
 
-def test_the_card_names_the_configs_and_a_manifest_means_that_the_folder_is_one(remote):
+def test_the_card_lists_the_configs_and_a_folder_with_a_manifest_is_a_config(remote):
     folder = open_folder(remote.url, storage_options=remote.options)
     assert folder.configs() == ["colours", "labels-only"]
     assert folder.child("colours").configs() is None
     assert Manifest.read(folder.child("colours")) == Manifest.read(folder.child("colours"))
 
 
-def test_the_url_of_a_config_is_a_dataset_of_one(tmp_path, remote, expected):
+def test_the_url_of_a_config_can_be_loaded(tmp_path, remote, expected):
     dataset = rd.load_dataset(
         f"{remote.url}/colours", split="train", cache_dir=tmp_path, storage_options=remote.options
     )
     assert contents(dataset) == expected
 
 
-def test_a_folder_without_card_and_manifest_is_no_dataset(remote):
+def test_a_folder_without_card_and_manifest_is_not_a_dataset(remote):
     with pytest.raises(
-        FileNotFoundError, match=rf"no dataset at {remote.url}/nothing: neither README\.md nor _info\.json"
+        FileNotFoundError, match=rf"no dataset at {remote.url}/nothing: it has neither README\.md nor _info\.json"
     ):
         open_folder(f"{remote.url}/nothing", storage_options=remote.options).configs()
 
@@ -114,7 +114,7 @@ def test_s3_may_answer_403_for_a_manifest_that_does_not_exist(remote):
 
 
 @pytest.mark.parametrize("card", ["403", "404"])
-def test_a_config_that_may_not_be_read_is_no_missing_dataset(remote, card):
+def test_a_config_without_permission_is_not_reported_as_missing(remote, card):
     remote.server.fail("403", MANIFEST, times=None)
     remote.server.fail(card, "README.md", times=None)
     with pytest.raises(rd.DatasetError, match=r"403.*credentials"):
@@ -122,7 +122,7 @@ def test_a_config_that_may_not_be_read_is_no_missing_dataset(remote, card):
 
 
 @pytest.mark.parametrize(("fault", "says"), [("short", "is damaged"), ("503", "503")])
-def test_a_manifest_that_is_there_but_cannot_be_read_is_told_of_itself(remote, monkeypatch, fault, says):
+def test_an_unreadable_manifest_is_named(remote, monkeypatch, fault, says):
     monkeypatch.setattr("relabel_datasets.storage.remote.MAX_ATTEMPTS", 2)
     remote.server.fail(fault, MANIFEST, times=None)
     with pytest.raises(rd.DatasetError, match=rf"{remote.url}/colours/_info\.json.*{says}"):
@@ -133,9 +133,9 @@ def test_a_manifest_that_is_there_but_cannot_be_read_is_told_of_itself(remote, m
 @pytest.mark.parametrize(
     ("card", "says"),
     [
-        (b"", "missing or cut off"),
-        (b"---\nconfigs:\n- config_name: a\n", "missing or cut off"),
-        (b"# title\n", "missing or cut off"),
+        (b"", "missing or truncated"),
+        (b"---\nconfigs:\n- config_name: a\n", "missing or truncated"),
+        (b"# title\n", "missing or truncated"),
         (b"---\na: [\n---\n", "not the card of a dataset"),
         (b"---\nlicense: mit\n---\n", "not the card of a dataset"),
         (b"---\nconfigs: 3\n---\n", "not the card of a dataset"),
@@ -143,19 +143,19 @@ def test_a_manifest_that_is_there_but_cannot_be_read_is_told_of_itself(remote, m
         (b"---\n- a\n---\n", "not the card of a dataset"),
     ],
 )
-def test_a_card_that_is_none_is_told_with_its_url(tmp_path, card, says):
+def test_an_invalid_card_is_named_with_its_url(tmp_path, card, says):
     (tmp_path / "README.md").write_bytes(card)
     with pytest.raises(rd.DatasetError, match=rf"local://{tmp_path}/README\.md.*{says}"):
         open_folder(f"local://{tmp_path}").configs()
 
 
-def test_a_shard_that_is_gone_is_told(tmp_path, remote):
+def test_a_missing_shard_is_named(tmp_path, remote):
     remote.server.fail("404", SHARDS[2], times=None)
     with pytest.raises(FileNotFoundError, match=rf"there is no colours/{SHARDS[2]} in {remote.url}"):
         contents(remote.load(tmp_path))
 
 
-def test_has_and_check_room_are_those_of_the_cache(tmp_path, http, files):
+def test_has_and_check_room_ask_the_cache(tmp_path, http, files):
     folder = open_folder(http.url, cache_dir=tmp_path, cache_limit="50K").child("colours")
     assert not folder.has(files[0].sha256)
     folder.open(*files[0]).close()
@@ -165,7 +165,7 @@ def test_has_and_check_room_are_those_of_the_cache(tmp_path, http, files):
         folder.check_room(50_001, "the window")
 
 
-def test_a_config_that_the_card_names_but_that_is_not_there_is_told(remote, tmp_path):
+def test_a_config_that_is_missing_but_in_the_card_is_named(remote, tmp_path):
     remote.server.fail("404", "colours/_info.json", times=None)
     with pytest.raises(rd.DatasetError, match=r"colours/_info\.json is missing, yet the card names this config"):
         remote.load(tmp_path)

@@ -1,4 +1,4 @@
-"""Datasets load from the Hub at one commit, through the Hub's cache, verified, and with a clear word where they do not."""
+"""Datasets on the Hub are read at one commit, through the Hub's cache, and verified; errors say what to do."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 import relabel_datasets as rd
 from relabel_datasets.errors import DatasetError, RefusedError
-from relabel_datasets.storage import hub as hub_folder_module
+from relabel_datasets.storage import hub as hub_module
 from tests.fixtures import INDEX, SHARDS, contents
 
 REPO, TOKEN = "org/photos", "hf_of_a_user"
@@ -20,13 +20,13 @@ pytestmark = pytest.mark.usefixtures("impatient")
 
 
 @pytest.fixture(autouse=True)
-def _nothing_of_ours(tmp_path, monkeypatch):
+def _clean_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("RELABEL_CACHE", str(tmp_path / "our-cache"))
     monkeypatch.delenv("RELABEL_CACHE_LIMIT", raising=False)
     monkeypatch.delenv("RELABEL_NAMESPACE", raising=False)
     monkeypatch.delenv("HF_TOKEN", raising=False)
-    monkeypatch.setattr(hub_folder_module, "PAUSES_S", (0, 0))
-    monkeypatch.setattr(hub_folder_module.with_hub_errors, "__defaults__", (None, (0, 0)))
+    monkeypatch.setattr(hub_module, "PAUSES_S", (0, 0))
+    monkeypatch.setattr(hub_module.with_hub_errors, "__defaults__", (None, (0, 0)))
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def load(repo: str = REPO, name: str = "colours", split: str = "train", **argume
 
 @pytest.fixture(scope="session")
 def other_folder(tmp_path_factory, served_folder) -> Path:
-    """A dataset of the same names whose train split has the first shard alone, and that has a validation split."""
+    """Dataset with the same names, but other shards and a validation split."""
     folder = shutil.copytree(served_folder, tmp_path_factory.mktemp("other") / "dataset")
     shutil.rmtree(folder / "colours")
     images = served_folder.parent / "images"
@@ -59,7 +59,7 @@ class TestRevisions:
     def test_a_pinned_revision_serves_the_old_shards_after_a_new_publish(self, hub, other_folder, expected):
         old = hub.repos[REPO].head.oid
         hub.repos[REPO].tags["v1"] = old
-        opened = load()  # and nothing read yet
+        opened = load()  # no shard has been read
         files = {path.relative_to(other_folder).as_posix(): path.read_bytes()
                  for path in other_folder.rglob("*") if path.is_file()}  # fmt: skip
         hub.commit(REPO, {path: None for path in hub.files(REPO) if path != ".gitattributes"})
@@ -92,7 +92,7 @@ class TestRevisions:
             load(revision="mine")
         assert contents(load()) == expected
 
-    def test_what_is_not_there_is_said(self, hub):
+    def test_missing_revisions_repositories_and_files_are_named(self, hub):
         with pytest.raises(FileNotFoundError, match="no branch, tag or commit 'v7'"):
             load(revision="v7")
         with pytest.raises(
@@ -101,17 +101,17 @@ class TestRevisions:
             load("org/other")
         hub.create("org/empty")
         with pytest.raises(
-            FileNotFoundError, match=r"there is no README.md in org/empty on the Hub: it is not a dataset"
+            FileNotFoundError, match=r"there is no README.md in org/empty on the Hub: the repository is not a dataset"
         ):
             load("org/empty")
 
-    def test_arguments_of_the_hub_are_refused_elsewhere(self, served_folder):
+    def test_arguments_of_the_hub_are_refused_for_local_folders(self, served_folder):
         for name in ("revision", "token", "namespace"):
             with pytest.raises(ValueError, match=f"{name}= is for .*, not for"):
                 rd.load_dataset(served_folder, "colours", "train", **{name: "x"})
 
-    def test_storage_options_are_for_urls(self, hub):
-        with pytest.raises(ValueError, match="storage_options= are for URLs, not for org/photos on the Hub"):
+    def test_storage_options_are_refused(self, hub):
+        with pytest.raises(ValueError, match="storage_options= is for URLs, not for org/photos on the Hub"):
             load(storage_options={"anon": True})
 
 
@@ -127,7 +127,7 @@ class TestAccess:
         assert contents(load()) == expected
         assert hub.leaks == []
 
-    def test_a_gated_repository_says_where_to_ask(self, hub, expected):
+    def test_the_error_for_a_gated_repository_says_where_to_request_access(self, hub, expected):
         hub.repos[REPO].gated = "manual"
         with pytest.raises(
             RefusedError, match=rf"org/photos is gated: request access at {hub.url}/datasets/org/photos"
@@ -136,28 +136,28 @@ class TestAccess:
         hub.repos[REPO].granted.add("another")
         assert contents(load(token="hf_of_another")) == expected
 
-    def test_a_token_that_nobody_has_is_refused_and_not_shown(self, hub):
+    def test_an_invalid_token_is_refused_and_not_shown(self, hub):
         with pytest.raises((RefusedError, FileNotFoundError), match="token") as caught:
             load(token="hf_of_nobody")
         assert "hf_of_nobody" not in str(caught.value)
 
 
 class TestCache:
-    def test_what_hf_download_brought_is_used_without_network(self, hub, expected, monkeypatch):
+    def test_files_of_hf_download_are_read_without_a_network(self, hub, expected, monkeypatch):
         snapshot_download(REPO, repo_type="dataset")
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
         hub.reset()
         assert contents(load()) == expected
         assert hub.requests == []
 
-    def test_all_of_it_is_downloaded_at_once_and_then_read_offline(self, hub, expected, monkeypatch):
+    def test_a_downloaded_dataset_is_read_offline(self, hub, expected, monkeypatch):
         load(download=True)
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
         hub.reset()
         assert contents(load()) == expected
         assert hub.requests == []
 
-    def test_offline_and_not_in_the_cache_is_said(self, hub, monkeypatch):
+    def test_offline_a_file_missing_in_the_cache_is_named(self, hub, monkeypatch):
         dataset = load()
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
         with pytest.raises(FileNotFoundError, match=r"train-0000.*HF_HUB_OFFLINE is set: load it once .*download=True"):
@@ -165,13 +165,13 @@ class TestCache:
         with pytest.raises(FileNotFoundError, match="HF_HUB_OFFLINE is set"):
             load("org/other")
 
-    def test_without_network_what_is_in_the_cache_is_read(self, hub, expected):
+    def test_without_a_network_the_cache_is_read(self, hub, expected):
         load(download=True)
         hub.fail("drop", "", times=None)
         hub.fail("503", "", method="HEAD", times=None)
         assert contents(load()) == expected
 
-    def test_each_file_comes_once_and_only_when_it_is_needed(self, hub, expected):
+    def test_each_file_is_downloaded_once_and_only_when_needed(self, hub, expected):
         dataset = load()
         assert not [
             request for request in hub.gets("") if request.host.startswith("localhost") and ".tar" in request.path
@@ -183,7 +183,7 @@ class TestCache:
         assert len(stored()) == len(set(stored())) == 4
 
     @pytest.mark.parametrize("name", [SHARDS[1], INDEX])
-    def test_a_damaged_file_in_the_cache_is_fetched_anew(self, hub, expected, name, caplog):
+    def test_a_damaged_file_in_the_cache_is_downloaded_again(self, hub, expected, name, caplog):
         path = Path(hf_hub_download(REPO, f"colours/{name}", repo_type="dataset")).resolve()
         data = bytearray(path.read_bytes())
         data[len(data) // 2] ^= 1
@@ -192,64 +192,67 @@ class TestCache:
         assert f"{name}: its SHA-256 is" in caplog.text
         assert "downloading it again" in caplog.text
 
-    def test_a_damaged_manifest_in_the_cache_is_fetched_anew(self, hub, expected, caplog):
+    def test_a_damaged_manifest_in_the_cache_is_downloaded_again(self, hub, expected, caplog):
         path = Path(hf_hub_download(REPO, "colours/_info.json", repo_type="dataset")).resolve()
         path.write_bytes(path.read_bytes()[:40])
         assert contents(load()) == expected
         assert "downloading it again" in caplog.text
 
-    def test_a_damaged_card_in_the_cache_is_fetched_anew(self, hub, caplog):
+    def test_a_damaged_card_in_the_cache_is_downloaded_again(self, hub, caplog):
         path = Path(hf_hub_download(REPO, "README.md", repo_type="dataset")).resolve()
         path.write_bytes(path.read_bytes()[:40])
         with pytest.raises(DatasetError, match="has several configs"):
             rd.load_dataset(REPO)
         assert "downloading it again" in caplog.text
 
-    def test_what_is_wrong_on_the_hub_itself_is_named(self, hub):
+    def test_a_damaged_file_on_the_hub_is_named(self, hub):
         shard = hub.files(REPO)[f"colours/{SHARDS[0]}"]
         hub.commit(REPO, {f"colours/{SHARDS[0]}": shard[:-1] + b"1"})
         with pytest.raises(
-            DatasetError, match=rf"org/photos@\w+/colours/{SHARDS[0]}: its SHA-256 is .* instead of .*publish it"
+            DatasetError,
+            match=rf"org/photos@\w+/colours/{SHARDS[0]}: its SHA-256 is .* instead of .*publish the dataset again",
         ):
             contents(load())
 
-    def test_with_a_limit_shards_go_into_our_cache(self, hub, expected, tmp_path, hf_cache):
+    def test_with_a_limit_shards_are_stored_in_the_cache_of_the_package(self, hub, expected, tmp_path, hf_cache):
         cache = tmp_path / "bounded"
         dataset = load(cache_dir=cache, cache_limit="1M")
-        hub.commit(REPO, {f"colours/{name}": None for name in SHARDS})  # the commit it was opened at is still read
+        hub.commit(
+            REPO, {f"colours/{name}": None for name in SHARDS}
+        )  # the dataset still reads the commit at which it was opened
         assert contents(dataset) == expected
         assert {path.stat().st_size for path in (cache / "shards").iterdir()}
         assert not list(hf_cache.rglob("*.tar"))
 
-    def test_cache_dir_moves_the_hubs_files(self, hub, expected, tmp_path, hf_cache):
+    def test_cache_dir_replaces_the_hubs_cache(self, hub, expected, tmp_path, hf_cache):
         assert contents(load(cache_dir=tmp_path / "here")) == expected
         assert list((tmp_path / "here" / "hub").rglob("*.tar"))
         assert not list(hf_cache.rglob("*.tar"))
 
-    @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
-    def test_it_streams_through_a_data_loader(self, hub, workers, expected):
+    @pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+    def test_a_stream_is_read_through_a_data_loader(self, hub, num_workers, expected):
         stream = rd.load_dataset(REPO, "colours", "train", streaming=True)
         loader = DataLoader(
-            stream, batch_size=None, num_workers=workers, multiprocessing_context="spawn" if workers else None
+            stream, batch_size=None, num_workers=num_workers, multiprocessing_context="spawn" if num_workers else None
         )
         assert sorted(label_map.key for _, label_map in loader) == sorted(key for key, *_ in expected)
 
 
 class TestFaults:
     @pytest.mark.parametrize("kind", ["503", "429", "drop", "reset"])
-    def test_requests_that_fail_are_made_again(self, hub, expected, kind):
+    def test_failed_requests_are_repeated(self, hub, expected, kind):
         for path in ("README.md", "_info.json", INDEX, SHARDS[0]):
             hub.fail(kind, path, headers={"Retry-After": "0"} if kind == "429" else None)
         assert contents(load()) == expected
 
     @pytest.mark.parametrize("kind", ["drop", "short", "flip"])
-    def test_shards_that_come_damaged_are_fetched_again(self, hub, expected, kind):
+    def test_shards_that_arrive_damaged_are_downloaded_again(self, hub, expected, kind):
         for sha256 in hub.objects:
             hub.fail(kind, sha256)
         assert contents(load()) == expected
 
     @pytest.mark.parametrize("kind", ["503", "drop"])
-    def test_a_hub_that_stays_down_is_an_error_that_names_the_file(self, hub, kind):
+    def test_if_the_hub_stays_down_the_error_names_the_file(self, hub, kind):
         dataset = load()
         hub.fail(kind, "", times=None)
         hub.fail("503", "", method="HEAD", times=None)
@@ -276,7 +279,7 @@ class TestShortNames:
         assert local_hub.requests
         assert all("relabel-datasets" not in request.path for request in local_hub.requests)
 
-    def test_what_a_builder_left_in_the_cache_comes_first_but_not_before_a_namespace(
+    def test_the_cache_has_precedence_unless_a_namespace_is_given(
         self, local_hub, served_folder, other_folder, expected, tmp_path
     ):
         local_hub.publish("mine/imagenet-relabel", other_folder)
@@ -285,7 +288,7 @@ class TestShortNames:
         assert local_hub.requests == []
         assert contents(load("imagenet-relabel", namespace="mine")) == contents(load(other_folder)) != expected
 
-    def test_if_it_is_nowhere_the_error_says_how_to_get_it(self, local_hub, tmp_path):
+    def test_the_error_for_a_missing_dataset_says_how_to_get_it(self, local_hub, tmp_path):
         with pytest.raises(FileNotFoundError) as caught:
             load("imagenet-relabel", namespace="mine")
         for words in (
@@ -296,8 +299,8 @@ class TestShortNames:
         ):
             assert words in str(caught.value)
 
-    def test_scenes_are_drawn_here(self):
-        with pytest.raises(ValueError, match="scenes-relabel is drawn here, not on the Hub"):
+    def test_a_dataset_that_is_built_locally_has_no_revision(self):
+        with pytest.raises(ValueError, match="scenes-relabel is built locally and is not on the Hub"):
             rd.load_dataset("scenes-relabel", split="train", revision="v1")
 
 

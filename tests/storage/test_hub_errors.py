@@ -13,7 +13,7 @@ from relabel_datasets.storage.hub_errors import HubItem, explain_hub_error, expl
 httpx = pytest.importorskip("httpx2" if find_spec("httpx2") else "httpx")  # the client of huggingface_hub 2 or 1
 SECRET, TOKEN = "51gnatur3", "hf_token_of_a_user"
 URL = f"https://cdn.host/x.tar?X-Amz-Signature={SECRET}"
-THEIR_ADVICE = (
+HUB_ADVICE = (
     "force_download",
     "mozilla",
     "local_files_only",
@@ -26,7 +26,7 @@ ITEM = HubItem("org/photos", "main", "colours/_info.json", token=TOKEN)
 
 
 def answer(kind: type[errors.HfHubHTTPError], status: int, **headers: str) -> errors.HfHubHTTPError:
-    """Return the error that huggingface_hub makes of an answer, with its advice."""
+    """Return the error that huggingface_hub raises for a response, with its advice."""
     response = httpx.Response(status, headers=headers, request=httpx.Request("GET", URL))
     text = f"{status} Client Error: for url: {URL} (Request ID: 1)\nFor more information check: https://developer.mozilla.org/{status}"
     return kind(f"{text}\nplease pass a token {TOKEN}", response=response)
@@ -70,7 +70,7 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("kind", ["dataset", "images", "model"])
-def test_every_error_has_advice_of_ours_and_none_of_theirs(case, kind):
+def test_every_error_has_the_advice_of_this_package_only(case, kind):
     error, expected, message = CASES[case]
     item = HubItem(ITEM.repo_id, ITEM.revision, ITEM.name, kind, TOKEN)
     explained = explain_hub_error(error, item)
@@ -83,7 +83,7 @@ def test_every_error_has_advice_of_ours_and_none_of_theirs(case, kind):
         raise explained
     shown = str(explained)
     assert "\n" not in shown
-    assert not [text for text in (*THEIR_ADVICE, SECRET, TOKEN) if text in shown]
+    assert not [text for text in (*HUB_ADVICE, SECRET, TOKEN) if text in shown]
 
 
 def test_the_cause_is_chained_without_secrets():
@@ -103,7 +103,7 @@ def test_the_cause_is_chained_without_secrets():
 
 
 class TestWithoutNetwork:
-    """The Hub's address is that of a server that does not run."""
+    """The address of the Hub leads to a server that is not running."""
 
     @pytest.fixture(autouse=True)
     def _impatient(self, impatient, hf_cache):
@@ -120,13 +120,13 @@ class TestWithoutNetwork:
         ],
         ids=["timm", "evaluate", "transformers", "dataset", "images"],
     )
-    def test_every_download_says_what_to_do(self, load):
+    def test_the_error_of_every_download_says_what_to_do(self, load):
         with pytest.raises((DatasetError, FileNotFoundError)) as caught:
             load()
         shown = str(caught.value)
         assert "the Hub cannot be reached" in shown
         assert "check the connection, the proxy and HF_ENDPOINT" in shown
-        assert not [text for text in THEIR_ADVICE if text in shown]
+        assert not [text for text in HUB_ADVICE if text in shown]
 
 
 @pytest.mark.parametrize(

@@ -45,12 +45,12 @@ def read(table, files, number):
     ("soft", "expected"),
     [(256, 128), (1024, 512), (1 << 20, 2048), (10, 5), (1, 1), (resource.RLIM_INFINITY, 2048)],
 )
-def test_half_of_the_open_files_are_for_maps(monkeypatch, soft, expected):
+def test_half_of_the_open_files_may_be_maps(monkeypatch, soft, expected):
     monkeypatch.setattr(resource, "getrlimit", lambda _: (soft, soft))
     assert max_open_maps() == expected
 
 
-def test_a_platform_without_limits_has_a_small_budget(monkeypatch):
+def test_the_budget_is_small_if_the_limit_is_unknown(monkeypatch):
     monkeypatch.setattr(open_maps, "resource", None)
     assert max_open_maps() == 256
 
@@ -62,7 +62,7 @@ def test_all_tables_share_the_budget_and_close_the_least_recently_used(files, mo
         assert read(one, files, number) == files[number].read_bytes()
     for number in range(8, 60):
         assert read(two, files, number) == files[number].read_bytes()
-        assert read(one, files, 0) == files[0].read_bytes()  # in use, though opened first
+        assert read(one, files, 0) == files[0].read_bytes()  # opened first, but used
         assert len(one) + len(two) <= 16
     assert one.get(0) is not None
     assert all(one.get(number) is None for number in range(1, 8))
@@ -70,7 +70,7 @@ def test_all_tables_share_the_budget_and_close_the_least_recently_used(files, mo
     assert read(one, files, 5) == files[5].read_bytes()  # opened again
 
 
-def test_maps_of_tables_that_are_gone_do_not_count(files, monkeypatch):
+def test_maps_of_deleted_tables_do_not_count(files, monkeypatch):
     monkeypatch.setattr(open_maps, "max_open_maps", lambda: 8)
     for number in range(7):
         read(MapTable(), files, number)
@@ -100,7 +100,7 @@ def failing(number, times):
 
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM])
-def test_maps_are_closed_and_opening_is_tried_again(files, number):
+def test_maps_are_closed_and_opening_is_retried(files, number):
     table = MapTable()
     read(table, files, 0)
     assert within_file_limit(failing(number, 1)) == "opened"
@@ -115,19 +115,19 @@ def test_maps_are_closed_and_opening_is_tried_again(files, number):
         (errno.ENOMEM, r"`ulimit -v`"),
     ],
 )
-def test_an_error_that_stays_names_the_limit_to_raise(number, message):
+def test_a_permanent_error_names_the_limit_to_raise(number, message):
     with pytest.raises(OSError, match=message) as caught:
         within_file_limit(failing(number, 2))
     assert caught.value.errno == number
 
 
-def test_other_errors_are_not_tried_again():
+def test_other_errors_are_not_retried():
     with pytest.raises(OSError, match="Permission denied") as caught:
         within_file_limit(failing(errno.EACCES, 1))
     assert caught.value.errno == errno.EACCES
 
 
-def test_a_process_whose_files_are_used_up_reads_on(files):
+def test_a_process_at_its_file_limit_can_read(files):
     table = MapTable()
     for number in range(20):
         read(table, files, number)
@@ -162,7 +162,7 @@ def test_threads_share_a_table(files, monkeypatch):
 
 
 def run_with_limit(code, *arguments, num_files):
-    """Return what a program prints as JSON, under a limit of open files, as `ulimit -n` sets it."""
+    """Run a program with a limit of open files (`ulimit -n`) and return the JSON that it prints."""
     limit = f"import resource; resource.setrlimit(resource.RLIMIT_NOFILE, ({num_files}, {num_files}))\n"
     command = [sys.executable, "-c", "import json, sys\n" + limit + code, *map(str, arguments)]
     process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
@@ -186,7 +186,7 @@ def read(number):
         mapped = table.open(number, lambda: open(f"{sys.argv[1]}/{number}", "rb"))
     return mapped[:].decode()
 first = [read(i) for i in range(60)]
-with open_maps._lock:  # as if another thread was about to close maps
+with open_maps._lock:  # as if another thread were closing maps
     child = os.fork()
     if not child:
         os._exit(0 if [read(i) for i in range(60)] == first else 1)
@@ -195,7 +195,7 @@ print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), len(table)
 )
 
 
-def test_a_forked_process_reads_on_within_the_limit(files, tmp_path):
+def test_a_forked_process_reads_within_the_limit(files, tmp_path):
     status, num_open = run_with_limit(FORKED, tmp_path, num_files=40)
     assert status == 0
     assert num_open <= 20
@@ -219,7 +219,7 @@ print(json.dumps([here, there, streamed]))
 
 @pytest.fixture(scope="session")
 def many_shards(tmp_path_factory):
-    """Two datasets of 300 shards each, of one sample a shard."""
+    """Two datasets with 300 shards of one sample each."""
     from relabel_datasets.annotate.annotator import ModuleAnnotator
     from relabel_datasets.annotate.builder import build
     from relabel_datasets.annotate.shard import BuildConfig

@@ -1,4 +1,4 @@
-"""Places that a cache or a dataset may be in: each works, or the error says what to choose instead."""
+"""Locations of a cache or a dataset: each works, or the error says what to choose instead."""
 
 import errno
 import fcntl
@@ -32,7 +32,7 @@ def under_a_file(tmp_path):
     return tmp_path / "file" / "cache"
 
 
-PLACES = {
+LOCATIONS = {
     "below a file": under_a_file,
     "a file": lambda tmp_path: under_a_file(tmp_path).parent,
     "a name that is too long": lambda tmp_path: tmp_path / ("x" * 300),
@@ -41,18 +41,18 @@ PLACES = {
 }
 
 
-@pytest.mark.parametrize("place", PLACES.values(), ids=PLACES)
-def test_a_cache_that_cannot_be_written_to_is_named(tmp_path, place):
-    folder = place(tmp_path)
+@pytest.mark.parametrize("location", LOCATIONS.values(), ids=LOCATIONS)
+def test_a_cache_without_write_access_is_named(tmp_path, location):
+    folder = location(tmp_path)
     if folder.parts[1] == "sys" and sys.platform != "linux":
-        pytest.skip("needs a folder that not even root may write to")
+        pytest.skip("requires a folder that even root cannot write to")
     with pytest.raises(
         OSError, match=r"the cache .* cannot be (read|written to) \(.*\): choose another folder with cache_dir="
     ):
         open_in(folder)
 
 
-def test_a_read_only_cache_gives_the_shards_that_it_has(tmp_path, monkeypatch):
+def test_a_read_only_cache_returns_its_shards(tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
@@ -64,7 +64,7 @@ def test_a_read_only_cache_gives_the_shards_that_it_has(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS])
-def test_a_cache_without_locks_is_refused_by_name(tmp_path, monkeypatch, number):
+def test_a_cache_on_a_file_system_without_locks_is_refused(tmp_path, monkeypatch, number):
     def refuse(*_):
         raise OSError(number, os.strerror(number))
 
@@ -76,7 +76,7 @@ def test_a_cache_without_locks_is_refused_by_name(tmp_path, monkeypatch, number)
     assert len(os.listdir("/dev/fd")) == len(before)  # noqa: PTH208
 
 
-def test_without_a_home_directory_a_cache_must_be_chosen(monkeypatch, tmp_path):
+def test_without_a_home_directory_a_cache_folder_must_be_given(monkeypatch, tmp_path):
     def refuse():
         raise RuntimeError("Could not determine home directory.")
 

@@ -1,4 +1,4 @@
-"""A byte that flips in a file on disk after it was verified: served by default, found with RELABEL_CHECK_ON_OPEN=1."""
+"""A bit flips on disk after a file was verified: unnoticed by default, detected with RELABEL_CHECK_ON_OPEN=1."""
 
 import logging
 import multiprocessing
@@ -18,12 +18,12 @@ pytestmark = pytest.mark.usefixtures("quick")
 
 @pytest.fixture(autouse=True)
 def _new_process(monkeypatch):
-    """Each test is a process that has checked nothing yet."""
+    """Start each test as a process that has not verified any file."""
     monkeypatch.setattr(recheck, "_checked", set())
 
 
-def flip_image(folder, config="colours"):
-    """Flip a byte in the pixels of the first image in a shard, keeping its size; return the file."""
+def find_pixel(folder, config="colours"):
+    """Return the SHA-256 of the first shard, and the offset of a byte in the pixels of its first image."""
     maps = rd.LabelMaps(folder, config)
     offset, size = maps.index.extent(0, "image")
     return maps.split.shard_sha256[0], offset + size // 2
@@ -39,8 +39,8 @@ def read_first(dataset):
     return dataset.label_maps.image_bytes(0)
 
 
-def test_a_flipped_byte_in_the_cache_is_served_unless_the_check_is_on(served_folder, tmp_path, monkeypatch, caplog):
-    sha256, offset = flip_image(served_folder)
+def test_a_flipped_bit_in_the_cache_is_detected_if_the_check_is_on(served_folder, tmp_path, monkeypatch, caplog):
+    sha256, offset = find_pixel(served_folder)
     with FaultyServer(served_folder) as server:
 
         def load():
@@ -57,8 +57,8 @@ def test_a_flipped_byte_in_the_cache_is_served_unless_the_check_is_on(served_fol
         assert sha256_of(cached) == sha256
 
 
-def test_a_flipped_byte_on_disk_is_an_error_if_the_check_is_on(dataset_folder, monkeypatch):
-    _, offset = flip_image(dataset_folder)
+def test_a_flipped_bit_on_disk_is_an_error_if_the_check_is_on(dataset_folder, monkeypatch):
+    _, offset = find_pixel(dataset_folder)
     path = dataset_folder / "colours" / SHARDS[0]
     flip(path, offset)
     assert read_first(rd.load_dataset(dataset_folder, "colours", "train"))
@@ -67,8 +67,8 @@ def test_a_flipped_byte_on_disk_is_an_error_if_the_check_is_on(dataset_folder, m
         read_first(rd.load_dataset(dataset_folder, "colours", "train"))
 
 
-def test_a_flipped_byte_in_the_hub_cache_is_fetched_again_if_the_check_is_on(served_folder, tmp_path, monkeypatch):
-    sha256, offset = flip_image(served_folder)
+def test_a_flipped_bit_in_the_hub_cache_is_detected_if_the_check_is_on(served_folder, tmp_path, monkeypatch):
+    sha256, offset = find_pixel(served_folder)
     good = served_folder / "colours" / SHARDS[0]
     path = tmp_path / SHARDS[0]
     fetched = []
@@ -89,7 +89,7 @@ def test_a_flipped_byte_in_the_hub_cache_is_fetched_again_if_the_check_is_on(ser
         file.seek(offset)
         file.write(bytes([byte ^ 1]))
 
-    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # a failing disk does not change the time
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # a failing disk does not change the modification time
     assert sha256_of(repo.verified(SHARDS[0], good.stat().st_size, sha256)) != sha256
     monkeypatch.setenv("RELABEL_CHECK_ON_OPEN", "1")
     assert sha256_of(repo.verified(SHARDS[0], good.stat().st_size, sha256)) == sha256
@@ -118,7 +118,7 @@ def _count_checked():
 
 
 @pytest.mark.parametrize("value", ["yes", "2", "true"])
-def test_another_value_is_refused(dataset_folder, monkeypatch, value):
+def test_an_invalid_value_is_refused(dataset_folder, monkeypatch, value):
     monkeypatch.setenv("RELABEL_CHECK_ON_OPEN", value)
     with pytest.raises(rd.DatasetError, match=f"RELABEL_CHECK_ON_OPEN must be 0 or 1, got '{value}'"):
         rd.load_dataset(dataset_folder, "colours", "train")

@@ -1,3 +1,5 @@
+"""Redaction of credentials in paths, URLs, texts and storage options."""
+
 import pickle
 import traceback
 
@@ -7,7 +9,7 @@ from relabel_datasets.storage.redaction import redact, redact_path, redact_value
 
 USER, PASSWORD, SIGNATURE = "alice-user", "pass-W0rd", "51gnatur3"
 SECRET = (USER, PASSWORD, SIGNATURE)
-URLS = {  # URL -> what is left of it
+URLS = {  # URL -> redacted URL
     f"https://{USER}:{PASSWORD}@host/a/b.tar?X-Amz-Signature={SIGNATURE}": "https://host/a/b.tar",
     f"https://host:8000/a?sig={SIGNATURE}&x=1": "https://host:8000/a",
     f"https://host/a#access_token={SIGNATURE}": "https://host/a",
@@ -35,17 +37,17 @@ URLS = {  # URL -> what is left of it
 }
 
 
-def assert_kept(text: str) -> None:
+def assert_no_secret(text: str) -> None:
     assert not [secret for secret in SECRET if secret in text], text
 
 
 class TestPaths:
-    @pytest.mark.parametrize(("url", "left"), URLS.items())
-    def test_what_is_left_of_a_url(self, url, left):
-        assert redact_path(url) == left
-        assert redact_path(left) == left
+    @pytest.mark.parametrize(("url", "redacted"), URLS.items())
+    def test_urls_are_redacted(self, url, redacted):
+        assert redact_path(url) == redacted
+        assert redact_path(redacted) == redacted
 
-    def test_passwords_and_queries_may_have_spaces_and_quotes(self):
+    def test_passwords_and_queries_may_contain_spaces_and_quotes(self):
         assert redact_path(f"https://{USER}:a '\"{PASSWORD}@host/a b?x='{SIGNATURE} \"y") == "https://host/a b"
 
     @pytest.mark.parametrize(
@@ -55,25 +57,25 @@ class TestPaths:
             "https://127.0.0.1:8000/org@v2/x", "s3://bucket/key@2x.png", "hf://datasets/org/name@main", "a::b", "",
         ],
     )  # fmt: skip
-    def test_other_paths_stay_as_they_are(self, path):
+    def test_other_paths_are_unchanged(self, path):
         assert redact_path(path) == path
 
-    def test_paths_are_of_any_type(self, tmp_path):
+    def test_paths_may_be_of_any_type(self, tmp_path):
         assert redact_path(tmp_path) == str(tmp_path)
         assert redact_path(b"s3://u:p@bucket/x") == "s3://bucket/x"
 
 
 class TestTexts:
     @pytest.mark.parametrize(
-        ("url", "left"), [(url, left) for url, left in URLS.items() if "://" in url or "%3A" in url]
+        ("url", "redacted"), [(url, redacted) for url, redacted in URLS.items() if "://" in url or "%3A" in url]
     )
     @pytest.mark.parametrize(
         "text", ["{}", "403, url='{}'", "cannot read {}: damaged", 'URL("{}")', "({})\n{}", "a={}"]
     )
-    def test_urls_in_a_text(self, url, left, text):
-        redacted = redact(text.format(url, url))
-        assert left in redacted
-        assert_kept(redacted)
+    def test_urls_in_a_text_are_redacted(self, url, redacted, text):
+        result = redact(text.format(url, url))
+        assert redacted in result
+        assert_no_secret(result)
 
     @pytest.mark.parametrize(
         "text",
@@ -83,10 +85,10 @@ class TestTexts:
             f"{{'Authorization': 'Bearer {PASSWORD}'}}",
         ],
     )
-    def test_signatures_and_tokens_outside_urls(self, text):
-        assert_kept(redact(text))
+    def test_signatures_and_tokens_outside_of_urls_are_redacted(self, text):
+        assert_no_secret(redact(text))
 
-    def test_tokens_of_the_hub(self):
+    def test_tokens_of_the_hub_are_redacted(self):
         assert redact("token hf_abcdefghijklmnopqrstuvwxyz is not valid") == "token *** is not valid"
 
     @pytest.mark.parametrize(
@@ -94,36 +96,36 @@ class TestTexts:
         [
             "log in with `hf auth login` or give token= if it is private",
             "there is no README.md in https://host:8000/a: check the URL",
-            "org/name@0123abc/colours/x.tar: its sha256 is wrong",
+            "org/name@0123abc/colours/x.tar: its SHA-256 is wrong",
             "ratio 1:2, at user@host, a:b",
         ],
     )
-    def test_other_texts_stay_as_they_are(self, text):
+    def test_other_texts_are_unchanged(self, text):
         assert redact(text) == text
 
-    def test_values_of_json(self):
+    def test_values_of_json_are_redacted(self):
         value = {"name": f"https://{USER}:{PASSWORD}@host/a", "sizes": [1, 2.5, None, f"x?sig={SIGNATURE}"]}
         assert redact_values(value) == {"name": "https://host/a", "sizes": [1, 2.5, None, "x?sig=***"]}
 
 
 class TestSecrets:
-    def test_of_a_url_in_every_encoding(self):
-        found = secrets_of("https://me%40corp:p%2Fss+word@host/x?sig=a%2Bbc%3D&v=1#part2")
-        assert {"p/ss word", "p/ss+word", "p%2Fss+word", "a+bc=", "a%2Bbc%3D", "part2"} <= found
-        assert redact("me@corp p/ss+word a+bc=", found) == "me@corp *** ***"
+    def test_secrets_of_a_url_are_found_in_every_encoding(self):
+        secrets = secrets_of("https://me%40corp:p%2Fss+word@host/x?sig=a%2Bbc%3D&v=1#part2")
+        assert {"p/ss word", "p/ss+word", "p%2Fss+word", "a+bc=", "a%2Bbc%3D", "part2"} <= secrets
+        assert redact("me@corp p/ss+word a+bc=", secrets) == "me@corp *** ***"
 
-    def test_of_storage_options_but_not_their_endpoints(self):
+    def test_storage_options_are_secret_but_not_their_endpoints(self):
         options = {"key": "key-id", "client_kwargs": {"x": ["a-secret"], "endpoint_url": "https://host"}, "anon": True}
         assert secrets_of("s3://bucket", options) == {"key-id", "a-secret"}
 
-    def test_a_token_in_place_of_the_user(self):
+    def test_a_token_instead_of_a_user_is_secret(self):
         assert "the-token" in secrets_of("hf://the-token@datasets/org/name")
 
-    def test_short_strings_would_be_found_in_words(self):
+    def test_short_strings_are_not_secret(self):
         assert secrets_of("https://a:b@host/x?c=d") == set()
 
 
-def test_a_cause_is_chained_without_its_secrets():
+def test_a_cause_is_chained_without_secrets():
     def fail() -> None:
         try:
             raise OSError(f"no route to https://{USER}:{PASSWORD}@host/?{SIGNATURE}")
@@ -134,5 +136,5 @@ def test_a_cause_is_chained_without_its_secrets():
         fail()
     shown = "".join(traceback.format_exception(caught.value))
     assert "OSError: no route to https://host/" in shown
-    assert_kept(shown)
+    assert_no_secret(shown)
     assert "OSError" in str(pickle.loads(pickle.dumps(caught.value.__cause__)))

@@ -1,4 +1,4 @@
-"""Special files in a dataset: an error at once where a file is read, and nothing is written through a link."""
+"""Special files in a dataset: reading one is an immediate error, and links are never written through."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FILES = {"shard": f"colours/{SHARD}", "index": f"colours/{INDEX}", "manifest": f
 
 
 def _socket(path):
-    short = f"/tmp/relabel-{os.getpid()}.socket"  # the path of a socket has 107 bytes at most
+    short = f"/tmp/relabel-{os.getpid()}.socket"  # the path of a socket may have at most 107 bytes
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(short)
     shutil.move(short, path)
@@ -42,13 +42,13 @@ KINDS = {
 }
 
 
-NO_CONFIG = ("manifest", "Too many levels of symbolic links")  # a link to nothing: the folder is no config
+NO_CONFIG = ("manifest", "Too many levels of symbolic links")  # a broken link: the folder is not a config
 
 
 @pytest.fixture(autouse=True)
-def _no_test_waits_for_a_fifo():
+def _no_test_blocks_on_a_fifo():
     def stop(*_):
-        raise AssertionError("waited for ever")
+        raise AssertionError("blocked")
 
     previous = signal.signal(signal.SIGALRM, stop)
     signal.alarm(100)
@@ -63,7 +63,7 @@ def _build(root):
 
 
 @pytest.fixture(scope="module")
-def _made(tmp_path_factory):
+def _built(tmp_path_factory):
     root = tmp_path_factory.mktemp("made")
     for i, name in enumerate(("cat", "dog", "emu")):
         (root / "images" / name).mkdir(parents=True)
@@ -73,14 +73,14 @@ def _made(tmp_path_factory):
 
 
 @pytest.fixture
-def root(_made, tmp_path):
-    """A folder with images and a dataset of them."""
-    shutil.copytree(_made, tmp_path, dirs_exist_ok=True)
+def root(_built, tmp_path):
+    """Folder with images and a dataset built from them."""
+    shutil.copytree(_built, tmp_path, dirs_exist_ok=True)
     return tmp_path
 
 
 def _card_problem(kind):
-    """Return what is said of a card: the link to a device already leads out of the dataset."""
+    """Return the pattern of the error for a card. A link to a device is also a link out of the dataset."""
     return f"{kind}|outside of the dataset" if kind == "a device" else kind
 
 
@@ -90,7 +90,7 @@ def _replace(path, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_no_regular_file_is_not_opened(tmp_path, kind):
+def test_special_files_are_not_opened(tmp_path, kind):
     KINDS[kind](tmp_path / "file")
     for call in (open_regular, lambda path: read_regular(path, 9), lambda path: read_inside(path, 9)):
         with pytest.raises((rd.DatasetError, OSError), match=_card_problem(kind)) as caught:
@@ -120,7 +120,7 @@ def test_verify_reports_a_special_file_and_continues(root, file, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_card_that_is_a_special_file_is_an_error_and_stays(root, kind):
+def test_a_card_that_is_a_special_file_is_an_error_and_unchanged(root, kind):
     _replace(root / "data" / CARD, kind)
     before = snapshot(root / "data")
     with pytest.raises((rd.DatasetError, OSError), match=_card_problem(kind)):
@@ -132,7 +132,7 @@ def test_a_card_that_is_a_special_file_is_an_error_and_stays(root, kind):
 def test_an_image_that_is_a_special_file_is_skipped_with_its_reason(root, kind):
     shutil.rmtree(root / "data")
     if kind == "a folder":
-        pytest.skip("a folder in an ImageFolder is searched")
+        pytest.skip("subfolders of an ImageFolder are searched")
     KINDS[kind](root / "images" / "cat" / "photo_9.jpg")
     split = _build(root).splits["train"]
     assert split.num_samples == 3
@@ -140,7 +140,7 @@ def test_an_image_that_is_a_special_file_is_skipped_with_its_reason(root, kind):
     assert kind in split.skipped[0]["error"]
 
 
-def test_a_dataset_whose_files_are_links_is_read_as_in_the_cache_of_the_hub(root):
+def test_a_dataset_of_links_is_read_as_in_the_cache_of_the_hub(root):
     blobs = root / "blobs"
     blobs.mkdir()
     snapshots = root / "snapshots" / "0123"
@@ -173,7 +173,7 @@ def test_a_link_to_a_card_within_the_dataset_is_read(root):
     assert rd.verify(root / "data", num_workers=0, progress=False).ok
 
 
-# Links that a dataset may bring along to where a build writes: where they are, and whether they are folders.
+# Links in a dataset to which a build would write: their path, and whether their target is a folder.
 LINKS = {
     "config": ("colours", True),
     "records": ("colours/.build-train", True),
@@ -191,7 +191,7 @@ LINKS = {
 
 
 @pytest.mark.parametrize(("link", "is_folder"), LINKS.values(), ids=LINKS)
-def test_a_build_writes_through_no_link(root, link, is_folder):
+def test_a_build_does_not_write_through_links(root, link, is_folder):
     shutil.rmtree(root / "data")
     outside = root / "outside"
     (outside / "folder").mkdir(parents=True)
@@ -209,7 +209,7 @@ def test_a_build_writes_through_no_link(root, link, is_folder):
 
 
 @pytest.mark.parametrize("kind", ["a FIFO", "a folder", "a device"])
-def test_a_lock_is_a_regular_file(tmp_path, kind):
+def test_a_lock_must_be_a_regular_file(tmp_path, kind):
     KINDS[kind](tmp_path / "lock")
     with (
         pytest.raises(OSError, match=r"not a regular file|symbolic link|Is a directory"),

@@ -1,4 +1,4 @@
-"""Ranges, resuming, pauses, what is permanent, and that no secret is shown."""
+"""Ranges, resumed downloads, pauses, permanent errors, and redaction of secrets."""
 
 import itertools
 import logging
@@ -25,19 +25,19 @@ pytestmark = pytest.mark.usefixtures("quick")
 
 
 def ranges_of(server, name):
-    """Return the (start, stop) asked for in a file, of its storage if that is elsewhere."""
+    """Return the (start, stop) of the requested ranges of a file, at its storage if that is another host."""
     gets = server.gets(name)
     hosts = {request.host for request in gets}
-    found = [
+    matches = [
         re.fullmatch(r"bytes=(\d+)-(\d+)", request.range)
         for request in gets
         if len(hosts) == 1 or request.host.startswith("localhost")
     ]
-    return [(int(match[1]), int(match[2]) + 1) for match in found]
+    return [(int(match[1]), int(match[2]) + 1) for match in matches]
 
 
 def chained(ranges, start, stop):
-    """Return whether ranges follow each other from start to stop, without a byte left out or read twice."""
+    """Return whether ranges cover start to stop without gaps or overlaps."""
     return [start, *(end for _, end in ranges)] == [*(begin for begin, _ in ranges), stop]
 
 
@@ -65,47 +65,47 @@ def test_only_the_range_that_failed_is_read_again(tmp_path, remote, files):
     assert chained([*ranges[:2], *ranges[3:]], 0, files[0].num_bytes)
 
 
-def test_an_interrupted_download_goes_on_where_it_was(tmp_path, remote, files, expected, monkeypatch):
+def test_an_interrupted_download_is_resumed(tmp_path, remote, files, expected, monkeypatch):
     monkeypatch.setattr(remote_module, "MAX_ATTEMPTS", 2)
     remote.server.fail("503", SHARDS[0], after=2, times=None)
     with pytest.raises(rd.DatasetError, match="503"):
         contents(remote.load(tmp_path))
-    got = ranges_of(remote.server, SHARDS[0])[1][1]
-    assert (tmp_path / "shards" / f"{files[0].sha256}.part").stat().st_size == got
+    received = ranges_of(remote.server, SHARDS[0])[1][1]
+    assert (tmp_path / "shards" / f"{files[0].sha256}.part").stat().st_size == received
     remote.server.reset()
     assert contents(remote.load(tmp_path)) == expected
-    assert chained(ranges_of(remote.server, SHARDS[0]), got, files[0].num_bytes)
+    assert chained(ranges_of(remote.server, SHARDS[0]), received, files[0].num_bytes)
     assert not list((tmp_path / "shards").glob("*.part"))
 
 
-def test_what_a_killed_download_had_finished_is_not_asked_for_again(served_folder, remote, files):
+def test_a_download_that_was_complete_when_killed_is_not_repeated(served_folder, remote, files):
     whole = (served_folder / "colours" / SHARDS[0]).read_bytes()
     assert download(remote, files[0], whole) == whole
     assert remote.server.requests == []
 
 
 @pytest.mark.parametrize("beginning", [b"garbage", bytes(3000), bytes(1 << 20)], ids=["short", "zeros", "too long"])
-def test_a_beginning_that_is_not_of_the_file_is_fetched_anew(served_folder, remote, files, beginning):
+def test_wrong_first_bytes_are_downloaded_again(served_folder, remote, files, beginning):
     whole = (served_folder / "colours" / SHARDS[0]).read_bytes()
     assert download(remote, files[0], beginning) == whole
     ranges = ranges_of(remote.server, SHARDS[0])
-    anew = next(i for i, (start, _) in enumerate(ranges) if start == 0)
-    assert chained(ranges[anew:], 0, files[0].num_bytes)
+    restart = next(i for i, (start, _) in enumerate(ranges) if start == 0)
+    assert chained(ranges[restart:], 0, files[0].num_bytes)
 
 
-def test_a_server_that_ignores_ranges_is_asked_once_for_each_file(tmp_path, remote, expected):
+def test_a_server_that_ignores_ranges_gets_one_request_per_file(tmp_path, remote, expected):
     remote.server.fail("whole", "", times=None)
     assert contents(remote.load(tmp_path)) == expected
     assert [len(remote.server.gets(name)) for name in SHARDS] == [1, 1, 1]
 
 
-def test_a_server_that_ignores_the_range_of_a_resumed_download(served_folder, remote, files):
+def test_a_download_is_resumed_from_a_server_that_ignores_ranges(served_folder, remote, files):
     whole = (served_folder / "colours" / SHARDS[0]).read_bytes()
     remote.server.fail("whole", "", times=None)
     assert download(remote, files[0], whole[:3000]) == whole
 
 
-def test_a_slow_line_gets_through_with_smaller_ranges(served_folder, remote, files, monkeypatch):
+def test_ranges_are_smaller_on_a_slow_connection(served_folder, remote, files, monkeypatch):
     whole = (served_folder / "colours" / SHARDS[0]).read_bytes()
     monkeypatch.setattr(remote_module, "STALL_S", 0.5)
     remote.server.fail("stall", SHARDS[0], times=None, longer_than=3000)
@@ -122,14 +122,14 @@ def assert_the_token_is_for_the_hub_only(server):
     assert [request.authorization for request in server.requests] == given
 
 
-def test_the_hub_is_asked_for_no_byte_twice(tmp_path, hub, files, expected):
+def test_every_byte_is_read_once_from_the_hub(tmp_path, hub, files, expected):
     assert contents(hub.load(tmp_path)) == expected
     for file in files:
         assert chained(ranges_of(hub.server, file.name), 0, file.num_bytes)
     assert_the_token_is_for_the_hub_only(hub.server)
 
 
-def test_a_name_on_the_hub_is_read_from_there(tmp_path, hub, expected):
+def test_a_name_on_the_hub_is_read_from_the_hub(tmp_path, hub, expected):
     options = {"cache_dir": tmp_path, "token": "hf_of_a_user"}
     dataset = rd.load_dataset("org/name", "colours", "train", revision="main", **options)
     assert contents(dataset) == expected
@@ -138,7 +138,7 @@ def test_a_name_on_the_hub_is_read_from_there(tmp_path, hub, expected):
         rd.load_dataset("org/name", "colours", "train", revision="dev", **options)
 
 
-def test_what_is_published_on_the_hub_later_is_found_later(hub):
+def test_files_that_are_published_later_are_found(hub):
     files = RemoteFiles(hub.url, hub.options)
     hub.server.commit("org/name", {"old.bin": b"short"})
     assert files.read_small("old.bin", len) == b"short"
@@ -152,7 +152,7 @@ def test_what_is_published_on_the_hub_later_is_found_later(hub):
 
 @pytest.fixture
 def pauses(monkeypatch):
-    """The pauses made, which take no time."""
+    """List of the pauses, which are skipped."""
     made = []
     for module in (remote_module, retries):
         monkeypatch.setattr(module, "time", SimpleNamespace(sleep=made.append, monotonic=lambda: 0.0))
@@ -160,14 +160,14 @@ def pauses(monkeypatch):
 
 
 @pytest.mark.parametrize(("asked", "waited"), [("7", 7.0), ("3600", 20.0), ("soon", 0.0), ("", 0.0)])
-def test_a_server_that_asks_for_a_pause_gets_it_up_to_a_limit(remote, files, pauses, monkeypatch, asked, waited):
+def test_retry_after_is_respected_up_to_a_limit(remote, files, pauses, monkeypatch, asked, waited):
     monkeypatch.setattr(remote_module, "LONGEST_PAUSE_S", 20.0)
     remote.server.fail("429", SHARDS[0], headers={"Retry-After": asked})
     download(remote, files[0])
     assert [max(pause, 1.0) for pause in pauses] == [max(waited, 1.0)]
 
 
-def test_pauses_double_up_to_a_limit_and_are_not_all_equal(remote, pauses, monkeypatch):
+def test_pauses_double_up_to_a_limit_with_jitter(remote, pauses, monkeypatch):
     monkeypatch.setattr(remote_module, "FIRST_PAUSE_S", 1.0)
     monkeypatch.setattr(remote_module, "LONGEST_PAUSE_S", 8.0)
     remote.server.fail("503", MANIFEST, times=None)
@@ -179,14 +179,14 @@ def test_pauses_double_up_to_a_limit_and_are_not_all_equal(remote, pauses, monke
 
 
 @pytest.mark.parametrize(("fault", "says"), [("500", "500"), ("drop", "not completed")])
-def test_s3_leaves_trying_again_to_us(s3, pauses, fault, says):
+def test_s3_requests_are_retried_by_this_package_only(s3, pauses, fault, says):
     s3.server.fail(fault, MANIFEST, times=None)
     with pytest.raises(rd.DatasetError, match=rf"10 times in a row.*{says}"):
         Manifest.read(open_folder(f"{s3.url}/colours", storage_options=s3.options))
     assert len(s3.server.gets(MANIFEST)) == 10
 
 
-def test_retries_of_botocore_are_the_users_if_they_say_so(s3, pauses):
+def test_users_may_set_the_retries_of_botocore(s3, pauses):
     options = {**s3.options, "config_kwargs": {"retries": {"max_attempts": 1}, "user_agent": "me"}}
     s3.server.fail("503", MANIFEST)
     Manifest.read(open_folder(f"{s3.url}/colours", storage_options=options))
@@ -199,7 +199,7 @@ def test_retries_of_botocore_are_the_users_if_they_say_so(s3, pauses):
     [("401", "credentials are given and valid"), ("403", "credentials are given and valid"), ("404", "check the URL"),
      ("400", "400"), ("405", "405")],
 )  # fmt: skip
-def test_what_does_not_pass_is_not_tried_again(tmp_path, remote, pauses, status, says):
+def test_permanent_errors_are_not_retried(tmp_path, remote, pauses, status, says):
     remote.server.fail(status, SHARDS[0], times=None)
     with pytest.raises((rd.DatasetError, FileNotFoundError), match=says):
         contents(remote.load(tmp_path))
@@ -208,12 +208,12 @@ def test_what_does_not_pass_is_not_tried_again(tmp_path, remote, pauses, status,
     assert [path.suffix for path in (tmp_path / "shards").iterdir() if path.name != ".evict"] == [""]  # the index
 
 
-def test_no_credentials_at_all_is_told_at_once(s3, pauses, monkeypatch):
+def test_missing_credentials_are_an_error_without_retries(s3, pauses, monkeypatch):
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     options = {
         **s3.options,
         "client_kwargs": {"region_name": "us-west-1"},
-    }  # else fsspec gives the one with credentials
+    }  # a new file system: fsspec caches the one with credentials
     with pytest.raises(rd.DatasetError, match="credentials"):
         Manifest.read(open_folder(f"{s3.url}/colours", storage_options=options))
     assert pauses == []
@@ -228,14 +228,14 @@ def test_no_credentials_at_all_is_told_at_once(s3, pauses, monkeypatch):
         ("http://[/", {}, "cannot be read"),
     ],
 )
-def test_what_cannot_be_asked_is_told_at_once(url, options, says, pauses):
+def test_invalid_urls_and_options_are_an_error_without_retries(url, options, says, pauses):
     with pytest.raises(rd.DatasetError, match=says):
         Manifest.read(open_folder(url, storage_options=options))
     assert pauses == []
 
 
-@pytest.mark.usefixtures("_no_credentials_of_ours")
-def test_nobody_there_is_tried_again_and_told(pauses):
+@pytest.mark.usefixtures("_no_user_credentials")
+def test_an_unreachable_server_is_an_error_after_all_retries(pauses):
     with FaultyServer() as server:
         url = server.url
     with pytest.raises(rd.DatasetError, match=rf"{url}/_info\.json cannot be read, 10 times in a row: .*onnect"):
@@ -243,8 +243,8 @@ def test_nobody_there_is_tried_again_and_told(pauses):
     assert len(pauses) == 9
 
 
-@pytest.mark.usefixtures("_no_credentials_of_ours")
-def test_file_names_may_hold_any_character(tmp_path):
+@pytest.mark.usefixtures("_no_user_credentials")
+def test_file_names_may_contain_any_character(tmp_path):
     name = "a b#c%20d?e=ü&f/x+y.bin"
     (tmp_path / name).parent.mkdir()
     (tmp_path / name).write_bytes(b"data")
@@ -267,14 +267,14 @@ def test_threads_may_share_a_folder(remote, files, served_folder):
     assert read == [(served_folder / "colours" / file.name).read_bytes() for file in files] * 8
 
 
-def test_a_folder_goes_to_another_process_without_its_connections(remote):
+def test_a_folder_is_pickled_without_its_connections(remote):
     folder = open_folder(f"{remote.url}/colours", storage_options=remote.options)
     manifest = Manifest.read(folder)
     assert Manifest.read(pickle.loads(pickle.dumps(folder))) == manifest
 
 
-def test_forked_children_leave_the_connections_of_their_parent_alone(http, files):
-    """A child that frees the file system of its parent cuts the parent's idle connections off: the next answer never comes."""
+def test_forked_children_do_not_close_the_connections_of_their_parent(http, files):
+    """A child that frees its parent's file system would remove the parent's connections from the shared epoll."""
     done = run_apart(
         """
 import gc, logging
@@ -303,8 +303,7 @@ print(json.dumps([lengths, time.monotonic() - began < remote.STALL_S]))
     assert done == [[files[0].num_bytes, 0, 0, files[0].num_bytes], True]
 
 
-# Nothing secret is shown. Each kind of credentials: what is put before the host, after the URL, into the options; and how
-# libraries may write it.
+# Kinds of credentials: the text before the host, the text after the URL, and the options.
 
 USER, PASSWORD, SIGNATURE, TOKEN = "a-user", "p%40ss-w%2Ford", "A%2BSIG%2Fna%3Dture", "TOKEN+of/mine=="
 KINDS = {
@@ -342,7 +341,7 @@ def with_credentials(kind, http, s3):
     return http.server, f"http://{user}{http.server.address}{query}", options
 
 
-FAULTS = ("drop", "stall", "short", "flip", "page", "401", "403", "404", "429", "500", "redirect", "nobody")
+FAULTS = ("drop", "stall", "short", "flip", "page", "401", "403", "404", "429", "500", "redirect", "unreachable")
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -352,10 +351,10 @@ def test_no_secret_is_in_an_error_or_a_log(tmp_path, http, s3, monkeypatch, capl
     monkeypatch.setattr(remote_module, "MAX_ATTEMPTS", 2)
     caplog.set_level(logging.DEBUG, "relabel_datasets")
     dataset = rd.load_dataset(url, "colours", "train", cache_dir=tmp_path, storage_options=options)
-    if fault == "redirect":  # to a place with a signature of its own, as the Hub does
+    if fault == "redirect":  # to a signed URL, as the Hub does
         server.fail("302", SHARDS[0], times=None, headers={"Location": f"/elsewhere?Signature={SIGNATURE}"})
         server.fail("403", "/elsewhere", times=None)
-    elif fault == "nobody":
+    elif fault == "unreachable":
         files = RemoteFiles(
             url.replace(server.address, "127.0.0.1:1"), {**options, "endpoint_url": "http://127.0.0.1:1"}
         )
@@ -378,7 +377,7 @@ def test_no_secret_is_in_an_error_or_a_log(tmp_path, http, s3, monkeypatch, capl
         assert path.is_dir() or not any(secret.encode() in path.read_bytes() for secret in SECRETS)
 
 
-def test_secrets_are_hidden_however_they_are_written():
+def test_secrets_are_hidden_in_every_encoding():
     files = RemoteFiles(
         f"http://{USER}:{PASSWORD}@host/a?sig={SIGNATURE}&t={TOKEN}", {"headers": {"X": "of another kind"}}
     )
@@ -401,7 +400,7 @@ def test_no_secret_is_in_an_error_about_the_manifest(tmp_path, http, s3, monkeyp
         assert_no_secret(*traceback.format_exception(caught.value), caplog.text)
 
 
-def test_a_query_goes_with_each_request(tmp_path, http, expected):
+def test_a_query_is_sent_with_each_request(tmp_path, http, expected):
     dataset = rd.load_dataset(
         f"{http.url}/?X-Amz-Signature=abc%2Fdef&token=ghi", "colours", "train", cache_dir=tmp_path
     )
@@ -417,14 +416,14 @@ def test_credentials_reach_the_server(tmp_path, http, s3, monkeypatch, kind):
     if kind == "netrc":
         (tmp_path / "netrc").write_text("machine 127.0.0.1 login me password mine\n")
         monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-        # another session than that of the other tests: fsspec keeps them
+        # a new session: fsspec caches those of the other tests
         server, url, options = http.server, http.url, {"client_kwargs": {"headers": {"X-Test": "netrc"}}}
     else:
         server, url, options = with_credentials(kind, http, s3)
     rd.load_dataset(url, "colours", "train", cache_dir=tmp_path, storage_options=options).download(progress=False)
     given = {request.authorization for request in server.requests if request.method == "GET"}
     if kind == "s3":
-        assert all(f"Credential={USER}/" in each for each in given)
+        assert all(f"Credential={USER}/" in value for value in given)
     else:
         assert given == {
             {
