@@ -1,4 +1,4 @@
-"""Annotators, the builder of datasets, its engines, and importers of published label maps.
+"""Annotators, `build`, its engines, and the import of published label maps.
 
 Names are imported on first use.
 

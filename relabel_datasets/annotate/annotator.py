@@ -1,4 +1,4 @@
-"""Annotators: what gives dense logits for images, and one made of any torch module.
+"""Annotator protocol, and an annotator that wraps any torch module.
 
 Shapes: B images of h x w pixels, C classes, H x W locations of the map.
 """
@@ -22,54 +22,71 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 
 
 class Annotator(Protocol):
-    """A classifier that gives dense logits `[B, C, H, W]` for images squashed to its input size."""
+    """Protocol of classifiers that return dense logits `[B, C, H, W]` for images squashed to their input size."""
 
     @property
     def classes(self) -> tuple[str, ...] | None:
-        """Names, or WordNet synsets, of the C classes in the order of the logits; None if unknown."""
+        """Names or WordNet synsets of the C classes in the order of the logits, or None if unknown."""
 
     @property
     def num_classes(self) -> int:
-        """C, the number of classes."""
+        """Number C of classes."""
 
     def preprocess(self, image: PIL.Image.Image) -> Tensor:
-        """Return an RGB image as uint8 `[3, h, w]`, all of it squashed to the input size. Called from many threads.
+        """Squash a whole RGB image to the input size. Must be thread-safe.
 
-        What an `Ensemble` returns is one tensor, too, but holds the image in the sizes of all its annotators.
+        Args:
+            image: RGB image of any size.
+
+        Returns:
+            Pixels, uint8 `[3, h, w]`. `Ensemble` returns one uint8 vector `[n]` with the image in the sizes of all its members.
         """
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Return float32 logits `[B, C, H, W]`, on the annotator's device, of a batch of what `preprocess` returned."""
+        """Compute the label maps of a batch.
+
+        Args:
+            images: Stacked results of `preprocess`, uint8 `[B, ...]`.
+
+        Returns:
+            Logits on the annotator's device, float32 `[B, C, H, W]`.
+        """
 
     def describe(self) -> dict[str, Any]:
-        """Return what decides the maps, as JSON values: equal for annotators that give equal maps. One is `name`."""
+        """Describe everything that determines the maps.
+
+        Returns:
+            JSON values, among them `name`. Annotators that compute equal maps return equal descriptions.
+        """
 
 
 class ModuleAnnotator:
-    """Annotator of any torch module that gives `[B, C, H, W]` class logits for normalised images `[B, 3, h, w]`.
+    """Annotator that wraps a torch module mapping normalized images `[B, 3, h, w]` to class logits `[B, C, H, W]`.
 
     Args:
-        module: the network. It is moved to `device` and put in evaluation mode.
+        module: Network. It is moved to `device` and put in evaluation mode.
         input_size: (height, width) in pixels that images are squashed to, or an int for both.
-        classes: names of the C classes in the order of the logits.
-        mean: of each channel of RGB, in 0 .. 1.
-        std: of each channel of RGB, in 0 .. 1.
-        interpolation: how images are resized: a name of `PIL.Image.Resampling` in small letters.
-        dtype: `"float32"`, or `"float16"` or `"bfloat16"` to compute under autocast, faster on most accelerators.
-            Logits of float16 are the closer ones by a decimal place, those of bfloat16 cannot overflow.
-        device: where to compute. Default: the current CUDA device, or the CPU where there is none.
-        channels_last: hold images and weights in the order of memory that convolutions prefer; the maps are the same.
-        compile: run the module through `torch.compile`, which takes a minute and, on the CPU, a C++ compiler. Logits
-            may differ in their last bits, as between devices, so `describe` does not tell.
-        name: what the manifest calls the module. Default: the name of its type.
+        classes: Names of the C classes in the order of the logits. Default: unknown.
+        mean: Mean of each RGB channel, in 0 .. 1. Default: that of ImageNet.
+        std: Standard deviation of each RGB channel, in 0 .. 1. Default: that of ImageNet.
+        interpolation: Interpolation of the resize, the lowercase name of a `PIL.Image.Resampling`. Default: `"bicubic"`.
+        dtype: Precision of the forward pass: `"float32"`, or `"float16"` or `"bfloat16"` for autocast, which is faster on most
+            accelerators. float16 logits are more precise by one decimal place; bfloat16 logits cannot overflow. Default:
+            `"float32"`.
+        device: Device of the forward pass. Default: the current CUDA device if available, else the CPU.
+        channels_last: Whether to keep images and weights in the memory format that convolutions prefer. The maps are the same.
+            Default: True.
+        compile: Whether to use `torch.compile`, which takes a minute and, on the CPU, a C++ compiler. Logits may differ in
+            their last bits, as they do between devices, so `describe` does not include it. Default: False.
+        name: Name of the annotator in the manifest. Default: name of the module's type.
 
     Attributes:
-        num_classes: C.
+        num_classes: Number C of classes.
         map_size: (H, W) of the maps.
 
     Raises:
-        ValueError: an argument is out of range, the module's output is not `[B, C, H, W]` with C classes, or it cannot
-            be compiled.
+        ValueError: An argument is out of range, the output of the module is not `[B, C, H, W]` with C classes, or the module
+            cannot be compiled.
 
     Example:
         >>> backbone = torch.nn.Conv2d(3, 64, kernel_size=32, stride=32)
@@ -90,7 +107,7 @@ class ModuleAnnotator:
         dtype: str = "float32",
         device: str | torch.device | None = None,
         channels_last: bool = True,
-        compile: bool = False,  # noqa: A002  what torch and transformers call it
+        compile: bool = False,  # noqa: A002  name used by torch and transformers
         name: str | None = None,
     ) -> None:
         self.input_size = check_size(input_size)
@@ -100,7 +117,7 @@ class ModuleAnnotator:
         if dtype not in _DTYPES:
             raise ValueError(f"dtype must be one of {sorted(_DTYPES)}, got {dtype!r}")
         if len(mean) != 3 or len(std) != 3 or not all(value > 0 for value in std):
-            raise ValueError(f"mean and std must be three numbers each, and std positive, got {mean} and {std}")
+            raise ValueError(f"mean and std must have three numbers each, and std must be positive, got {mean} and {std}")
         self.mean, self.std = tuple(map(float, mean)), tuple(map(float, std))
         self.interpolation = interpolation.lower()
         self.dtype = dtype
@@ -118,7 +135,10 @@ class ModuleAnnotator:
         self.num_classes = logits.shape[1]
         self.map_size = (logits.shape[2], logits.shape[3])
         if classes is not None and len(classes) != self.num_classes:
-            raise ValueError(f"{self.name} gives logits of {self.num_classes} classes, but {len(classes)} are named")
+            raise ValueError(
+                f"{self.name} returns logits of {self.num_classes} classes, but classes has {len(classes)} names: name all "
+                "classes of the module, in the order of its logits"
+            )
         self.classes = None if classes is None else tuple(classes)
         if compile:
             self._compile()
@@ -130,51 +150,64 @@ class ModuleAnnotator:
         except Exception as error:
             reason = " ".join(str(error).split())[:300]
             raise ValueError(
-                f"{self.name} cannot be compiled here: leave compile out, or see that torch.compile works (on the CPU "
-                f"it takes a C++ compiler and Python's headers). {type(error).__name__}: {reason}"
+                f"{self.name} cannot be compiled here: leave compile out, or install what torch.compile needs (on the CPU, "
+                f"a C++ compiler and Python's headers). {type(error).__name__}: {reason}"
             ) from error
 
     def preprocess(self, image: PIL.Image.Image) -> Tensor:
-        """Return an RGB image as uint8 `[3, h, w]`, all of it squashed to the input size.
+        """Squash a whole RGB image to the input size.
+
+        Args:
+            image: RGB image of any size.
+
+        Returns:
+            Pixels, uint8 `[3, h, w]`.
 
         Raises:
-            ValueError: the image is not RGB.
+            ValueError: The image is not RGB.
         """
         if image.mode != "RGB":
             raise ValueError(f"the image must be RGB, got mode {image.mode!r}: convert it first")
         height, width = self.input_size
         resized = image.resize((width, height), PIL.Image.Resampling[self.interpolation.upper()])
-        # NumPy, not torch, moves the channels: torch would start threads for it in every thread that decodes.
+        # NumPy, because torch would start its own threads in every decoding thread.
         return torch.from_numpy(np.ascontiguousarray(np.array(resized).transpose(2, 0, 1)))
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Return float32 logits `[B, C, H, W]`, on the annotator's device, of uint8 images `[B, 3, h, w]`.
+        """Compute the label maps of a batch.
+
+        Args:
+            images: Preprocessed images, uint8 `[B, 3, h, w]`.
+
+        Returns:
+            Logits on the annotator's device, float32 `[B, C, H, W]`.
 
         Raises:
-            ValueError: `images` are not uint8 of the input size.
+            ValueError: The images are not uint8 of the input size, or the module returned no logits `[B, C, H, W]`.
         """
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1:] != (3, *self.input_size):
             expected = f"uint8 [B, 3, {self.input_size[0]}, {self.input_size[1]}]"
-            raise ValueError(f"images must be {expected}, as preprocess makes them, got {_describe_value(images)}")
+            raise ValueError(f"images must be {expected}, as returned by preprocess, got {_describe_value(images)}")
         return self._forward(images)
 
     @torch.inference_mode()
     def _forward(self, images: Tensor) -> Tensor:
-        normalised = (images.to(self.device, non_blocking=True).float() - self._mean) / self._std
-        autocast = torch.autocast(self.device.type, _DTYPES[self.dtype], enabled=self.dtype != "float32")
-        with autocast:  # not weights in `dtype`: norms and their statistics stay in float32, and logits a third closer
-            logits: object = self._module(normalised.contiguous(memory_format=self._memory_format))
+        normalized = (images.to(self.device, non_blocking=True).float() - self._mean) / self._std
+        # Autocast instead of weights in `dtype`: norms stay in float32, and the error of the logits is a third smaller.
+        with torch.autocast(self.device.type, _DTYPES[self.dtype], enabled=self.dtype != "float32"):
+            logits: object = self._module(normalized.contiguous(memory_format=self._memory_format))
         if not isinstance(logits, Tensor) or logits.ndim != 4 or len(logits) != len(images) or 0 in logits.shape:
             raise ValueError(
-                f"{self.name} must give logits [B, C, H, W], one for each class at each location, for images "
-                f"{list(normalised.shape)}, got {_describe_value(logits)}"
+                f"{self.name} must return logits [B, C, H, W], one per class and location, for images "
+                f"{list(normalized.shape)}, got {_describe_value(logits)}"
             )
         return logits.float()
 
     def describe(self) -> dict[str, Any]:
-        """Return what decides the maps, as JSON values: equal for annotators that give equal maps.
+        """Describe everything that determines the maps. Weights are identified by the SHA-256 of their state dict.
 
-        The weights are known by the SHA-256 of their state dict, wherever they came from.
+        Returns:
+            JSON values. Annotators that compute equal maps return equal descriptions.
         """
         return {
             "kind": "module",
@@ -190,20 +223,20 @@ class ModuleAnnotator:
 
 
 class ClassSubset:
-    """Annotator that gives some classes of another, in any order: its maps are over the dataset's own classes.
+    """Annotator that selects and reorders classes of another annotator, so that its maps are over the classes of a dataset.
 
     Args:
-        annotator: gives logits of all its classes.
-        rows: for each class of the dataset, which class of `annotator` it is; `match_classes` finds them.
-        classes: names of the dataset's classes.
+        annotator: Annotator with logits of all its classes.
+        rows: Class index of `annotator` for each class of the dataset, see `match_classes`.
+        classes: Names of the classes of the dataset.
 
     Raises:
-        ValueError: there is not one row for each class, or a row is out of range.
+        ValueError: The numbers of rows and classes differ, or a row is out of range.
     """
 
     def __init__(self, annotator: Annotator, rows: Sequence[int], classes: Sequence[str]) -> None:
         if len(rows) != len(classes):
-            raise ValueError(f"there must be one row for each class, got {len(rows)} rows and {len(classes)} classes")
+            raise ValueError(f"expected one row per class, got {len(rows)} rows and {len(classes)} classes")
         outside = [row for row in rows if not 0 <= row < annotator.num_classes]
         if outside:
             raise ValueError(f"rows must be in 0 .. {annotator.num_classes - 1}, got {outside[:5]}")
@@ -213,38 +246,44 @@ class ClassSubset:
         self._rows = torch.tensor(rows, dtype=torch.long, device="cpu")
 
     def preprocess(self, image: PIL.Image.Image) -> Tensor:
-        """Return what the inner annotator takes."""
+        """Return the pixels that the inner annotator expects."""
         return self.annotator.preprocess(image)
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:
-        """Return float32 logits `[B, C, H, W]` of the dataset's C classes."""
+        """Return logits of the C classes of the dataset, float32 `[B, C, H, W]`."""
         logits = self.annotator(images)
-        self._rows = self._rows.to(logits.device)  # once
+        self._rows = self._rows.to(logits.device)  # copied once
         return logits.index_select(1, self._rows)
 
     def describe(self) -> dict[str, Any]:
-        """Return what the inner annotator says, and the rows as a hash, since there may be thousands."""
+        """Return the description of the inner annotator and a hash of the rows, of which there may be thousands."""
         inner = self.annotator.describe()
-        digest = hashlib.sha256(inner.get("rows_sha256", "").encode())  # the inner one may be a subset, too
+        digest = hashlib.sha256(inner.get("rows_sha256", "").encode())  # the inner annotator may be a subset as well
         digest.update(self._rows.cpu().numpy().astype("<i8").tobytes())
         return {**inner, "num_classes": self.num_classes, "rows_sha256": digest.hexdigest()}
 
 
 def check_size(size: int | Sequence[int]) -> tuple[int, int]:
-    """Return an input size as (height, width).
+    """Check an input size.
+
+    Args:
+        size: Side, or (height, width), in pixels.
+
+    Returns:
+        (height, width) in pixels.
 
     Raises:
-        ValueError: it is not a positive int or two of them.
+        ValueError: The size is not one or two positive ints.
     """
     sides = (size, size) if isinstance(size, int) else tuple(size)
     if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
-        raise ValueError(f"input_size must be a positive int or two of them (height, width), got {size}")
+        raise ValueError(f"input_size must be a positive int or two positive ints (height, width), got {size}")
     return sides[0], sides[1]
 
 
 def hash_weights(module: nn.Module) -> str:
-    """Return the SHA-256 of a module's state dict: of its names, dtypes, shapes and values."""
+    """Return the SHA-256 of the names, dtypes, shapes and values of a module's state dict."""
     digest = hashlib.sha256()
     state: Mapping[str, Tensor] = module.state_dict()
     for name, tensor in sorted(state.items()):

@@ -1,4 +1,4 @@
-"""Build a config: images -> annotator -> shards, index, manifest and card, going on where an earlier run stopped."""
+"""Build a config from images: annotate, write shards, index, manifest and card, and resume interrupted builds."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ logger = logging.getLogger(__name__)
 @checked_keywords()
 def build(
     source: ImageSource,
-    root: str | os.PathLike[str],
+    path: str | os.PathLike[str],
     annotator: Annotator | MakeAnnotator,
     *,
     config: str | None = None,
@@ -58,39 +58,48 @@ def build(
     storage_options: dict[str, Any] | None = None,
     progress: bool = True,
 ) -> Manifest:
-    """Annotate all images of a source and write a split of a config; return its manifest.
+    """Annotate all images of a source and write a split of a config.
 
-    The images are dealt to the shards at random, by a fixed seed, so that each shard is a sample of the whole. Whatever
-    stops a build, the finished shards are kept: a second run with the same arguments compares them with their records, by
-    size and sha256, makes the others, and so also mends a finished split on disk. One with other arguments is refused, and
-    so is one with another batch size, type of device or version of torch, on which the last bits of the maps depend.
-    Images that cannot be read are left out, shown, and listed in the manifest.
+    Builds are resumable: rerun the same command after any interruption, including SIGKILL. A rerun compares the finished shards
+    with their records, by size and SHA-256, and builds the missing ones. It also repairs a finished split on disk. A rerun with
+    other arguments is refused, as is one with another batch size, device type or version of torch, because they change the last
+    bits of the maps. Images are assigned to shards at random with a fixed seed, so each shard is a random sample of the split.
+    Unreadable images are skipped, reported on stderr, and listed in the manifest.
 
     Args:
-        source: the images, see `ImageFolderSource`, `WebDatasetSource`, `HFSource` and `open_source`.
-        root: folder of the dataset, or the URL of one, of any protocol that fsspec can write to (`s3://bucket/name`); the
-            config goes into `<root>/<config>`. One builder at a time may write a split: on disk a lock sees to that, of a
-            URL only among the builders of one machine.
-        annotator: gives dense logits; or a function without arguments that makes one, where it is needed. If its classes
-            are others than the source's, its rows are matched to these by name, see `match_classes`.
-        config: name of the config. Default: the annotator's name.
-        split: name of the split.
-        build_config: how label maps are made and stored.
-        shard_size: samples a shard.
-        class_mapping: dataset class -> the annotator's class or its index, where names do not match.
-        all_classes: keep all of the annotator's classes. The dataset then has these, and the class index of each image is
-            that of its class among them: every class of the source must be one of the annotator's.
-        card: template of the dataset's README.md. Default: that of the card there, else a general one.
-        engine: `"local"` annotates in this process, `"ray"` or a `RayEngine` on a Ray cluster.
-        storage_options: for fsspec. Credentials are best left in their usual places.
-        progress: whether to show a progress bar with rate and time left on stderr.
+        source: Images to annotate, see `ImageFolderSource`, `WebDatasetSource`, `HFSource` and `open_source`.
+        path: Folder of the dataset, or URL of a protocol that fsspec can write to, such as `s3://bucket/name`. The config is
+            written to `<path>/<config>`. Only one builder may write a split at a time. A lock ensures this on disk, and for a URL
+            among the builders of one machine.
+        annotator: Annotator, or a function without arguments that creates one in each process that annotates. If its classes
+            differ from those of the source, they are matched by name, see `match_classes`.
+        config: Name of the config. Default: name of the annotator.
+        split: Name of the split. Default: `"train"`.
+        build_config: Settings of annotation and storage. Default: `BuildConfig()`.
+        shard_size: Number of samples per shard. Default: 5000.
+        class_mapping: Annotator class, by name or index, of each dataset class whose name does not match. Default: none.
+        all_classes: Whether to keep all classes of the annotator as the classes of the dataset. Every class of the source must
+            then be one of them. Default: False, only the classes of the source.
+        card: Template of the dataset card README.md, a file or a name in cards/. Default: that of the existing card, else a
+            general one.
+        engine: `"local"` to annotate in this process, `"ray"` or a `RayEngine` to annotate on a Ray cluster. Default: `"local"`.
+        storage_options: Options for fsspec. Prefer the standard credential locations of the protocol to credentials here.
+            Default: none.
+        progress: Whether to show a progress bar on stderr. Default: True.
+
+    Returns:
+        Manifest of the config.
 
     Raises:
-        DatasetError: (a ValueError) the folder holds, in part or whole, something else of this name; another process builds
-            it; or no image of a shard can be read.
-        ValueError: settings or classes that do not fit the annotator, or `PIL.ImageFile.LOAD_TRUNCATED_IMAGES` is set:
-            equal images must give equal label maps on every machine.
-        OSError: `root` cannot be written to, or is full.
+        DatasetError: The folder holds a different config or split of this name, another process is building the split, or all
+            images of a shard are unreadable.
+        ValueError: Settings or classes do not fit the annotator, or `PIL.ImageFile.LOAD_TRUNCATED_IMAGES` is set, which would
+            make label maps depend on the machine.
+        OSError: `path` is not writable, or the disk is full.
+
+    Example:
+        >>> annotator = TimmAnnotator("resnet50.a1_in1k", pretrained=True)
+        >>> build(ImageFolderSource("path/to/images"), "path/to/dataset", annotator, split="train")
     """
     check_refuses_truncated("building label maps")
     check_distinct(source.keys, "the images")
@@ -101,14 +110,14 @@ def build(
     if shard_size < 1:
         raise ValueError(f"shard_size must be at least 1, got {shard_size}")
     if card is not None:
-        read_template(card)  # better now than after hours
+        read_template(card)  # fail before hours of annotation
     _check_images(source)
     if build_config.images and source.extension not in FIELDS:
         raise ValueError(
-            f"the source's extension must be one of {FIELDS}, since timm reads no other, got {source.extension!r}"
+            f"the extension of the source must be one of {FIELDS}, the only ones that timm reads, got {source.extension!r}"
         )
     engine = find_engine(engine)
-    output = open_output(root, storage_options)
+    output = open_output(path, storage_options)
     output.check_writable()
     make = _ConstantFactory(cast(Annotator, annotator)) if hasattr(annotator, "describe") else annotator
     with engine.start(make) as workers:
@@ -127,7 +136,7 @@ def build(
             "made_with": f"relabel_datasets {version('relabel-datasets')}",
             "batch_size": build_config.batch_size,
             "device": workers.description.device,
-            "torch": torch.__version__.partition("+")[0],  # without the build's tag
+            "torch": torch.__version__.partition("+")[0],  # without the tag of the build
         }
         config = config or default_config(str(plan["annotator"]["name"]))
         work = Work(output, config, split, plan, classes.source, build_config, classes.rows)
@@ -136,19 +145,19 @@ def build(
 
 
 def _check_images(source: ImageSource) -> None:
-    """Raise DatasetError if the source has no image that could be annotated."""
+    """Raise DatasetError if the source has no image with a class."""
     if not len(source.keys):
         raise DatasetError("there are no images to annotate: the source is empty")
     if max(source.labels) < 0:
         raise DatasetError(
-            f"no image has a class ({counted(len(source.keys), 'image')}), first {source.name(0)}: labels that are missing or negative "
-            "mean that an image has no class"
+            f"no image has a class ({counted(len(source.keys), 'image')}), first {source.name(0)}: a missing or negative label means "
+            "that an image has no class"
         )
 
 
 @dataclass(frozen=True)
 class _ConstantFactory:
-    """Makes the annotator that was given, where it is."""
+    """Picklable function that returns a given annotator."""
 
     annotator: Annotator
 
@@ -157,44 +166,44 @@ class _ConstantFactory:
 
 
 def _build(work: Work, workers: Workers, card: str | os.PathLike[str] | None, progress: bool) -> Manifest:
-    manifest = _existing(work)
+    manifest = _existing_manifest(work)
     work.clean()
-    there = None if manifest is None else manifest.splits.get(work.split)
+    existing = None if manifest is None else manifest.splits.get(work.split)
     annotated = None
-    if manifest is not None and there is not None and _is_whole(work, there):
+    if manifest is not None and existing is not None and _is_complete(work, existing):
         logger.info("%s already has all of split %r", work.folder, work.split)
-        if not work.is_begun():
-            work.end()  # an earlier run may have been stopped as it did this
+        if not work.is_started():
+            work.remove_records()  # an earlier run may have been killed while it removed them
             return manifest
     else:
-        if manifest is not None:  # shards are added to those of an earlier run
+        if manifest is not None:  # new shards join those of an earlier run
             refuse_other_plan(work.folder, {"made_with": manifest.made_with}, {"made_with": work.plan["made_with"]})
-            if there is not None and there.computed_with is not None:
-                computed_with = there.computed_with
+            if existing is not None and existing.computed_with is not None:
+                computed_with = existing.computed_with
                 refuse_other_plan(work.folder, computed_with, {key: work.plan[key] for key in computed_with})
         with explaining_errors(work.folder):
-            work.begin()
-            if manifest is not None and there is not None:
-                _mend(work, there, manifest)
+            work.start()
+            if manifest is not None and existing is not None:
+                _keep_valid_shards(work, existing, manifest)
         annotated = _annotate(work, workers, progress)
-        work.clean()  # what workers left that were killed meanwhile
-    # Other builders may be at other splits or configs: manifest and card are changed by one after the other.
+        work.clean()  # temporary files of workers that were killed
+    # Builders of other splits and configs may run at the same time, but only one may change the manifest and the card.
     with explaining_errors(work.output), work.output.lock(".relabel-lock", str(work.output), wait=True):
         work.output.clean([work.file(MANIFEST_NAME), CARD_NAME])
         if annotated is not None:
-            manifest = _finish(work, _existing(work), annotated)
-        write_output_card(work.output, card)  # also where an earlier run was stopped between manifest and card
-    work.end()
+            manifest = _write_index_and_manifest(work, _existing_manifest(work), annotated)
+        write_output_card(work.output, card)  # an earlier run may have been killed between manifest and card
+    work.remove_records()
     assert manifest is not None
     return manifest
 
 
 class _Classes(NamedTuple):
-    """The classes of the dataset."""
+    """Classes of the dataset."""
 
     names: Sequence[str]
-    rows: list[int] | None  # which of the annotator's they are; None: all
-    source: ImageSource  # with labels among them
+    rows: list[int] | None  # class index of the annotator for each class; None for all classes of the annotator
+    source: ImageSource  # labels are indices of `names`
 
 
 def _resolve_classes(
@@ -206,7 +215,7 @@ def _resolve_classes(
         rows = match_classes(annotator.classes, source.classes, mapping, annotator.num_classes)
         if annotator.classes is None and not mapping:
             logger.warning(
-                "the annotator's classes have no names; its rows are the dataset's classes in their order: %s",
+                "the classes of the annotator have no names; its rows are taken as the classes of the dataset in order: %s",
                 describe_pairs(source.classes, rows),
             )
         classes = _Classes(tuple(source.classes), rows, source)
@@ -214,20 +223,23 @@ def _resolve_classes(
             if annotator.classes is None:
                 named = dict(zip(rows, source.classes, strict=True))
                 names = tuple(named.get(row, name) for row, name in enumerate(names))
-            classes = _Classes(names, None, _Relabelled(source, rows))
+            classes = _Classes(names, None, _RelabeledSource(source, rows))
     highest = max(source.labels, default=0)
     if highest >= len(classes.names):
         first = source.name(list(source.labels).index(highest))
-        raise ValueError(f"{first} has class index {highest}, but the annotator has only {len(classes.names)} classes")
+        raise ValueError(
+            f"{first} has class index {highest}, but the annotator has only {len(classes.names)} classes: use an annotator of "
+            "the classes of the images, or correct the labels"
+        )
     return classes
 
 
-class _Relabelled:
-    """A source whose class indices are those of the annotator's classes.
+class _RelabeledSource:
+    """Source with class indices of the annotator instead of its own.
 
     Args:
-        source: the images.
-        rows: for each of its classes, which class of the annotator it is.
+        source: Source of the images.
+        rows: Class index of the annotator for each class of the source.
     """
 
     def __init__(self, source: ImageSource, rows: Sequence[int]) -> None:
@@ -243,10 +255,10 @@ class _Relabelled:
 
 
 def _resolved(build_config: BuildConfig) -> BuildConfig:
-    """Return the settings with every default filled in, as they go into the manifest.
+    """Replace None by the defaults of the encoding, as the manifest stores them.
 
     Raises:
-        ValueError: they are not settings that an encoder takes.
+        ValueError: A setting is out of range or does not fit the encoding.
     """
     for name in ("batch_size", "num_threads"):
         if getattr(build_config, name) < 1:
@@ -257,8 +269,12 @@ def _resolved(build_config: BuildConfig) -> BuildConfig:
     )
 
 
-def _existing(work: Work) -> Manifest | None:
-    """Return the config's manifest, if there is one, when the work may be added to it or is in it."""
+def _existing_manifest(work: Work) -> Manifest | None:
+    """Return the manifest of the config, or None if there is none.
+
+    Raises:
+        DatasetError: The existing config or split was built with other arguments.
+    """
     try:
         content = work.output.read(work.file(MANIFEST_NAME))
     except FileNotFoundError:
@@ -266,17 +282,17 @@ def _existing(work: Work) -> Manifest | None:
     manifest = Manifest.parse(content, f"{work.folder}/{MANIFEST_NAME}")
     plan = work.plan
     encoding = {key: manifest.encoding[key] for key in plan["encoding"]}
-    found: Plan = {"annotator": manifest.annotator, "classes": manifest.classes, "encoding": encoding}
+    existing: Plan = {"annotator": manifest.annotator, "classes": manifest.classes, "encoding": encoding}
     if work.split in manifest.splits:
-        there = manifest.splits[work.split]
-        found |= {"source_sha256": there.source_sha256, "images": there.image_extension is not None}
-        found |= {"image_extension": there.image_extension}
-    refuse_other_plan(work.folder, found, {key: plan[key] for key in found})
+        split = manifest.splits[work.split]
+        existing |= {"source_sha256": split.source_sha256, "images": split.image_extension is not None}
+        existing |= {"image_extension": split.image_extension}
+    refuse_other_plan(work.folder, existing, {key: plan[key] for key in existing})
     return manifest
 
 
-def _is_whole(work: Work, split: Split) -> bool:
-    """Return whether a finished split on disk is what its manifest says; a remote one is taken for it."""
+def _is_complete(work: Work, split: Split) -> bool:
+    """Return whether all files of a finished split on disk match its manifest. Remote files are not checked."""
     if not isinstance(work.output, LocalOutput):
         return True
     files = [(split.index, split.index_bytes, split.index_sha256)]
@@ -284,31 +300,32 @@ def _is_whole(work: Work, split: Split) -> bool:
     return all(work.output.has(work.file(name), num_bytes, sha256) for name, num_bytes, sha256 in files)
 
 
-def _mend(work: Work, split: Split, manifest: Manifest) -> None:
+def _keep_valid_shards(work: Work, split: Split, manifest: Manifest) -> None:
+    """Record the valid shards of a finished split, so that only missing and damaged ones are rebuilt."""
     if split.filenames != list(work.names):
         raise DatasetError(
-            f"{work.folder}: files of split {split.name!r} are missing or damaged. Give the shard_size it was built with, "
-            f"{max(split.shard_lengths)} or more, to mend it"
+            f"{work.folder}: files of split {split.name!r} are missing or damaged. Use the shard_size it was built with, "
+            f"{max(split.shard_lengths)} or more, to rebuild them"
         )
-    whole = work.restore(split, manifest.encoding["map_size"])
+    num_valid = work.restore(split, manifest.encoding["map_size"])
     logger.warning(
-        "%s: %d of %d shards are missing or damaged, and made anew",
+        "%s: %d of %d shards are missing or damaged and will be rebuilt",
         work.folder,
-        len(work.names) - whole,
+        len(work.names) - num_valid,
         len(work.names),
     )
 
 
 def _annotate(work: Work, workers: Workers, progress: bool) -> list[Annotated]:
-    """Return what there is of every shard, after annotating those that are not finished."""
+    """Annotate the missing shards and return all shards."""
     finished = [work.load(number) for number in range(len(work.names))]
-    missing = [number for number, each in enumerate(finished) if each is None]
-    done = sum(len(work.shards[number]) for number, each in enumerate(finished) if each is not None)
+    missing = [number for number, shard in enumerate(finished) if shard is None]
+    done = sum(len(work.shards[number]) for number, shard in enumerate(finished) if shard is not None)
     total = sum(map(len, work.shards))
     with tqdm(total=total, initial=done, unit="img", disable=not progress, desc="annotate") as bar:
         for number, annotated in workers.run(work, missing, bar.update, _report):
             finished[number] = annotated
-    return [each for each in finished if each is not None]
+    return [shard for shard in finished if shard is not None]
 
 
 def _report(skipped: Skipped) -> None:
@@ -316,7 +333,7 @@ def _report(skipped: Skipped) -> None:
 
 
 def _skipped_by(source: ImageSource) -> Iterator[Skipped]:
-    """Yield the images that are not dealt to shards."""
+    """Yield the images that are not assigned to any shard."""
     yield from getattr(source, "skipped", ())
     for index, label in enumerate(source.labels):
         if label < 0:
@@ -324,16 +341,15 @@ def _skipped_by(source: ImageSource) -> Iterator[Skipped]:
             yield Skipped(source.keys[index], name, f"{name} has no class: its label is missing or negative")
 
 
-def _finish(work: Work, manifest: Manifest | None, annotated: list[Annotated]) -> Manifest:
-    """Write the index and then the manifest of all shards."""
+def _write_index_and_manifest(work: Work, manifest: Manifest | None, annotated: list[Annotated]) -> Manifest:
     work.check_complete(annotated)
-    rows = [row for each in annotated for row in each.info.rows]
-    all_skipped = [*_skipped_by(work.source), *(skipped for each in annotated for skipped in each.skipped)]
+    rows = [row for shard in annotated for row in shard.info.rows]
+    all_skipped = [*_skipped_by(work.source), *(skipped for shard in annotated for skipped in shard.skipped)]
     index = make_index(rows, images=work.build_config.images)
     entry = make_split(
         work.split,
         work.names,
-        [each.info for each in annotated],
+        [shard.info for shard in annotated],
         index,
         image_extension=work.plan["image_extension"],
         key_rule=work.source.key_rule,
@@ -342,7 +358,7 @@ def _finish(work: Work, manifest: Manifest | None, annotated: list[Annotated]) -
         skipped=[skipped._asdict() for skipped in all_skipped],
     )
     work.output.write(work.file(entry.index), index)
-    map_size = next((each.map_size for each in annotated if each.map_size), None)
+    map_size = next((shard.map_size for shard in annotated if shard.map_size), None)
     manifest = Manifest(
         config=work.config,
         classes=work.plan["classes"],

@@ -1,4 +1,4 @@
-"""Which of timm's models can annotate, and how well: found by trying them with random weights."""
+"""Catalogue of timm models that can annotate, made by running each model with random weights."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
+from ..words import counted
 from .annotator import check_size
 from .timm_models import create_model, make_dense
 
 EXACT, APPROXIMATE, REFUSED = "exact", "approximate", "refused"
 
-# Words for size in names of models, the smallest first.
+# Words for sizes in model names, smallest first.
 _SIZES = [
     "test",
     "atto",
@@ -62,7 +63,7 @@ _SIZES = [
     "l",
     "large",
 ]
-# Where the names do not tell which is the cheapest.
+# Cheapest models that the names do not reveal.
 _CHEAPEST = {
     "cait": "cait_xxs24_224",
     "densenet": "densenet121",
@@ -78,15 +79,17 @@ _CHEAPEST = {
 
 @dataclass(frozen=True)
 class AnnotatorEntry:
-    """What is known of a timm model as an annotator.
+    """Suitability of a timm model as an annotator.
 
-    Args:
-        module: of timm, a family of models.
-        model: its name.
-        input_size: (height, width) in pixels that it was tried with.
-        grid: (height, width) of its maps; None if it is refused.
-        head: `"exact"` if the mean over a local map equals the model's own logits, `"approximate"`, or `"refused"`.
-        reason: why it is refused, or what to know.
+    Attributes:
+        module: Name of the timm module, a family of models.
+        model: Name of the model.
+        input_size: (height, width) in pixels of the input.
+        grid: (height, width) of the maps, or None if the model is refused.
+        head: `"exact"` if the mean over a local map equals the logits of the model, `"approximate"` if not, `"refused"` if the
+            model has no map.
+        reason: Reason for a refusal, or a remark. May be empty.
+        stride: Size of a location in pixels: `"32"`, `"12x16"` if it is not square, or empty if the model is refused.
     """
 
     module: str
@@ -98,40 +101,43 @@ class AnnotatorEntry:
 
     @property
     def stride(self) -> str:
-        """The size of a location in pixels, `"32"`, or `"12x16"` for one that is not square; empty if refused."""
+        """Size of a location in pixels: `"32"`, `"12x16"` if it is not square, or empty if the model is refused."""
         if self.grid is None:
             return ""
         height, width = (f"{side / cells:.3g}" for side, cells in zip(self.input_size, self.grid, strict=True))
         return height if height == width else f"{height}x{width}"
 
     def to_json(self) -> dict[str, Any]:
-        """Return the entry as plain values."""
+        """Return the entry as JSON values, including the stride."""
         return {**asdict(self), "stride": self.stride}
 
 
 def describe_annotators(
     pattern: str | None = None, *, input_size: int | Sequence[int] | None = None, progress: bool = True
 ) -> list[AnnotatorEntry]:
-    """Return what timm's models are as annotators, found by trying each with random weights on the CPU.
+    """Test timm models as annotators by running each with random weights on the CPU.
 
     Args:
-        pattern: a name with wildcards, such as `"convnext*"`. Default: one cheap model of each of timm's modules.
-        input_size: (height, width) in pixels, or an int. Default: each model's own.
-        progress: whether to show a bar on stderr.
+        pattern: Model name with wildcards, such as `"convnext*"`. Default: one small model of each timm module.
+        input_size: (height, width) in pixels, or an int for both. Default: that of each model.
+        progress: Whether to show a progress bar on stderr. Default: True.
+
+    Returns:
+        Entries sorted by module and model.
 
     Raises:
-        ValueError: no model has such a name.
+        ValueError: No model name matches the pattern.
 
     Example:
         >>> describe_annotators("test_resnet", progress=False)
         [AnnotatorEntry(module='resnet', model='test_resnet', input_size=(160, 160), grid=(5, 5), head='exact', reason='')]
     """
-    import timm  # takes seconds
+    import timm  # slow import
 
     size = None if input_size is None else check_size(input_size)
     names = cheap_models() if pattern is None else timm.list_models(pattern)
     if not names:
-        raise ValueError(f"timm has no model like {pattern!r}: give a name with wildcards, such as 'convnext*'")
+        raise ValueError(f"no timm model matches {pattern!r}: use a name with wildcards, such as 'convnext*'")
     with _quiet(), tqdm(names, disable=not progress, unit="model") as bar:
         entries = []
         for name in bar:
@@ -141,7 +147,14 @@ def describe_annotators(
 
 
 def to_markdown(entries: Sequence[AnnotatorEntry]) -> str:
-    """Return a table of the entries, and totals."""
+    """Format entries as a Markdown table followed by totals.
+
+    Args:
+        entries: Results of `describe_annotators`.
+
+    Returns:
+        Markdown text.
+    """
     lines = ["| module | model | input | grid | stride | head | |", "| --- | --- | --- | --- | --- | --- | --- |"]
     for entry in entries:
         grid = "" if entry.grid is None else f"{entry.grid[0]}x{entry.grid[1]}"
@@ -152,12 +165,16 @@ def to_markdown(entries: Sequence[AnnotatorEntry]) -> str:
     covered = {entry.module for entry in entries if entry.head != REFUSED}
     modules = {entry.module for entry in entries}
     totals = ", ".join(f"{heads[head]} {head}" for head in (EXACT, APPROXIMATE, REFUSED))
-    lines += ["", f"{len(covered)} of {len(modules)} modules covered; of {len(entries)} models, {totals}", ""]
+    lines += ["", f"{len(covered)} of {counted(len(modules), 'module')} covered; of {counted(len(entries), 'model')}, {totals}", ""]
     return "\n".join(lines)
 
 
 def cheap_models() -> list[str]:
-    """Return one model of each of timm's modules, among the smallest as far as names tell."""
+    """Return one model of each timm module, one of the smallest as far as the names reveal.
+
+    Returns:
+        Sorted model names.
+    """
     import timm
 
     cheapest = {}
@@ -176,20 +193,20 @@ def _rank(name: str) -> tuple[int, int, str]:
 
 
 def _try_model(name: str, size: tuple[int, int] | None) -> AnnotatorEntry:
-    """Return the entry of one model."""
+    """Run one model and return its entry."""
     from timm.models import get_pretrained_cfg
 
     config = get_pretrained_cfg(name)
     assert config is not None
     module = _module_of(name)
     own_size = size or check_size(config.input_size[1:])
-    # Some are published without a classifier; one that is trained later is as good.
+    # A classifier that users train later works like a published one.
     model_kwargs = {} if config.num_classes else {"num_classes": 1000}
     reason = "" if config.num_classes else "published without a classifier"
     torch.manual_seed(0)
     try:
         model, own_size = create_model(name, False, None, size, model_kwargs)
-        _wake(model)
+        _randomize_zeros(model)
         dense = make_dense(model.eval(), name, "local")
         with torch.inference_mode():
             dense(torch.randn(1, 3, *own_size))
@@ -205,8 +222,8 @@ def _module_of(name: str) -> str:
     return timm.model_entrypoint(name).__module__.rpartition(".")[2]
 
 
-def _wake(model: nn.Module) -> None:
-    """Make weights that begin as zeros random: a head of zeros is linear whatever it is made of."""
+def _randomize_zeros(model: nn.Module) -> None:
+    """Initialize all-zero weights at random, because any head of zeros is linear."""
     for parameter in model.parameters():
         if parameter.ndim >= 2 and not parameter.any():
             nn.init.normal_(parameter, std=0.02)
@@ -214,7 +231,7 @@ def _wake(model: nn.Module) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the warning that weights are random to ourselves: here they are meant to be."""
+    """Suppress the warning about random weights, which are intended here."""
     logger = logging.getLogger(create_model.__module__)
     level = logger.level
     logger.setLevel(logging.ERROR)

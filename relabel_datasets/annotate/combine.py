@@ -1,4 +1,4 @@
-"""Annotators made of annotators: the mean of several, and of an image and its mirror image.
+"""Annotators that average: over several annotators, and over an image and its mirror image.
 
 Shapes: B images, C classes, H x W locations of the map.
 """
@@ -18,18 +18,19 @@ from .resample import resample_area
 
 
 class Ensemble:
-    """Annotator that gives the mean logits of several, of other models, or of one model at several input sizes.
+    """Annotator that averages the logits of several annotators, such as different models or one model at several sizes.
 
-    Maps are brought to the grid of the most locations by `resample_area`, which does not change their means: the mean
-    over the ensemble's map is the mean of the means over its members' maps. Logits are averaged as they are, so models
-    of other temperatures count by the spread of their logits.
+    Maps are resampled to the grid with the most locations by `resample_area`, which preserves their means. The mean over the
+    map of the ensemble is therefore the average of the means over the maps of its members. Logits are not rescaled before
+    averaging, so a model with widely spread logits has more weight.
 
     Args:
-        annotators: of the same classes in the same order, see `ClassSubset`. They may take images of other sizes.
-        name: what the manifest calls the ensemble. Default: the members' names, each once, joined by `+`.
+        annotators: Members of the ensemble. Their classes must be the same in the same order, see `ClassSubset`. Their input
+            sizes may differ.
+        name: Name of the ensemble in the manifest. Default: the distinct names of the members, joined by `+`.
 
     Raises:
-        ValueError: there is no annotator, or their classes differ.
+        ValueError: There is no annotator, or the classes of the members differ.
 
     Example:
         >>> sizes = (224, 288)
@@ -38,46 +39,51 @@ class Ensemble:
 
     def __init__(self, annotators: Sequence[Annotator], name: str | None = None) -> None:
         if not annotators:
-            raise ValueError("an ensemble must have annotators, got none")
+            raise ValueError("an ensemble must have at least one annotator, got none")
         self.annotators = tuple(annotators)
         first = self.annotators[0]
         for other in self.annotators[1:]:
             if other.num_classes != first.num_classes or other.classes != first.classes:
                 raise ValueError(
-                    f"annotators of an ensemble must have the same classes in the same order, got "
+                    f"the annotators of an ensemble must have the same classes in the same order, got "
                     f"{_describe_classes(first)} and {_describe_classes(other)}: reorder them with ClassSubset"
                 )
         self.classes = first.classes
         self.num_classes = first.num_classes
         names = dict.fromkeys(str(annotator.describe()["name"]) for annotator in self.annotators)
         self.name = "+".join(names) if name is None else name
-        # Members that see an image in the same way share its pixels.
-        seen = [annotator.preprocess(_probe_image()) for annotator in self.annotators]
+        # Members with the same preprocessing share their pixels.
         self._inputs: list[Tensor] = []
         self._input_of: list[int] = []
-        for pixels in seen:
+        for annotator in self.annotators:
+            pixels = annotator.preprocess(_probe_image())
             known = [i for i, other in enumerate(self._inputs) if torch.equal(pixels, other)]
             self._input_of.append(known[0] if known else len(self._inputs))
             if not known:
                 self._inputs.append(pixels)
 
     def preprocess(self, image: PIL.Image.Image) -> Tensor:
-        """Return an RGB image as uint8 `[n]`: what each of the annotators takes, one after the other."""
+        """Return the concatenated pixels that the members expect, uint8 `[n]`."""
         owners = [self._input_of.index(i) for i in range(len(self._inputs))]
         return torch.cat([self.annotators[owner].preprocess(image).flatten() for owner in owners])
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:
-        """Return float32 logits `[B, C, H, W]` of uint8 `[B, n]`, the mean over the annotators.
+        """Average the logits of the members.
+
+        Args:
+            images: Stacked results of `preprocess`, uint8 `[B, n]`.
+
+        Returns:
+            Mean logits, float32 `[B, C, H, W]`.
 
         Raises:
-            ValueError: `images` are not what `preprocess` returns.
+            ValueError: The images are not those that `preprocess` returns.
         """
         sizes = [pixels.numel() for pixels in self._inputs]
         if images.dtype != torch.uint8 or images.ndim != 2 or images.shape[1] != sum(sizes):
             raise ValueError(
-                f"images must be uint8 [B, {sum(sizes)}], as preprocess makes them, got {images.dtype} "
-                f"{list(images.shape)}"
+                f"images must be uint8 [B, {sum(sizes)}], as returned by preprocess, got {images.dtype} {list(images.shape)}"
             )
         inputs = [
             part.reshape(len(images), *pixels.shape)
@@ -91,19 +97,19 @@ class Ensemble:
         return total / len(maps)
 
     def describe(self) -> dict[str, Any]:
-        """Return what decides the maps, as JSON values: what all the annotators say, in their order."""
+        """Return the descriptions of all members, in order, as JSON values."""
         members = [annotator.describe() for annotator in self.annotators]
         return {"kind": "ensemble", "name": self.name, "num_classes": self.num_classes, "annotators": members}
 
 
 class FlipAveraged:
-    """Annotator that gives the mean of another's logits of an image and of its mirror image, mirrored back.
+    """Annotator that averages another annotator's maps of an image and of its mirror image, mirrored back.
 
     Args:
-        annotator: takes uint8 images `[B, 3, h, w]`. For an ensemble, wrap its members.
+        annotator: Annotator of uint8 images `[B, 3, h, w]`. For an ensemble, wrap its members.
 
     Raises:
-        ValueError: what the annotator takes cannot be mirrored.
+        ValueError: The input of the annotator cannot be mirrored.
 
     Example:
         >>> FlipAveraged(TimmAnnotator("resnet50.a1_in1k", pretrained=True))
@@ -121,21 +127,21 @@ class FlipAveraged:
         self.num_classes = annotator.num_classes
 
     def preprocess(self, image: PIL.Image.Image) -> Tensor:
-        """Return what the inner annotator takes."""
+        """Return the pixels that the inner annotator expects."""
         return self.annotator.preprocess(image)
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:
-        """Return float32 logits `[B, C, H, W]`, the mean over both."""
+        """Return the mean logits of both images, float32 `[B, C, H, W]`."""
         return (self.annotator(images) + self.annotator(images.flip(-1)).flip(-1)) / 2
 
     def describe(self) -> dict[str, Any]:
-        """Return what the inner annotator says, and that it is averaged over mirror images."""
+        """Return the description of the inner annotator with `flip_averaged`."""
         return {**self.annotator.describe(), "flip_averaged": True}
 
 
 def _probe_image() -> PIL.Image.Image:
-    """Return an image that any two ways to preprocess make something else of."""
+    """Return a noise image, for which any two different preprocessings give different pixels."""
     noise = np.random.default_rng(0).integers(0, 256, (61, 47, 3), np.uint8)
     return PIL.Image.fromarray(noise)
 

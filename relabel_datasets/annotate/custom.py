@@ -1,4 +1,4 @@
-"""Annotators of a user's own: made by a function that is named on the command line."""
+"""Custom annotators, created by a user's function that is named on the command line."""
 
 from __future__ import annotations
 
@@ -16,17 +16,20 @@ from .annotator import Annotator, ModuleAnnotator
 
 
 def load_annotator(spec: str, **options: Any) -> Annotator:
-    """Return the annotator that a function makes: it returns one, or a torch module.
+    """Create an annotator by a user's function, which returns an annotator or a torch module.
 
     Args:
-        spec: `"package.module:function"`, importable, or `"path/to/file.py:function"`. The function is called without
-            arguments.
-        **options: of `ModuleAnnotator`, for a module that gives logits `[B, C, H, W]`: `input_size` and more. None of
-            them for an annotator, which has its own.
+        spec: `"package.module:function"` of an importable module, or `"path/to/file.py:function"`. The function is called
+            without arguments.
+        **options: Arguments of `ModuleAnnotator`, at least `input_size`, if the function returns a torch module with logits
+            `[B, C, H, W]`. An annotator has its own options and accepts none.
+
+    Returns:
+        The annotator.
 
     Raises:
-        ValueError: there is no such module or function, it fails to return an annotator or a module, or the options do
-            not fit what it returns.
+        ValueError: The module or function does not exist, the function returns neither an annotator nor a torch module, or the
+            options do not fit the returned object.
 
     Example:
         >>> load_annotator("my_models.py:make_segmenter", input_size=448)
@@ -34,24 +37,26 @@ def load_annotator(spec: str, **options: Any) -> Annotator:
     source, _, name = spec.rpartition(":")
     function = getattr(_import(source, spec), name, None)
     if not callable(function):
-        raise ValueError(f"{source} has no function {name!r}: --annotator takes package.module:function")
-    made = function()
-    if isinstance(made, nn.Module):
+        raise ValueError(f"{source} has no function {name!r}: --annotator must be package.module:function")
+    result = function()
+    if isinstance(result, nn.Module):
         if options.get("input_size") is None:
-            raise ValueError(f"{spec} returned a torch module, which does not tell its input size: give input_size")
-        return ModuleAnnotator(made, **{"name": name, **options})
-    lacking = [part for part in ("classes", "num_classes", "preprocess", "describe") if not hasattr(made, part)]
-    if lacking or not callable(made):
+            raise ValueError(
+                f"{spec} returned a torch module, whose input size is unknown: set input_size= (--input-size)"
+            )
+        return ModuleAnnotator(result, **{"name": name, **options})
+    missing = [part for part in ("classes", "num_classes", "preprocess", "describe") if not hasattr(result, part)]
+    if missing or not callable(result):
         raise ValueError(
-            f"{spec} must return an annotator or a torch module, got {type(made).__name__}"
-            + (f" without {', '.join(lacking)}" if lacking else ", which cannot be called")
+            f"{spec} must return an annotator or a torch module, got {type(result).__name__}"
+            + (f" without {', '.join(missing)}" if missing else ", which is not callable")
         )
     if options:
         raise ValueError(
-            f"{spec} returned an annotator, so it decides for itself about {', '.join(sorted(options))}: leave the "
-            "options out, or return a torch module"
+            f"{spec} returned an annotator, which has its own {', '.join(sorted(options))}: leave these options out, or "
+            "return a torch module"
         )
-    annotator: Annotator = made
+    annotator: Annotator = result
     return annotator
 
 
@@ -62,20 +67,20 @@ def _import(source: str, spec: str) -> ModuleType:
         return importlib.import_module(source)
     except ModuleNotFoundError as error:
         raise ValueError(
-            f"cannot import {source!r} of {spec!r} ({error}): give package.module:function of an installed package, or "
+            f"cannot import {source!r} of {spec!r} ({error}): use package.module:function of an installed package, or "
             "path/to/file.py:function"
         ) from error
 
 
 def _import_file(path: Path) -> ModuleType:
     if not path.is_file():
-        raise ValueError(f"there is no file {str(path)!r}: --annotator takes path/to/file.py:function")
-    # A name of its own for each path, so that no installed module is hidden.
+        raise ValueError(f"there is no file {str(path)!r}: --annotator must be path/to/file.py:function")
+    # One name per path, so that no installed module is hidden.
     digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()
     spec = importlib.util.spec_from_file_location(f"relabel_custom_{digest[:12]}", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses and pickle look there
+    sys.modules[spec.name] = module  # needed by dataclasses and pickle
     spec.loader.exec_module(module)
     return module

@@ -1,4 +1,4 @@
-"""Engines: what maps the annotation of a shard over all shards of a build. Here, the one of this process."""
+"""Engine protocol, which distributes the shards of a build over workers, and the engine of the current process."""
 
 from __future__ import annotations
 
@@ -24,15 +24,23 @@ OnSkipped = Callable[[Skipped], object]
 
 @dataclass(frozen=True)
 class Description:
-    """What is known of an annotator that is elsewhere: an `Annotator` that annotates nothing."""
+    """Description of an annotator in another process. Implements the `Annotator` protocol, but cannot annotate.
+
+    Attributes:
+        classes: Names of the classes, or None if unknown.
+        num_classes: Number of classes.
+        content: Result of `Annotator.describe`.
+        device: Type of the annotator's device, such as `"cuda"`, or None if unknown.
+    """
 
     classes: tuple[str, ...] | None
     num_classes: int
-    content: dict[str, Any]  # what describe() said
-    device: str | None = None  # type of its device, such as "cuda"; None if the annotator does not tell
+    content: dict[str, Any]
+    device: str | None = None
 
     @classmethod
     def of(cls, annotator: Annotator) -> Description:
+        """Return the description of an annotator."""
         return cls(annotator.classes, annotator.num_classes, annotator.describe(), _device_type(annotator))
 
     def preprocess(self, image: PIL.Image.Image) -> Tensor:
@@ -46,50 +54,61 @@ class Description:
 
 
 def _device_type(annotator: object) -> str | None:
-    """Return the type of the device of an annotator, or of the annotators that it wraps."""
+    """Return the device type of an annotator or of the annotators that it wraps, or None if unknown or mixed."""
     device = getattr(annotator, "device", None)
     if device is not None:
         return torch.device(device).type
-    inner = getattr(annotator, "annotators", None) or (getattr(annotator, "annotator", None),)
-    types = {_device_type(each) for each in inner if each is not None}
+    wrapped = getattr(annotator, "annotators", None) or (getattr(annotator, "annotator", None),)
+    types = {_device_type(inner) for inner in wrapped if inner is not None}
     return types.pop() if len(types) == 1 else None
 
 
 class Workers(Protocol):
-    """What an engine has at work."""
+    """Protocol of the running workers of an engine, which all have the same annotator."""
 
     @property
     def description(self) -> Description:
-        """The annotator, which all of them have."""
+        """Description of the annotator."""
         ...
 
     def run(
         self, work: Work, numbers: Sequence[int], on_progress: OnProgress, on_skipped: OnSkipped
     ) -> Iterator[tuple[int, Annotated]]:
-        """Annotate, store and record shards; yield their numbers and what there is of them, as they are finished.
+        """Annotate, store and record shards.
 
         Args:
-            work: the build.
-            numbers: of the shards that are missing.
-            on_progress: called with the number of images done since the last call; negative for those that were lost.
-            on_skipped: called with every image that cannot be read.
+            work: Build that the shards belong to.
+            numbers: Numbers of the missing shards.
+            on_progress: Function called with the number of images done since its last call, negative if images were lost.
+            on_skipped: Function called with every unreadable image.
+
+        Yields:
+            Number and result of each shard, in the order in which they finish.
         """
         ...
 
 
 class Engine(Protocol):
-    """How a build is spread over processes; the bytes of the shards do not depend on it."""
+    """Protocol of engines, which distribute a build over processes. The bytes of the shards do not depend on the engine."""
 
     def start(self, make: MakeAnnotator) -> AbstractContextManager[Workers]:
-        """Return the workers, each with an annotator that `make` returned; they end with the `with` block."""
+        """Start the workers.
+
+        Args:
+            make: Function that creates the annotator of a worker.
+
+        Returns:
+            Context manager that returns the workers and stops them at the end of its block.
+        """
         ...
 
 
 class LocalEngine:
-    """Annotates in this process, one shard after the other."""
+    """Engine that annotates one shard after the other in the current process."""
 
     @contextmanager
     def start(self, make: MakeAnnotator) -> Iterator[_LocalWorker]:
+        """Create the annotator, see `Engine.start`."""
         yield _LocalWorker(make())
 
 
@@ -103,7 +122,7 @@ class _LocalWorker:
     ) -> Iterator[tuple[int, Annotated]]:
         annotator = work.restrict(self._annotator)
         storing: tuple[int, Annotated, Future[None]] | None = None
-        with ThreadPoolExecutor(1, thread_name_prefix="store") as pool:  # an upload goes on beside the next shard
+        with ThreadPoolExecutor(1, thread_name_prefix="store") as pool:  # upload a shard while the next one is annotated
             for number in numbers:
                 annotated = work.annotate(number, annotator, on_progress, on_skipped)
                 if storing is not None:
@@ -119,15 +138,21 @@ def _stored(number: int, annotated: Annotated, future: Future[None]) -> tuple[in
 
 
 def find_engine(engine: str | Engine) -> Engine:
-    """Return the engine of a name, `"local"` or `"ray"`, or the one given.
+    """Return an engine by its name.
+
+    Args:
+        engine: `"local"`, `"ray"`, or an engine object, which is returned unchanged.
+
+    Returns:
+        The engine.
 
     Raises:
-        ValueError: unknown name.
+        ValueError: The name is unknown.
     """
     if engine == "local":
         return LocalEngine()
     if engine == "ray":
-        from .ray_engine import RayEngine  # not imported where nobody asks for it
+        from .ray_engine import RayEngine  # imported only on demand
 
         return RayEngine()
     if isinstance(engine, str):

@@ -1,8 +1,8 @@
-"""A classifier's own head, applied to its features at every location: what makes a dense annotator of it.
+"""Dense classification: apply the head of a classifier to its features at every location.
 
-Features are what the head takes: one tensor, or several (*streams*), each laid out in its own way. Shapes: B images,
-C classes, H x W locations of the map, D features at each (of all streams), N rows of locations, P prefix tokens (class,
-distillation, registers), L tokens in all.
+Features are the input of the head: one tensor, or several (*streams*), each with its own layout. Shapes: B images,
+C classes, H x W locations of the map, D features per location (of all streams), N rows (locations), P prefix tokens (class,
+distillation, registers), L tokens including prefix tokens.
 """
 
 from __future__ import annotations
@@ -22,21 +22,20 @@ from .resample import resample_area
 HEADS = ("local", "linearised")
 Features = Tensor | Sequence[Tensor]
 
-_ROWS = 8192  # locations that go through the head at once: 180 MB for the widest features, 5504 floats
-_LINEAR = (
-    1e-2  # of the spread: a linear head differs by rounding (1e-7 in float32, 1e-3 in TF32), others by 0.2 and more
-)
+_MAX_ROWS = 8192  # locations per call of the head: 180 MB for the widest features, 5504 floats
+# Relative to the spread. Linear heads differ by rounding (1e-7 in float32, 1e-3 in TF32), other heads by 0.2 or more.
+_LINEAR_TOLERANCE = 1e-2
 
 
 @dataclass(frozen=True)
 class Stream:
-    """How one tensor of features lies in the image.
+    """Layout of one feature tensor.
 
-    Args:
+    Attributes:
         layout: `"NCHW"` or `"NHWC"` for maps, `"NLC"` or `"NCL"` for tokens.
-        grid: (height, width) of the map. None if there is no map, as for the states of EfficientViM: their mean then
-            stands at every location.
-        num_prefix_tokens: P, of `"NLC"`.
+        grid: (height, width) of the map. None for features without positions, such as the states of EfficientViM: their mean
+            is used at every location.
+        num_prefix_tokens: Number P of prefix tokens of `"NLC"`. Default: 0.
     """
 
     layout: str
@@ -48,7 +47,7 @@ class Stream:
             raise ValueError(f"layout must be NCHW, NHWC, NLC or NCL, got {self.layout!r}")
 
     def map(self, features: Tensor) -> Tensor:
-        """Return `[B, D, H, W]`, without prefix tokens; `[B, D, 1, 1]` where there is no map."""
+        """Return the features without prefix tokens as a map `[B, D, H, W]`, or `[B, D, 1, 1]` if they have no positions."""
         if self.layout == "NHWC":
             channels_first = features.permute(0, 3, 1, 2)
         elif self.layout == "NLC":
@@ -62,55 +61,55 @@ class Stream:
     def one_location(self, rows: Tensor) -> Tensor:
         """Return rows `[N, D]` as the features of N images of one location.
 
-        The location stands for the prefix tokens, too: whichever tokens a head pools, it pools this one.
+        The prefix tokens are copies of the location, so that a head pools this location whichever tokens it pools.
         """
         return self.spread(rows, (1 + self.num_prefix_tokens,) if self.layout in ("NLC", "NCL") else (1, 1))
 
     def condense(self, features: Tensor) -> Tensor:
-        """Return the features of images of one location: the mean, and the prefix tokens as they are."""
-        mean = self.spread(self.mean(features), (1,) * len(self.places(features)))
+        """Replace all locations by one location with their mean, and keep the prefix tokens."""
+        mean = self.spread(self.mean(features), (1,) * len(self.spatial_shape(features)))
         prefix = features[:, : self.num_prefix_tokens] if self.layout == "NLC" else None
         return mean if prefix is None else torch.cat([prefix, mean], dim=1)
 
     def mean(self, features: Tensor) -> Tensor:
-        """Return `[B, D]`, the mean over all but the prefix tokens."""
+        """Return the mean over all locations, without prefix tokens, `[B, D]`."""
         if self.layout in ("NLC", "NHWC"):
             return features.flatten(1, -2)[:, self.num_prefix_tokens :].mean(1)
         return features.flatten(2).mean(2)
 
-    def places(self, features: Tensor) -> tuple[int, ...]:
-        """Return the axes of `features` other than batch and channels: (height, width) or (L,)."""
+    def spatial_shape(self, features: Tensor) -> tuple[int, ...]:
+        """Return the sizes of the axes other than batch and channels: (height, width) or (L,)."""
         return tuple(features.shape[1:-1] if self.layout in ("NHWC", "NLC") else features.shape[2:])
 
-    def spread(self, rows: Tensor, places: tuple[int, ...]) -> Tensor:
-        """Return rows `[N, D]` as features that are the same at all places."""
+    def spread(self, rows: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """Return rows `[N, D]` as features of a spatial shape that are the same at all locations."""
         batch, dim = rows.shape
-        ones = (1,) * len(places)
+        ones = (1,) * len(shape)
         if self.layout in ("NHWC", "NLC"):
-            return rows.reshape(batch, *ones, dim).expand(batch, *places, dim)
-        return rows.reshape(batch, dim, *ones).expand(batch, dim, *places)
+            return rows.reshape(batch, *ones, dim).expand(batch, *shape, dim)
+        return rows.reshape(batch, dim, *ones).expand(batch, dim, *shape)
 
 
 class DenseClassifier(nn.Module):
-    """Module that gives a classifier's logits at every location: `[B, 3, h, w]` -> `[B, C, H, W]`.
+    """Module that computes the logits of a classifier at every location: `[B, 3, h, w]` -> `[B, C, H, W]`.
 
-    It is for images of one size: what the first forward pass finds out about the features holds for all.
+    All images must have the same size, because the layout of the features is determined in the first forward pass.
 
-    Streams of several grids are brought to the coarsest by `resample_area`.
+    Streams of different grids are resampled to the coarsest grid by `resample_area`.
 
     Args:
-        model: the classifier, whose parameters these are.
-        name: of the model, for messages.
-        body: images -> features.
-        head: features -> logits `[B, C]`.
-        find_streams: (images, features) -> a `Stream` for each tensor of the features. It raises a ValueError with the
-            reason where they are no map.
-        mode: `"local"` or `"linearised"`, see `TimmAnnotator`.
+        model: Classifier that owns the parameters.
+        name: Name of the model in messages.
+        body: Function from images to features.
+        head: Function from features to logits `[B, C]`.
+        find_streams: Function from images and features to one `Stream` per feature tensor. It raises a ValueError with the
+            reason if the features are not a map.
+        mode: `"local"` or `"linearised"`, see `TimmAnnotator`. Default: `"local"`.
 
     Attributes:
-        linear_head: whether the mean over a local map equals the model's own logits. Known after the first forward.
-        streams: of the features. Empty before the first forward.
-        grid: (H, W).
+        linear_head: Whether the mean over a local map equals the logits of the model. Valid after the first forward pass.
+        streams: Layouts of the feature tensors. Empty before the first forward pass.
+        grid: (H, W) of the map.
     """
 
     def __init__(
@@ -132,108 +131,121 @@ class DenseClassifier(nn.Module):
         self.streams: tuple[Stream, ...] = ()
         self.grid = (0, 0)
         self._body, self._own_head, self._find_streams = body, head, find_streams
-        self._several = False  # streams, in a list
-        self._condensable = False  # the head pools a location and the prefix tokens as it pools all of them
+        self._is_list = False  # features are a list of tensors
+        self._condensable = False  # the logits of condensed features are those of the features
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return logits `[B, C, H, W]` of normalised images.
+        """Compute the logits at every location.
+
+        Args:
+            images: Normalized images, `[B, 3, h, w]`.
+
+        Returns:
+            Logits, `[B, C, H, W]`.
 
         Raises:
-            ValueError: the model gives no map of features, or its head does not pool them.
+            ValueError: The features of the model are not a map, or its head does not pool them.
         """
         tensors = self._features(images)
-        # Where the head is linear both maps are the same, and the local one is cheaper.
-        return self._linearised(tensors) if self.mode == "linearised" and not self.linear_head else self._local(tensors)
+        # Both maps of a linear head are the same, and the local one is cheaper.
+        return self._linearized(tensors) if self.mode == "linearised" and not self.linear_head else self._local(tensors)
 
     def both(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the model's own logits `[B, C]` and local ones `[B, C, H, W]` of the same features; both have gradients."""
+        """Compute the logits of the model and the local logits in one differentiable forward pass.
+
+        Args:
+            images: Normalized images, `[B, 3, h, w]`.
+
+        Returns:
+            Logits of the model, `[B, C]`, and local logits, `[B, C, H, W]`.
+        """
         tensors = self._features(images)
         return self._head(tensors), self._local(tensors)
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Compile the part before the head, which is nearly all of the work."""
+        """Compile the body, which does nearly all of the work."""
         self._body = torch.compile(self._body, *args, **kwargs)
 
     def _features(self, images: Tensor) -> list[Tensor]:
         features = self._body(images)
         if not self.streams:
-            self._learn_layout(images, features)
+            self._find_layout(images, features)
         return [features] if isinstance(features, Tensor) else list(features)
 
-    def _learn_layout(self, images: Tensor, features: Features) -> None:
-        self._several = not isinstance(features, Tensor)
+    def _find_layout(self, images: Tensor, features: Features) -> None:
+        self._is_list = not isinstance(features, Tensor)
         tensors = [features] if isinstance(features, Tensor) else list(features)
         streams = tuple(self._find_streams(images, features))
         grids = [stream.grid for stream in streams if stream.grid is not None]
         if len(streams) != len(tensors) or not grids:
-            raise ValueError(f"{self.name} cannot annotate: its features are no map of locations")
+            raise ValueError(f"{self.name} cannot annotate: its features are not a map of locations")
         self.grid = min(grids, key=lambda grid: grid[0] * grid[1])
         self.streams = streams
         try:
             self._probe_head(tensors)
         except BaseException:
-            self.streams = ()  # not half learnt
+            self.streams = ()  # the next call must determine the layout again
             raise
 
     @torch.inference_mode()
     def _probe_head(self, tensors: Sequence[Tensor]) -> None:
-        """Find out whether the head is linear, and whether it can be condensed, by random features."""
+        """Determine with random features whether the head is linear and whether features can be condensed."""
         generator = torch.Generator().manual_seed(0)
         noise = [torch.randn(tensor[:1].shape, generator=generator).to(tensor.device) for tensor in tensors]
-        dense, own = self._local(noise).float(), self._head(noise).float()
+        dense, global_logits = self._local(noise).float(), self._head(noise).float()
         mean = dense.mean((2, 3))
         spread = (dense - mean[:, :, None, None]).abs().max()
-        self.linear_head = bool((mean - own).abs().max() <= _LINEAR * spread)
+        self.linear_head = bool((mean - global_logits).abs().max() <= _LINEAR_TOLERANCE * spread)
         if self.mode == "linearised" and not self.linear_head:
             _load_derivatives()
             condensed = self._head([s.condense(t) for s, t in zip(self.streams, noise, strict=True)])
-            self._condensable = bool((condensed - own).abs().max() <= _LINEAR * spread)
+            self._condensable = bool((condensed - global_logits).abs().max() <= _LINEAR_TOLERANCE * spread)
 
     def _local(self, tensors: Sequence[Tensor]) -> Tensor:
-        """Return `[B, C, H, W]` logits: the head applied to the features of every location."""
+        """Apply the head to the features of every location; return logits `[B, C, H, W]`."""
         rows = self._rows(tensors)
         batch, height, width, dim = rows.shape
-        # Where features are channels last this is a view, not a copy.
-        parts = torch.split(rows.reshape(-1, dim), _ROWS)
+        # A view, not a copy, for features in channels-last memory.
+        parts = torch.split(rows.reshape(-1, dim), _MAX_ROWS)
         dims = self._dims(tensors)
         logits = torch.cat([self._head(self._one_location(part, dims)) for part in parts])
         return logits.view(batch, height, width, -1).permute(0, 3, 1, 2)
 
-    def _linearised(self, tensors: Sequence[Tensor]) -> Tensor:
-        """Return `[B, C, H, W]` logits whose mean is the model's own: these, plus their change with each location.
+    def _linearized(self, tensors: Sequence[Tensor]) -> Tensor:
+        """Return logits `[B, C, H, W]` whose mean over the map equals the logits of the model.
 
-        The change is the derivative of the model's own logits as all features (of locations and prefix tokens alike)
-        move by how much those of the location differ from the mean over locations.
+        The logits at a location are those of the model plus their directional derivative. The direction moves all features, of
+        locations and prefix tokens alike, by the difference between the location and the mean over locations.
         """
         with _forward_mode(tensors[0].device):
             tensors = [tensor.float().clone() for tensor in tensors]  # inference tensors have no derivatives
-            own = self._head(tensors)
+            global_logits = self._head(tensors)
             rows = self._rows(tensors)
             batch, height, width, dim = rows.shape
             changes = (rows - rows.mean((1, 2), keepdim=True)).reshape(-1, dim)
             pairs = zip(self.streams, tensors, strict=True)
-            at = [stream.condense(tensor) for stream, tensor in pairs] if self._condensable else tensors
-            size = max(1, _ROWS * dim // sum(tensor[0].numel() for tensor in at))  # as much memory as _ROWS locations
-            image = torch.arange(batch, device=own.device).repeat_interleave(height * width)
+            points = [stream.condense(tensor) for stream, tensor in pairs] if self._condensable else tensors
+            size = max(1, _MAX_ROWS * dim // sum(tensor[0].numel() for tensor in points))  # memory of _MAX_ROWS locations
+            image = torch.arange(batch, device=global_logits.device).repeat_interleave(height * width)
             dims = self._dims(tensors)
             parts = [
-                self._derivative([tensor[which] for tensor in at], torch.split(part, dims, dim=1))
-                for part, which in zip(torch.split(changes, size), torch.split(image, size), strict=True)
+                self._derivative([tensor[indices] for tensor in points], torch.split(part, dims, dim=1))
+                for part, indices in zip(torch.split(changes, size), torch.split(image, size), strict=True)
             ]
-            return (own[image] + torch.cat(parts)).view(batch, height, width, -1).permute(0, 3, 1, 2)
+            return (global_logits[image] + torch.cat(parts)).view(batch, height, width, -1).permute(0, 3, 1, 2)
 
-    def _derivative(self, at: Sequence[Tensor], changes: Sequence[Tensor]) -> Tensor:
-        """Return `[N, C]`: the change of the logits of N images' features as they move by `changes`, `[N, D]` each."""
+    def _derivative(self, points: Sequence[Tensor], changes: Sequence[Tensor]) -> Tensor:
+        """Return the directional derivatives `[N, C]` of the logits at N points in the directions `changes`, `[N, D]` each."""
         tangents = tuple(
-            stream.spread(change, stream.places(tensor)).contiguous()
-            for stream, tensor, change in zip(self.streams, at, changes, strict=True)
+            stream.spread(change, stream.spatial_shape(tensor)).contiguous()
+            for stream, tensor, change in zip(self.streams, points, changes, strict=True)
         )
-        change = torch.func.jvp(lambda *features: self._head(features), tuple(at), tangents)[1]
-        assert isinstance(change, Tensor)
-        return change
+        derivative = torch.func.jvp(lambda *features: self._head(features), tuple(points), tangents)[1]
+        assert isinstance(derivative, Tensor)
+        return derivative
 
     def _rows(self, tensors: Sequence[Tensor]) -> Tensor:
-        """Return `[B, H, W, D]`, all streams side by side."""
+        """Return the features of all streams at each location, concatenated, `[B, H, W, D]`."""
         pairs = zip(self.streams, tensors, strict=True)
         maps = [resample_area(stream.map(tensor), self.grid).permute(0, 2, 3, 1) for stream, tensor in pairs]
         return maps[0] if len(maps) == 1 else torch.cat(maps, dim=-1)
@@ -248,15 +260,15 @@ class DenseClassifier(nn.Module):
         ]
 
     def _head(self, tensors: Sequence[Tensor]) -> Tensor:
-        """Return `[B, C]`, the model's own logits of features."""
-        logits = self._own_head(list(tensors) if self._several else tensors[0])
+        """Return the logits of the model for features, `[B, C]`."""
+        logits = self._own_head(list(tensors) if self._is_list else tensors[0])
         if not isinstance(logits, Tensor) or logits.ndim != 2:
             raise ValueError(f"{self.name} cannot annotate: its head does not pool features, see global_pool")
         return logits
 
 
 def _load_derivatives() -> None:
-    """Take some derivative: the first one makes torch load its rules, for which it warns of its own code."""
+    """Load torch's derivative rules by a first derivative, and suppress the warning of torch about its own code."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`torch.jit", FutureWarning)
         with _forward_mode(torch.device("cpu")):
@@ -265,8 +277,8 @@ def _load_derivatives() -> None:
 
 @contextmanager
 def _forward_mode(device: torch.device) -> Iterator[None]:
-    """Let forward-mode derivatives be taken, in float32, within inference_mode and autocast."""
-    # Fused attention has no forward-mode derivative; this concerns heads that pool by attention.
+    """Enable forward-mode derivatives in float32 within inference_mode and autocast."""
+    # Fused attention, used by heads with attention pooling, has no forward-mode derivative.
     with (
         torch.inference_mode(False),
         torch.no_grad(),

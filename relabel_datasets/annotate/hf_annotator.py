@@ -1,6 +1,6 @@
-"""Annotators from Hugging Face transformers: image classifiers whose last hidden states keep a map of locations.
+"""Annotators from Hugging Face transformers: image classifiers whose last hidden states are a map.
 
-Shapes: B images, C classes, H x W locations, D features at each, L tokens.
+Shapes: B images, C classes, H x W locations, D features per location, L tokens.
 """
 
 from __future__ import annotations
@@ -24,38 +24,41 @@ from .heads import HEADS, DenseClassifier, Features, Stream
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_MAX_PREFIX_TOKENS = 16  # class, distillation and registers; more would be something else than that
-_SAME = 1e-4  # of the largest logit: another pooling differs by far more
+_MAX_PREFIX_TOKENS = 16  # class, distillation and registers
+_TOLERANCE = 1e-4  # relative to the largest logit; a wrong pooling differs by far more
 
 
 class HFAnnotator(ModuleAnnotator):
-    """Annotator of an image classifier of transformers, whose own head is applied at every location.
+    """Annotator that applies the head of a transformers image classifier at every location.
 
-    The model's own code pools and classifies: its forward pass is run with the base model (all before the pooling)
-    replaced by one location's features. It works for ResNet, RegNet, ConvNeXt, Swin, ViT, DeiT, BEiT, DINOv2, MobileNet,
-    EfficientNet and whatever else can be split like these; the rest is refused with the reason.
+    The code of the model pools and classifies: its forward pass runs with the base model (everything before the pooling)
+    replaced by the features of one location. This supports ResNet, RegNet, ConvNeXt, Swin, ViT, DeiT, BEiT, DINOv2, MobileNet,
+    EfficientNet and other models that can be split in this way. Other models are refused with the reason.
 
     Args:
-        name_or_path: of a model on the Hub, or a folder with `config.json`, `preprocessor_config.json` and weights.
-        revision: of the model on the Hub: a branch, a tag or a commit.
-        input_size: (height, width) in pixels that images are squashed to, or an int. Default: the image processor's.
-        mean: of each channel of RGB, in 0 .. 1. Default: the image processor's, as for `std` and `interpolation`.
-        std: of each channel of RGB, in 0 .. 1.
-        interpolation: a name of `PIL.Image.Resampling` in small letters.
-        dtype: `"float32"`, `"float16"` or `"bfloat16"`, as for `ModuleAnnotator`.
-        device: where to compute. Default: the current CUDA device, or the CPU where there is none.
-        channels_last: hold images and weights in the order of memory that convolutions prefer.
-        compile: run all but the head through `torch.compile`, as for `ModuleAnnotator`.
-        head: `"local"` or `"linearised"`, see `TimmAnnotator`.
-        classes: names of the C classes. Default: the labels of the config; ImageNet's synsets where these are its names.
+        name_or_path: Model on the Hub, or folder with `config.json`, `preprocessor_config.json` and weights.
+        revision: Branch, tag or commit of the model on the Hub. Default: the main branch.
+        input_size: (height, width) in pixels that images are squashed to, or an int for both. Default: that of the image
+            processor.
+        mean: Mean of each RGB channel, in 0 .. 1. Default: that of the image processor.
+        std: Standard deviation of each RGB channel, in 0 .. 1. Default: that of the image processor.
+        interpolation: Interpolation of the resize, the lowercase name of a `PIL.Image.Resampling`. Default: that of the image
+            processor.
+        dtype: Precision of the forward pass: `"float32"`, `"float16"` or `"bfloat16"`, see `ModuleAnnotator`. Default:
+            `"float32"`.
+        device: Device of the forward pass. Default: the current CUDA device if available, else the CPU.
+        channels_last: Whether to keep images and weights in the memory format that convolutions prefer. Default: True.
+        compile: Whether to use `torch.compile` for all but the head, see `ModuleAnnotator`. Default: False.
+        head: Type of the map, `"local"` or `"linearised"`, see `TimmAnnotator`. Default: `"local"`.
+        classes: Names of the C classes. Default: the labels of the config, as synsets if they are the classes of ImageNet.
 
     Attributes:
-        linear_head: whether the mean over a local map equals the model's own logits: it is exact, not approximate.
+        linear_head: Whether the mean over a local map equals the logits of the model.
 
     Raises:
         ImportError: transformers is not installed.
-        ValueError: the model has no map of features, no trained classifier, or cannot take the input size.
-        OSError: there is no such model.
+        ValueError: The model has no feature map, no trained classifier, or does not support the input size.
+        OSError: The model does not exist or cannot be downloaded.
 
     Example:
         >>> annotator = HFAnnotator("microsoft/resnet-50")
@@ -79,7 +82,7 @@ class HFAnnotator(ModuleAnnotator):
         head: str = "local",
         classes: Sequence[str] | None = None,
     ) -> None:
-        device = find_device(device)  # before a download
+        device = find_device(device)  # fail before a download
         if head not in HEADS:
             raise ValueError(f"head must be one of {list(HEADS)}, got {head!r}")
         name = str(name_or_path)
@@ -104,12 +107,12 @@ class HFAnnotator(ModuleAnnotator):
         self.linear_head = dense.linear_head
 
     def describe(self) -> dict[str, Any]:
-        """Return what decides the maps, as JSON values; `linear_head` says whether local ones are exact."""
+        """Describe everything that determines the maps, see `ModuleAnnotator.describe`. Includes `linear_head`."""
         return {**super().describe(), "kind": "transformers", "head": self.head, "linear_head": self.linear_head}
 
 
 class _SplitModel:
-    """A classifier of transformers, split into its base model and all that follows."""
+    """Classifier of transformers, split into its base model and its head."""
 
     def __init__(self, model: PreTrainedModel, name: str, size: tuple[int, int]) -> None:
         self.model = model
@@ -118,14 +121,14 @@ class _SplitModel:
         self._config = getattr(self.base, "config", model.config)
         self._pool: Callable[[Tensor], Tensor | None] | None = None
         self._output_type: type | None = None
-        # Position embeddings are fitted to another size only when asked.
+        # Position embeddings are resized only on request.
         fit = "interpolate_pos_encoding" in inspect.signature(model.forward).parameters and not _is_size(
             self._config, size
         )
         self._arguments = {"interpolate_pos_encoding": True} if fit else {}
 
     def body(self, images: Tensor) -> Tensor:
-        """Return the base model's last hidden state."""
+        """Return the last hidden state of the base model."""
         outputs = self.base(images, **self._arguments)
         features: Tensor = outputs.last_hidden_state
         return features
@@ -136,27 +139,26 @@ class _SplitModel:
         return self._classify(features, self._pool(features))
 
     def find_streams(self, images: Tensor, features: Features) -> list[Stream]:
-        """Return how the last hidden state lies in the image; find out how the model pools it, too."""
-        # Not the black image of the first pass: where all locations are the same, so are all ways to pool them.
+        """Determine the layout of the last hidden state and how the model pools it."""
+        # Noise instead of the black image of the first pass: all poolings of equal locations are the same.
         images = torch.randn(images.shape, generator=torch.Generator().manual_seed(0)).to(images)
         outputs = self.base(images, output_hidden_states=True, **self._arguments)
         self._output_type = type(outputs)
         hidden = outputs.last_hidden_state
         stream = self._find_stream(images, hidden, getattr(outputs, "reshaped_hidden_states", None))
-        own = self.model(images, **self._arguments).logits
-        if not own.any():
-            raise ValueError(f"{self.name} cannot annotate: its logits are zeros, whatever the image")
+        expected = self.model(images, **self._arguments).logits
+        if not expected.any():
+            raise ValueError(f"{self.name} cannot annotate: its logits are zero for every image")
         for pool in _poolings(self.base, stream):
             try:
                 logits = self._classify(hidden, pool(hidden))
             except (RuntimeError, TypeError, ValueError, IndexError, AttributeError, AssertionError):
-                continue  # pooled to a shape that the classifier does not take
-            if logits.shape == own.shape and (logits - own).abs().max() <= _SAME * own.abs().max():
+                continue  # the classifier rejects the shape of this pooling
+            if logits.shape == expected.shape and (logits - expected).abs().max() <= _TOLERANCE * expected.abs().max():
                 self._pool = pool
                 return [stream]
         raise ValueError(
-            f"{self.name} cannot annotate: how {type(self.model).__name__} pools its last hidden state is none of the "
-            "ways that are known"
+            f"{self.name} cannot annotate: {type(self.model).__name__} pools its last hidden state in an unsupported way"
         )
 
     def _find_stream(self, images: Tensor, hidden: Tensor, maps: Sequence[Tensor] | None) -> Stream:
@@ -173,13 +175,13 @@ class _SplitModel:
         num_prefix_tokens = hidden.shape[1] - grid[0] * grid[1]
         if hidden.ndim != 3 or 0 in grid or not 0 <= num_prefix_tokens <= _MAX_PREFIX_TOKENS:
             raise ValueError(
-                f"{self.name} cannot annotate: its last hidden state {list(hidden.shape)} is no map, and its config "
-                f"does not tell how it lies in the image (patches would be {grid[0]} x {grid[1]})"
+                f"{self.name} cannot annotate: its last hidden state {list(hidden.shape)} is not a map, and does not match the "
+                f"{grid[0]} x {grid[1]} patches of its config"
             )
         return Stream("NLC", grid, num_prefix_tokens)
 
     def _classify(self, features: Tensor, pooled: Tensor | None) -> Tensor:
-        """Return the logits that the model gives if its base model gives these features."""
+        """Return the logits of the model for given outputs of its base model."""
         assert self._output_type is not None
         values = {"last_hidden_state": features, "pooler_output": pooled}
         outputs = self._output_type(**{key: value for key, value in values.items() if value is not None})
@@ -190,19 +192,19 @@ class _SplitModel:
 
 
 def _base_model(model: PreTrainedModel, name: str) -> nn.Module:
-    """Return the part of a classifier that gives its last hidden state."""
+    """Return the part of a classifier that computes its last hidden state."""
     if model.base_model is not model:
         base: nn.Module = model.base_model
         return base
-    parts = [part for part in model.children() if hasattr(part, "config")]  # as CLIP and SigLIP have it
+    parts = [part for part in model.children() if hasattr(part, "config")]  # such as those of CLIP and SigLIP
     if len(parts) != 1:
-        raise ValueError(f"{name} cannot annotate: {type(model).__name__} has no base model apart from its head")
+        raise ValueError(f"{name} cannot annotate: {type(model).__name__} has no base model separate from its head")
     return parts[0]
 
 
 @contextmanager
 def _replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    module.forward = forward  # on the instance, over its type's
+    module.forward = forward  # on the instance, which overrides that of its type
     try:
         yield
     finally:
@@ -210,8 +212,8 @@ def _replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterato
 
 
 def _poolings(base: nn.Module, stream: Stream) -> Iterator[Callable[[Tensor], Tensor | None]]:
-    """Yield ways to make `pooler_output` of last hidden states, as base models do."""
-    yield lambda _: None  # the classifier takes the hidden state itself
+    """Yield functions from last hidden states to `pooler_output`, as base models compute it."""
+    yield lambda _: None  # the classifier uses the hidden state directly
     yield stream.mean
     yield lambda features: stream.mean(features)[:, :, None, None]
     for name in ("layernorm", "norm"):
@@ -226,7 +228,7 @@ def _poolings(base: nn.Module, stream: Stream) -> Iterator[Callable[[Tensor], Te
 
 def _load_model(name: str, revision: str | None) -> PreTrainedModel:
     try:
-        from transformers import AutoModelForImageClassification  # takes seconds
+        from transformers import AutoModelForImageClassification  # slow import
     except ImportError as error:
         raise ImportError(
             f"hf:{name} needs transformers, which is not installed: pip install 'relabel-datasets[hf]'"
@@ -236,7 +238,7 @@ def _load_model(name: str, revision: str | None) -> PreTrainedModel:
             name, revision=revision, output_loading_info=True, trust_remote_code=False
         )
     missing = sorted(info["missing_keys"])
-    if missing:  # transformers makes them up
+    if missing:  # transformers initializes them at random
         raise ValueError(
             f"{name} has no weights for {', '.join(missing[:3])}: choose a model that was trained to classify images"
         )
@@ -245,21 +247,21 @@ def _load_model(name: str, revision: str | None) -> PreTrainedModel:
 
 
 def _processor_inputs(name: str, revision: str | None) -> dict[str, Any]:
-    """Return input_size, mean, std and interpolation of a model's image processor."""
+    """Return input_size, mean, std and interpolation of the image processor of a model."""
     from transformers import AutoImageProcessor
 
     try:
         processor = AutoImageProcessor.from_pretrained(name, revision=revision, trust_remote_code=False)  # type: ignore[no-untyped-call]
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"{name} has no image processor: give input_size, mean, std and interpolation"
+            f"{name} has no image processor: set input_size, mean, std and interpolation"
         ) from redacted_cause(error)
     if abs(float(getattr(processor, "rescale_factor", None) or 1 / 255) * 255 - 1) > 1e-3:
-        raise ValueError(f"{name} scales pixels by {processor.rescale_factor}, not by 1/255: this is not supported")
-    normalise = getattr(processor, "do_normalize", True)
+        raise ValueError(f"{name} scales pixels by {processor.rescale_factor}; only 1/255 is supported")
+    normalize = getattr(processor, "do_normalize", True)
     inputs = {
-        "mean": (processor.image_mean or IMAGENET_MEAN) if normalise else (0.0, 0.0, 0.0),
-        "std": (processor.image_std or IMAGENET_STD) if normalise else (1.0, 1.0, 1.0),
+        "mean": (processor.image_mean or IMAGENET_MEAN) if normalize else (0.0, 0.0, 0.0),
+        "std": (processor.image_std or IMAGENET_STD) if normalize else (1.0, 1.0, 1.0),
         "interpolation": PIL.Image.Resampling(int(getattr(processor, "resample", None) or 2)).name.lower(),
     }
     crop = getattr(processor, "crop_size", None) if getattr(processor, "do_center_crop", False) else None
@@ -268,7 +270,7 @@ def _processor_inputs(name: str, revision: str | None) -> dict[str, Any]:
 
 
 def _side(size: Any) -> tuple[int, int] | None:
-    """Return (height, width) of a size as image processors give it."""
+    """Return (height, width) of a size in any form that image processors use."""
     if isinstance(size, int):
         return size, size
     if size is None:
@@ -280,13 +282,13 @@ def _side(size: Any) -> tuple[int, int] | None:
 
 
 def _is_size(config: Any, size: tuple[int, int]) -> bool:
-    """Return whether images of this size are what the model was made for."""
-    made_for = getattr(config, "image_size", None)
-    return made_for is None or size == ((made_for, made_for) if isinstance(made_for, int) else tuple(made_for))
+    """Return whether this is the input size of a model, or the model has none."""
+    expected = getattr(config, "image_size", None)
+    return expected is None or size == ((expected, expected) if isinstance(expected, int) else tuple(expected))
 
 
 def _labels(model: PreTrainedModel) -> tuple[str, ...] | None:
-    """Return the classes of a config: synsets for ImageNet's, None for labels that only count."""
+    """Return the classes of a config, as synsets if they are those of ImageNet, or None if the labels are only numbered."""
     config: Any = model.config  # its labels are typed loosely
     names = config.id2label or {}
     labels = [str(names.get(index, f"LABEL_{index}")) for index in range(config.num_labels)]
@@ -299,6 +301,6 @@ def _labels(model: PreTrainedModel) -> tuple[str, ...] | None:
         synsets: list[str] = info.label_names()  # type: ignore[no-untyped-call]
         first = [info.label_name_to_description(synset).partition(",")[0].casefold() for synset in synsets]
         same = sum(label.partition(",")[0].casefold() == word for label, word in zip(labels, first, strict=True))
-        if same >= 900:  # two of ImageNet's classes have the same name, and spellings differ: synsets tell them apart
+        if same >= 900:  # spellings differ, and synsets are unique while two classes of ImageNet have the same name
             return tuple(synsets)
     return tuple(labels)

@@ -1,6 +1,6 @@
-"""Import published label maps: the files of a release become shards, index, manifest and card, like those of a build.
+"""Import published label maps: convert the files of a release to shards, index, manifest and card.
 
-Shapes: K classes stored at a location, H x W locations.
+Shapes: K classes stored per location, H x W locations.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from tqdm.auto import tqdm
 from ..data.skipped import Skipped
 from ..data.sources import source_sha256
 from ..errors import DatasetError, ImageError, LabelMapError
+from ..keywords import checked_keywords
 from ..labels import codec
 from ..labels.encoding import Encoded
 from ..labels.statistics import Statistics, add_up, image_statistics
@@ -34,23 +35,24 @@ from ..shards.card import read_template, write_card
 from ..shards.index import make_index
 from ..shards.manifest import Manifest
 from ..shards.tars import ShardInfo, ShardWriter, make_split, shard_names
-from ..storage.folders import local_path
+from ..storage.folders import MANIFEST_NAME, local_path
 from ..storage.local import write_atomically
 from ..storage.output import explaining_errors
-from ..words import printable
-from .pairing import FoundImages, find_images
+from ..words import counted, printable
+from .pairing import PairedImages, find_images
 from .published import FORMATS, PublishedMaps
 
 logger = logging.getLogger(__name__)
 
 ORDERS = ("hw", "wh")
-_BATCH = 256  # files read while as many are encoded
-_NUM_LOOKED_AT = 64  # files that tell the shape of all
+_BATCH_SIZE = 256  # files encoded at a time, while the next ones are read
+_NUM_SAMPLED = 64  # files that determine the common shape
 
 
+@checked_keywords()
 def import_label_maps(
     maps: PublishedMaps,
-    root: str | os.PathLike[str],
+    path: str | os.PathLike[str],
     *,
     order: str,
     images: str | os.PathLike[str] | None = None,
@@ -64,40 +66,45 @@ def import_label_maps(
     card: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> Manifest:
-    """Write the label maps of a release as a split of a new config, in the `topk` encoding; return its manifest.
+    """Write the label maps of a release as a split of a new config in the `topk` encoding.
 
-    Scores, classes and their places stay as published, but for the rounding to `storage_dtype`. Samples are dealt to shards by
-    the same fixed shuffle as in `build`. The config is written whole or not at all. Maps are taken to be of whole images, as
-    the releases' training code does.
+    Scores, classes and locations are those of the release, apart from the rounding to `storage_dtype`. Samples are shuffled and
+    assigned to shards as in `build`. The config is written completely or not at all. As in the training code of the releases,
+    a map is assumed to cover its whole image.
 
-    A label map knows the size of its image. Without `images` it is given its own, in locations. `load_dataset(...,
-    images=...)` corrects that by the image it reads, but who uses `LabelMaps` must do so before any transform, by
+    A label map stores the size of its image. Without `images`, the size of the map in locations is stored instead.
+    `load_dataset(..., images=...)` corrects it by the image. Users of `LabelMaps` must correct it before any transform, by
     `LabelMap.wrap(label_map.logits, like=label_map, canvas_size=(height, width))`.
 
     Args:
-        maps: the release's files.
-        root: folder of the dataset; the config goes into `<root>/<config>`, which must not exist.
-        order: `"hw"` if the files' tensors are `[2, K, height, width]`, `"wh"` if they are `[2, K, width, height]`; see
+        maps: Label map files of the release.
+        path: Folder of the dataset. The config is written to `<path>/<config>`, which must not exist.
+        order: Order of the axes in the files: `"hw"` for tensors `[2, K, height, width]`, `"wh"` for `[2, K, width, height]`. See
             `detect_order`.
-        images: the ImageFolder that the maps are of, or the folder above it where that is named like the split. Images'
-            sizes are read from their headers, EXIF rotation included, and each must have a map and each map an image.
-        include_images: whether the images' bytes go into the shards, which for many images may then not be published.
-        config: name of the config. Default: the format's.
-        split: name of the split.
-        storage_dtype: how logits are stored: `"float16"`, within 1/2048 of each score, or `"uint8"`. Default: `"float16"`.
-        shard_size: samples a shard.
-        skip_bad: leave out files that are damaged or no label maps, maps without image and images without map; they are
-            shown and listed in the manifest. By default the first bad file stops the import.
-        num_threads: threads that read files.
-        card: template of the dataset's README.md. Default: a general one.
-        progress: whether to show a progress bar on stderr.
+        images: ImageFolder with the images of the maps, or its parent folder if it is named like the split. Image sizes are read
+            from the headers, including EXIF rotation. Every map must have an image and every image a map. Default: none.
+        include_images: Whether to copy the images into the shards. Licenses of many images forbid publishing such shards.
+            Default: False.
+        config: Name of the config. Default: name of the format.
+        split: Name of the split. Default: `"train"`.
+        storage_dtype: Precision of the stored logits: `"float16"`, with a relative error of at most 1/2048, or `"uint8"`. Default:
+            `"float16"`.
+        shard_size: Number of samples per shard. Default: 5000.
+        skip_bad: Whether to skip damaged and invalid files, maps without an image and images without a map. They are reported on
+            stderr and listed in the manifest. Default: False, which stops at the first bad file.
+        num_threads: Number of threads that read files. Default: 4.
+        card: Template of the dataset card README.md, a file or a name in cards/. Default: a general one.
+        progress: Whether to show a progress bar on stderr. Default: True.
+
+    Returns:
+        Manifest of the config.
 
     Raises:
-        DatasetError: (a ValueError) the config exists, or images and maps do not match.
-        LabelMapError: (a ValueError) a file is bad; the message names it.
-        ImageError: (a ValueError) an image has no readable header.
-        ValueError: an argument is out of range.
-        FileNotFoundError: no such images or card template.
+        DatasetError: The config exists already, or images and maps do not match.
+        LabelMapError: A file is damaged or not a label map of this format.
+        ImageError: The header of an image is unreadable.
+        ValueError: An argument is out of range.
+        FileNotFoundError: The images or the card template do not exist.
 
     Example:
         >>> maps = PublishedMaps("relabel_imagenet.tar", "relabel")
@@ -109,37 +116,37 @@ def import_label_maps(
     if order not in ORDERS:
         raise ValueError(f"order must be one of {ORDERS}, got {order!r}")
     if include_images and images is None:
-        raise ValueError("include_images takes images: say where they are")
+        raise ValueError("include_images needs the folder of the images: set images= (--images)")
     for name, value in (("shard_size", shard_size), ("num_threads", num_threads)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
     storage_dtype = codec.resolve_storage_dtype("topk", storage_dtype)
     if card is not None:
-        read_template(card)  # better now than after minutes
-    root = local_path(root, "the folder of the dataset")
+        read_template(card)  # fail before minutes of work
+    root = local_path(path, "the folder of the dataset")
     folder = root / config
     if folder.exists():
-        raise DatasetError(f"{folder} is there already: choose another config name, or remove that folder")
-    found = None if images is None else find_images(maps, images, split)
-    if found is not None and not skip_bad:
-        found.check_complete()
-    job = _Job(maps, order == "wh", _common_shape(maps), found, include_images, storage_dtype, skip_bad)
+        raise DatasetError(f"{folder} exists already: choose another config name, or remove that folder")
+    paired = None if images is None else find_images(maps, images, split)
+    if paired is not None and not skip_bad:
+        paired.check_complete()
+    job = _Job(maps, order == "wh", _common_shape(maps), paired, include_images, storage_dtype, skip_bad)
     folder.mkdir(parents=True)
     try:
         with explaining_errors(folder):
-            order_of_all = np.random.default_rng(0).permutation(len(maps)).tolist()
-            written = _write_shards(folder, split, job, order_of_all, shard_size, num_threads, progress)
-            manifest = _finish(folder, split, job, written)
-    except BaseException:  # Ctrl-C, too
+            shuffled = np.random.default_rng(0).permutation(len(maps)).tolist()
+            written = _write_shards(folder, split, job, shuffled, shard_size, num_threads, progress)
+            manifest = _write_index_and_manifest(folder, split, job, written)
+    except BaseException:  # including KeyboardInterrupt
         shutil.rmtree(folder, ignore_errors=True)
         raise
     write_card(root, card)
     if images is None:
-        logger.info("%s: the maps do not know their images' sizes; load them with images=", folder)
+        logger.info("%s: the maps do not store the sizes of their images; load them with images=", folder)
     return manifest
 
 
-class _Loaded(NamedTuple):
+class _LoadedMap(NamedTuple):
     position: int  # in the release
     logits: Tensor  # [K, H, W]
     classes: Tensor  # [K, H, W]
@@ -149,23 +156,23 @@ class _Loaded(NamedTuple):
 
 @dataclass(frozen=True)
 class _Job:
-    """What an import makes of each file."""
+    """Settings of an import."""
 
     maps: PublishedMaps
-    transposed: bool  # files have [K, W, H]
+    transposed: bool  # files store [K, W, H]
     shape: tuple[int, ...]  # [K, H, W] or [K, W, H], as in the files
-    images: FoundImages | None
+    images: PairedImages | None
     include_images: bool
     storage_dtype: str
     skip_bad: bool
 
     @property
     def map_size(self) -> tuple[int, int]:
-        """(H, W)."""
+        """(H, W) of the maps."""
         return (self.shape[2], self.shape[1]) if self.transposed else (self.shape[1], self.shape[2])
 
-    def load(self, index: int) -> _Loaded | Skipped:
-        """Return the label map of a file, with its axes in our order."""
+    def load(self, index: int) -> _LoadedMap | Skipped:
+        """Return the label map of a file with axes [K, H, W]."""
         try:
             logits, classes = self.maps.load(index)
             if logits.shape != self.shape:
@@ -178,27 +185,27 @@ class _Job:
         except (OSError, LabelMapError, ImageError) as error:
             if not self.skip_bad:
                 raise type(error)(
-                    f"{error}. skip_bad=True (--skip-bad) leaves such files out, and lists them"
+                    f"{error}. skip_bad=True (--skip-bad) skips such files and lists them in the manifest"
                 ) from error
             return Skipped(self.maps.keys[index], self.maps.name(index), str(error))
         if self.transposed:
             logits, classes = logits.mT, classes.mT
-        return _Loaded(index, logits, classes, canvas, image)
+        return _LoadedMap(index, logits, classes, canvas, image)
 
 
 def _common_shape(maps: PublishedMaps) -> tuple[int, ...]:
-    """Return the `[K, H, W]` that most of the files have that are looked at."""
+    """Return the most common `[K, H, W]` of a random sample of the files."""
     shapes: Counter[tuple[int, ...]] = Counter()
-    error: Exception | None = None
-    for index in np.random.default_rng(0).permutation(len(maps))[:_NUM_LOOKED_AT].tolist():
+    last_error: Exception | None = None
+    for index in np.random.default_rng(0).permutation(len(maps))[:_NUM_SAMPLED].tolist():
         try:
             shapes[tuple(maps.load(index)[0].shape)] += 1
-        except (OSError, LabelMapError) as bad:
-            error = bad
+        except (OSError, LabelMapError) as error:
+            last_error = error
     if not shapes:
-        assert error is not None
+        assert last_error is not None
         raise LabelMapError(
-            f"none of {min(len(maps), _NUM_LOOKED_AT)} files is a label map of format {maps.format!r}: {error}"
+            f"none of {counted(min(len(maps), _NUM_SAMPLED), 'file')} is a label map of format {maps.format!r}: {last_error}"
         )
     return shapes.most_common(1)[0][0]
 
@@ -224,7 +231,8 @@ def _write_shards(
             with ShardWriter(folder / name, extension) as writer:
                 statistics = [Statistics()]
                 for batch in _batches(job, chunk, pool):
-                    statistics.append(_write_batch(writer, job, [item for item in batch if isinstance(item, _Loaded)]))
+                    loaded = [item for item in batch if isinstance(item, _LoadedMap)]
+                    statistics.append(_write_batch(writer, job, loaded))
                     bad = [item for item in batch if isinstance(item, Skipped)]
                     for skipped in bad:
                         tqdm.write(printable(f"skipped: {skipped.error}"), file=sys.stderr)
@@ -233,22 +241,22 @@ def _write_shards(
                 written.shards.append(writer.close()._replace(statistics=add_up(statistics)))
             if not written.shards[-1].rows:
                 raise DatasetError(
-                    f"none of the {len(chunk)} files of {name} can be imported, last {written.skipped[-1].error}"
+                    f"no file of {name} can be imported ({counted(len(chunk), 'file')}), last {written.skipped[-1].error}"
                 )
     return written
 
 
-def _batches(job: _Job, indices: list[int], pool: ThreadPoolExecutor) -> Iterator[list[_Loaded | Skipped]]:
-    """Yield the files in batches; the next one is read while one is encoded."""
-    waiting: Iterator[_Loaded | Skipped] = iter(())
-    for start in range(0, len(indices), _BATCH):
-        previous, waiting = waiting, pool.map(job.load, indices[start : start + _BATCH])
+def _batches(job: _Job, indices: list[int], pool: ThreadPoolExecutor) -> Iterator[list[_LoadedMap | Skipped]]:
+    """Yield the files in batches, with the next batch prefetched."""
+    prefetched: Iterator[_LoadedMap | Skipped] = iter(())
+    for start in range(0, len(indices), _BATCH_SIZE):
+        previous, prefetched = prefetched, pool.map(job.load, indices[start : start + _BATCH_SIZE])
         if start:
             yield list(previous)
-    yield list(waiting)
+    yield list(prefetched)
 
 
-def _write_batch(writer: ShardWriter, job: _Job, loaded: list[_Loaded]) -> Statistics:
+def _write_batch(writer: ShardWriter, job: _Job, loaded: list[_LoadedMap]) -> Statistics:
     if not loaded:
         return Statistics()
     logits = torch.stack([item.logits for item in loaded])
@@ -261,8 +269,7 @@ def _write_batch(writer: ShardWriter, job: _Job, loaded: list[_Loaded]) -> Stati
     return image_statistics(encoded, labels)
 
 
-def _finish(folder: Path, split: str, job: _Job, written: _Written) -> Manifest:
-    """Write the index, and then the manifest of all shards."""
+def _write_index_and_manifest(folder: Path, split: str, job: _Job, written: _Written) -> Manifest:
     maps = job.maps
     rows = list(itertools.chain.from_iterable(shard.rows for shard in written.shards))
     index = make_index(rows, images=job.include_images)
@@ -295,5 +302,5 @@ def _finish(folder: Path, split: str, job: _Job, written: _Written) -> Manifest:
     )
     manifest.save(folder)
     if entry.skipped:
-        logger.warning("%d files were left out: see %s", len(entry.skipped), folder)
+        logger.warning("%s skipped: see `skipped` in %s/%s", counted(len(entry.skipped), "file"), folder, MANIFEST_NAME)
     return manifest

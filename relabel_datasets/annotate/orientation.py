@@ -1,6 +1,6 @@
-"""Which axis of published label maps is the height: found by comparing them with any annotator's maps of the images.
+"""Detect the order of the axes of published label maps by comparing them with the maps of an annotator.
 
-Shapes: C classes, P of them stored somewhere in a map, K at each location, H x W locations.
+Shapes: C classes, P of them stored anywhere in a map, K stored per location, H x W locations.
 """
 
 from __future__ import annotations
@@ -14,30 +14,39 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor
 
+from ..words import counted
 from .annotator import Annotator, ClassSubset
 from .classes import match_classes
 from .pairing import find_images
 from .published import PublishedMaps
 
-_MIN_IMAGES = 8  # for a statistic
-_MIN_T = 5.0  # maps that have nothing to do with the images come so far once in a hundred thousand times
-_MIN_ASYMMETRY = 0.02  # of a map's variation: below, both orders are nearly the same map
-_BATCH = 16
+_MIN_IMAGES = 8  # minimum sample size of the test
+_MIN_T = 5.0  # unrelated maps exceed it once in 100,000 cases
+_MIN_ASYMMETRY = 0.02  # relative to the variation of a map; below, both orders are nearly the same map
+_BATCH_SIZE = 16
 
 
 class OrderCheck(NamedTuple):
-    """What `detect_order` found."""
+    """Result of `detect_order`.
 
-    order: str  # "hw" or "wh"
-    hw: float  # mean correlation with the annotator's maps, read as [K, height, width]
-    wh: float  # the same, read as [K, width, height]
-    t: float  # paired t statistic over the images of hw - wh
-    num_images: int  # that tell the two apart
+    Attributes:
+        order: Detected order, `"hw"` or `"wh"`.
+        hw: Mean correlation with the maps of the annotator if files are read as `[K, height, width]`.
+        wh: Mean correlation with the maps of the annotator if files are read as `[K, width, height]`.
+        t: Paired t statistic of hw - wh over the images.
+        num_images: Number of images whose maps differ between both orders.
+    """
+
+    order: str
+    hw: float
+    wh: float
+    t: float
+    num_images: int
 
     def __str__(self) -> str:
         return (
             f"correlation with the annotator's maps {self.hw:.3f} as hw and {self.wh:.3f} as wh, t = {self.t:.1f} over "
-            f"{self.num_images} images"
+            f"{counted(self.num_images, 'image')}"
         )
 
 
@@ -49,26 +58,29 @@ def detect_order(
     split: str = "train",
     num_images: int = 64,
 ) -> OrderCheck:
-    """Return whether files of label maps hold `[2, K, height, width]` ("hw") or `[2, K, width, height]` ("wh").
+    """Detect whether label map files store `[2, K, height, width]` ("hw") or `[2, K, width, height]` ("wh").
 
-    Some images are annotated, and the annotator's logits, less their mean over all classes and resampled to the map's
-    grid, are correlated with the published ones, over all locations of the classes that are stored, each class less its
-    mean, in both orders. The order is decided by a paired t test over the images, at |t| >= 5, and must correlate
-    positively itself. Maps that are nearly their own transpose tell nothing and are left out.
+    The annotator computes maps of random images. Its logits, minus their mean over classes, are resampled to the grid of the
+    published map. They are correlated with the published logits in both orders, over all locations of the stored classes, with
+    the mean of each class subtracted. A paired t test over the images with |t| >= 5 selects the order, whose correlation must
+    be positive. Maps that nearly equal their own transpose are ignored.
 
     Args:
-        maps: the release's files.
-        images: the ImageFolder that the maps are of, or the folder above it where that is named like the split.
-        annotator: any that knows the same classes. It need not be the one that made the maps.
-        split: name of the split.
-        num_images: how many random images are looked at.
+        maps: Label map files of the release.
+        images: ImageFolder with the images of the maps, or its parent folder if it is named like the split.
+        annotator: Any annotator with the same classes. It need not be the one that made the maps.
+        split: Name of the split. Default: `"train"`.
+        num_images: Number of random images to compare. Default: 64.
+
+    Returns:
+        Detected order with its statistics.
 
     Raises:
-        ValueError: neither order is clearly better, with the figures; or the annotator's classes are others.
-        LabelMapError: (a ValueError) a file is bad.
-        ImageError: (a ValueError) an image is.
-        FileNotFoundError: no such images.
-        DatasetError: (a ValueError) the images are not those of the maps.
+        ValueError: Neither order is significantly better, or the classes of the annotator differ.
+        LabelMapError: A file is damaged or not a label map of this format.
+        ImageError: An image is unreadable.
+        FileNotFoundError: The images do not exist.
+        DatasetError: The images are not those of the maps.
 
     Example:
         >>> detect_order(maps, "/path/to/imagenet", TimmAnnotator("resnet50.a1_in1k", pretrained=True)).order
@@ -77,44 +89,44 @@ def detect_order(
     if annotator.classes != maps.classes:
         rows = match_classes(annotator.classes, maps.classes, num_classes=annotator.num_classes)
         annotator = ClassSubset(annotator, rows, maps.classes)
-    found = find_images(maps, images, split)
+    paired = find_images(maps, images, split)
     candidates = np.random.default_rng(0).permutation(
-        [i for i, image in enumerate(found.indices) if image is not None]
+        [i for i, image in enumerate(paired.indices) if image is not None]
     )[:num_images]
-    pairs = []
-    for start in range(0, len(candidates), _BATCH):
-        batch = [int(i) for i in candidates[start : start + _BATCH]]
-        pixels = [annotator.preprocess(found.decode(i)) for i in batch]
+    correlations = []
+    for start in range(0, len(candidates), _BATCH_SIZE):
+        batch = [int(i) for i in candidates[start : start + _BATCH_SIZE]]
+        pixels = [annotator.preprocess(paired.decode(i)) for i in batch]
         dense = annotator(torch.stack(pixels)).cpu()
-        pairs += [_correlations(*maps.load(i), own) for i, own in zip(batch, dense, strict=True)]
-    return _decide(np.array([pair for pair in pairs if pair is not None]).reshape(-1, 2))
+        correlations += [_correlations(*maps.load(i), computed) for i, computed in zip(batch, dense, strict=True)]
+    return _select_order(np.array([pair for pair in correlations if pair is not None]).reshape(-1, 2))
 
 
 def _correlations(logits: Tensor, classes: Tensor, dense: Tensor) -> tuple[float, float] | None:
-    """Return how a stored map, read in both orders, correlates with `[C, h, w]`; None if both are nearly the same."""
-    own = dense - dense.mean(0)
+    """Return the correlations of a stored map in both orders with logits `[C, h, w]`, or None if both orders are alike."""
+    computed = dense - dense.mean(0)
     kept = classes.unique()  # type: ignore[no-untyped-call]
-    stored = torch.zeros(len(own), *logits.shape[1:]).scatter_(0, classes, logits)[kept]
+    stored = torch.zeros(len(computed), *logits.shape[1:]).scatter_(0, classes, logits)[kept]
     stored = stored - stored.mean((1, 2), keepdim=True)
     if stored.shape[1] == stored.shape[2] and (stored - stored.mT).norm() <= _MIN_ASYMMETRY**0.5 * stored.norm():
         return None
-    return _correlation(stored, own[kept]), _correlation(stored.mT, own[kept])
+    return _correlation(stored, computed[kept]), _correlation(stored.mT, computed[kept])
 
 
-def _correlation(stored: Tensor, own: Tensor) -> float:
-    """Return the correlation of `[P, H, W]` with `[P, h, w]`, resampled."""
-    own = nnf.interpolate(own[None], stored.shape[1:], mode="bilinear", antialias=True)[0]
-    own = own - own.mean((1, 2), keepdim=True)
-    scale = float(stored.norm() * own.norm())
-    return float((stored * own).sum()) / scale if scale > 0 else 0.0
+def _correlation(stored: Tensor, computed: Tensor) -> float:
+    """Return the correlation of maps `[P, H, W]` with maps `[P, h, w]`, which are resampled."""
+    computed = nnf.interpolate(computed[None], stored.shape[1:], mode="bilinear", antialias=True)[0]
+    computed = computed - computed.mean((1, 2), keepdim=True)
+    scale = float(stored.norm() * computed.norm())
+    return float((stored * computed).sum()) / scale if scale > 0 else 0.0
 
 
-def _decide(pairs: npt.NDArray[np.float64]) -> OrderCheck:
-    """Return the order by `[N, 2]` correlations, of hw and wh."""
+def _select_order(pairs: npt.NDArray[np.float64]) -> OrderCheck:
+    """Select the order by correlations `[N, 2]` of hw and wh."""
     if len(pairs) < _MIN_IMAGES:
         raise ValueError(
-            f"the order of the axes cannot be told: of {len(pairs)} images the two orders of the map differ, and at "
-            f"least {_MIN_IMAGES} are needed. Look at more images, or say the order"
+            f"the order of the axes cannot be detected: the two orders of the map differ for {counted(len(pairs), 'image')}, but "
+            f"at least {_MIN_IMAGES} are needed. Compare more images (num_images=), or set the order"
         )
     hw, wh = pairs.mean(0).tolist()
     difference = pairs[:, 0] - pairs[:, 1]
@@ -123,7 +135,7 @@ def _decide(pairs: npt.NDArray[np.float64]) -> OrderCheck:
     check = OrderCheck("hw" if t > 0 else "wh", hw, wh, t, len(pairs))
     if abs(t) < _MIN_T or max(hw, wh) <= 0:
         raise ValueError(
-            f"the order of the axes cannot be told: {check}; |t| must be at least {_MIN_T:.0f} and the better "
-            "correlation positive. Try more images or a stronger annotator, and look whether the maps are of these images"
+            f"the order of the axes cannot be detected: {check}; |t| must be at least {_MIN_T:.0f} and the better "
+            "correlation positive. Try more images or a better annotator, and check that the maps belong to these images"
         )
     return check

@@ -1,4 +1,4 @@
-"""Which image of an ImageFolder each published label map is of, and how large it is."""
+"""Pair published label maps with the images of an ImageFolder."""
 
 from __future__ import annotations
 
@@ -17,48 +17,76 @@ from ..shards.configs import SPLIT_ALIASES
 from ..shards.images import decode_image, read_size
 from ..storage.folders import local_path
 from ..storage.regular_files import open_regular
+from ..words import counted
 from .published import PublishedMaps
 
 
-class FoundImages(NamedTuple):
-    """The images of a release's label maps."""
+class PairedImages(NamedTuple):
+    """Images of the label maps of a release.
+
+    Attributes:
+        maps: Label map files of the release.
+        source: Images.
+        indices: Index of the image of each map in `source`, or None if there is none.
+        extra: Images without a map.
+    """
 
     maps: PublishedMaps
     source: ImageFolderSource
-    indices: list[int | None]  # for each map, which image of the source
-    extra: list[Skipped]  # images without a map
+    indices: list[int | None]
+    extra: list[Skipped]
 
     def check_complete(self) -> None:
-        """Raise DatasetError unless every label map has an image and every image a label map."""
+        """Check that every label map has an image and every image a label map.
+
+        Raises:
+            DatasetError: Images or label maps are missing.
+        """
         missing = [self.maps.keys[i] for i, image in enumerate(self.indices) if image is None]
         extra = [image.key for image in self.extra]
         problems = [
-            f"{len(keys)} {what}, such as {', '.join(map(repr, keys[:3]))}"
-            for keys, what in ((missing, "label maps have no image"), (extra, "images have no label map"))
+            f"{problem}, such as {', '.join(map(repr, keys[:3]))}"
+            for keys, problem in (
+                (missing, f"{counted(len(missing), 'label map')} without an image"),
+                (extra, f"{counted(len(extra), 'image')} without a label map"),
+            )
             if keys
         ]
         if problems:
             raise DatasetError(
-                f"images and label maps, by class and name, do not match: {'; '.join(problems)}. Give the images that "
-                "the maps are of, or skip_bad=True (--skip-bad) to leave these out"
+                f"images and label maps do not match by class and name: {'; '.join(problems)}. Give the images of these maps, "
+                "or use skip_bad=True (--skip-bad) to skip the unmatched ones"
             )
 
     def decode(self, index: int) -> PIL.Image.Image:
-        """Return the RGB image of a map, upright.
+        """Decode the image of a map.
+
+        Args:
+            index: Index of the map.
+
+        Returns:
+            RGB image, with its EXIF rotation applied.
 
         Raises:
-            OSError: it cannot be read.
-            ImageError: (a ValueError) it is damaged, or there is none.
+            OSError: The image cannot be read.
+            ImageError: The image is damaged, or the map has none.
         """
         image = self._image(index)
         return decode_image(self.source.read(image), self.source.name(image))
 
     def open(self, index: int, *, whole: bool) -> tuple[tuple[int, int], bytes | None]:
-        """Return the (height, width) of a map's image, upright, and its bytes if asked for. Only its header is decoded.
+        """Read the size of the image of a map from its header, and optionally the whole file.
+
+        Args:
+            index: Index of the map.
+            whole: Whether to read the whole file.
+
+        Returns:
+            (height, width) in pixels with the EXIF rotation applied, and the bytes of the file if `whole`, else None.
 
         Raises:
-            OSError: it cannot be read.
-            ImageError: (a ValueError) its header is damaged, or there is none.
+            OSError: The image cannot be read.
+            ImageError: The header of the image is damaged, or the map has no image.
         """
         image = self._image(index)
         name = self.source.name(image)
@@ -78,17 +106,20 @@ class FoundImages(NamedTuple):
         return image
 
 
-def find_images(maps: PublishedMaps, images: str | os.PathLike[str], split: str) -> FoundImages:
-    """Return which image of an ImageFolder each label map is of, by the names of their folders and their stems.
+def find_images(maps: PublishedMaps, images: str | os.PathLike[str], split: str) -> PairedImages:
+    """Find the image of each label map by class folder and file stem.
 
     Args:
-        maps: the label maps.
-        images: the ImageFolder, or the folder above it where that is named like the split.
-        split: name of the split.
+        maps: Label map files of a release.
+        images: ImageFolder, or its parent folder if it is named like the split.
+        split: Name of the split.
+
+    Returns:
+        Images of the maps.
 
     Raises:
-        FileNotFoundError: there is no such folder, or no images in it.
-        DatasetError: (a ValueError) two images of a class differ only by their extension, or none is that of a label map.
+        FileNotFoundError: The folder does not exist or has no images.
+        DatasetError: Two images of a class differ only in their extension, or no image matches any label map.
     """
     check_split(split, "split=")
     names, root = (split, *SPLIT_ALIASES.get(split, ())), local_path(images, "the images")
@@ -99,13 +130,13 @@ def find_images(maps: PublishedMaps, images: str | os.PathLike[str], split: str)
     by_name = {(classes[label], key): i for i, (label, key) in enumerate(zip(source.labels, source.keys, strict=True))}
     if len(by_name) != len(source.keys):
         raise DatasetError(
-            f"{root}: images of one class have the same stem, so that it is not clear which of them a label map is of"
+            f"{root}: images of one class have the same stem, so their label maps are ambiguous: rename or remove duplicates"
         )
     indices = [by_name.pop((maps.classes[label], key), None) for label, key in zip(maps.labels, maps.keys, strict=True)]
     if len(by_name) == len(source.keys):
         raise DatasetError(
-            f"none of {len(source.keys)} images, such as {source.name(0)}, is that of a label map, such as "
+            f"none of {counted(len(source.keys), 'image')}, such as {source.name(0)}, matches a label map, such as "
             f"{maps.name(0)}: class folders and file names must be the same"
         )
     extra = [Skipped(key, source.name(i), "there is no label map of this name") for (_, key), i in by_name.items()]
-    return FoundImages(maps, source, indices, extra)
+    return PairedImages(maps, source, indices, extra)

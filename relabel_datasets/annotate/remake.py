@@ -1,7 +1,7 @@
-"""The annotator that made a config, made again from what its manifest says and the same weights.
+"""Recreate the annotator of a config from its manifest and the same weights.
 
-The manifest may be hostile: it may name a model of timm or of the Hub, and arguments of its architecture, but no file, no URL
-and no code to load.
+Manifests are untrusted. They may name a model of timm or of the Hub and arguments of its architecture, but no file, URL or code
+to load.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from ..errors import DatasetError
 from .annotator import ModuleAnnotator
 from .timm_annotator import TimmAnnotator
 
-# A model of timm, `org/name` on the Hub, or `hf-hub:org/name@revision`; no path and no `local-dir:`.
+# timm model, `org/name` on the Hub, or `hf-hub:org/name@revision`. Paths and `local-dir:` do not match.
 _MODEL_NAME = re.compile(r"(hf-hub:|hf_hub:)?[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?(@[A-Za-z0-9][\w.-]*)?", re.ASCII)
-# Arguments of timm.create_model and its builder that say what to load, and from where.
+# Arguments of timm.create_model and its builder that control what is loaded, and from where.
 _LOADING = frozenset(
     {
         "cache_dir", "checkpoint_path", "exportable", "no_jit", "pretrained_cfg", "pretrained_cfg_overlay",
@@ -34,30 +34,35 @@ def remake_annotator(
     input_size: int | Sequence[int] | None = None,
     device: str | None = None,
 ) -> ModuleAnnotator:
-    """Return the annotator that a manifest describes.
+    """Create the annotator that a manifest describes.
 
     Args:
-        description: the manifest's `annotator`.
-        checkpoint: its weights. Default: those that timm or the Hub has under its name.
-        input_size: (height, width) in pixels, or an int. Default: that of the maps.
-        device: where to compute. Default: the current CUDA device, or the CPU where there is none.
+        description: Field `annotator` of the manifest.
+        checkpoint: File with the weights. Default: the weights of this name on timm or the Hub.
+        input_size: (height, width) in pixels, or an int for both. Default: that of the label maps.
+        device: Device of the forward pass. Default: the current CUDA device if available, else the CPU.
+
+    Returns:
+        The annotator, with the same weights as the one that made the label maps.
 
     Raises:
-        FileNotFoundError: there is no such checkpoint.
-        DatasetError: (a ValueError) The description names a path as the model, or arguments that load something.
-        ValueError: The weights are not those that made the maps, or the annotator is not a single model by name.
+        FileNotFoundError: The checkpoint does not exist.
+        DatasetError: The description contains a path as the name of the model, or arguments that load files.
+        ValueError: The weights differ from those that made the maps, or the annotator is not a single named model.
     """
-    known = {key: description.get(key) for key in ("mean", "std", "interpolation", "dtype", "head")}
-    options = {key: value for key, value in known.items() if value is not None}
+    recorded = {key: description.get(key) for key in ("mean", "std", "interpolation", "dtype", "head")}
+    options = {key: value for key, value in recorded.items() if value is not None}
     size = description.get("input_size") if input_size is None else input_size
     name, kind = description.get("name"), description.get("kind")
     annotator: ModuleAnnotator
     if kind in ("timm", "transformers") and not (isinstance(name, str) and _MODEL_NAME.fullmatch(name)):
-        raise DatasetError(f"the manifest's annotator name {name!r:.100} is no name of a model of timm or of the Hub")
+        raise DatasetError(
+            f"the annotator name {name!r:.100} in the manifest is not the name of a model of timm or of the Hub"
+        )
     if kind == "timm":
         annotator = TimmAnnotator(
             str(name), pretrained=checkpoint is None, checkpoint=checkpoint, input_size=size, device=device, **options,
-            **_model_args(description),
+            **_model_kwargs(description),
         )  # fmt: skip
     elif kind == "transformers" and checkpoint is None:
         from .hf_annotator import HFAnnotator
@@ -65,30 +70,30 @@ def remake_annotator(
         annotator = HFAnnotator(str(name), input_size=size, device=device, **options)
     else:
         raise ValueError(
-            f"an annotator of kind {kind!r} ({name}) cannot be made from its manifest: make it in Python, and give it to "
+            f"an annotator of kind {kind!r} ({name}) cannot be recreated from its manifest: create it in Python and pass it to "
             "train_student(annotator=...)"
         )
-    theirs, ours = description.get("weights_sha256"), annotator.describe()["weights_sha256"]
-    if theirs != ours:
+    expected, actual = description.get("weights_sha256"), annotator.describe()["weights_sha256"]
+    if expected != actual:
         raise ValueError(
-            f"the weights of {name} are not those that made the label maps (SHA-256 {ours[:12]}..., the manifest says "
-            f"{str(theirs)[:12]}...): give the file of its weights as the checkpoint"
+            f"the weights of {name} are not those that made the label maps (SHA-256 {actual[:12]}..., expected "
+            f"{str(expected)[:12]}...): pass the file with those weights as checkpoint"
         )
     return annotator
 
 
-def _model_args(description: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the manifest's arguments of `timm.create_model`.
+def _model_kwargs(description: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of `timm.create_model` in a manifest.
 
     Raises:
-        DatasetError: They are not arguments of an architecture.
+        DatasetError: An argument does not belong to the architecture.
     """
-    given = description.get("model_args", {})
-    if not isinstance(given, dict):
-        raise DatasetError(f"the manifest's annotator model_args must be an object, got {type(given).__name__}")
-    refused = sorted(given.keys() & (_LOADING | inspect.signature(TimmAnnotator.__init__).parameters.keys()))
+    model_kwargs = description.get("model_args", {})
+    if not isinstance(model_kwargs, dict):
+        raise DatasetError(f"the annotator model_args in the manifest must be an object, got {type(model_kwargs).__name__}")
+    refused = sorted(model_kwargs.keys() & (_LOADING | inspect.signature(TimmAnnotator.__init__).parameters.keys()))
     if refused:
         raise DatasetError(
-            f"the manifest's annotator model_args has {', '.join(refused)}: only arguments of the architecture are allowed"
+            f"the annotator model_args in the manifest have {', '.join(refused)}: only arguments of the architecture are allowed"
         )
-    return given
+    return model_kwargs

@@ -1,4 +1,4 @@
-"""Area-preserving resampling of maps: between grids of any sizes, the mean over a map stays what it is."""
+"""Area-preserving resampling of maps between grids of any sizes, which preserves the mean over a map."""
 
 from __future__ import annotations
 
@@ -7,14 +7,17 @@ from torch import Tensor
 
 
 def resample_area(maps: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Return maps `[..., H, W]` on another grid, as `[..., *grid]`.
+    """Resample maps to another grid that covers the same area.
 
-    Both grids cover the same area. A new cell is the mean of the old ones, weighted by how much of it each covers, as if
-    the old map were constant within its cells. So the mean over the map does not change but for rounding.
+    A new cell is the mean of the old cells, weighted by their overlap with it, as if the old map were constant within its
+    cells. The mean over the map therefore changes only by rounding.
 
     Args:
-        maps: floating-point maps.
+        maps: Floating-point maps, `[..., H, W]`.
         grid: (height, width) of the new maps, finer or coarser.
+
+    Returns:
+        Resampled maps, `[..., height, width]`.
 
     Example:
         >>> resample_area(torch.tensor([[0.0, 3.0, 6.0]]), (1, 2))
@@ -29,7 +32,7 @@ def resample_area(maps: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 def _overlaps(old: int, new: int) -> Tensor:
-    """Return `[new, old]`: the share of each new cell that lies in each old one. Rows sum to 1, columns to new / old."""
+    """Return the share of each new cell that lies in each old cell, `[new, old]`. Rows sum to 1, columns to new / old."""
     old_edges = torch.arange(old + 1, dtype=torch.float64) / old
     new_edges = torch.arange(new + 1, dtype=torch.float64) / new
     right = torch.minimum(new_edges[1:, None], old_edges[None, 1:])

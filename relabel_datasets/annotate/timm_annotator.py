@@ -1,4 +1,4 @@
-"""Annotators from timm: any of its classifiers that keeps a map of features up to its head.
+"""Annotators from timm: classifiers whose features before the head are a map.
 
 Shapes: B images, C classes, H x W locations.
 """
@@ -19,49 +19,50 @@ from .timm_models import create_model, imagenet_classes, make_dense
 
 
 class TimmAnnotator(ModuleAnnotator):
-    """Annotator of a timm classifier, whose own head is applied to its features at every location.
+    """Annotator that applies the head of a timm classifier to its features at every location.
 
-    Where the head is linear (average pooling, then a linear layer) the mean over the map equals the model's own logits,
-    and the map is what the paper's 1x1 convolution gives. Other heads (a class token, a norm or an activation after
-    pooling) make the map an approximation, see `linear_head`, of one of two kinds:
+    With a linear head (average pooling, then a linear layer) the mean over the map equals the logits of the model, and the
+    map equals that of the 1x1 convolution in the paper. With other heads (a class token, a norm or an activation after
+    pooling) the map is an approximation (`linear_head` is False) of one of two types:
 
-    - `"local"`: the head's output for each location, as if the whole image had its features. A location stands for
-      class and distillation tokens, too. The mean over the map is not the model's own output.
-    - `"linearised"`: `head(pool) + J (f(x) - mean of f)` at location x, where f are the features, `head(pool)` the
-      model's own logits of the image, and J their derivative as all features move together. So the mean over the map
-      is the model's own logits, but for rounding. With average pooling J is the head's Jacobian at the mean feature,
-      with a class token at the class token (which moves by what the location differs by from the mean of the patch
-      tokens), with two tokens the mean of both heads'. It costs two to three times the head, in float32.
+    - `"local"`: Output of the head for each location, as if all locations had its features. Class and distillation tokens are
+      replaced by the location as well. The mean over the map differs from the logits of the model.
+    - `"linearised"`: `head(pool) + J (f(x) - mean of f)` at location x, where f are the features, `head(pool)` the logits of
+      the model for the image, and J their derivative when all features move together. The mean over the map equals the logits
+      of the model up to rounding. With average pooling, J is the Jacobian of the head at the mean feature. With a class token,
+      it is the Jacobian at the class token, which moves by the difference between the location and the mean of the patch
+      tokens. With two tokens, it is the mean over both heads. The cost is two to three times that of the head, in float32.
 
-    Features at several scales (CoaT, CrossViT) are brought to the coarsest by area, which keeps their means. Those that
-    are nowhere (the states of EfficientViM) count the same at every location.
+    Features of several scales (CoaT, CrossViT) are resampled to the coarsest by area, which preserves their means. Features
+    without positions (the states of EfficientViM) are the same at every location.
 
     Args:
-        name: of a timm model, such as `"mobilenetv2_100"`, `"resnet50.a1_in1k"` or `"hf-hub:timm/resnet50.a1_in1k"`.
-        pretrained: load the weights that timm knows for the name.
-        checkpoint: path of weights to load instead. It must fit the model exactly.
-        input_size: (height, width) in pixels that images are squashed to, or an int. Default: the model's own.
-        mean: of each channel of RGB, in 0 .. 1. Default: the model's own, as for `std` and `interpolation`.
-        std: of each channel of RGB, in 0 .. 1.
-        interpolation: a name of `PIL.Image.Resampling` in small letters.
-        dtype: `"float32"`, `"float16"` or `"bfloat16"`, as for `ModuleAnnotator`.
-        device: where to compute. Default: the current CUDA device, or the CPU where there is none.
-        channels_last: hold images and weights in the order of memory that convolutions prefer.
-        compile: run all but the head through `torch.compile`, as for `ModuleAnnotator`.
-        head: `"local"` or `"linearised"`: what a map is where the head is not linear; else both are the same.
-        classes: names of the C classes. Default: ImageNet's synsets where the model's config is for ImageNet's number
-            of classes, else unknown. Give them for a model that was trained on other classes.
-        **model_kwargs: of `timm.create_model`, such as `num_classes` or `pad_type="same"`. Plain values, since they are
-            recorded. `img_size` is the size that the weights are made for, where they are made for one.
+        name: Name of a timm model, such as `"mobilenetv2_100"`, `"resnet50.a1_in1k"` or `"hf-hub:timm/resnet50.a1_in1k"`.
+        pretrained: Whether to load the pretrained weights of timm for this name. Default: False.
+        checkpoint: File with weights to load instead. It must fit the model exactly. Default: none.
+        input_size: (height, width) in pixels that images are squashed to, or an int for both. Default: that of the model.
+        mean: Mean of each RGB channel, in 0 .. 1. Default: that of the model.
+        std: Standard deviation of each RGB channel, in 0 .. 1. Default: that of the model.
+        interpolation: Interpolation of the resize, the lowercase name of a `PIL.Image.Resampling`. Default: that of the model.
+        dtype: Precision of the forward pass: `"float32"`, `"float16"` or `"bfloat16"`, see `ModuleAnnotator`. Default:
+            `"float32"`.
+        device: Device of the forward pass. Default: the current CUDA device if available, else the CPU.
+        channels_last: Whether to keep images and weights in the memory format that convolutions prefer. Default: True.
+        compile: Whether to use `torch.compile` for all but the head, see `ModuleAnnotator`. Default: False.
+        head: Type of the map, `"local"` or `"linearised"`. Both are the same for a linear head. Default: `"local"`.
+        classes: Names of the C classes. Default: the synsets of ImageNet if the config of the model has its number of classes,
+            else unknown. Required for a model that was trained on other classes.
+        **model_kwargs: Arguments of `timm.create_model`, such as `num_classes` or `pad_type="same"`. The manifest stores them,
+            so they must be JSON values. `img_size` is the size that the weights were trained for, if they require one.
 
     Attributes:
-        linear_head: whether the mean over a local map equals the model's own logits: it is exact, not approximate.
+        linear_head: Whether the mean over a local map equals the logits of the model.
 
     Raises:
-        FileNotFoundError: there is no such checkpoint.
-        ValueError: the checkpoint does not fit the model, the model has no map of features, no classifier, or cannot
-            take the input size.
-        TypeError: `model_kwargs` are not plain values.
+        FileNotFoundError: The checkpoint does not exist.
+        ValueError: The checkpoint does not fit the model, or the model has no feature map, no classifier, or does not support
+            the input size.
+        TypeError: `model_kwargs` are not JSON values.
 
     Example:
         >>> annotator = TimmAnnotator("tf_efficientnet_l2.ns_jft_in1k_475", pretrained=True, dtype="bfloat16")
@@ -89,15 +90,15 @@ class TimmAnnotator(ModuleAnnotator):
         classes: Sequence[str] | None = None,
         **model_kwargs: Any,
     ) -> None:
-        from timm.data.config import resolve_model_data_config  # timm takes seconds to import
+        from timm.data.config import resolve_model_data_config  # slow import
 
-        device = find_device(device)  # before a download
+        device = find_device(device)  # fail before a download
         if head not in HEADS:
             raise ValueError(f"head must be one of {list(HEADS)}, got {head!r}")
         try:
             self.model_kwargs: dict[str, Any] = json.loads(json.dumps(model_kwargs))
         except TypeError as error:
-            raise TypeError(f"model_args are recorded, so they must be plain values: {error}") from error
+            raise TypeError(f"model_kwargs are stored in the manifest and must be JSON values: {error}") from error
         size = None if input_size is None else check_size(input_size)
         model, size = create_model(name, pretrained, checkpoint, size, model_kwargs)
         config = resolve_model_data_config(model)  # type: ignore[no-untyped-call]
@@ -120,6 +121,6 @@ class TimmAnnotator(ModuleAnnotator):
         self.license = model.pretrained_cfg.get("license") if pretrained else None
 
     def describe(self) -> dict[str, Any]:
-        """Return what decides the maps, as JSON values; `linear_head` says whether local ones are exact."""
+        """Describe everything that determines the maps, see `ModuleAnnotator.describe`. Includes `linear_head`."""
         own = {"kind": "timm", "model_args": self.model_kwargs, "head": self.head, "linear_head": self.linear_head}
         return {**super().describe(), **own, "license": self.license}

@@ -1,7 +1,7 @@
-"""The work of a build: which shards there are to be, a record of each that is finished, and how one is made.
+"""Work of a build: the list of shards, how to annotate one, and a record of each finished shard.
 
-The records lie in a hidden folder of the config until the manifest takes their place. All of it can be pickled: any process
-that reaches source and output can make any shard.
+Records are kept in a hidden folder of the config until the manifest replaces them. The work can be pickled, so any process with
+access to the source and the output can annotate any shard.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from ..shards.index import Row
 from ..shards.manifest import Split
 from ..shards.tars import ShardInfo, index_name, read_rows, shard_names
 from ..storage.output import LocalOutput, Output, explaining_errors
+from ..words import counted
 from .annotator import Annotator, ClassSubset
 from .shard import Annotated, BuildConfig, annotate_shard
 
@@ -30,16 +31,16 @@ Plan = dict[str, Any]
 
 @dataclass(frozen=True)
 class Work:
-    """A split that is being built.
+    """Build of one split.
 
     Attributes:
-        output: where the dataset is.
-        config: name of the config.
-        split: name of the split.
-        plan: everything that decides its bytes, as JSON values.
-        source: the images, with labels as they are to be stored.
-        build_config: how label maps are stored.
-        rows: which of the annotator's classes are kept, see `ClassSubset`; None: all.
+        output: Output that holds the dataset.
+        config: Name of the config.
+        split: Name of the split.
+        plan: Everything that determines the bytes of the split, as JSON values.
+        source: Images, with their labels as stored in the shards.
+        build_config: Settings of annotation and storage.
+        rows: Classes of the annotator to keep, see `ClassSubset`. Default: None, all classes.
     """
 
     output: Output
@@ -52,7 +53,7 @@ class Work:
 
     @cached_property
     def shards(self) -> list[list[int]]:
-        """Which images of the source each shard holds, in order. Images with a class are dealt at random, by a fixed seed."""
+        """Indices of the images of each shard, in order. Images with a class are shuffled with a fixed seed."""
         order = np.random.default_rng(0).permutation(len(self.source.keys))
         order = order[np.asarray(self.source.labels)[order] >= 0]
         size = self.plan["shard_size"]
@@ -60,16 +61,16 @@ class Work:
 
     @cached_property
     def names(self) -> Sequence[str]:
-        """The shards' file names."""
+        """File names of the shards."""
         return shard_names(self.split, len(self.shards))
 
     @property
     def folder(self) -> str:
-        """What messages call the config."""
+        """Path or URL of the config for messages."""
         return f"{self.output}/{self.config}"
 
     def file(self, name: str) -> str:
-        """Return the name in the output of a file of the config."""
+        """Return the path of a file of the config, relative to the output."""
         return f"{self.config}/{name}"
 
     @property
@@ -78,40 +79,40 @@ class Work:
 
     @property
     def lock_name(self) -> str:
-        """The name of the lock that a builder of this split holds."""
+        """Name of the lock that the builder of this split holds."""
         return f"{self._hidden}/lock"
 
     def restrict(self, annotator: Annotator) -> Annotator:
-        """Return the annotator of the classes that are kept."""
+        """Return an annotator of the classes to keep."""
         return annotator if self.rows is None else ClassSubset(annotator, self.rows, self.plan["classes"])
 
-    def is_begun(self) -> bool:
-        """Return whether this or an earlier run has begun."""
+    def is_started(self) -> bool:
+        """Return whether this run or an earlier one has started and not finished."""
         return self._read("plan.json") is not None
 
-    def begin(self) -> None:
-        """Prepare the folder.
+    def start(self) -> None:
+        """Record the plan.
 
         Raises:
-            DatasetError: an earlier run has begun something else there.
+            DatasetError: An earlier run has started with another plan.
         """
-        begun = self._read("plan.json")
-        if begun is None:
+        recorded = self._read("plan.json")
+        if recorded is None:
             self.output.write(f"{self._hidden}/plan.json", json.dumps(self.plan, sort_keys=True).encode())
         else:
-            refuse_other_plan(self.folder, begun, self.plan)
+            refuse_other_plan(self.folder, recorded, self.plan)
 
     def load(self, number: int) -> Annotated | None:
-        """Return what was recorded of a shard, if it is finished and is still what was recorded."""
+        """Return the record of a shard, or None if the shard is not finished or does not match its record."""
         try:
             record = self._read(f"{self.names[number]}.json") or {}
             rows, num_bytes, sha256, statistics = record["info"]
             info = ShardInfo([Row(*row) for row in rows], num_bytes, sha256, Statistics(*statistics))
-            annotated = Annotated(info, [Skipped(*each) for each in record["skipped"]], record["map_size"])
+            annotated = Annotated(info, [Skipped(*fields) for fields in record["skipped"]], record["map_size"])
         except (KeyError, TypeError, ValueError):
-            return None  # not finished, or a damaged record: annotate it again
-        found = self.output.has(self.file(self.names[number]), info.num_bytes, info.sha256)
-        return annotated if found else None
+            return None  # not finished, or the record is damaged
+        is_valid = self.output.has(self.file(self.names[number]), info.num_bytes, info.sha256)
+        return annotated if is_valid else None
 
     def annotate(
         self,
@@ -120,10 +121,10 @@ class Work:
         on_progress: Callable[[int], object] = lambda _count: None,
         on_skipped: Callable[[Skipped], object] = lambda _skipped: None,
     ) -> Annotated:
-        """Write one shard where `store` finds it, see `annotate_shard`.
+        """Write one shard to the path from which `store` publishes it, see `annotate_shard`.
 
         Raises:
-            OSError: the disk is full, or the folder is gone; the message says so.
+            OSError: The disk is full, or the folder was removed.
         """
         path = self.output.shard_path(self.file(self.names[number]))
         with explaining_errors(path.parent):
@@ -132,53 +133,60 @@ class Work:
             )
 
     def store(self, number: int, annotated: Annotated) -> None:
-        """Bring a shard that `annotate` wrote to its place, and record it."""
+        """Publish a shard that `annotate` wrote, and record it."""
         name = self.names[number]
         with explaining_errors(self.folder):
             self.output.publish(self.file(name))
             self.output.write(f"{self._hidden}/{name}.json", json.dumps(asdict(annotated)).encode())
 
     def restore(self, split: Split, map_size: Sequence[int] | None) -> int:
-        """Record all whole shards of a finished split on disk, so that only the others are made; return how many are whole.
+        """Record all valid shards of a finished split on disk, so that only the others are annotated.
 
         Args:
-            split: from the manifest.
-            map_size: (H, W) of its label maps.
+            split: Split in the manifest.
+            map_size: (H, W) of the label maps.
+
+        Returns:
+            Number of valid shards.
         """
         assert isinstance(self.output, LocalOutput)
-        skipped = {each["key"]: Skipped(**each) for each in split.skipped}
-        whole = 0
+        skipped = {entry["key"]: Skipped(**entry) for entry in split.skipped}
+        num_valid = 0
         for number, name in enumerate(self.names):
             num_bytes, sha256 = split.shard_bytes[number], split.shard_sha256[number]
             if self.output.has(self.file(name), num_bytes, sha256):
                 rows = read_rows(self.output.shard_path(self.file(name)))
-                lost = [
-                    skipped[key] for key in map(self.source.keys.__getitem__, self.shards[number]) if key in skipped
-                ]
+                keys = map(self.source.keys.__getitem__, self.shards[number])
                 size = None if map_size is None else (map_size[0], map_size[1])
                 statistics = Statistics(*split.shard_statistics[number])  # type: ignore[arg-type]
-                self.store(number, Annotated(ShardInfo(rows, num_bytes, sha256, statistics), lost, size))
-                whole += 1
-        return whole
+                info = ShardInfo(rows, num_bytes, sha256, statistics)
+                self.store(number, Annotated(info, [skipped[key] for key in keys if key in skipped], size))
+                num_valid += 1
+        return num_valid
 
     def check_complete(self, annotated: Sequence[Annotated]) -> None:
-        """Raise DatasetError if a shard is not there any more, or not yet where this process looks for it."""
-        for name, each in zip(self.names, annotated, strict=True):
-            size = self.output.size(self.file(name))
-            if size != each.info.num_bytes:
+        """Check that all shards exist in the output as this process sees it.
+
+        Raises:
+            DatasetError: A shard was removed or changed, or a worker wrote to another folder.
+        """
+        for name, shard in zip(self.names, annotated, strict=True):
+            size, expected = self.output.size(self.file(name)), shard.info.num_bytes
+            if size != expected:
+                actual = "is missing" if size is None else f"has {counted(size, 'byte')} instead of {expected}"
                 raise DatasetError(
-                    f"{self.folder}/{name} has {size} instead of {each.info.num_bytes} bytes: it was removed or changed during "
-                    "the build, or another machine does not write to this folder. The same command makes it anew"
+                    f"{self.folder}/{name} {actual}: it was removed or changed during the build, or a worker on another machine "
+                    "writes to another folder. Run the same command again to rebuild it"
                 )
 
     def clean(self) -> None:
-        """Remove what killed builders left behind; this one holds the lock."""
+        """Remove the temporary files of killed builders. The lock must be held."""
         names = [*self.names, index_name(self.split)]
         self.output.clean(map(self.file, names))
         self.output.clean(f"{self._hidden}/{name}" for name in ("plan.json", *(f"{name}.json" for name in self.names)))
 
-    def end(self) -> None:
-        """Remove the records: the manifest is there."""
+    def remove_records(self) -> None:
+        """Remove the records once the manifest replaces them."""
         self.output.remove(self._hidden)
 
     def _read(self, name: str) -> Any:
@@ -188,14 +196,23 @@ class Work:
             return None
 
 
-def refuse_other_plan(folder: str, found: Plan, plan: Plan) -> None:
-    """Raise DatasetError if what is there differs from what is planned."""
-    other = [key for key in plan if found.get(key) != plan[key]]
+def refuse_other_plan(folder: str, existing: Plan, plan: Plan) -> None:
+    """Check that existing label maps were built with the same plan.
+
+    Args:
+        folder: Path or URL of the config for messages.
+        existing: Plan of the existing label maps.
+        plan: Plan of this build.
+
+    Raises:
+        DatasetError: The plans differ.
+    """
+    other = [key for key in plan if existing.get(key) != plan[key]]
     if other:
         raise DatasetError(
-            f"{folder} holds label maps made with another {' and '.join(other)}: "
-            + "; ".join(f"{key} {_short(found.get(key))} there, {_short(plan[key])} now" for key in other)
-            + ". Give the values that are there, choose another config name, or remove that folder"
+            f"{folder} has label maps built with another {' and '.join(other)}: "
+            + "; ".join(f"{key} {_short(existing.get(key))} there, {_short(plan[key])} now" for key in other)
+            + ". Use the existing values, choose another config name, or remove that folder"
         )
 
 

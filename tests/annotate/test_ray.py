@@ -125,7 +125,7 @@ def one_thread():
 def test_25_kills_of_actors_and_one_of_a_node_over_real_images(
     tmp_path, real_data, cluster, nodes, one_thread, monkeypatch
 ):
-    monkeypatch.setattr("relabel_datasets.annotate.ray_engine._MAX_CRASHES", 25)  # chance may hit one shard often
+    monkeypatch.setattr("relabel_datasets.annotate.ray_actors._MAX_CRASHES", 25)  # chance may hit one shard often
     images, model = real_images(real_data, tmp_path, 200)
     source, options = (
         rd.data.ImageFolderSource(images),
@@ -187,7 +187,7 @@ def test_actors_upload_what_they_make(tmp_path, image_folder, annotator, cluster
 
 
 def test_what_can_never_be_done_stops_the_build(tmp_path, image_folder, annotator, cluster, nodes, monkeypatch):
-    monkeypatch.setattr("relabel_datasets.annotate.ray_engine._MAX_CRASHES", 2)
+    monkeypatch.setattr("relabel_datasets.annotate.ray_actors._MAX_CRASHES", 2)
     source = rd.data.ImageFolderSource(image_folder)
     with pytest.raises(ValueError, match="no such checkpoint"):
         run(source, tmp_path / "data", failing_annotator, engine="ray")
