@@ -117,7 +117,9 @@ class ModuleAnnotator:
         if dtype not in _DTYPES:
             raise ValueError(f"dtype must be one of {sorted(_DTYPES)}, got {dtype!r}")
         if len(mean) != 3 or len(std) != 3 or not all(value > 0 for value in std):
-            raise ValueError(f"mean and std must have three numbers each, and std must be positive, got {mean} and {std}")
+            raise ValueError(
+                f"mean and std must have three numbers each, and std must be positive, got {mean} and {std}"
+            )
         self.mean, self.std = tuple(map(float, mean)), tuple(map(float, std))
         self.interpolation = interpolation.lower()
         self.dtype = dtype

@@ -165,7 +165,11 @@ def to_markdown(entries: Sequence[AnnotatorEntry]) -> str:
     covered = {entry.module for entry in entries if entry.head != REFUSED}
     modules = {entry.module for entry in entries}
     totals = ", ".join(f"{heads[head]} {head}" for head in (EXACT, APPROXIMATE, REFUSED))
-    lines += ["", f"{len(covered)} of {counted(len(modules), 'module')} covered; of {counted(len(entries), 'model')}, {totals}", ""]
+    lines += [
+        "",
+        f"{len(covered)} of {counted(len(modules), 'module')} covered; of {counted(len(entries), 'model')}, {totals}",
+        "",
+    ]
     return "\n".join(lines)
 
 

@@ -122,7 +122,9 @@ class _LocalWorker:
     ) -> Iterator[tuple[int, Annotated]]:
         annotator = work.restrict(self._annotator)
         storing: tuple[int, Annotated, Future[None]] | None = None
-        with ThreadPoolExecutor(1, thread_name_prefix="store") as pool:  # upload a shard while the next one is annotated
+        with ThreadPoolExecutor(
+            1, thread_name_prefix="store"
+        ) as pool:  # upload a shard while the next one is annotated
             for number in numbers:
                 annotated = work.annotate(number, annotator, on_progress, on_skipped)
                 if storing is not None:

@@ -225,7 +225,9 @@ class DenseClassifier(nn.Module):
             changes = (rows - rows.mean((1, 2), keepdim=True)).reshape(-1, dim)
             pairs = zip(self.streams, tensors, strict=True)
             points = [stream.condense(tensor) for stream, tensor in pairs] if self._condensable else tensors
-            size = max(1, _MAX_ROWS * dim // sum(tensor[0].numel() for tensor in points))  # memory of _MAX_ROWS locations
+            size = max(
+                1, _MAX_ROWS * dim // sum(tensor[0].numel() for tensor in points)
+            )  # memory of _MAX_ROWS locations
             image = torch.arange(batch, device=global_logits.device).repeat_interleave(height * width)
             dims = self._dims(tensors)
             parts = [

@@ -23,7 +23,9 @@ from .work import Work
 
 logger = logging.getLogger(__name__)
 
-_MAX_FAILURES = 3  # of one shard by errors that may be temporary, and consecutive ones of actors that create their annotator
+_MAX_FAILURES = (
+    3  # of one shard by errors that may be temporary, and consecutive ones of actors that create their annotator
+)
 _MAX_CRASHES = 5  # of actors that annotate the same shard on live nodes, and consecutive ones of starting actors
 _POLL_S = 1.0  # interval of progress and node checks
 _WARN_AFTER_S = 60.0  # without any actor
@@ -60,7 +62,9 @@ class _Worker:
             if self._work is None:
                 import ray
 
-                self._work = ray.get(work_refs[0])  # Ray unpickles arguments on every call, but not references in a list
+                self._work = ray.get(
+                    work_refs[0]
+                )  # Ray unpickles arguments on every call, but not references in a list
             annotated = self._work.load(number)
             if annotated is not None:
                 return annotated
@@ -161,7 +165,9 @@ class Actors:
         if not numbers:
             return
         work_refs = [self._put(work)]
-        depth = 2 if isinstance(work.output, RemoteOutput) else 1  # an actor annotates one shard while it uploads another
+        depth = (
+            2 if isinstance(work.output, RemoteOutput) else 1
+        )  # an actor annotates one shard while it uploads another
         waiting, tally = deque(numbers), _Tally()
         done = 0
         while waiting or any(slot.tasks for slot in self._slots):

@@ -90,7 +90,9 @@ def _model_kwargs(description: Mapping[str, Any]) -> dict[str, Any]:
     """
     model_kwargs = description.get("model_args", {})
     if not isinstance(model_kwargs, dict):
-        raise DatasetError(f"the annotator model_args in the manifest must be an object, got {type(model_kwargs).__name__}")
+        raise DatasetError(
+            f"the annotator model_args in the manifest must be an object, got {type(model_kwargs).__name__}"
+        )
     refused = sorted(model_kwargs.keys() & (_LOADING | inspect.signature(TimmAnnotator.__init__).parameters.keys()))
     if refused:
         raise DatasetError(

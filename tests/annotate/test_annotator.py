@@ -29,8 +29,8 @@ class Patches(nn.Module):
         return self.conv(images)
 
 
-class Returns(nn.Module):
-    """Returns what it is told to, whatever the images."""
+class FixedOutput(nn.Module):
+    """Network with the same output for all images."""
 
     def __init__(self, output) -> None:
         super().__init__()
@@ -145,8 +145,8 @@ def test_only_images_of_the_input_size_are_taken(images, got):
     ],
 )
 def test_modules_that_give_no_map_are_refused(output, got):
-    with pytest.raises(ValueError, match=rf"Returns must give logits \[B, C, H, W\].*got {got}$"):
-        ModuleAnnotator(Returns(output), SIZE, device="cpu")
+    with pytest.raises(ValueError, match=rf"FixedOutput must return logits \[B, C, H, W\].*got {got}$"):
+        ModuleAnnotator(FixedOutput(output), SIZE, device="cpu")
 
 
 def test_modules_that_fail_are_refused_with_their_reason():
@@ -161,7 +161,7 @@ def test_modules_that_fail_are_refused_with_their_reason():
         ({"dtype": "int8"}, r"dtype must be one of \['bfloat16', 'float16', 'float32'\], got 'int8'"),
         ({"mean": (0.5,)}, "mean and std must be three numbers"),
         ({"std": (1, 1, 0)}, "std positive"),
-        ({"classes": ("a", "b")}, "gives logits of 5 classes, but 2 are named"),
+        ({"classes": ("a", "b")}, "returns logits of 5 classes, but classes has 2 names"),
     ],
 )
 def test_arguments_out_of_range_are_refused(arguments, message):

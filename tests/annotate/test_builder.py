@@ -460,7 +460,7 @@ def test_the_rows_of_an_unnamed_annotator_are_printed(names, tmp_path, caplog):
     rd.build(source, tmp_path / "data", nameless, progress=False)
     pairs = ", ".join(f"{i} = {name!r}" for i, name in enumerate(names))
     assert (
-        f"the annotator's classes have no names; its rows are the dataset's classes in their order: {pairs}"
+        f"the classes of the annotator have no names; its rows are taken as the classes of the dataset in order: {pairs}"
         in caplog.text
     )
 

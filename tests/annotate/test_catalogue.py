@@ -29,7 +29,7 @@ def test_models_are_found_by_pattern_and_tried():
         ("test_convnext", (96, 128), ("approximate", (3, 4), "32", "")),
         ("test_efficientnet", 128, ("exact", (4, 4), "32", "")),
         ("convit_tiny", (96, 128), ("refused", None, "", "size of the tensor")),
-        ("nest_tiny", (96, 128), ("refused", None, "", "cannot take input_size=(96, 128), only (224, 224)")),
+        ("nest_tiny", (96, 128), ("refused", None, "", "does not support input_size=(96, 128), only (224, 224)")),
     ],
 )  # fmt: skip
 def test_entries_tell_how_good_a_map_is_or_why_there_is_none(name, size, expected):
@@ -50,7 +50,7 @@ def test_there_is_one_model_of_each_module():
 
 
 def test_no_model_is_an_error():
-    with pytest.raises(ValueError, match=r"no model like 'resnot\*': give a name with wildcards"):
+    with pytest.raises(ValueError, match=r"no timm model matches 'resnot\*': use a name with wildcards"):
         rd.annotate.describe_annotators("resnot*")
 
 

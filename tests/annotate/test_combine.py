@@ -63,11 +63,11 @@ def test_classes_must_agree(classes):
 
 
 def test_an_ensemble_of_none_and_images_of_others_are_refused():
-    with pytest.raises(ValueError, match="must have annotators, got none"):
+    with pytest.raises(ValueError, match="must have at least one annotator, got none"):
         rd.Ensemble([])
     ensemble = rd.Ensemble([patches((24, 40))])
     with pytest.raises(
-        ValueError, match=r"uint8 \[B, 2880\], as preprocess makes them, got torch.uint8 \[3, 3, 24, 40\]"
+        ValueError, match=r"uint8 \[B, 2880\], as returned by preprocess, got torch.uint8 \[3, 3, 24, 40\]"
     ):
         ensemble(pixels(patches((24, 40))))
 

@@ -76,8 +76,8 @@ def test_classes_come_from_a_file(source, tmp_path):
         ("nowhere/models.py:make", [], "there is no file 'nowhere/models.py'"),
         ("{source}:make_nothing", [], "must return an annotator or a torch module, got int without classes"),
         ("{source}:make_half", [], "got Half without preprocess, describe"),
-        ("{source}:make_module", [], "does not tell its input size: give input_size"),
-        ("{source}:make_annotator", ["--input-size", "64"], "decides for itself about input_size"),
+        ("{source}:make_module", [], "whose input size is unknown: set input_size="),
+        ("{source}:make_annotator", ["--input-size", "64"], "has its own input_size"),
         ("{source}:make_module", ["--checkpoint", "x.pt"], "--checkpoint cannot be given for .*only for a timm model"),
         ("{source}:make_module", ["--head", "linearised"], "--head cannot be given"),
         ("hf:some/model", ["--model-kwargs", "a=1"], "--model-kwargs cannot be given for --annotator hf:some/model"),
@@ -108,5 +108,5 @@ def test_scales_and_flips_make_an_ensemble(source):
 def test_scales_need_a_model_of_any_size_and_are_positive(source):
     with pytest.raises(ValueError, match=r"--scales takes positive factors, got 0\.0"):
         choose("--annotator", f"{source}:make_module", "--input-size", "64", "--scales", "0")
-    with pytest.raises(ValueError, match="decides for itself about input_size"):
+    with pytest.raises(ValueError, match="has its own input_size"):
         choose("--annotator", f"{source}:make_annotator", "--scales", "0.5")

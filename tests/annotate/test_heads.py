@@ -93,7 +93,7 @@ def test_many_locations_are_done_in_parts(mode, monkeypatch):
     features = torch.randn(B, D, 3, 4)
     dense = dense_classifier(features, lambda f: f.mean((2, 3)), [Stream("NCHW", (3, 4))], mode=mode)
     whole = dense(IMAGES)
-    monkeypatch.setattr("relabel_datasets.annotate.heads._ROWS", 7)  # of 24
+    monkeypatch.setattr("relabel_datasets.annotate.heads._MAX_ROWS", 7)  # of 24
     torch.testing.assert_close(dense(IMAGES), whole)
 
 
@@ -147,7 +147,7 @@ def test_under_autocast_and_inference_mode_the_mean_stays_exact():
 
 def test_features_that_are_no_map_are_refused():
     features = torch.randn(B, D, 12)
-    with pytest.raises(ValueError, match="made cannot annotate: its features are no map of locations"):
+    with pytest.raises(ValueError, match="made cannot annotate: its features are not a map of locations"):
         dense_classifier(features, lambda f: f.mean(2), [Stream("NCL", None)])(IMAGES)
 
 

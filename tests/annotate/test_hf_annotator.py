@@ -172,10 +172,10 @@ def test_imagenets_classes_are_known_by_their_names(tmp_path):
 def test_models_that_cannot_be_split_are_refused_with_the_reason(tmp_path):
     values = {"stem_channels": [3, 8, 8], "hidden_sizes": [8, 8, 8, 8], "stage_in_channels": [8, 8, 8, 8],
               "stage_mid_channels": [8, 8, 8, 8], "stage_out_channels": [8, 8, 8, 8], "stage_num_blocks": [1] * 4}  # fmt: skip
-    with pytest.raises(ValueError, match="HGNetV2ForImageClassification has no base model apart from its head"):
+    with pytest.raises(ValueError, match="HGNetV2ForImageClassification has no base model separate from its head"):
         rd.HFAnnotator(save(tmp_path / "a", "HGNetV2", values), device="cpu")
     with pytest.raises(
-        ValueError, match=r"its last hidden state \[1, \d+, \d+\] is no map, and its config does not tell"
+        ValueError, match=r"its last hidden state \[1, \d+, \d+\] is not a map, and does not match the 0 x 0 patches"
     ):
         rd.HFAnnotator(save(tmp_path / "b", "Levit", {"image_size": 64}), device="cpu")
 
@@ -190,7 +190,7 @@ def test_a_model_without_a_trained_classifier_is_refused(tmp_path):
 def test_a_model_without_an_image_processor_needs_all_inputs(tmp_path):
     folder = save(tmp_path, "ViT", VIT)
     (tmp_path / "preprocessor_config.json").unlink()
-    with pytest.raises(ValueError, match="has no image processor: give input_size, mean, std and interpolation"):
+    with pytest.raises(ValueError, match="has no image processor: set input_size, mean, std and interpolation"):
         rd.HFAnnotator(folder, input_size=64, device="cpu")
     inputs = {"input_size": 64, "mean": (0.5,) * 3, "std": (0.5,) * 3, "interpolation": "bicubic"}
     assert rd.HFAnnotator(folder, **inputs, device="cpu").input_size == (64, 64)
@@ -200,7 +200,7 @@ def test_pixels_of_another_scale_are_refused(tmp_path):
     folder = save(tmp_path, "ViT", VIT)
     path = tmp_path / "preprocessor_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "rescale_factor": 1 / 127.5}))
-    with pytest.raises(ValueError, match=r"scales pixels by 0\.0078.*, not by 1/255"):
+    with pytest.raises(ValueError, match=r"scales pixels by 0\.0078.*; only 1/255 is supported"):
         rd.HFAnnotator(folder, device="cpu")
 
 

@@ -140,7 +140,7 @@ def test_bad_files_are_skipped_if_asked_shown_counted_and_listed(tmp_path, relea
     assert split.num_samples == 11
     assert sorted(entry["key"] for entry in split.skipped) == ["photo_00", "photo_01"]
     assert str(release / "cat" / "photo_00.pt") in capsys.readouterr().err
-    assert "2 files were left out" in caplog.text
+    assert "2 files skipped: see `skipped`" in caplog.text
     joined = rd.load_dataset(tmp_path / "data", split="train", images=image_folder)  # what was skipped is no surprise
     assert len(joined) == 11
 
@@ -160,7 +160,7 @@ def test_if_every_file_is_bad_nothing_is_skipped(tmp_path, release):
 def test_a_config_that_exists_is_not_written_to(tmp_path, release):
     run(release, tmp_path / "data")
     before = (tmp_path / "data" / "relabel" / "_info.json").read_bytes()
-    with pytest.raises(rd.DatasetError, match="is there already"):
+    with pytest.raises(rd.DatasetError, match="exists already"):
         run(release, tmp_path / "data", split="validation")
     assert (tmp_path / "data" / "relabel" / "_info.json").read_bytes() == before
     run(release, tmp_path / "data", config="another")
@@ -223,8 +223,8 @@ def test_images_and_maps_must_match_or_be_skipped(tmp_path, release, image_folde
     (image_folder / "emu" / "photo_02.jpg").write_bytes(b"not an image")
     (release / "cat" / "photo_03.pt").unlink()
     message = (
-        r"2 label maps have no image, such as 'photo_00', 'photo_01'; "
-        r"2 images have no label map, such as 'photo_01', 'photo_03'"
+        r"2 label maps without an image, such as 'photo_00', 'photo_01'; "
+        r"2 images without a label map, such as 'photo_01', 'photo_03'"
     )
     with pytest.raises(rd.DatasetError, match=message):
         run(release, tmp_path / "data", images=image_folder)
@@ -284,7 +284,7 @@ def test_without_images_maps_fit_any_image_they_are_loaded_with(tmp_path, releas
         ({"storage_dtype": "uint4"}, "topk maps are stored as"),
         ({"shard_size": 0}, "shard_size must be at least 1"),
         ({"num_threads": 0}, "num_threads must be at least 1"),
-        ({"include_images": True}, "include_images takes images"),
+        ({"include_images": True}, "include_images needs the folder of the images"),
         ({"card": "no-such-card"}, "no-such-card"),
         ({"images": "/nowhere"}, "/nowhere"),
         ({"source_format": "fkd"}, "source_format must be one of"),

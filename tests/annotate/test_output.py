@@ -229,7 +229,7 @@ def test_a_folder_that_is_removed_stops_the_build(tmp_path, source, annotator, w
 def test_a_shard_that_is_removed_meanwhile_is_missed_and_made_anew(tmp_path, source, annotator, whole):
     root = tmp_path / "data"
     shard = root / "colours" / "train-00000-of-00004.tar"
-    with pytest.raises(rd.DatasetError, match=f"{shard} has None instead of"):
+    with pytest.raises(rd.DatasetError, match=f"{shard} is missing: it was removed"):
         rd.build(source, root, annotator_of(Calls(5, shard.unlink)), **OPTIONS)
     rest = StopsAfter(2)
     rd.build(source, root, annotator_of(rest), **OPTIONS)
@@ -280,7 +280,7 @@ def test_a_damaged_index_or_record_is_made_anew(tmp_path, source, annotator, who
 def test_a_damaged_split_of_other_shards_is_not_mended_but_told_of(tmp_path, source, annotator):
     rd.build(source, tmp_path, annotator, **OPTIONS)
     (tmp_path / "colours" / "train-00001-of-00004.tar").unlink()
-    with pytest.raises(rd.DatasetError, match="Give the shard_size it was built with, 4"):
+    with pytest.raises(rd.DatasetError, match="Use the shard_size it was built with, 4"):
         rd.build(source, tmp_path, annotator, **{**OPTIONS, "shard_size": 5})
 
 

@@ -144,7 +144,7 @@ def test_many_locations_are_done_in_parts(monkeypatch):
     annotator = make(FAMILIES[0])
     images = random_images(annotator)
     whole = annotator(images)
-    monkeypatch.setattr("relabel_datasets.annotate.heads._ROWS", 7)  # of 2 x 3 x 4
+    monkeypatch.setattr("relabel_datasets.annotate.heads._MAX_ROWS", 7)  # of 2 x 3 x 4
     torch.testing.assert_close(annotator(images), whole)
 
 
@@ -207,7 +207,7 @@ def test_random_weights_are_warned_of(caplog):
 
 
 def test_model_arguments_must_be_plain_values():
-    with pytest.raises(TypeError, match="model_args are recorded, so they must be plain values"):
+    with pytest.raises(TypeError, match="model_kwargs are stored in the manifest and must be JSON values"):
         TimmAnnotator("test_resnet", act_layer=torch.nn.ReLU)
 
 
@@ -248,8 +248,8 @@ class Maps(Odd):
         (Odd({"a": 1}), "its features are a str, not maps of locations"),
         (Odd([torch.zeros(1, 6, 2, 2), torch.zeros(1, 8)]), "its features are a 2-D tensor, not maps of locations"),
         (Odd([]), "its features are empty, not maps"),
-        (Odd(torch.zeros(1, 12, 8)), "does not tell how its tokens lie in the image"),
-        (Maps([torch.zeros(1, 10, 8)]), "its features are 10 tokens, which are no map of 2 x 2 or 3 x 4 locations"),
+        (Odd(torch.zeros(1, 12, 8)), "the positions of its tokens are unknown"),
+        (Maps([torch.zeros(1, 10, 8)]), "its features are 10 tokens, which are not a map of 2 x 2 or 3 x 4 locations"),
     ],
 )
 def test_features_without_a_map_are_refused_with_the_reason(model, message):
@@ -296,7 +296,7 @@ def test_where_nothing_can_be_compiled_the_message_says_so(monkeypatch):
     ("name", "args", "message"),
     [
         ("convit_tiny", {"depth": 3}, r"convit_tiny fails for images of \[96, 128\] pixels"),
-        ("nest_tiny", {}, r"nest_tiny cannot take input_size=\(96, 128\), only \(224, 224\): "),
+        ("nest_tiny", {}, r"nest_tiny does not support input_size=\(96, 128\), only \(224, 224\): "),
     ],
 )
 def test_sizes_that_a_model_cannot_take_are_refused(name, args, message):
@@ -354,7 +354,7 @@ def test_a_file_that_is_no_checkpoint_is_refused(tmp_path, name):
 
 
 def test_weights_come_from_one_place(checkpoint):
-    with pytest.raises(ValueError, match="pretrained=True or a checkpoint, not both"):
+    with pytest.raises(ValueError, match="use pretrained=True or a checkpoint, not both"):
         TimmAnnotator("test_vit", pretrained=True, checkpoint=checkpoint)
 
 
