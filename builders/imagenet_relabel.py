@@ -1,11 +1,10 @@
-"""imagenet-relabel: label maps of ImageNet-1k, without its images, which may not be redistributed.
+"""Build imagenet-relabel: label maps of ImageNet-1k without its images, whose license forbids redistribution.
 
     python builders/imagenet_relabel.py /path/to/imagenet
 
-The folder has `train/<synset>/*.JPEG` and perhaps `val/<synset>/*.JPEG`. The annotator is the one of the paper,
-EfficientNet-L2 (Noisy Student, JFT) at 475 px, which gives maps of 15 x 15 x 1000; any other timm model can be named, and
-makes a config of its own. A second run continues where the first stopped. Needs a GPU to finish in hours: the paper
-reports 10 GPU hours. Afterwards:
+The folder has `train/<synset>/*.JPEG` and optionally `val/<synset>/*.JPEG`. The default annotator is that of the paper,
+EfficientNet-L2 (Noisy Student, JFT) at 475 px, with maps of 15 x 15 x 1000. Each annotator has its own config. Rerun the
+same command after an interruption. The paper reports 10 GPU hours. To load the result:
 
     load_dataset("imagenet-relabel", split="train", images="/path/to/imagenet")
 """
@@ -23,11 +22,11 @@ from relabel_datasets.storage.folders import default_cache
 
 
 def main() -> None:
-    """Build every split that is there."""
+    """Build the splits that exist."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("imagenet", type=Path, help="folder with train/ and perhaps val/")
-    parser.add_argument("--out", type=Path, default=default_cache() / "imagenet-relabel", help="(default: %(default)s)")
-    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("imagenet", type=Path, help="folder with train/ and optionally val/")
+    parser.add_argument("--out", type=Path, default=default_cache() / "imagenet-relabel", help="output folder (default: %(default)s)")
+    parser.add_argument("--batch-size", type=int, default=32, help="images per batch (default: %(default)s)")
     add_annotator_arguments(parser, default="tf_efficientnet_l2.ns_jft_in1k_475")
     args = parser.parse_args()
     annotator = annotator_from(args)

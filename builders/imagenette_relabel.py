@@ -1,9 +1,9 @@
-"""imagenette-relabel: Imagenette, ten classes of ImageNet, with label maps in its own ten classes.
+"""Build imagenette-relabel: the images of Imagenette, ten classes of ImageNet, with label maps of these classes.
 
     python builders/imagenette_relabel.py /path/to/imagenette2-320
 
-The folder has `train/<synset>/*.JPEG` and `val/<synset>/*.JPEG`. The annotator's rows are matched to the ten classes by
-synset; any timm model of ImageNet-1k can be named. Afterwards:
+The folder has `train/<synset>/*.JPEG` and `val/<synset>/*.JPEG`. The classes of the annotator, any classifier of ImageNet-1k,
+are matched with the ten classes by synset. To load the result:
 
     load_dataset("imagenette-relabel", split="train")
 """
@@ -25,7 +25,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("imagenette", type=Path, help="folder with train/ and val/")
     parser.add_argument(
-        "--out", type=Path, default=default_cache() / "imagenette-relabel", help="(default: %(default)s)"
+        "--out", type=Path, default=default_cache() / "imagenette-relabel", help="output folder (default: %(default)s)"
     )
     add_annotator_arguments(parser, default="tf_efficientnet_b4.ns_jft_in1k")
     args = parser.parse_args()

@@ -33,7 +33,7 @@ def checkpoint(tmp_path):
 @pytest.mark.parametrize(
     ("name", "images_inside"), [("imagenet", False), pytest.param("imagenette", True, marks=pytest.mark.slow)]
 )
-def test_a_builder_makes_the_dataset_that_its_name_loads(
+def test_a_builder_script_builds_the_dataset_of_its_name(
     name, images_inside, imagenet, checkpoint, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("RELABEL_CACHE", str(tmp_path / "cache"))

@@ -45,7 +45,7 @@ def build(job, root):
 
 def make(job):
     if "model" in job:
-        return rd.TimmAnnotator(job["model"], **job["model_args"])
+        return rd.TimmAnnotator(job["model"], **job["model_kwargs"])
     from tests.annotate.slow_annotators import slow_annotator
 
     return slow_annotator(job["seconds"])

@@ -44,7 +44,7 @@ def random_images(batch: int = 3, size: tuple[int, int] = SIZE) -> torch.Tensor:
     return torch.randint(0, 256, (batch, 3, *size), dtype=torch.uint8)
 
 
-def test_logits_are_those_of_the_module_on_normalised_images():
+def test_logits_are_those_of_the_module_for_normalized_images():
     module, mean, std = Patches(), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
     annotator = ModuleAnnotator(module, SIZE, mean=mean, std=std, device="cpu")
     images = random_images()
@@ -61,14 +61,14 @@ def test_logits_are_those_of_the_module_on_normalised_images():
     assert (annotator.num_classes, annotator.map_size, annotator.input_size) == (5, (3, 5), SIZE)
 
 
-def test_order_of_memory_does_not_change_logits():
+def test_memory_format_does_not_change_logits():
     module, images = Patches(), random_images()
     logits = [ModuleAnnotator(module, SIZE, channels_last=last, device="cpu")(images) for last in (True, False)]
     torch.testing.assert_close(*logits)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("bfloat16", 0.05), ("float16", 0.005)])
-def test_low_precision_gives_float32_logits_that_are_near(dtype, tolerance):
+def test_low_precision_returns_close_float32_logits(dtype, tolerance):
     module, images = Patches(), random_images()
     exact = ModuleAnnotator(module, SIZE, device="cpu")(images)
     logits = ModuleAnnotator(module, SIZE, dtype=dtype, device="cpu")(images)
@@ -87,7 +87,7 @@ def test_gpu_equals_cpu():
     torch.testing.assert_close(logits.cpu(), expected, atol=1e-2, rtol=1e-2)
 
 
-def test_the_module_evaluates_and_needs_no_gradients():
+def test_the_module_is_in_evaluation_mode_without_gradients():
     module = nn.Sequential(nn.Dropout(0.5), Patches())
     images = random_images()
     annotator = ModuleAnnotator(module.train(), SIZE, device="cpu")
@@ -108,7 +108,7 @@ def test_preprocess_squashes_the_whole_image(interpolation):
         assert tuple(pixels[:, y, x].tolist()) == expected.getpixel((x, y))
 
 
-def test_preprocess_in_threads_equals_one_after_the_other():
+def test_preprocess_is_thread_safe():
     annotator = ModuleAnnotator(Patches(), SIZE, device="cpu")
     images = [picture(i, (40 + i, 61 - i)) for i in range(24)]
     with ThreadPoolExecutor(8) as pool:
@@ -130,7 +130,7 @@ def test_preprocess_refuses_other_modes(mode):
         (torch.zeros(1, 3, 40, 24, dtype=torch.uint8), r"torch.uint8 \[1, 3, 40, 24\]"),
     ],
 )
-def test_only_images_of_the_input_size_are_taken(images, got):
+def test_only_images_of_the_input_size_are_accepted(images, got):
     with pytest.raises(ValueError, match=rf"must be uint8 \[B, 3, 24, 40\], .*got {got}"):
         ModuleAnnotator(Patches(), SIZE, device="cpu")(images)
 
@@ -144,12 +144,12 @@ def test_only_images_of_the_input_size_are_taken(images, got):
         ((torch.zeros(1, 5, 1, 1),), "tuple"),
     ],
 )
-def test_modules_that_give_no_map_are_refused(output, got):
+def test_modules_without_a_map_are_refused(output, got):
     with pytest.raises(ValueError, match=rf"FixedOutput must return logits \[B, C, H, W\].*got {got}$"):
         ModuleAnnotator(FixedOutput(output), SIZE, device="cpu")
 
 
-def test_modules_that_fail_are_refused_with_their_reason():
+def test_failing_modules_are_refused_with_the_reason():
     with pytest.raises(ValueError, match=r"Patches fails for images of \[4, 4\] pixels: .*[Kk]ernel size"):
         ModuleAnnotator(Patches(), 4, device="cpu")
 
@@ -159,8 +159,8 @@ def test_modules_that_fail_are_refused_with_their_reason():
     [
         ({"interpolation": "cubic"}, "interpolation must be one of .*'bicubic'.* got 'cubic'"),
         ({"dtype": "int8"}, r"dtype must be one of \['bfloat16', 'float16', 'float32'\], got 'int8'"),
-        ({"mean": (0.5,)}, "mean and std must be three numbers"),
-        ({"std": (1, 1, 0)}, "std positive"),
+        ({"mean": (0.5,)}, "mean and std must have three numbers"),
+        ({"std": (1, 1, 0)}, "std must be positive"),
         ({"classes": ("a", "b")}, "returns logits of 5 classes, but classes has 2 names"),
     ],
 )
@@ -175,12 +175,12 @@ def test_sizes_must_be_positive_integers(size):
         check_size(size)
 
 
-def test_one_side_is_a_square():
+def test_an_int_is_a_square_size():
     assert check_size(7) == (7, 7)
     assert check_size([7, 9]) == (7, 9)
 
 
-def test_describe_is_plain_json_and_equal_for_equal_annotators():
+def test_describe_is_json_and_equal_for_equal_annotators():
     module = Patches()
     first = ModuleAnnotator(module, SIZE, mean=[0, 0, 0], device="cpu").describe()
     again = ModuleAnnotator(module, list(SIZE), mean=(0.0, 0.0, 0.0), channels_last=False, device="cpu").describe()
@@ -201,7 +201,7 @@ def test_describe_is_plain_json_and_equal_for_equal_annotators():
         {"module": Patches()},
     ],
 )
-def test_describe_differs_where_maps_may(other):
+def test_describe_differs_if_maps_may_differ(other):
     base = {"module": Patches(), "input_size": SIZE, "device": "cpu"}
     assert ModuleAnnotator(**base).describe() != ModuleAnnotator(**{**base, **other}).describe()
 
@@ -253,7 +253,7 @@ def test_class_subset_describes_rows_but_not_names(five_classes):
     assert described != ClassSubset(five_classes, [0, 3], ("x", "y")).describe()
 
 
-def test_class_subsets_of_class_subsets_differ(five_classes):
+def test_nested_class_subsets_have_different_descriptions(five_classes):
     first, second = (ClassSubset(five_classes, rows, ("x", "y")) for rows in ([3, 0], [0, 3]))
     outer = [ClassSubset(inner, [1], ("z",)) for inner in (first, second)]
     assert outer[0].describe() != outer[1].describe()
@@ -265,6 +265,6 @@ def test_class_subsets_of_class_subsets_differ(five_classes):
     ("rows", "message"),
     [([0, 5], r"0 \.\. 4, got \[5\]"), ([-1, 0], r"got \[-1\]"), ([0], "got 1 rows and 2 classes")],
 )
-def test_class_subset_refuses_rows_that_do_not_fit(five_classes, rows, message):
+def test_class_subset_refuses_invalid_rows(five_classes, rows, message):
     with pytest.raises(ValueError, match=message):
         ClassSubset(five_classes, rows, ("x", "y"))

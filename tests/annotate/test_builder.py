@@ -22,7 +22,7 @@ def files_of(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_label_maps_are_the_annotators_logits_of_the_squashed_image(tmp_path, image_folder, annotator):
+def test_label_maps_are_logits_of_the_squashed_image(tmp_path, image_folder, annotator):
     build_config = rd.annotate.BuildConfig(storage_dtype="float16", k=3)
     rd.build(
         rd.data.ImageFolderSource(image_folder), tmp_path / "data", annotator, build_config=build_config, progress=False
@@ -37,7 +37,7 @@ def test_label_maps_are_the_annotators_logits_of_the_squashed_image(tmp_path, im
         torch.testing.assert_close(label_map.dense(), dense, rtol=2e-3, atol=2e-3)
 
 
-def test_large_jpegs_are_decoded_at_reduced_size_and_keep_their_own(tmp_path, annotator):
+def test_large_jpegs_are_decoded_at_reduced_size_but_keep_their_canvas_size(tmp_path, annotator):
     for i, size in enumerate([(800, 1000), (1000, 800)]):
         path = tmp_path / "images" / "cat" / f"{i}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -57,7 +57,7 @@ def test_large_jpegs_are_decoded_at_reduced_size_and_keep_their_own(tmp_path, an
         torch.testing.assert_close(label_map.dense(), whole.cpu(), rtol=0, atol=0.2)
 
 
-def test_two_builds_give_equal_bytes(tmp_path, image_folder, annotator):
+def test_two_builds_write_equal_bytes(tmp_path, image_folder, annotator):
     for name in ("one", "two"):
         rd.build(rd.data.ImageFolderSource(image_folder), tmp_path / name, annotator, shard_size=4, progress=False)
     assert files_of(tmp_path / "one" / "colours") == files_of(tmp_path / "two" / "colours")
@@ -86,7 +86,7 @@ def annotator_of(module):
     return ModuleAnnotator(module, (48, 64), classes=("cat", "dog", "emu"), name="colours")
 
 
-def test_a_second_run_continues_where_the_first_stopped(tmp_path, image_folder, annotator):
+def test_an_interrupted_build_is_resumed(tmp_path, image_folder, annotator):
     def run(root, which):
         return rd.build(
             rd.data.ImageFolderSource(image_folder),
@@ -112,7 +112,7 @@ def test_a_second_run_continues_where_the_first_stopped(tmp_path, image_folder, 
     run(tmp_path / "data", annotator_of(StopsAfter(0)))  # nothing is left to do
 
 
-def test_sigkill_loses_only_the_shard_in_work(tmp_path, image_folder, annotator):
+def test_sigkill_loses_only_the_current_shard(tmp_path, image_folder, annotator):
     script = f"""
 import time, torch, relabel_datasets as rd
 from tests.annotate.test_builder import annotator_of, ColourNet
@@ -146,7 +146,7 @@ rd.build(rd.data.ImageFolderSource({str(image_folder)!r}), {str(tmp_path / "data
     assert tars == {k: v for k, v in files_of(tmp_path / "whole" / "colours").items() if k.endswith(".tar")}
 
 
-def test_a_card_that_a_killed_build_did_not_write_is_written_by_the_next(
+def test_a_card_that_a_killed_build_did_not_write_is_written_by_the_next_build(
     tmp_path, image_folder, annotator, monkeypatch
 ):
     def killed(*args):
@@ -172,7 +172,7 @@ def test_a_card_that_a_killed_build_did_not_write_is_written_by_the_next(
     ],
 )
 @pytest.mark.parametrize("finished", [True, False])
-def test_what_is_there_is_not_mixed_with_other_label_maps(
+def test_an_existing_split_is_not_mixed_with_other_label_maps(
     tmp_path, image_folder, annotator, changed, message, finished
 ):
     arguments = {"build_config": rd.annotate.BuildConfig(batch_size=2), "shard_size": 4, "progress": False}
@@ -188,7 +188,7 @@ def test_what_is_there_is_not_mixed_with_other_label_maps(
         rd.build(source, tmp_path, annotator, **{**arguments, **changed})
 
 
-def test_other_images_or_another_annotator_are_refused_under_the_same_name(tmp_path, image_folder, annotator):
+def test_an_existing_config_is_not_extended_with_other_images_or_annotators(tmp_path, image_folder, annotator):
     rd.build(rd.data.ImageFolderSource(image_folder), tmp_path / "data", annotator, progress=False)
     other = ModuleAnnotator(ColourNet(), (32, 32), classes=("cat", "dog", "emu"), name="colours")
     with pytest.raises(rd.DatasetError, match="annotator"):
@@ -199,7 +199,7 @@ def test_other_images_or_another_annotator_are_refused_under_the_same_name(tmp_p
 
 
 @pytest.mark.parametrize("finished", [True, False])
-def test_shards_of_another_version_are_not_added_to(tmp_path, image_folder, annotator, monkeypatch, finished):
+def test_shards_of_another_version_are_not_extended(tmp_path, image_folder, annotator, monkeypatch, finished):
     arguments = {"build_config": rd.annotate.BuildConfig(batch_size=2), "shard_size": 4, "progress": False}
     source = rd.data.ImageFolderSource(image_folder)
     if finished:
@@ -226,7 +226,7 @@ def test_splits_are_added_to_a_config(tmp_path, image_folder, annotator):
     assert sorted(rd.load_dataset(tmp_path / "data")) == ["train", "validation"]
 
 
-def test_unreadable_images_are_shown_and_listed_and_the_others_are_kept(
+def test_unreadable_images_are_skipped_reported_and_listed(
     tmp_path, image_folder, annotator, capsys, caplog
 ):
     bad = image_folder / "dog" / "photo_04.jpg"
@@ -243,7 +243,7 @@ def test_unreadable_images_are_shown_and_listed_and_the_others_are_kept(
     assert len(joined) == 11
 
 
-def test_if_no_image_can_be_read_the_build_stops(tmp_path, image_folder, annotator):
+def test_a_shard_without_readable_images_stops_the_build(tmp_path, image_folder, annotator):
     for path in image_folder.glob("*/*"):
         path.write_bytes(b"not an image")
     with pytest.raises(rd.DatasetError, match=r"no image of .* can be used \(13 images\)"):
@@ -251,7 +251,7 @@ def test_if_no_image_can_be_read_the_build_stops(tmp_path, image_folder, annotat
     assert not list((tmp_path / "data" / "colours").glob("*.tar"))
 
 
-def test_odd_files_are_read_right(tmp_path, annotator):
+def test_rotated_and_misnamed_files_are_read_correctly(tmp_path, annotator):
     folder = tmp_path / "images" / "cat"
     folder.mkdir(parents=True)
     upright = picture(0, (40, 56))
@@ -275,7 +275,7 @@ def build_and_get_maps(source, root, annotator):
     return rd.LabelMaps(root)
 
 
-def test_rows_are_matched_to_the_datasets_classes_by_name(tmp_path, image_folder):
+def test_classes_are_matched_by_name(tmp_path, image_folder):
     renamed = ModuleAnnotator(ColourNet(), (48, 64), classes=("emu", "cat", "dog"), name="colours")
     in_order = annotator_of(ColourNet())
     source = rd.data.ImageFolderSource(image_folder)
@@ -291,14 +291,14 @@ def test_rows_are_matched_to_the_datasets_classes_by_name(tmp_path, image_folder
     torch.testing.assert_close(maps["renamed"], maps["in order"][[1, 2, 0]])
 
 
-def test_a_class_index_beyond_the_annotators_is_refused(tmp_path, image_folder):
+def test_class_indices_must_be_classes_of_the_annotator(tmp_path, image_folder):
     source = rd.data.ImageFolderSource(image_folder)
     source.classes, source.labels = None, [7] * 13
     with pytest.raises(ValueError, match="class index 7"):
         rd.build(source, tmp_path / "data", annotator_of(ColourNet()), progress=False)
 
 
-def test_the_manifest_says_how_the_maps_were_made(tmp_path, image_folder, annotator):
+def test_the_manifest_records_annotator_and_encoding(tmp_path, image_folder, annotator):
     rd.build(rd.data.ImageFolderSource(image_folder), tmp_path / "data", annotator, shard_size=5, progress=False)
     content = json.loads((tmp_path / "data" / "colours" / "_info.json").read_text())
     assert content["annotator"] == annotator.describe()
@@ -317,7 +317,7 @@ def test_a_hand_written_card_keeps_its_text(tmp_path, image_folder, annotator):
     assert "config_name: colours" in text
 
 
-def test_shards_of_ours_and_hugging_face_datasets_are_sources_too(tmp_path, image_folder, annotator):
+def test_our_shards_and_hugging_face_datasets_are_valid_sources(tmp_path, image_folder, annotator):
     rd.build(rd.data.ImageFolderSource(image_folder), tmp_path / "folder", annotator, progress=False)
     reference = rd.LabelMaps(tmp_path / "folder")
     loaded = datasets.load_dataset("imagefolder", data_dir=str(image_folder), cache_dir=str(tmp_path / "cache"))[
@@ -347,13 +347,13 @@ def test_shards_of_ours_and_hugging_face_datasets_are_sources_too(tmp_path, imag
         ({"card": "no-such-card"}, "no-such-card"),
     ],
 )
-def test_bad_settings_are_refused_before_any_work(tmp_path, image_folder, annotator, arguments, message):
+def test_invalid_settings_are_refused_before_any_work(tmp_path, image_folder, annotator, arguments, message):
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         rd.build(rd.data.ImageFolderSource(image_folder), tmp_path / "data", annotator, progress=False, **arguments)
     assert not (tmp_path / "data").exists()
 
 
-def test_all_of_the_annotators_classes_can_be_kept(tmp_path, image_folder):
+def test_all_classes_keeps_all_classes_of_the_annotator(tmp_path, image_folder):
     wide = ModuleAnnotator(
         torch.nn.Sequential(ColourNet(), torch.nn.Conv2d(3, 5, 1)), (48, 64), classes=("ape", "emu", "cow", "cat", "dog"),
         name="wide",
@@ -373,7 +373,7 @@ def test_all_of_the_annotators_classes_can_be_kept(tmp_path, image_folder):
         torch.testing.assert_close(label_map.dense()[[3, 4, 1]], of_dataset[key].dense(), rtol=2e-3, atol=2e-3)
 
 
-def test_all_classes_needs_every_class_of_the_dataset(tmp_path, image_folder):
+def test_all_classes_requires_every_class_of_the_source(tmp_path, image_folder):
     other = ModuleAnnotator(ColourNet(), (48, 64), classes=("cat", "dog", "cow"), name="other")
     with pytest.raises(ValueError, match="'emu' is none of them"):
         rd.build(rd.data.ImageFolderSource(image_folder), tmp_path, other, all_classes=True, progress=False)
@@ -390,7 +390,7 @@ def test_all_classes_needs_every_class_of_the_dataset(tmp_path, image_folder):
     assert set(rd.load_dataset(tmp_path, split="train").targets) == {0, 1, 2}
 
 
-def test_classes_without_names_get_those_of_the_dataset_where_they_are_mapped(tmp_path, image_folder):
+def test_mapped_classes_without_names_have_the_names_of_the_dataset(tmp_path, image_folder):
     nameless = ModuleAnnotator(torch.nn.Sequential(ColourNet(), torch.nn.Conv2d(3, 5, 1)), (48, 64), name="nameless")
     mapping = {"cat": 4, "dog": 0, "emu": 2}
     manifest = rd.build(
@@ -422,7 +422,7 @@ def test_a_later_split_keeps_the_template_of_the_card(tmp_path, image_folder, an
     assert "mine.md" in caplog.text
 
 
-def test_an_annotator_may_be_made_when_it_is_needed(tmp_path, image_folder, annotator):
+def test_a_factory_creates_the_annotator_after_the_checks(tmp_path, image_folder, annotator):
     made = []
 
     def make():
@@ -450,7 +450,7 @@ def test_a_last_shard_of_one_bad_image_is_empty(tmp_path, image_folder, annotato
 
 
 @pytest.mark.parametrize("names", [("0", "1", "2"), ("0", "1", "10")])
-def test_the_rows_of_an_unnamed_annotator_are_printed(names, tmp_path, caplog):
+def test_the_rows_of_an_annotator_without_names_are_logged(names, tmp_path, caplog):
     for i, name in enumerate(names):
         path = tmp_path / "images" / name / f"k{i}.jpg"
         path.parent.mkdir(parents=True)

@@ -13,7 +13,7 @@ from relabel_datasets.annotate.catalogue import cheap_models, to_markdown
 from relabel_datasets.cli import main
 
 
-def test_models_are_found_by_pattern_and_tried():
+def test_models_are_selected_by_pattern():
     entries = rd.annotate.describe_annotators("test_resnet*", progress=False)
     assert [entry.model for entry in entries] == timm.list_models("test_resnet*")
     assert entries[0].to_json() == {
@@ -32,14 +32,14 @@ def test_models_are_found_by_pattern_and_tried():
         ("nest_tiny", (96, 128), ("refused", None, "", "does not support input_size=(96, 128), only (224, 224)")),
     ],
 )  # fmt: skip
-def test_entries_tell_how_good_a_map_is_or_why_there_is_none(name, size, expected):
+def test_entries_rate_the_map_or_give_the_reason_of_a_refusal(name, size, expected):
     (entry,) = rd.annotate.describe_annotators(name, input_size=size, progress=False)
     assert (entry.head, entry.grid, entry.stride) == expected[:3]
     assert expected[3] in entry.reason
     assert bool(entry.reason) == (entry.head == "refused")
 
 
-def test_models_that_are_published_without_a_classifier_are_tried_with_one():
+def test_models_published_without_a_classifier_are_run_with_one():
     (entry,) = rd.annotate.describe_annotators("eva02_tiny_patch14_224", input_size=56, progress=False)
     assert (entry.head, entry.grid, entry.reason) == ("approximate", (4, 4), "published without a classifier")
 
@@ -49,12 +49,12 @@ def test_there_is_one_model_of_each_module():
     assert len(set(modules)) == len(modules) == len([m for m in timm.list_modules() if timm.list_models(module=m)])
 
 
-def test_no_model_is_an_error():
+def test_a_pattern_without_matches_is_an_error():
     with pytest.raises(ValueError, match=r"no timm model matches 'resnot\*': use a name with wildcards"):
         rd.annotate.describe_annotators("resnot*")
 
 
-def test_random_weights_are_not_warned_of(caplog):
+def test_random_weights_do_not_log_a_warning_in_the_catalogue(caplog):
     with caplog.at_level(logging.WARNING):
         rd.annotate.describe_annotators("test_resnet", progress=False)
     assert caplog.text == ""
@@ -71,7 +71,7 @@ def test_the_command_prints_a_table_and_totals(tmp_path, capsys):
     assert main(["annotators", "nothing"]) == 1
 
 
-def test_strides_that_are_not_square_have_two_numbers():
+def test_non_square_strides_have_two_numbers():
     entry = rd.annotate.AnnotatorEntry("m", "n", (64, 96), (4, 4), "exact", "a|b")
     assert entry.stride == "16x24"
     assert "| 64x96 | 4x4 | 16x24 | exact | a\\|b |" in to_markdown([entry])

@@ -36,16 +36,16 @@ def test_equal_names_match_in_any_order():
 
 
 @pytest.mark.slow  # imports torch in a new process
-def test_exact_names_need_no_timm():
+def test_exact_names_do_not_import_timm():
     code = "from relabel_datasets.annotate.classes import match_classes; import sys; match_classes(['a', 'b'], ['b']); "
     subprocess.run([sys.executable, "-c", code + "assert 'timm' not in sys.modules"], check=True)
 
 
-def test_case_underscores_hyphens_and_spaces_do_not_count():
+def test_case_underscores_hyphens_and_spaces_are_ignored():
     assert match_classes(("hot dog", "Polar_Bear", "tam-tam"), ("tam tam", "HOT-DOG", "polar  bear")) == [2, 0, 1]
 
 
-def test_a_name_in_its_own_case_is_preferred():
+def test_exact_case_has_priority():
     assert match_classes(("Cardigan", "cardigan"), ("cardigan", "Cardigan")) == [1, 0]
 
 
@@ -63,26 +63,26 @@ def test_synsets_match_human_names():
     assert match_classes(tuple(IMAGENETTE.values()), tuple(IMAGENETTE)) == list(range(10))
 
 
-def test_whole_descriptions_match_where_single_words_would_not(imagenet):
+def test_full_descriptions_have_priority_over_single_words(imagenet):
     # "missile" is a class, and a word for another; so are "cardigan" and "maillot".
     names = ("missile", "projectile, missile", "cardigan", "maillot, tank suit", "maillot", "harp", "tub")
     synsets = ["n03773504", "n04008634", "n02963159", "n03710721", "n03710637", "n03495258", "n04493381"]
     assert [imagenet[row] for row in match_classes(imagenet, names)] == synsets
 
 
-def test_a_synset_is_never_another_synset(imagenet):
+def test_a_synset_never_matches_another_synset(imagenet):
     # Both are "crane", the bird and the machine.
     with pytest.raises(ValueError, match=r"1 of 2 classes .* 'n03126707' is none of them"):
         match_classes(("n02012849", "n01440764"), ("n03126707", "n01440764"))
     assert match_classes(imagenet, ("n03126707", "n02012849")) == [517, 134]
 
 
-def test_unknown_synsets_are_names_like_others():
+def test_unknown_synsets_are_treated_as_names():
     with pytest.raises(ValueError, match="'n99999999' is none of them"):
         match_classes(("cat", "dog"), ("n99999999", "dog"))
 
 
-def test_ambiguous_names_are_refused_with_what_they_may_be(imagenet):
+def test_ambiguous_names_are_refused_with_their_candidates(imagenet):
     message = r"1 of 2 classes .*'crane' may be 134 \(n02012849: crane\) or 517 \(n03126707: crane\).*class_mapping="
     with pytest.raises(ValueError, match=message):
         match_classes(imagenet, ("crane", "tench"))
@@ -93,13 +93,13 @@ def test_equal_names_of_the_annotator_are_ambiguous():
         match_classes(("a", "b", "a"), ("a", "b"))
 
 
-def test_unmatched_classes_are_counted_with_close_names(imagenet):
+def test_errors_list_unmatched_classes_with_similar_names(imagenet):
     message = r"2 of 3 .*'zebr' is none of them \(did you mean 'zebra'\?\); 'qqqqqq' is none of them\. Give"
     with pytest.raises(ValueError, match=message):
         match_classes(imagenet, ("zebr", "tench", "qqqqqq"))
 
 
-def test_many_unmatched_classes_are_cut_short():
+def test_errors_abbreviate_many_unmatched_classes():
     names = tuple(f"class {i}" for i in range(40))
     with pytest.raises(ValueError, match=r"40 of 40 classes .*'class 4' is none of them; and 35 more"):
         match_classes(("x", "y"), names)
@@ -110,17 +110,17 @@ def test_two_classes_on_one_row_are_refused(imagenet):
         match_classes(imagenet, ("tench", "Tinca tinca"))
 
 
-def test_a_class_named_twice_is_refused():
+def test_repeated_class_names_are_refused():
     with pytest.raises(ValueError, match="'a' and 'a' are both"):
         match_classes(("a", "b"), ("a", "b", "a"))
 
 
-def test_mapping_comes_before_names(imagenet):
+def test_mapping_has_priority_over_names(imagenet):
     mapping: dict[str, str | int] = {"crane": "n03126707", "bird": 134, "tench": 5}
     assert match_classes(imagenet, ("tench", "bird", "crane", "church"), mapping) == [5, 134, 517, 497]
 
 
-def test_mapping_by_index_serves_unnamed_annotators():
+def test_mapping_by_index_supports_annotators_without_names():
     assert match_classes(None, ("a", "b"), {"a": 2, "b": 0}, num_classes=3) == [2, 0]
 
 
@@ -137,22 +137,22 @@ def test_mapping_by_index_serves_unnamed_annotators():
         ({"a": 0, "b": "forest"}, "'a' and 'b' are both the annotator's class 0"),
     ],
 )
-def test_mapping_is_checked(mapping, message):
+def test_invalid_mappings_are_refused(mapping, message):
     with pytest.raises(ValueError, match=message):
         match_classes(("forest", "lake", "a"), ("a", "b"), mapping)
 
 
-def test_unnamed_annotators_of_as_many_classes_are_taken_to_be_the_same():
+def test_annotators_without_names_are_assumed_to_have_the_classes_of_the_dataset():
     assert match_classes(None, ("a", "b", "c"), num_classes=3) == [0, 1, 2]
 
 
 @pytest.mark.parametrize("mapping", [None, {"a": 1}])
-def test_unnamed_annotators_of_another_number_of_classes_are_refused(mapping):
+def test_annotators_without_names_must_have_the_number_of_classes_of_the_dataset(mapping):
     with pytest.raises(ValueError, match=r"annotator's 1000 classes have no names, so .* of the dataset's 3 classes cannot"):
         match_classes(None, ("a", "b", "c"), mapping, num_classes=1000)
 
 
-def test_the_number_of_classes_must_be_known():
+def test_the_number_of_classes_is_required():
     with pytest.raises(ValueError, match="num_classes must be given"):
         match_classes(None, ("a",))
 
@@ -179,7 +179,7 @@ ORDERS = {
 
 
 @pytest.mark.parametrize("name", ORDERS)
-def test_unnamed_rows_are_the_classes_in_order_unless_timm_and_torchvision_sort_them_differently(name):
+def test_rows_without_names_require_an_order_on_which_timm_and_torchvision_agree(name):
     classes, is_clear = ORDERS[name]
     if is_clear:
         assert match_classes(None, classes, num_classes=len(classes)) == list(range(len(classes)))
@@ -191,7 +191,7 @@ def test_unnamed_rows_are_the_classes_in_order_unless_timm_and_torchvision_sort_
     assert match_classes(sorted(classes, reverse=True), classes) == list(range(len(classes)))[::-1]
 
 
-def test_an_order_is_ambiguous_exactly_where_timms_differs():
+def test_an_order_is_ambiguous_only_if_that_of_timm_differs():
     from timm.utils.misc import natural_key
 
     for classes, is_clear in ORDERS.values():
@@ -199,7 +199,7 @@ def test_an_order_is_ambiguous_exactly_where_timms_differs():
             assert is_clear == (sorted(classes, key=natural_key) == classes)
 
 
-def test_pairs_of_many_classes_are_cut_short():
+def test_many_pairs_of_classes_are_abbreviated():
     assert describe_pairs(["a", "b"], [1, 0]) == "1 = 'a', 0 = 'b'"
     text = describe_pairs([f"c{i}" for i in range(1000)], range(1000))
     assert text.startswith("0 = 'c0', 1 = 'c1', ")

@@ -34,7 +34,7 @@ def test_an_ensemble_is_the_mean_of_its_members():
     assert (ensemble.classes, ensemble.num_classes) == (("a", "b", "c"), 3)
 
 
-def test_members_may_take_other_sizes_and_give_other_grids():
+def test_members_may_have_different_sizes_and_grids():
     members = [patches((24, 40)), patches((32, 64)), patches((24, 40), 4), patches((32, 64), interpolation="nearest")]
     ensemble = rd.Ensemble(members)
     logits = ensemble(pixels(ensemble))
@@ -44,7 +44,7 @@ def test_members_may_take_other_sizes_and_give_other_grids():
     assert pixels(ensemble).shape == (3, 3 * (24 * 40 + 2 * 32 * 64))
 
 
-def test_describe_tells_all_members():
+def test_describe_includes_all_members():
     members = [patches((24, 40)), patches((32, 64)), patches((24, 40), 4)]
     described = rd.Ensemble(members).describe()
     assert json.loads(json.dumps(described)) == described
@@ -55,14 +55,14 @@ def test_describe_tells_all_members():
 
 
 @pytest.mark.parametrize("classes", [("a", "c", "b"), None])
-def test_classes_must_agree(classes):
+def test_members_must_have_the_same_classes(classes):
     with pytest.raises(ValueError, match=r"same classes in the same order, got 3 \(a, b, c\) and 3 .*ClassSubset"):
         rd.Ensemble([patches((24, 40)), patches((24, 40), classes=classes)])
     other = patches((24, 40), classes=("c", "a", "b"))
     assert rd.Ensemble([patches((24, 40)), ClassSubset(other, [1, 2, 0], ("a", "b", "c"))]).num_classes == 3
 
 
-def test_an_ensemble_of_none_and_images_of_others_are_refused():
+def test_empty_ensembles_and_foreign_images_are_refused():
     with pytest.raises(ValueError, match="must have at least one annotator, got none"):
         rd.Ensemble([])
     ensemble = rd.Ensemble([patches((24, 40))])
@@ -72,7 +72,7 @@ def test_an_ensemble_of_none_and_images_of_others_are_refused():
         ensemble(pixels(patches((24, 40))))
 
 
-def test_flip_averaged_maps_are_the_mean_over_both_and_mirror_with_the_image():
+def test_flip_averaged_maps_are_means_over_both_images_and_flip_with_them():
     inner = patches((24, 40))
     averaged = rd.annotate.FlipAveraged(inner)
     images = pixels(averaged)
@@ -83,7 +83,7 @@ def test_flip_averaged_maps_are_the_mean_over_both_and_mirror_with_the_image():
     assert (averaged.classes, averaged.num_classes) == (inner.classes, 3)
 
 
-def test_flips_go_into_an_ensemble_and_not_around_it():
+def test_flips_wrap_the_members_of_an_ensemble():
     members = [patches((24, 40)), patches((32, 64))]
     ensemble = rd.Ensemble([rd.annotate.FlipAveraged(member) for member in members])
     assert ensemble(pixels(ensemble)).shape == (3, 3, 4, 8)
@@ -91,7 +91,7 @@ def test_flips_go_into_an_ensemble_and_not_around_it():
         rd.annotate.FlipAveraged(rd.Ensemble(members))
 
 
-def test_an_ensemble_builds_a_dataset(tmp_path, image_folder):
+def test_an_ensemble_can_build_a_dataset(tmp_path, image_folder):
     members = [patches((24, 40), classes=("cat", "dog", "emu")), patches((32, 64), classes=("cat", "dog", "emu"))]
     rd.build(rd.data.ImageFolderSource(image_folder), tmp_path / "out", rd.Ensemble(members), progress=False)
     dataset = rd.load_dataset(str(tmp_path / "out"), "patches8", split="train")

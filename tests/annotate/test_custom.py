@@ -53,7 +53,7 @@ def choose(*arguments: str):
 
 
 @pytest.mark.parametrize("where", ["my_models", "{source}"])
-def test_a_function_gives_an_annotator_or_a_module(source, where):
+def test_a_function_may_return_an_annotator_or_a_module(source, where):
     where = where.format(source=source)
     assert choose("--annotator", f"{where}:make_annotator").describe()["name"] == "mine"
     annotator = choose("--annotator", f"{where}:make_module", "--input-size", "32", "48", "--mean", "0.5", "0.5", "0.5")
@@ -84,18 +84,18 @@ def test_classes_come_from_a_file(source, tmp_path):
         ("test_resnet", ["--input-size", "1", "2", "3"], "--input-size takes one side, or height and width"),
     ],
 )
-def test_what_does_not_fit_is_refused(source, spec, options, message):
+def test_invalid_functions_and_options_are_refused(source, spec, options, message):
     with pytest.raises(ValueError, match=message):
         choose("--annotator", spec.format(source=source), *options)
 
 
-def test_an_error_in_the_users_module_is_shown_as_it_is(tmp_path):
+def test_errors_of_the_users_module_are_not_changed(tmp_path):
     (tmp_path / "broken.py").write_text("import no_such_library\n")
     with pytest.raises(ModuleNotFoundError, match="no_such_library"):
         load_annotator(f"{tmp_path / 'broken.py'}:make")
 
 
-def test_scales_and_flips_make_an_ensemble(source):
+def test_scales_and_flips_create_an_ensemble(source):
     options = ["--annotator", f"{source}:make_module", "--input-size", "64", "96", "--scales", "0.5", "1", "1.3"]
     annotator = choose(*options, "--flip")
     assert [member.annotator.input_size for member in annotator.annotators] == [(32, 48), (64, 96), (80, 128)]
@@ -105,7 +105,7 @@ def test_scales_and_flips_make_an_ensemble(source):
     assert isinstance(choose(*options[:4], "64", "--flip"), rd.annotate.FlipAveraged)
 
 
-def test_scales_need_a_model_of_any_size_and_are_positive(source):
+def test_scales_must_be_positive_and_require_a_model_of_any_size(source):
     with pytest.raises(ValueError, match=r"--scales takes positive factors, got 0\.0"):
         choose("--annotator", f"{source}:make_module", "--input-size", "64", "--scales", "0")
     with pytest.raises(ValueError, match="has its own input_size"):

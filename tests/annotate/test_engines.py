@@ -12,23 +12,23 @@ def test_an_unknown_engine_is_refused_before_any_work(tmp_path, image_folder, an
 
 
 @pytest.mark.parametrize("options", [{"num_actors": 0}, {"gpus_per_actor": -1}, {"cpus_per_actor": 0}])
-def test_options_of_ray_are_checked(options):
+def test_options_of_ray_have_minimum_values(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         rd.annotate.RayEngine(**options)
 
 
-def test_without_ray_the_error_says_what_to_install(tmp_path, image_folder, annotator, monkeypatch):
+def test_without_ray_the_error_explains_what_to_install(tmp_path, image_folder, annotator, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "ray", None)
     with pytest.raises(ImportError, match=r"pip install 'relabel-datasets\[ray\]'"):
         rd.build(rd.data.ImageFolderSource(image_folder), tmp_path / "data", annotator, engine="ray")
 
 
-def test_an_engine_that_is_given_is_taken():
+def test_an_engine_object_is_used_directly():
     engine = rd.annotate.RayEngine(num_actors=3)
     assert find_engine(engine) is engine
 
 
-def test_options_of_ray_are_for_ray(tmp_path, image_folder, capsys):
+def test_options_of_ray_require_the_ray_engine(tmp_path, image_folder, capsys):
     arguments = ["build", str(image_folder), str(tmp_path / "data"), "--annotator", "resnet10t", "--actors", "3"]
     assert main(arguments) == 1
     assert "--engine ray" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The head at every location, of hand-made classifiers whose maps can be computed otherwise."""
+"""Dense classification with hand-made classifiers whose maps can be computed independently."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ B, C, D = 2, 5, 6  # images, classes, features
 
 
 class TwoLayers(nn.Module):
-    """A head that is not linear: a norm, a layer with activation, and a linear layer."""
+    """Nonlinear head: a norm, a layer with activation, and a linear layer."""
 
     def __init__(self, dim: int = D) -> None:
         super().__init__()
@@ -23,7 +23,7 @@ class TwoLayers(nn.Module):
 
 
 def dense_classifier(features, pool, streams, head=None, mode="linearised") -> DenseClassifier:
-    """Return a classifier whose features are always `features`, and whose head is `head` of what `pool` makes of them."""
+    """Return a classifier with constant features whose logits are `head(pool(features))`."""
     head = (head or TwoLayers()).requires_grad_(False)
     return DenseClassifier(head, "made", lambda images: features, lambda f: head(pool(f)), lambda *_: streams, mode)
 
@@ -42,7 +42,7 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_linearised_maps_are_the_heads_expansion_around_the_mean(layout):
+def test_linearized_maps_are_the_expansion_of_the_head_around_the_mean(layout):
     shape, pool = LAYOUTS[layout]
     features = torch.randn(shape)
     stream = Stream(layout, (3, 4))
@@ -63,7 +63,7 @@ def test_linearised_maps_are_the_heads_expansion_around_the_mean(layout):
     torch.testing.assert_close(local, dense.model(maps.permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
 
 
-def test_with_a_class_token_the_slope_is_that_at_the_class_token():
+def test_the_derivative_is_taken_at_the_class_token():
     features = torch.randn(B, 2 + 12, D)  # a class token and a register
     dense = dense_classifier(features, lambda f: f[:, 0], [Stream("NLC", (3, 4), 2)])
     logits = dense(IMAGES)
@@ -75,8 +75,8 @@ def test_with_a_class_token_the_slope_is_that_at_the_class_token():
     torch.testing.assert_close(logits.mean((2, 3)), dense.model(features[:, 0]))
 
 
-def test_heads_that_see_more_than_means_are_linearised_on_all_features():
-    """A maximum over locations, as in VOLO: only where it is taken does it change."""
+def test_heads_that_use_more_than_means_are_linearized_on_all_features():
+    """With a maximum over locations, as in VOLO, logits change only at the maximum."""
     features = torch.randn(B, D, 3, 4)
     dense = dense_classifier(features, lambda f: f.amax((2, 3)), [Stream("NCHW", (3, 4))])
     logits = dense(IMAGES)
@@ -89,7 +89,7 @@ def test_heads_that_see_more_than_means_are_linearised_on_all_features():
 
 
 @pytest.mark.parametrize("mode", ["local", "linearised"])
-def test_many_locations_are_done_in_parts(mode, monkeypatch):
+def test_many_locations_are_processed_in_parts(mode, monkeypatch):
     features = torch.randn(B, D, 3, 4)
     dense = dense_classifier(features, lambda f: f.mean((2, 3)), [Stream("NCHW", (3, 4))], mode=mode)
     whole = dense(IMAGES)
@@ -102,7 +102,7 @@ def several() -> tuple[list[torch.Tensor], list[Stream]]:
     return tensors, [Stream("NLC", (4, 5), 1), Stream("NCHW", (2, 3)), Stream("NCL", None)]
 
 
-def test_several_streams_are_brought_to_the_coarsest_grid():
+def test_multiple_streams_are_resampled_to_the_coarsest_grid():
     tensors, streams = several()
     head = nn.Linear(4 + D + 3, C)
 
@@ -122,7 +122,7 @@ def test_several_streams_are_brought_to_the_coarsest_grid():
     torch.testing.assert_close(logits[..., 0, 0], upper_left + coarse[..., 0, 0] + rest)
 
 
-def test_several_streams_are_linearised_together():
+def test_multiple_streams_are_linearized_together():
     tensors, streams = several()
     head = TwoLayers(4 + D + 3)
 
@@ -136,7 +136,7 @@ def test_several_streams_are_linearised_together():
     assert logits.flatten(2).std(-1).min() > 0
 
 
-def test_under_autocast_and_inference_mode_the_mean_stays_exact():
+def test_the_mean_is_exact_under_autocast_and_inference_mode():
     features = torch.randn(B, D, 3, 4)
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         dense = dense_classifier(features.clone(), lambda f: f.mean((2, 3)), [Stream("NCHW", (3, 4))])
@@ -145,16 +145,16 @@ def test_under_autocast_and_inference_mode_the_mean_stays_exact():
     torch.testing.assert_close(logits.mean((2, 3)), dense.model(features.mean((2, 3))), rtol=1e-5, atol=1e-5)
 
 
-def test_features_that_are_no_map_are_refused():
+def test_features_without_positions_are_refused():
     features = torch.randn(B, D, 12)
     with pytest.raises(ValueError, match="made cannot annotate: its features are not a map of locations"):
         dense_classifier(features, lambda f: f.mean(2), [Stream("NCL", None)])(IMAGES)
 
 
-def test_heads_that_do_not_pool_are_refused():
+def test_heads_without_pooling_are_refused():
     features = torch.randn(B, D, 3, 4)
     dense = dense_classifier(features, lambda f: f.flatten(2).transpose(1, 2), [Stream("NCHW", (3, 4))])
-    for _ in range(2):  # what is found out is not kept by half
+    for _ in range(2):  # the failed first call leaves no partial state
         with pytest.raises(ValueError, match="its head does not pool features, see global_pool"):
             dense(IMAGES)
 

@@ -92,7 +92,7 @@ def own_logits(folder: str, annotator: ModuleAnnotator, images: torch.Tensor) ->
 @pytest.mark.parametrize(
     ("family", "values", "grid", "linear"), FAMILIES, ids=lambda v: v if isinstance(v, str) else ""
 )
-def test_the_mean_over_the_map_is_the_models_own_output(family, values, grid, linear, tmp_path):
+def test_the_mean_over_the_map_is_the_output_of_the_model(family, values, grid, linear, tmp_path):
     folder = save(tmp_path, family, values)
     annotator = rd.HFAnnotator(folder, input_size=SIZE, head="linearised", device="cpu")
     images = torch.randint(0, 256, (2, 3, *SIZE), dtype=torch.uint8)
@@ -110,7 +110,7 @@ def test_the_mean_over_the_map_is_the_models_own_output(family, values, grid, li
 
 
 @pytest.mark.parametrize(("family", "values"), [("ViT", VIT), ("Swin", SWIN), ("ResNet", CNN)])
-def test_locations_lie_as_in_the_image(family, values, tmp_path):
+def test_locations_have_their_position_in_the_image(family, values, tmp_path):
     annotator = rd.HFAnnotator(save(tmp_path, family, values), input_size=(128, 192), device="cpu")
     images = torch.randint(0, 256, (1, 3, 128, 192), dtype=torch.uint8).repeat(2, 1, 1, 1)
     images[1, :, :32, -32:] = 255
@@ -121,7 +121,7 @@ def test_locations_lie_as_in_the_image(family, values, tmp_path):
     assert x >= width * 3 / 4 - 1
 
 
-def test_inputs_are_the_image_processors_unless_given(tmp_path):
+def test_input_options_override_those_of_the_image_processor(tmp_path):
     folder = save(tmp_path, "ViT", VIT)
     annotator = rd.HFAnnotator(folder, device="cpu")
     assert (annotator.input_size, annotator.interpolation) == ((64, 64), "bicubic")
@@ -141,7 +141,7 @@ def test_inputs_are_the_image_processors_unless_given(tmp_path):
         ({"size": {"shortest_edge": 80}, "do_center_crop": True, "crop_size": {"height": 64, "width": 32}}, (64, 32)),
     ],
 )
-def test_input_sizes_are_found_in_any_form(changes, expected, tmp_path):
+def test_input_sizes_are_read_in_all_forms(changes, expected, tmp_path):
     folder = save(tmp_path, "ViT", VIT)
     path = tmp_path / "preprocessor_config.json"
     values = {**json.loads(path.read_text()), "image_processor_type": "ConvNextImageProcessor", **changes}
@@ -159,7 +159,7 @@ def test_classes_are_the_labels_of_the_config(tmp_path):
     assert rd.HFAnnotator(folder, device="cpu", classes=list("vwxyz")).classes == tuple("vwxyz")
 
 
-def test_imagenets_classes_are_known_by_their_names(tmp_path):
+def test_classes_of_imagenet_are_recognized_by_name(tmp_path):
     from timm.data.imagenet_info import ImageNetInfo
 
     info = ImageNetInfo("imagenet-1k")
@@ -175,7 +175,7 @@ def test_models_that_cannot_be_split_are_refused_with_the_reason(tmp_path):
     with pytest.raises(ValueError, match="HGNetV2ForImageClassification has no base model separate from its head"):
         rd.HFAnnotator(save(tmp_path / "a", "HGNetV2", values), device="cpu")
     with pytest.raises(
-        ValueError, match=r"its last hidden state \[1, \d+, \d+\] is not a map, and does not match the 0 x 0 patches"
+        ValueError, match=r"its last hidden state \[1, \d+, \d+\] is not a map, and does not match the 4 x 4 patches"
     ):
         rd.HFAnnotator(save(tmp_path / "b", "Levit", {"image_size": 64}), device="cpu")
 
@@ -187,7 +187,7 @@ def test_a_model_without_a_trained_classifier_is_refused(tmp_path):
         rd.HFAnnotator(folder, device="cpu")
 
 
-def test_a_model_without_an_image_processor_needs_all_inputs(tmp_path):
+def test_a_model_without_an_image_processor_requires_all_input_options(tmp_path):
     folder = save(tmp_path, "ViT", VIT)
     (tmp_path / "preprocessor_config.json").unlink()
     with pytest.raises(ValueError, match="has no image processor: set input_size, mean, std and interpolation"):
@@ -196,7 +196,7 @@ def test_a_model_without_an_image_processor_needs_all_inputs(tmp_path):
     assert rd.HFAnnotator(folder, **inputs, device="cpu").input_size == (64, 64)
 
 
-def test_pixels_of_another_scale_are_refused(tmp_path):
+def test_other_rescale_factors_are_refused(tmp_path):
     folder = save(tmp_path, "ViT", VIT)
     path = tmp_path / "preprocessor_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "rescale_factor": 1 / 127.5}))
@@ -204,7 +204,7 @@ def test_pixels_of_another_scale_are_refused(tmp_path):
         rd.HFAnnotator(folder, device="cpu")
 
 
-def test_without_transformers_the_message_says_what_to_install(monkeypatch):
+def test_without_transformers_the_error_explains_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ImportError, match=r"hf:some/model needs transformers, .*pip install 'relabel-datasets\[hf\]'"):
         rd.HFAnnotator("some/model")
@@ -212,7 +212,7 @@ def test_without_transformers_the_message_says_what_to_install(monkeypatch):
         rd.HFAnnotator("some/model", head="best")
 
 
-def test_the_command_builds_with_it(tmp_path, image_folder, capsys):
+def test_the_command_builds_with_a_transformers_model(tmp_path, image_folder, capsys):
     names = {"id2label": {0: "emu", 1: "cat", 2: "dog"}, "label2id": {"emu": 0, "cat": 1, "dog": 2}}
     folder = save(tmp_path / "tiny-vit", "ViT", VIT, 3, **names)
     out = str(tmp_path / "out")
@@ -225,7 +225,7 @@ def test_the_command_builds_with_it(tmp_path, image_folder, capsys):
     assert dense.shape == (1, 3, 4, 4)
 
 
-def test_no_code_of_a_models_repository_is_run(tmp_path):
+def test_code_in_the_repository_of_a_model_is_not_executed(tmp_path):
     canary = tmp_path / "canary"
     folder = tmp_path / "model"
     save(folder, "ResNet", {"embedding_size": 8, "hidden_sizes": [8, 8], "depths": [1, 1]})

@@ -31,7 +31,7 @@ def release(tmp_path, image_folder):
 
 @pytest.mark.parametrize("source_format", ["relabel", "tokenlabeling"])
 @pytest.mark.parametrize("order", ["hw", "wh"])
-def test_crops_pool_as_roi_align_pools_the_published_tensor(tmp_path, image_folder, order, source_format):
+def test_pooled_crops_equal_roi_align_of_the_published_tensor(tmp_path, image_folder, order, source_format):
     tensors = write_release(
         tmp_path / "release",
         image_folder,
@@ -69,7 +69,7 @@ def test_scores_are_within_the_rounding_of_the_stored_dtype(tmp_path, image_fold
         assert label_map.base is None  # a class that is not stored counts as 0
 
 
-def test_a_tar_gives_the_same_shards_as_the_folder(tmp_path, release):
+def test_a_tar_and_its_folder_produce_the_same_shards(tmp_path, release):
     run(release, tmp_path / "folder", shard_size=4)
     run(pack(release, tmp_path / "release.tar"), tmp_path / "tar", shard_size=4, num_threads=1)
     run(pack(release, tmp_path / "plain.tar", prefix="."), tmp_path / "plain", shard_size=4)
@@ -81,7 +81,7 @@ def test_a_tar_gives_the_same_shards_as_the_folder(tmp_path, release):
     assert files[0] == files[1] == files[2]
 
 
-def test_samples_lie_in_the_shards_as_in_a_build_of_the_same_images(tmp_path, release, image_folder, annotator):
+def test_shards_have_the_same_samples_as_a_build_of_the_same_images(tmp_path, release, image_folder, annotator):
     imported = run(release, tmp_path / "data", images=image_folder, shard_size=4, include_images=True)
     built = rd.build(
         rd.data.ImageFolderSource(image_folder), tmp_path / "data", annotator, shard_size=4, progress=False
@@ -95,7 +95,7 @@ def test_samples_lie_in_the_shards_as_in_a_build_of_the_same_images(tmp_path, re
     assert sorted(imported.encoding) == sorted(built.encoding)
 
 
-def test_the_manifest_says_where_the_maps_are_from(tmp_path, release, image_folder):
+def test_the_manifest_records_the_origin_of_the_maps(tmp_path, release, image_folder):
     manifest = run(release, tmp_path / "data", order="wh", images=image_folder, config="mine")
     assert manifest.annotator == {
         "kind": "imported",
@@ -112,7 +112,7 @@ def test_the_manifest_says_where_the_maps_are_from(tmp_path, release, image_fold
     assert "mine" in (tmp_path / "data" / "README.md").read_text()
 
 
-def test_synsets_get_imagenets_indices_and_classes(tmp_path):
+def test_synsets_have_the_indices_and_classes_of_imagenet(tmp_path):
     dense = random_map(0, (3, 3), 1000)
     for folder in ("n15075141", "n01440764"):
         (tmp_path / "release" / folder).mkdir(parents=True)
@@ -125,14 +125,14 @@ def test_synsets_get_imagenets_indices_and_classes(tmp_path):
     torch.testing.assert_close(maps["n01440764_10026"].dense(), dense_of(publish(dense, 5), 1000))
 
 
-def test_classes_may_be_named_in_another_order(tmp_path, release):
+def test_classes_may_be_given_in_another_order(tmp_path, release):
     run(release, tmp_path / "data", classes=("emu", "yak", "dog", "cat"))
     maps = rd.LabelMaps(tmp_path / "data")
     assert {maps[f"photo_{i:02d}"].label for i in (0, 3)} == {3}
     assert maps.manifest.classes == ["emu", "yak", "dog", "cat"]
 
 
-def test_bad_files_are_skipped_if_asked_shown_counted_and_listed(tmp_path, release, image_folder, capsys, caplog):
+def test_skip_bad_skips_reports_and_lists_bad_files(tmp_path, release, image_folder, capsys, caplog):
     (release / "cat" / "photo_00.pt").write_bytes(save(publish(random_map(0) * float("nan"))))
     (release / "dog" / "photo_01.pt").write_bytes(b"")
     manifest = run(release, tmp_path / "data", skip_bad=True, shard_size=6)
@@ -145,19 +145,19 @@ def test_bad_files_are_skipped_if_asked_shown_counted_and_listed(tmp_path, relea
     assert len(joined) == 11
 
 
-def test_the_shape_of_most_files_counts(tmp_path, release):
+def test_the_most_common_shape_is_expected(tmp_path, release):
     first = sorted(release.glob("*/*"))[np.random.default_rng(0).permutation(13)[0]]
     first.write_bytes(save(publish(random_map(0, (3, 3)))))
     assert run(release, tmp_path / "data", skip_bad=True).splits["train"].num_samples == 12
 
 
-def test_if_every_file_is_bad_nothing_is_skipped(tmp_path, release):
+def test_an_import_without_any_valid_file_is_an_error(tmp_path, release):
     with pytest.raises(rd.errors.LabelMapError, match="none of 13 files is a label map of format 'tokenlabeling'"):
         run(release, tmp_path / "data", "tokenlabeling", skip_bad=True)
     assert not (tmp_path / "data").exists()
 
 
-def test_a_config_that_exists_is_not_written_to(tmp_path, release):
+def test_an_existing_config_is_not_overwritten(tmp_path, release):
     run(release, tmp_path / "data")
     before = (tmp_path / "data" / "relabel" / "_info.json").read_bytes()
     with pytest.raises(rd.DatasetError, match="exists already"):
@@ -166,7 +166,7 @@ def test_a_config_that_exists_is_not_written_to(tmp_path, release):
     run(release, tmp_path / "data", config="another")
 
 
-def test_an_interrupted_import_leaves_nothing(tmp_path, release, monkeypatch):
+def test_an_interrupted_import_leaves_no_files(tmp_path, release, monkeypatch):
     read = rd.annotate.PublishedMaps.read
 
     def interrupted(self, index):
@@ -183,7 +183,7 @@ def test_an_interrupted_import_leaves_nothing(tmp_path, release, monkeypatch):
 
 
 @pytest.mark.parametrize("remove", [at_once, files_first])
-def test_a_folder_that_is_removed_stops_the_import(tmp_path, release, remove):
+def test_removing_the_folder_stops_the_import(tmp_path, release, remove):
     folder = tmp_path / "data" / "relabel"
     with (
         sabotaged(folder, lambda event, name: event == "os.rename" and name.startswith(".train-00000"), remove),
@@ -193,7 +193,7 @@ def test_a_folder_that_is_removed_stops_the_import(tmp_path, release, remove):
     assert not folder.exists()
 
 
-def test_the_size_of_an_image_is_that_of_the_upright_image(tmp_path, release, image_folder):
+def test_the_size_of_an_image_is_that_after_exif_rotation(tmp_path, release, image_folder):
     exif = PIL.Image.Exif()
     exif[0x0112] = 6
     picture(0, (30, 50)).save(image_folder / "cat" / "photo_00.jpg", exif=exif)
@@ -210,7 +210,7 @@ def test_the_size_of_an_image_is_that_of_the_upright_image(tmp_path, release, im
         assert sizes["photo_00"] == sizes["photo_01"] == (50, 30)
 
 
-def test_images_may_be_in_a_folder_named_like_the_split(tmp_path, release, image_folder):
+def test_images_may_be_in_a_subfolder_named_like_the_split(tmp_path, release, image_folder):
     (tmp_path / "imagenet").mkdir()
     image_folder.rename(tmp_path / "imagenet" / "val")
     run(release, tmp_path / "data", images=tmp_path / "imagenet", split="validation")
@@ -248,14 +248,14 @@ def test_an_unreadable_image_stops_the_import(tmp_path, release, image_folder):
         run(release, tmp_path / "data", images=image_folder)
 
 
-def test_images_of_another_dataset_are_refused_even_if_asked_to_skip(tmp_path, release, image_folder):
+def test_images_of_another_dataset_are_refused_even_with_skip_bad(tmp_path, release, image_folder):
     for path in image_folder.glob("*/*"):
         path.rename(path.with_stem(f"other_{path.stem}"))
     with pytest.raises(rd.DatasetError, match="none of 13 images"):
         run(release, tmp_path / "data", images=image_folder, skip_bad=True)
 
 
-def test_without_images_maps_fit_any_image_they_are_loaded_with(tmp_path, release, image_folder):
+def test_maps_imported_without_images_have_the_size_of_the_loaded_image(tmp_path, release, image_folder):
     run(release, tmp_path / "without")
     run(release, tmp_path / "with", images=image_folder)
     assert rd.LabelMaps(tmp_path / "without")["photo_00"].canvas_size == (5, 7)
@@ -290,13 +290,13 @@ def test_without_images_maps_fit_any_image_they_are_loaded_with(tmp_path, releas
         ({"source_format": "fkd"}, "source_format must be one of"),
     ],
 )
-def test_bad_options_are_refused_before_any_work(tmp_path, release, options, message):
+def test_invalid_options_are_refused_before_any_work(tmp_path, release, options, message):
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         run(release, tmp_path / "data", **options)
     assert not (tmp_path / "data").exists()
 
 
-def test_the_command_imports_and_says_how_to_load(tmp_path, release, image_folder, capsys):
+def test_the_command_imports_and_prints_how_to_load(tmp_path, release, image_folder, capsys):
     arguments = ["import", str(pack(release, tmp_path / "release.tar")), str(tmp_path / "data"), "--format", "relabel"]
     classes = tmp_path / "classes.txt"
     classes.write_text("\n".join([*CLASSES, "polar bear"]))
@@ -311,7 +311,7 @@ def test_the_command_imports_and_says_how_to_load(tmp_path, release, image_folde
     assert len(eval(capsys.readouterr().out.splitlines()[-1], {"load_dataset": rd.load_dataset})) == 13
 
 
-def test_the_command_finds_the_order_out(tmp_path, image_folder, annotator, capsys, monkeypatch):
+def test_the_command_detects_the_order(tmp_path, image_folder, annotator, capsys, monkeypatch):
     annotated_release(tmp_path / "release", image_folder, (40, 40), "wh")
     arguments = ["import", str(tmp_path / "release"), str(tmp_path / "data"), "--format", "relabel", "--order", "auto"]
     assert main(arguments) == 1
@@ -322,12 +322,12 @@ def test_the_command_finds_the_order_out(tmp_path, image_folder, annotator, caps
     assert rd.LabelMaps(tmp_path / "data").manifest.annotator["order"] == "wh"
 
 
-def test_without_an_order_the_command_does_not_start(tmp_path, release):
+def test_the_command_requires_an_order(tmp_path, release):
     with pytest.raises(SystemExit, match="2"):
         main(["import", str(release), str(tmp_path / "data"), "--format", "relabel"])
 
 
-def test_the_readmes_example_runs(tmp_path, image_folder, annotator, monkeypatch):
+def test_the_example_of_the_guide_runs(tmp_path, image_folder, annotator, monkeypatch):
     monkeypatch.chdir(tmp_path)
     annotated_release(tmp_path / "release", image_folder, (40, 40), "wh")
     pack(tmp_path / "release", tmp_path / "relabel_imagenet.tar")

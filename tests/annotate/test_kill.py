@@ -1,4 +1,4 @@
-"""kill -9 at any moment: the next run makes the same bytes as an undisturbed one, and leaves nothing else behind."""
+"""After SIGKILL at any moment, the next run writes the same bytes as an uninterrupted build and leaves no other files."""
 
 import json
 import subprocess
@@ -25,7 +25,7 @@ def kill_builds(job, timeout=1200):
 
 
 def tree_of(root):
-    """Return every file and folder below, hidden ones too."""
+    """Return all files and folders below a folder, including hidden ones."""
     return {str(path.relative_to(root)): path.is_file() and path.read_bytes() for path in root.rglob("*")}
 
 
@@ -50,18 +50,18 @@ def job_of(tmp_path, images, **more):
     return {"images": str(images), "out": str(tmp_path / "out"), "seed": 0, "batch_size": 2, "shard_size": 4, **more}
 
 
-def undisturbed(tmp_path, job):
-    """Build once, in a process of the same kind."""
+def uninterrupted(tmp_path, job):
+    """Build once, in the same type of process."""
     (tmp_path / "whole").mkdir()
     kill_builds({**job, "out": str(tmp_path / "whole"), "kills": 0})
     return tmp_path / "whole" / "000"
 
 
-@pytest.mark.slow  # one kill is among the tests of builds
+@pytest.mark.slow  # tests of `build` cover a single kill
 def test_25_kills_at_random_moments(tmp_path, small_images):
     job = job_of(tmp_path, small_images, seconds=0.01, kills=25, seconds_alive=0.3)
     assert kill_builds(job)["kills"] == 25
-    assert_all_equal(tmp_path / "out", undisturbed(tmp_path, job))
+    assert_all_equal(tmp_path / "out", uninterrupted(tmp_path, job))
 
 
 @pytest.mark.slow
@@ -69,11 +69,11 @@ def test_a_kill_before_each_change_to_the_folder(tmp_path, image_folder):
     job = job_of(tmp_path, image_folder, seconds=0.0, kills=1000, shard_size=5)
     result = kill_builds(job)
     assert result["kills"] == result["rounds"] > 30
-    assert_all_equal(tmp_path / "out", undisturbed(tmp_path, job))
+    assert_all_equal(tmp_path / "out", uninterrupted(tmp_path, job))
 
 
 def real_images(real_data, folder, count):
-    """Return an ImageFolder of some of Imagenette's images, and the arguments of an annotator of them."""
+    """Return an ImageFolder with images of Imagenette, and the arguments of an annotator."""
     with tarfile.open(real_data / "imagenette-train.tar") as tar:
         members = [member for member in tar if member.isfile()]
         for member in members[:: len(members) // count][:count]:
@@ -87,4 +87,4 @@ def test_25_kills_of_a_real_build(tmp_path, real_data):
     job = job_of(tmp_path, images, model="mobilenetv2_100", model_kwargs=model, batch_size=16, shard_size=25)
     job |= {"kills": 25, "seconds_alive": 4}
     assert kill_builds(job)["kills"] == 25
-    assert_all_equal(tmp_path / "out", undisturbed(tmp_path, job))
+    assert_all_equal(tmp_path / "out", uninterrupted(tmp_path, job))

@@ -8,7 +8,7 @@ from tests.conftest import ColourNet
 
 @pytest.mark.parametrize("order", ["hw", "wh"])
 @pytest.mark.parametrize("size", [(40, 40), (40, 56)])
-def test_the_order_is_found_by_another_annotator(tmp_path, image_folder, annotator, order, size):
+def test_the_order_is_detected_by_another_annotator(tmp_path, image_folder, annotator, order, size):
     maps = annotated_release(tmp_path / "release", image_folder, size, order)
     check = rd.annotate.detect_order(maps, image_folder, annotator)
     assert check.order == order
@@ -18,7 +18,7 @@ def test_the_order_is_found_by_another_annotator(tmp_path, image_folder, annotat
     assert check.num_images == 13
 
 
-def test_the_order_is_found_by_an_annotator_whose_classes_come_in_another_order(tmp_path, image_folder):
+def test_the_order_is_detected_by_an_annotator_with_another_order_of_classes(tmp_path, image_folder):
     maps = annotated_release(tmp_path / "release", image_folder, (40, 40), "wh")
 
     class Reversed(ColourNet):
@@ -30,13 +30,13 @@ def test_the_order_is_found_by_an_annotator_whose_classes_come_in_another_order(
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_maps_that_are_not_of_the_images_are_undecidable(tmp_path, image_folder, annotator, seed):
+def test_the_order_of_maps_of_other_images_is_undecidable(tmp_path, image_folder, annotator, seed):
     write_release(tmp_path / "release", image_folder, lambda i, _: publish(random_map(100 * seed + i, (5, 5))))
     with pytest.raises(ValueError, match=r"cannot be detected: correlation .* as hw and .* as wh, t = "):
         rd.annotate.detect_order(rd.annotate.PublishedMaps(tmp_path / "release", "relabel"), image_folder, annotator)
 
 
-def test_symmetric_maps_and_too_few_images_are_undecidable(tmp_path, image_folder, annotator):
+def test_the_order_of_symmetric_maps_and_of_few_maps_is_undecidable(tmp_path, image_folder, annotator):
     def symmetric(i, _):
         dense = random_map(i, (5, 5))
         return publish(dense + dense.mT)

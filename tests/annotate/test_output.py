@@ -1,4 +1,4 @@
-"""Builds that write to URLs, and folders that cannot take what is written."""
+"""Builds that write to URLs, to unwritable folders and to full disks."""
 
 import json
 import os
@@ -19,10 +19,10 @@ OPTIONS = {"shard_size": 4, "build_config": rd.annotate.BuildConfig(batch_size=2
 
 
 class PlainFileSystem(MemoryFileSystem):
-    """One that shows files while they are being written, and needs folders."""
+    """File system that shows incomplete files and requires parent folders."""
 
     protocol = "plain"
-    store: dict = {}  # noqa: RUF012  as in the class above
+    store: dict = {}  # noqa: RUF012  as in the base class
     pseudo_dirs = [""]  # noqa: RUF012
     seen: list = []  # noqa: RUF012
 
@@ -72,7 +72,7 @@ def local_files(root):
     return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
-def test_a_url_gets_the_same_files_as_a_folder(tmp_path, source, annotator, whole, url):
+def test_builds_to_a_url_and_a_folder_write_the_same_files(tmp_path, source, annotator, whole, url):
     rd.build(source, url, annotator, **OPTIONS)
     assert remote_files(url) == local_files(whole)
     if url.startswith("memory"):
@@ -81,7 +81,7 @@ def test_a_url_gets_the_same_files_as_a_folder(tmp_path, source, annotator, whol
         assert dataset[3][1].num_classes == 3
 
 
-def test_files_of_plain_servers_are_there_whole_or_not_at_all(source, annotator):
+def test_files_on_any_protocol_are_complete_or_absent(source, annotator):
     PlainFileSystem.seen.clear()
     rd.build(source, "plain://bucket/data", annotator, **OPTIONS)
     assert len(PlainFileSystem.seen) > 10
@@ -89,7 +89,7 @@ def test_files_of_plain_servers_are_there_whole_or_not_at_all(source, annotator)
     fsspec.filesystem("plain").rm("/bucket", recursive=True)
 
 
-def test_a_build_to_a_url_goes_on_where_it_stopped(source, annotator, whole, url):
+def test_a_build_to_a_url_is_resumed(source, annotator, whole, url):
     with pytest.raises(Interrupted):
         rd.build(source, url, annotator_of(StopsAfter(5)), **OPTIONS)
     assert sum(name.endswith(".tar") for name in remote_files(url)) == 2
@@ -104,7 +104,7 @@ def test_a_build_to_a_url_goes_on_where_it_stopped(source, annotator, whole, url
         rd.build(source, url, annotator, **{**OPTIONS, "build_config": rd.annotate.BuildConfig(encoding="topk")})
 
 
-def test_an_upload_that_fails_or_arrives_cut_is_tried_again(source, annotator, whole, monkeypatch):
+def test_failed_and_truncated_uploads_are_retried(source, annotator, whole, monkeypatch):
     monkeypatch.setattr("relabel_datasets.storage.output._PAUSES_S", (0, 0))
     monkeypatch.setattr("relabel_datasets.storage.output.RemoteOutput._try.__defaults__", ((0, 0),))
     put, faults = MemoryFileSystem.put_file, ["dropped", "cut", None, "cut"]
@@ -162,7 +162,7 @@ def checkpoint(tmp_path):
     return str(path)
 
 
-def test_a_protocol_that_cannot_be_written_is_refused_at_once(source):
+def test_read_only_protocols_are_refused_before_any_work(source):
     with pytest.raises(OSError, match=r"http://127.0.0.1:9/data"):
         rd.build(source, "http://127.0.0.1:9/data", never_made, progress=False)
 
@@ -171,7 +171,7 @@ def never_made():
     raise AssertionError("the annotator is made after the output is found to be writable")
 
 
-def test_a_full_disk_stops_the_build_and_breaks_nothing(source, annotator, whole, small_disk):
+def test_a_full_disk_stops_the_build_without_damage(source, annotator, whole, small_disk):
     (small_disk / "other").write_bytes(bytes(960_000))
     with pytest.raises(OSError, match=rf"the disk of {small_disk}/data/colours is full: free some space"):
         rd.build(source, small_disk / "data", annotator, **OPTIONS)
@@ -181,25 +181,25 @@ def test_a_full_disk_stops_the_build_and_breaks_nothing(source, annotator, whole
     assert local_files(small_disk / "data") == local_files(whole)
 
 
-def test_a_folder_that_cannot_be_written_to_is_refused_before_any_work(source, small_disk):
+def test_an_unwritable_folder_is_refused_before_any_work(source, small_disk):
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
     with pytest.raises(OSError, match=f"{small_disk}/data cannot be written to"):
         rd.build(source, small_disk / "data", never_made, progress=False)
 
 
-def test_looking_whether_a_folder_can_be_written_leaves_nothing_behind(tmp_path):
+def test_checking_whether_a_folder_is_writable_leaves_no_files(tmp_path):
     open_output(tmp_path / "some" / "folder").check_writable()
     assert not list(tmp_path.iterdir())
 
 
-def test_a_file_where_the_folder_should_be_is_refused(tmp_path, source):
+def test_a_file_in_place_of_the_folder_is_refused(tmp_path, source):
     (tmp_path / "data").touch()
     with pytest.raises(OSError, match="data cannot be written to"):
         rd.build(source, tmp_path / "data", never_made, progress=False)
 
 
 class Calls(StopsAfter):
-    """Calls a function after n batches, and goes on."""
+    """Network that calls a function after n batches and continues."""
 
     def __init__(self, batches, function):
         super().__init__(batches)
@@ -213,11 +213,11 @@ class Calls(StopsAfter):
 
 
 @pytest.mark.parametrize("batches", [5, 6])
-def test_a_folder_that_is_removed_stops_the_build(tmp_path, source, annotator, whole, batches):
+def test_removing_the_folder_stops_the_build(tmp_path, source, annotator, whole, batches):
     root = tmp_path / "data"
 
     def remove():
-        root.rename(tmp_path / "removed")  # at one moment: rmtree itself fails when the writer renames a file meanwhile
+        root.rename(tmp_path / "removed")  # atomic, because rmtree fails if the writer renames a file at the same time
         shutil.rmtree(tmp_path / "removed")
 
     with pytest.raises(FileNotFoundError, match=f"{root}/colours was removed during the build"):
@@ -226,7 +226,7 @@ def test_a_folder_that_is_removed_stops_the_build(tmp_path, source, annotator, w
     assert local_files(root) == local_files(whole)
 
 
-def test_a_shard_that_is_removed_meanwhile_is_missed_and_made_anew(tmp_path, source, annotator, whole):
+def test_a_shard_removed_during_the_build_is_reported_and_rebuilt(tmp_path, source, annotator, whole):
     root = tmp_path / "data"
     shard = root / "colours" / "train-00000-of-00004.tar"
     with pytest.raises(rd.DatasetError, match=f"{shard} is missing: it was removed"):
@@ -237,16 +237,16 @@ def test_a_shard_that_is_removed_meanwhile_is_missed_and_made_anew(tmp_path, sou
     assert local_files(root) == local_files(whole)
 
 
-def test_images_that_vanish_are_skipped_and_listed(tmp_path, image_folder, source, annotator):
+def test_images_removed_during_the_build_are_skipped_and_listed(tmp_path, image_folder, source, annotator):
     lost = image_folder / "cat" / "photo_03.jpg"
     manifest = rd.build(source, tmp_path / "data", annotator_of(Calls(1, lost.unlink)), **OPTIONS)
     skipped = manifest.splits["train"].skipped
-    assert [entry["key"] for entry in skipped] in (["photo_03"], [])  # unless it had been read ahead
+    assert [entry["key"] for entry in skipped] in (["photo_03"], [])  # unless it was prefetched
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
 @pytest.mark.parametrize("finished", [True, False])
-def test_a_damaged_shard_is_made_anew_and_only_that(tmp_path, source, annotator, whole, damage, finished):
+def test_only_a_damaged_shard_is_rebuilt(tmp_path, source, annotator, whole, damage, finished):
     root = tmp_path / "data"
     if finished:
         rd.build(source, root, annotator, **OPTIONS)
@@ -266,7 +266,7 @@ def test_a_damaged_shard_is_made_anew_and_only_that(tmp_path, source, annotator,
     assert local_files(root) == local_files(whole)
 
 
-def test_a_damaged_index_or_record_is_made_anew(tmp_path, source, annotator, whole):
+def test_a_damaged_index_or_record_is_rebuilt(tmp_path, source, annotator, whole):
     root = tmp_path / "data"
     with pytest.raises(Interrupted):
         rd.build(source, root, annotator_of(StopsAfter(5)), **OPTIONS)
@@ -277,14 +277,14 @@ def test_a_damaged_index_or_record_is_made_anew(tmp_path, source, annotator, who
     assert local_files(root) == local_files(whole)
 
 
-def test_a_damaged_split_of_other_shards_is_not_mended_but_told_of(tmp_path, source, annotator):
+def test_a_damaged_split_is_not_repaired_with_another_shard_size(tmp_path, source, annotator):
     rd.build(source, tmp_path, annotator, **OPTIONS)
     (tmp_path / "colours" / "train-00001-of-00004.tar").unlink()
     with pytest.raises(rd.DatasetError, match="Use the shard_size it was built with, 4"):
         rd.build(source, tmp_path, annotator, **{**OPTIONS, "shard_size": 5})
 
 
-def test_what_killed_builders_left_is_removed(tmp_path, source, annotator, whole):
+def test_temporary_files_of_killed_builders_are_removed(tmp_path, source, annotator, whole):
     root = tmp_path / "data"
     folder = root / "colours"
     folder.mkdir(parents=True)
@@ -295,7 +295,7 @@ def test_what_killed_builders_left_is_removed(tmp_path, source, annotator, whole
     assert local_files(root) == local_files(whole)
 
 
-def test_a_second_builder_of_a_split_is_told_who_the_first_is(tmp_path, source, annotator):
+def test_a_second_builder_of_a_split_is_refused_with_the_process_of_the_first(tmp_path, source, annotator):
     lock = LocalOutput(tmp_path).lock("colours/.build-train/lock", "it")
     with lock:
         with pytest.raises(rd.DatasetError, match=rf"is being built by process {os.getpid()} on .*: wait"):
@@ -306,7 +306,7 @@ def test_a_second_builder_of_a_split_is_told_who_the_first_is(tmp_path, source, 
     assert not [name for name in files_of(tmp_path / "colours") if name.startswith(".")]
 
 
-def test_two_builders_of_a_url_on_one_machine_are_told_apart_too(source, annotator):
+def test_two_builders_of_a_url_on_one_machine_exclude_each_other(source, annotator):
     output = open_output("memory://bucket/data")
     with (
         output.lock("colours/.build-train/lock", "it"),

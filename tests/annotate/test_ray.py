@@ -1,4 +1,4 @@
-"""A real Ray cluster on this machine: two nodes of one CPU each beside the driver's."""
+"""Builds on a local Ray cluster of two nodes with one CPU each, besides the node of the driver."""
 
 import os
 import secrets
@@ -25,15 +25,15 @@ from tests.annotate.test_kill import real_images, tree_of
 from tests.conftest import picture
 from tests.servers import s3_server
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # what Ray's own code warns of is not ours
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # warnings in the code of Ray
 
-MEMORY = 80 << 20  # of each node's object store, in bytes
+MEMORY = 80 << 20  # of the object store of each node, in bytes
 
 
 @pytest.fixture(scope="module")
 def cluster():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_AUTH_MODE", "token")  # nobody else gets in, and none of the user's files are touched
+        patch.setenv("RAY_AUTH_MODE", "token")  # keeps other users out and does not change files of the user
         patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
         ray = pytest.importorskip("ray")
         from ray.cluster_utils import Cluster
@@ -48,7 +48,7 @@ def cluster():
 
 @pytest.fixture
 def nodes(cluster):
-    """Two nodes with a CPU each."""
+    """Two nodes with one CPU each."""
     nodes = [cluster.add_node(num_cpus=1, object_store_memory=MEMORY) for _ in range(2)]
     cluster.wait_for_nodes()
     yield nodes
@@ -67,7 +67,7 @@ def build_in_thread(*arguments, **more):
     def target():
         try:
             result["manifest"] = run(*arguments, **more)
-        except Exception as error:  # noqa: BLE001  for the test to see
+        except Exception as error:  # noqa: BLE001  checked by the test
             result["error"] = error
 
     thread = threading.Thread(target=target)
@@ -91,7 +91,7 @@ def many_images(tmp_path):
     return tmp_path / "many"
 
 
-def test_losing_an_actor_and_a_node_costs_only_their_shards(tmp_path, many_images, cluster, nodes):
+def test_losing_an_actor_and_a_node_costs_only_their_current_shards(tmp_path, many_images, cluster, nodes):
     source = rd.data.ImageFolderSource(many_images)
     run(source, tmp_path / "local", slow_annotator)
     data, actors = tmp_path / "data" / "colours", tmp_path / "actors"
@@ -106,7 +106,7 @@ def test_losing_an_actor_and_a_node_costs_only_their_shards(tmp_path, many_image
     cluster.remove_node(nodes[1], allow_graceful=False)
     cluster.add_node(num_cpus=1, object_store_memory=MEMORY)
     wait_until(lambda: len(list(actors.iterdir())) == 4, "an actor on the node that joined")
-    assert not (data / "_info.json").exists()  # else nothing was tested
+    assert not (data / "_info.json").exists()  # the build must still be running
     thread.join(300)
     assert "manifest" in result, result
     assert files_of(data) == files_of(tmp_path / "local" / "colours")
@@ -115,17 +115,17 @@ def test_losing_an_actor_and_a_node_costs_only_their_shards(tmp_path, many_image
 
 @pytest.fixture
 def one_thread():
-    """As an actor has, so that the logits are the same to their last bits."""
+    """Use one thread, as an actor does, so that the logits have the same last bits."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
 
 
-def test_25_kills_of_actors_and_one_of_a_node_over_real_images(
+def test_25_killed_actors_and_a_lost_node_with_real_images(
     tmp_path, real_data, cluster, nodes, one_thread, monkeypatch
 ):
-    monkeypatch.setattr("relabel_datasets.annotate.ray_actors._MAX_CRASHES", 25)  # chance may hit one shard often
+    monkeypatch.setattr("relabel_datasets.annotate.ray_actors._MAX_CRASHES", 25)  # random kills may hit one shard often
     images, model = real_images(real_data, tmp_path, 200)
     source, options = (
         rd.data.ImageFolderSource(images),
@@ -144,7 +144,7 @@ def test_25_kills_of_actors_and_one_of_a_node_over_real_images(
             if ready := sorted(actors.iterdir()):
                 victim = random.choice(ready)
                 victim.unlink()
-                with suppress(ProcessLookupError):  # its node was lost
+                with suppress(ProcessLookupError):  # lost with its node
                     os.kill(int(victim.name.split("-")[1]), signal.SIGKILL)
                     kills += 1
             if kills == 12 and nodes[1] in cluster.worker_nodes:
@@ -153,12 +153,12 @@ def test_25_kills_of_actors_and_one_of_a_node_over_real_images(
         thread.join(300)
         assert "manifest" in result, result
         assert tree_of(tmp_path / f"{builds}") == tree_of(tmp_path / "local")
-        for path in actors.iterdir():  # they ended with the build
+        for path in actors.iterdir():  # these actors ended with the build
             path.unlink()
         builds += 1
 
 
-def test_a_build_that_was_begun_here_goes_on_there(tmp_path, image_folder, annotator, cluster, nodes, capsys):
+def test_ray_resumes_a_local_build(tmp_path, image_folder, annotator, cluster, nodes, capsys):
     source = rd.data.ImageFolderSource(image_folder)
     (image_folder / "dog" / "photo_04.jpg").write_bytes(b"")
     run(source, tmp_path / "local", annotator)
@@ -170,11 +170,11 @@ def test_a_build_that_was_begun_here_goes_on_there(tmp_path, image_folder, annot
     run(source, tmp_path / "data", annotator, engine="ray", progress=True)
     assert first.stat().st_mtime_ns == before
     assert "13/13" in (error := capsys.readouterr().err)
-    assert "photo_04.jpg" in error  # skipped ones are shown here, too
+    assert "photo_04.jpg" in error  # skipped images are reported by the driver
     assert files_of(tmp_path / "data" / "colours") == files_of(tmp_path / "local" / "colours")
 
 
-def test_actors_upload_what_they_make(tmp_path, image_folder, annotator, cluster, nodes):
+def test_actors_upload_their_shards(tmp_path, image_folder, annotator, cluster, nodes):
     source = rd.data.ImageFolderSource(image_folder)
     run(source, tmp_path / "local", annotator)
     with s3_server(tmp_path / "local", "other") as address:
@@ -186,7 +186,7 @@ def test_actors_upload_what_they_make(tmp_path, image_folder, annotator, cluster
             assert files.cat(f"shards/data/{path.relative_to(tmp_path / 'local')}") == path.read_bytes()
 
 
-def test_what_can_never_be_done_stops_the_build(tmp_path, image_folder, annotator, cluster, nodes, monkeypatch):
+def test_permanent_failures_stop_the_build(tmp_path, image_folder, annotator, cluster, nodes, monkeypatch):
     monkeypatch.setattr("relabel_datasets.annotate.ray_actors._MAX_CRASHES", 2)
     source = rd.data.ImageFolderSource(image_folder)
     with pytest.raises(ValueError, match="no such checkpoint"):

@@ -30,14 +30,14 @@ def annotator(checkpoints):
     )  # fmt: skip
 
 
-def test_it_gives_the_same_logits(annotator, checkpoints):
+def test_a_recreated_annotator_computes_the_same_logits(annotator, checkpoints):
     again = remake_annotator(annotator.describe(), checkpoint=checkpoints[0], device="cpu")
     assert again.describe() == annotator.describe()
     images = torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8)
     assert torch.equal(again(images), annotator(images))
 
 
-def test_another_input_size_is_the_only_thing_that_may_differ(annotator, checkpoints):
+def test_only_the_input_size_may_differ(annotator, checkpoints):
     again = remake_annotator(annotator.describe(), checkpoint=checkpoints[0], input_size=32, device="cpu")
     assert again.input_size == (32, 32)
 
@@ -48,7 +48,7 @@ def test_other_weights_are_refused(annotator, checkpoints):
 
 
 @pytest.mark.parametrize("kind", ["module", "ensemble", None])
-def test_what_a_manifest_cannot_make_is_an_error_that_says_what_to_do(annotator, kind):
+def test_other_kinds_of_annotators_cannot_be_recreated(annotator, kind):
     with pytest.raises(ValueError, match=r"train_student\(annotator=\.\.\.\)"):
         remake_annotator({**annotator.describe(), "kind": kind}, device="cpu")
 
@@ -67,17 +67,17 @@ def test_what_a_manifest_cannot_make_is_an_error_that_says_what_to_do(annotator,
         ({"kind": "transformers", "name": "/tmp/evil"}, "is not the name of a model"),
         ({"kind": "transformers", "name": "./evil"}, "is not the name of a model"),
         ({"kind": "transformers", "name": "https://host/evil"}, "is not the name of a model"),
-        ({"model_args": {"checkpoint_path": "/tmp/evil.pth"}}, "model_args has checkpoint_path"),
-        ({"model_args": {"pretrained_cfg": {"file": "/tmp/evil.pth"}}}, "model_args has pretrained_cfg"),
-        ({"model_args": {"pretrained_cfg_overlay": {"url": "http://host/evil.pth"}}}, "has pretrained_cfg_overlay"),
-        ({"model_args": {"cache_dir": "/tmp/evil", "pretrained": True}}, "has cache_dir, pretrained"),
-        ({"model_args": {"checkpoint": "/tmp/evil.pth"}}, "model_args has checkpoint"),
-        ({"model_args": {"device": "cpu", "name": "x"}}, "model_args has device, name"),
+        ({"model_args": {"checkpoint_path": "/tmp/evil.pth"}}, "model_args in the manifest have checkpoint_path"),
+        ({"model_args": {"pretrained_cfg": {"file": "/tmp/evil.pth"}}}, "model_args in the manifest have pretrained_cfg"),
+        ({"model_args": {"pretrained_cfg_overlay": {"url": "http://host/evil.pth"}}}, "have pretrained_cfg_overlay"),
+        ({"model_args": {"cache_dir": "/tmp/evil", "pretrained": True}}, "have cache_dir, pretrained"),
+        ({"model_args": {"checkpoint": "/tmp/evil.pth"}}, "model_args in the manifest have checkpoint"),
+        ({"model_args": {"device": "cpu", "name": "x"}}, "model_args in the manifest have device, name"),
         ({"model_args": ["checkpoint_path"]}, "must be an object, got list"),
     ],
 )
 @pytest.mark.parametrize("is_given", [False, True])
-def test_a_manifest_names_a_model_and_its_architecture_but_nothing_to_load(
+def test_a_manifest_cannot_name_files_or_urls_to_load(
     annotator, checkpoints, monkeypatch, changes, message, is_given
 ):
     def create(*args, **kwargs):

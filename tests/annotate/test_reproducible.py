@@ -1,4 +1,4 @@
-"""What the bytes of a build depend on, with real networks, whose kernels libraries choose by the shape of a batch."""
+"""Bytes of a build with real networks do not depend on shards, threads or interruptions. Libraries select kernels by batch shape."""
 
 import json
 import tarfile
@@ -16,13 +16,13 @@ from relabel_datasets.annotate.engines import Description
 from relabel_datasets.shards.manifest import Manifest
 from tests.conftest import ColourNet, picture
 
-BATCH_SIZE = 16  # larger ones and smaller ones get other kernels
+BATCH_SIZE = 16  # larger and smaller batches use other kernels
 NAMES = ("cat", "dog", "emu")
 
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    """An ImageFolder of 40 images."""
+    """ImageFolder with 40 images."""
     root = tmp_path_factory.mktemp("images")
     for i in range(40):
         path = root / NAMES[i % 3] / f"{i:02d}.png"
@@ -32,14 +32,14 @@ def images(tmp_path_factory):
 
 
 def make_network():
-    """Return a small network with random weights, the same on every call and in every process."""
+    """Return a small annotator with the same random weights in every call and process."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return rd.TimmAnnotator("mobilenetv2_035", input_size=64, num_classes=3, classes=NAMES, device="cpu")
 
 
 class Recorder:
-    """An annotator that remembers the logits of each image."""
+    """Annotator that records the logits of each image."""
 
     def __init__(self):
         self._inner = make_network()
@@ -51,14 +51,14 @@ class Recorder:
     def __call__(self, images):
         logits = self._inner(images)
         self.sizes.add(len(images))
-        for pixels, of_image in zip(images, logits, strict=True):
-            before = self.logits.setdefault(pixels.numpy().tobytes(), of_image.numpy().tobytes())
-            assert before == of_image.numpy().tobytes()
+        for pixels, image_logits in zip(images, logits, strict=True):
+            before = self.logits.setdefault(pixels.numpy().tobytes(), image_logits.numpy().tobytes())
+            assert before == image_logits.numpy().tobytes()
         return logits
 
 
-class SomeAreBroken(rd.data.ImageFolderSource):
-    """The same images, of which every seventh cannot be read."""
+class PartlyBrokenSource(rd.data.ImageFolderSource):
+    """Source of the same images, with every seventh one unreadable."""
 
     def read(self, index):
         return b"broken" if index % 7 == 0 else super().read(index)
@@ -76,12 +76,12 @@ def shards_of(root):
 
 
 @pytest.mark.filterwarnings("ignore:.*random weights")
-def test_logits_depend_neither_on_shards_nor_on_neighbours_nor_on_threads(tmp_path, images):
+def test_logits_do_not_depend_on_shards_other_images_or_threads(tmp_path, images):
     builds = {
         "one shard": (rd.data.ImageFolderSource(images), {}),
-        "17 a shard": (rd.data.ImageFolderSource(images), {"shard_size": 17}),
-        "5 a shard": (rd.data.ImageFolderSource(images), {"shard_size": 5, "num_threads": 1}),
-        "broken neighbours": (SomeAreBroken(images), {"shard_size": 19, "num_threads": 7}),
+        "17 per shard": (rd.data.ImageFolderSource(images), {"shard_size": 17}),
+        "5 per shard": (rd.data.ImageFolderSource(images), {"shard_size": 5, "num_threads": 1}),
+        "broken neighbors": (PartlyBrokenSource(images), {"shard_size": 19, "num_threads": 7}),
     }
     recorders = {name: Recorder() for name in builds}
     for name, (source, arguments) in builds.items():
@@ -98,27 +98,27 @@ class Interrupted(Exception):
     pass
 
 
-class Stopping(Recorder):
-    """An annotator that fails after some batches."""
+class StopsAfterBatches(Recorder):
+    """Annotator that fails after some batches."""
 
     def __init__(self, num_batches):
         super().__init__()
-        self._left = num_batches
+        self._remaining = num_batches
 
     def __call__(self, images):
-        self._left -= 1
-        if self._left < 0:
+        self._remaining -= 1
+        if self._remaining < 0:
             raise Interrupted
         return super().__call__(images)
 
 
-def test_shards_depend_neither_on_threads_nor_on_interruptions(tmp_path, images):
+def test_shards_do_not_depend_on_threads_or_interruptions(tmp_path, images):
     source = rd.data.ImageFolderSource(images)
     for name, num_threads in (("one thread", 1), ("five threads", 5)):
         build(source, tmp_path / name, make_network(), shard_size=17, num_threads=num_threads)
-    for num_batches in (1, 3, 1):  # in the first shard, in the second, and there again
+    for num_batches in (1, 3, 1):  # in the first shard, in the second, and in the second again
         with pytest.raises(Interrupted):
-            build(source, tmp_path / "interrupted", Stopping(num_batches), shard_size=17)
+            build(source, tmp_path / "interrupted", StopsAfterBatches(num_batches), shard_size=17)
     build(source, tmp_path / "interrupted", make_network(), shard_size=17)
     whole = shards_of(tmp_path / "one thread")
     assert len(whole) == 3
@@ -135,7 +135,7 @@ def test_a_dataset_smaller_than_a_batch_is_one_batch_of_its_size(tmp_path, image
 CHANGES = {
     "batch_size": (
         {"batch_size": 8},
-        r"another batch_size: batch_size 16 there, 8 now\. Give the values that are there",
+        r"another batch_size: batch_size 16 there, 8 now\. Use the existing values",
     ),
     "device": ({}, r"another device: device \"cpu\" there, \"mps\" now"),
     "torch": ({}, r"another torch: torch \"\d[\d.]+\" there, \"99\.1\" now"),
@@ -155,7 +155,7 @@ def colours():
 
 
 @pytest.mark.parametrize("what", CHANGES)
-def test_a_build_is_not_resumed_with_what_changes_the_last_bits(tmp_path, images, monkeypatch, what):
+def test_a_build_is_not_resumed_if_the_last_bits_would_change(tmp_path, images, monkeypatch, what):
     class StopsAfterAShard(ModuleAnnotator):
         def __call__(self, pixels):
             if list(tmp_path.glob("net/*.tar")):
@@ -173,7 +173,7 @@ def test_a_build_is_not_resumed_with_what_changes_the_last_bits(tmp_path, images
 
 
 @pytest.mark.parametrize("what", CHANGES)
-def test_a_finished_split_is_not_mended_with_what_changes_the_last_bits(tmp_path, images, monkeypatch, what):
+def test_a_finished_split_is_not_repaired_if_the_last_bits_would_change(tmp_path, images, monkeypatch, what):
     source = rd.data.ImageFolderSource(images)
     manifest = build(source, tmp_path, colours(), shard_size=9)
     shards = shards_of(tmp_path)
@@ -189,7 +189,7 @@ def test_a_finished_split_is_not_mended_with_what_changes_the_last_bits(tmp_path
     assert shards_of(tmp_path) == shards
 
 
-def test_a_manifest_that_does_not_tell_is_read_and_its_split_mended(tmp_path, images):
+def test_a_split_without_recorded_conditions_can_be_repaired(tmp_path, images):
     source = rd.data.ImageFolderSource(images)
     build(source, tmp_path, colours(), shard_size=9)
     shards = shards_of(tmp_path)
@@ -206,7 +206,7 @@ def test_a_manifest_that_does_not_tell_is_read_and_its_split_mended(tmp_path, im
     assert shards_of(tmp_path) == shards
 
 
-def test_the_device_is_that_of_the_networks():
+def test_the_recorded_device_is_that_of_the_wrapped_networks():
     class Custom(Recorder):
         def __init__(self):
             self.classes, self.num_classes, self.describe = NAMES, 3, dict
@@ -218,7 +218,7 @@ def test_the_device_is_that_of_the_networks():
 
 
 @pytest.mark.slow
-def test_the_local_engine_and_ray_give_equal_shards_of_a_real_network(tmp_path, images):
+def test_the_local_engine_and_ray_write_equal_shards_of_a_real_network(tmp_path, images):
     pytest.importorskip("ray")
     from relabel_datasets.annotate.ray_engine import RayEngine
 
@@ -242,7 +242,7 @@ def test_the_local_engine_and_ray_give_equal_shards_of_a_real_network(tmp_path, 
 
 
 @pytest.mark.slow
-def test_maps_of_mobilenet_depend_neither_on_shards_nor_threads_nor_interruptions(tmp_path, real_data):
+def test_maps_of_mobilenet_do_not_depend_on_shards_threads_or_interruptions(tmp_path, real_data):
     with tarfile.open(real_data / "imagenette-val.tar") as tar:
         members = sorted((member for member in tar if member.name.endswith((".JPEG", ".jpg"))), key=lambda m: m.name)
         tar.extractall(tmp_path, members[:: len(members) // 119][:120], filter="data")

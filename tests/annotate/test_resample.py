@@ -17,7 +17,7 @@ def reference(image: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
 
 @pytest.mark.parametrize("old", [(1, 1), (3, 5), (7, 7), (20, 14)])
 @pytest.mark.parametrize("new", [(1, 1), (2, 3), (7, 7), (5, 9), (14, 20)])
-def test_new_cells_are_means_over_the_area_they_cover(old, new):
+def test_new_cells_are_means_over_their_area(old, new):
     maps = torch.randn(2, 3, *old, dtype=torch.float64)
     resampled = resample_area(maps, new)
     assert resampled.shape == (2, 3, *new)
@@ -31,6 +31,6 @@ def test_the_same_grid_changes_nothing():
     assert torch.equal(resample_area(maps, (5, 4)), maps)
 
 
-def test_a_finer_grid_and_back_is_the_same_map():
+def test_resampling_to_a_finer_grid_is_reversible():
     maps = torch.randn(3, 5, 4)
     torch.testing.assert_close(resample_area(resample_area(maps, (10, 12)), (5, 4)), maps)

@@ -28,7 +28,7 @@ class ManyClasses(torch.nn.Module):
 @pytest.mark.parametrize(
     ("encoding", "tolerance"), [("heatmaps", 0.02), pytest.param("topk", 0.2, marks=pytest.mark.slow)]
 )
-def test_21841_classes_in_maps_of_32_locations_a_side(tmp_path, encoding, tolerance):
+def test_21841_classes_in_maps_of_32_x_32_locations(tmp_path, encoding, tolerance):
     for i in range(3):
         grey = np.random.default_rng(i).integers(0, 256, (50, 70), np.uint8)
         path = tmp_path / "images" / "a" / f"{i}.png"

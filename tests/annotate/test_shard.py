@@ -7,7 +7,7 @@ import relabel_datasets as rd
 
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM])
-def test_a_limit_of_the_machine_stops_a_build_and_skips_no_image(tmp_path, image_folder, annotator, number):
+def test_a_limit_of_the_machine_stops_a_build_without_skipping_images(tmp_path, image_folder, annotator, number):
     class Source(rd.data.ImageFolderSource):
         def read(self, index):
             if index == 5:
@@ -20,7 +20,7 @@ def test_a_limit_of_the_machine_stops_a_build_and_skips_no_image(tmp_path, image
     assert not list(tmp_path.glob("data/*/*.tar"))
 
 
-def test_an_image_that_cannot_be_read_is_skipped(tmp_path, image_folder, annotator):
+def test_an_unreadable_image_is_skipped(tmp_path, image_folder, annotator):
     class Source(rd.data.ImageFolderSource):
         def read(self, index):
             if index == 5:

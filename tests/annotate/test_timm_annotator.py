@@ -107,7 +107,7 @@ def features_at(family: Family, features: torch.Tensor, y: int, x: int) -> torch
     return torch.cat([features[:, token : token + 1]] * (1 + num_prefix), dim=1)
 
 
-def test_every_location_goes_through_the_models_own_head(family, annotator):
+def test_the_head_of_the_model_is_applied_at_every_location(family, annotator):
     height, width = (math.ceil(side / family.stride) for side in family.size)
     assert height != width
     images = random_images(annotator)
@@ -123,7 +123,7 @@ def test_every_location_goes_through_the_models_own_head(family, annotator):
             torch.testing.assert_close(logits[..., y, x], expected, rtol=1e-4, atol=1e-4)
 
 
-def test_the_mean_over_a_linear_heads_map_is_the_models_own_output(family, annotator):
+def test_the_mean_over_the_map_of_a_linear_head_is_the_output_of_the_model(family, annotator):
     images = random_images(annotator)
     with torch.inference_mode():
         own = annotator._module.model(normalise(annotator, images))
@@ -133,14 +133,14 @@ def test_the_mean_over_a_linear_heads_map_is_the_models_own_output(family, annot
     assert bool((mean - own).abs().max() < 1e-3 * own.std()) == family.linear
 
 
-def test_the_models_output_is_its_head_on_its_features(family, annotator):
+def test_the_output_of_the_model_is_its_head_applied_to_its_features(family, annotator):
     images = normalise(annotator, random_images(annotator))
     model = annotator._module.model
     with torch.inference_mode():
         torch.testing.assert_close(model(images), model.forward_head(model.forward_features(images)))
 
 
-def test_many_locations_are_done_in_parts(monkeypatch):
+def test_many_locations_are_processed_in_parts(monkeypatch):
     annotator = make(FAMILIES[0])
     images = random_images(annotator)
     whole = annotator(images)
@@ -150,7 +150,7 @@ def test_many_locations_are_done_in_parts(monkeypatch):
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("family", [FAMILIES[0], FAMILIES[7], FAMILIES[9]], ids=lambda family: family.name)
-def test_low_precision_gives_float32_logits_that_are_near(family, dtype):
+def test_low_precision_returns_close_float32_logits(family, dtype):
     annotator, low = (make(family, dtype=dtype) for dtype in ("float32", dtype))
     low._module.load_state_dict(annotator._module.state_dict())
     images = random_images(annotator)
@@ -161,7 +161,7 @@ def test_low_precision_gives_float32_logits_that_are_near(family, dtype):
     assert low.linear_head == annotator.linear_head
 
 
-def test_defaults_are_the_models_own():
+def test_defaults_are_those_of_the_model():
     annotator = TimmAnnotator("inception_v3.tf_in1k", aux_logits=False, device="cpu")
     assert annotator.input_size == (299, 299)
     assert annotator.mean == (0.5, 0.5, 0.5)
@@ -169,7 +169,7 @@ def test_defaults_are_the_models_own():
     assert TimmAnnotator("test_vit", img_size=96, device="cpu").input_size == (96, 96)
 
 
-def test_arguments_come_before_defaults():
+def test_arguments_override_defaults():
     annotator = TimmAnnotator(
         "test_resnet", input_size=(64, 96), mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6), interpolation="bilinear",
         device="cpu", num_classes=7, classes=tuple("abcdefg"),
@@ -193,20 +193,20 @@ def test_arguments_come_before_defaults():
     assert annotator.classes == tuple("abcdefg")
 
 
-def test_classes_are_imagenets_where_the_head_is():
+def test_classes_are_those_of_imagenet_for_a_head_of_imagenet():
     assert TimmAnnotator("test_resnet", input_size=64, device="cpu").classes[:2] == ("n01440764", "n01443537")
     assert TimmAnnotator("test_resnet", input_size=64, device="cpu", num_classes=10).classes is None
     imagenet_21k = TimmAnnotator("test_resnet", input_size=64, device="cpu", num_classes=21843)
     assert imagenet_21k.classes is None  # as many classes as an ImageNet, but not what the config says
 
 
-def test_random_weights_are_warned_of(caplog):
+def test_random_weights_log_a_warning(caplog):
     with caplog.at_level(logging.WARNING):
         TimmAnnotator("test_resnet", input_size=64, device="cpu")
     assert "test_resnet has random weights" in caplog.text
 
 
-def test_model_arguments_must_be_plain_values():
+def test_model_kwargs_must_be_json_values():
     with pytest.raises(TypeError, match="model_kwargs are stored in the manifest and must be JSON values"):
         TimmAnnotator("test_resnet", act_layer=torch.nn.ReLU)
 
@@ -273,7 +273,7 @@ def test_the_head_is_recorded_and_checked():
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # those of compilers
 @pytest.mark.parametrize("head", ["local", "linearised"])
-def test_compiled_maps_are_the_same_but_for_rounding(head):
+def test_compiled_maps_differ_only_by_rounding(head):
     family = FAMILIES[6]
     eager, compiled = make(family, head=head), make(family, head=head, compile=True)
     compiled._module.load_state_dict(eager._module.state_dict())
@@ -283,7 +283,7 @@ def test_compiled_maps_are_the_same_but_for_rounding(head):
     assert compiled.describe().keys() == eager.describe().keys()
 
 
-def test_where_nothing_can_be_compiled_the_message_says_so(monkeypatch):
+def test_errors_explain_why_nothing_can_be_compiled(monkeypatch):
     def fail(*arguments, **options):
         raise OSError("no C++ compiler")
 
@@ -299,7 +299,7 @@ def test_where_nothing_can_be_compiled_the_message_says_so(monkeypatch):
         ("nest_tiny", {}, r"nest_tiny does not support input_size=\(96, 128\), only \(224, 224\): "),
     ],
 )
-def test_sizes_that_a_model_cannot_take_are_refused(name, args, message):
+def test_unsupported_input_sizes_are_refused(name, args, message):
     with pytest.raises(ValueError, match=message):
         TimmAnnotator(name, input_size=SIZE, device="cpu", **args)
 
@@ -311,7 +311,7 @@ def checkpoint(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_checkpoint_is_loaded_and_fitted_to_the_input_size(checkpoint):
+def test_a_checkpoint_is_loaded_and_adapted_to_the_input_size(checkpoint):
     arguments = {"checkpoint": checkpoint, "num_classes": 3, "device": "cpu"}
     own, resized = (TimmAnnotator("test_vit", input_size=size, **arguments) for size in (None, SIZE))
     assert (own.map_size, resized.map_size) == ((10, 10), (6, 8))
@@ -320,7 +320,7 @@ def test_a_checkpoint_is_loaded_and_fitted_to_the_input_size(checkpoint):
     assert all(torch.equal(weights[name], others[name]) for name in weights if name != "model.pos_embed")
 
 
-def test_equal_weights_are_described_equally_whatever_file_they_are_in(checkpoint, tmp_path):
+def test_equal_weights_have_equal_descriptions_in_any_file_format(checkpoint, tmp_path):
     other = tmp_path / "other.pth"
     torch.save({"state_dict": timm.models.load_state_dict(str(checkpoint))}, other)
     described = [
@@ -333,7 +333,7 @@ def test_equal_weights_are_described_equally_whatever_file_they_are_in(checkpoin
     assert described[0] != third
 
 
-def test_a_missing_checkpoint_is_named(tmp_path):
+def test_errors_name_a_missing_checkpoint(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no checkpoint '.*nowhere\.pth' for test_resnet: check the path"):
         TimmAnnotator("test_resnet", checkpoint=tmp_path / "nowhere.pth")
 
@@ -347,13 +347,13 @@ def test_a_checkpoint_of_another_model_is_refused(checkpoint, name):
 
 
 @pytest.mark.parametrize("name", ["broken.safetensors", "broken.pth"])
-def test_a_file_that_is_no_checkpoint_is_refused(tmp_path, name):
+def test_invalid_checkpoint_files_are_refused(tmp_path, name):
     (tmp_path / name).write_bytes(b"<html>not found</html>")
     with pytest.raises(ValueError, match=rf"checkpoint '.*{name}' does not fit test_resnet"):
         TimmAnnotator("test_resnet", checkpoint=tmp_path / name)
 
 
-def test_weights_come_from_one_place(checkpoint):
+def test_pretrained_and_checkpoint_are_mutually_exclusive(checkpoint):
     with pytest.raises(ValueError, match="use pretrained=True or a checkpoint, not both"):
         TimmAnnotator("test_vit", pretrained=True, checkpoint=checkpoint)
 
@@ -378,7 +378,7 @@ def real_images(real_data) -> list[tuple[PIL.Image.Image, str]]:
     return images
 
 
-def test_a_real_annotators_map_averages_to_its_output_and_is_right(mobilenet, real_images):
+def test_the_mean_over_the_map_of_a_real_annotator_is_its_correct_output(mobilenet, real_images):
     images = torch.stack([mobilenet.preprocess(image) for image, _ in real_images])
     logits = mobilenet(images)
     with torch.inference_mode():
@@ -390,7 +390,7 @@ def test_a_real_annotators_map_averages_to_its_output_and_is_right(mobilenet, re
     assert np.mean(own.argmax(1).tolist() == np.array(rows)) > 0.5
 
 
-def test_a_real_annotator_sees_where_things_are(mobilenet, real_images):
+def test_maps_of_a_real_annotator_locate_objects(mobilenet, real_images):
     """An image in the lower right of a grey one: its class is found there."""
     image, synset = next(pair for pair in real_images if mobilenet(mobilenet.preprocess(pair[0])[None])
                          .mean((2, 3)).argmax() == mobilenet.classes.index(pair[1]))  # fmt: skip
@@ -403,7 +403,7 @@ def test_a_real_annotator_sees_where_things_are(mobilenet, real_images):
 
 
 @pytest.mark.slow
-def test_the_papers_annotator_gives_maps_that_are_stored_and_read_again():
+def test_maps_of_the_annotator_of_the_paper_survive_storage():
     annotator = TimmAnnotator("tf_efficientnet_l2.ns_jft_in1k_475", device="cpu")
     assert annotator.input_size == (475, 475)
     assert annotator.linear_head
@@ -416,6 +416,6 @@ def test_the_papers_annotator_gives_maps_that_are_stored_and_read_again():
     torch.testing.assert_close(again.logits, label_map.logits, rtol=1e-3, atol=1e-3)
 
 
-def test_an_unknown_model_is_named_with_close_ones():
+def test_an_unknown_model_is_refused_with_similar_names():
     with pytest.raises(ValueError, match=r"no model 'resnet1o'.*resnet1"):
         TimmAnnotator("resnet1o")

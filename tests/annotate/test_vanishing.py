@@ -1,4 +1,4 @@
-"""Folders that somebody removes during a build: it stops and says so at whichever moment, and the next run makes all anew."""
+"""Removing the folder during a build stops it with a clear error at any moment, and the next run rebuilds everything."""
 
 import re
 
@@ -7,9 +7,9 @@ import pytest
 import relabel_datasets as rd
 from tests.sabotage import at_once, files_first, nth, sabotaged
 
-SAYS_SO = "|".join(
+MESSAGES = "|".join(
     (
-        "cannot be written to",  # it had not begun
+        "cannot be written to",  # before the build has started
         "was removed during the build",
         "was removed or changed during the build",
         "is not finished",
@@ -24,16 +24,16 @@ def files_below(root):
 
 
 def build_and_remove(build, root, is_moment, remove):
-    """Build; return what it raised, and whether the moment came."""
+    """Build; return the error, and whether the moment occurred."""
     error = None
-    with sabotaged(root, is_moment, remove) as has_come:
+    with sabotaged(root, is_moment, remove) as has_occurred:
         try:
             build(root)
         except (rd.DatasetError, OSError) as raised:
             error = raised
-            assert re.search(SAYS_SO, str(error)), error
+            assert re.search(MESSAGES, str(error)), error
             assert str(root) in str(error)
-        return error, has_come()
+        return error, has_occurred()
 
 
 @pytest.fixture
@@ -58,13 +58,13 @@ def build(image_folder, annotator):
     ],
     ids=" ".join,
 )
-def test_a_build_says_what_was_removed(tmp_path, build, moment, remove):
+def test_errors_name_the_removed_folder(tmp_path, build, moment, remove):
     build(tmp_path / "whole")
     root = tmp_path / "data"
-    error, came = build_and_remove(
+    error, occurred = build_and_remove(
         build, root, lambda event, name: event == moment[0] and name.startswith(moment[1]), remove
     )
-    assert came
+    assert occurred
     assert error is not None
     build(root)
     assert files_below(root) == files_below(tmp_path / "whole")
@@ -72,17 +72,17 @@ def test_a_build_says_what_was_removed(tmp_path, build, moment, remove):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("remove", [at_once, files_first])
-@pytest.mark.parametrize("begun", [False, True])
-def test_a_folder_may_be_removed_at_any_moment(tmp_path, build, begun, remove):
+@pytest.mark.parametrize("repair", [False, True])
+def test_a_folder_may_be_removed_at_any_moment(tmp_path, build, repair, remove):
     build(tmp_path / "whole")
-    came, number = True, 0
-    while came:
+    occurred, number = True, 0
+    while occurred:
         root = tmp_path / f"data-{number}"
-        if begun:  # all is there but one shard
+        if repair:  # one shard is missing
             build(root)
             (root / "colours" / "train-00001-of-00002.tar").unlink()
         number += 1
-        _, came = build_and_remove(build, root, nth(number), remove)
+        _, occurred = build_and_remove(build, root, nth(number), remove)
         build(root)
         assert files_below(root) == files_below(tmp_path / "whole"), number
     assert number > 30
