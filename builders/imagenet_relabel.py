@@ -25,7 +25,9 @@ def main() -> None:
     """Build the splits that exist."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("imagenet", type=Path, help="folder with train/ and optionally val/")
-    parser.add_argument("--out", type=Path, default=default_cache() / "imagenet-relabel", help="output folder (default: %(default)s)")
+    parser.add_argument(
+        "--out", type=Path, default=default_cache() / "imagenet-relabel", help="output folder (default: %(default)s)"
+    )
     parser.add_argument("--batch-size", type=int, default=32, help="images per batch (default: %(default)s)")
     add_annotator_arguments(parser, default="tf_efficientnet_l2.ns_jft_in1k_475")
     args = parser.parse_args()

@@ -226,9 +226,7 @@ def test_splits_are_added_to_a_config(tmp_path, image_folder, annotator):
     assert sorted(rd.load_dataset(tmp_path / "data")) == ["train", "validation"]
 
 
-def test_unreadable_images_are_skipped_reported_and_listed(
-    tmp_path, image_folder, annotator, capsys, caplog
-):
+def test_unreadable_images_are_skipped_reported_and_listed(tmp_path, image_folder, annotator, capsys, caplog):
     bad = image_folder / "dog" / "photo_04.jpg"
     bad.write_bytes(bad.read_bytes()[:200])
     (image_folder / "emu" / "photo_05.jpg").write_bytes(b"")

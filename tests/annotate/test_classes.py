@@ -148,7 +148,9 @@ def test_annotators_without_names_are_assumed_to_have_the_classes_of_the_dataset
 
 @pytest.mark.parametrize("mapping", [None, {"a": 1}])
 def test_annotators_without_names_must_have_the_number_of_classes_of_the_dataset(mapping):
-    with pytest.raises(ValueError, match=r"annotator's 1000 classes have no names, so .* of the dataset's 3 classes cannot"):
+    with pytest.raises(
+        ValueError, match=r"annotator's 1000 classes have no names, so .* of the dataset's 3 classes cannot"
+    ):
         match_classes(None, ("a", "b", "c"), mapping, num_classes=1000)
 
 

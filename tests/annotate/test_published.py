@@ -106,7 +106,8 @@ def test_pickled_code_is_not_executed(tmp_path, release, monkeypatch, form):
     )
     (release / "cat" / "photo_00.pt").write_bytes(content)
     with pytest.raises(
-        rd.errors.LabelMapError, match=r"photo_00.pt: is damaged, or contains objects other than a tensor; no code was executed"
+        rd.errors.LabelMapError,
+        match=r"photo_00.pt: is damaged, or contains objects other than a tensor; no code was executed",
     ):
         run(release, tmp_path / "data")
     assert not trace.exists()

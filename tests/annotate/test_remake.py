@@ -68,7 +68,10 @@ def test_other_kinds_of_annotators_cannot_be_recreated(annotator, kind):
         ({"kind": "transformers", "name": "./evil"}, "is not the name of a model"),
         ({"kind": "transformers", "name": "https://host/evil"}, "is not the name of a model"),
         ({"model_args": {"checkpoint_path": "/tmp/evil.pth"}}, "model_args in the manifest have checkpoint_path"),
-        ({"model_args": {"pretrained_cfg": {"file": "/tmp/evil.pth"}}}, "model_args in the manifest have pretrained_cfg"),
+        (
+            {"model_args": {"pretrained_cfg": {"file": "/tmp/evil.pth"}}},
+            "model_args in the manifest have pretrained_cfg",
+        ),
         ({"model_args": {"pretrained_cfg_overlay": {"url": "http://host/evil.pth"}}}, "have pretrained_cfg_overlay"),
         ({"model_args": {"cache_dir": "/tmp/evil", "pretrained": True}}, "have cache_dir, pretrained"),
         ({"model_args": {"checkpoint": "/tmp/evil.pth"}}, "model_args in the manifest have checkpoint"),
@@ -77,9 +80,7 @@ def test_other_kinds_of_annotators_cannot_be_recreated(annotator, kind):
     ],
 )
 @pytest.mark.parametrize("is_given", [False, True])
-def test_a_manifest_cannot_name_files_or_urls_to_load(
-    annotator, checkpoints, monkeypatch, changes, message, is_given
-):
+def test_a_manifest_cannot_name_files_or_urls_to_load(annotator, checkpoints, monkeypatch, changes, message, is_given):
     def create(*args, **kwargs):
         raise AssertionError("nothing may be made")
 
