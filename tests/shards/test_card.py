@@ -1,4 +1,4 @@
-"""The cards of published datasets: valid metadata from which `datasets` loads at once, and code that runs as it stands."""
+"""Cards of published datasets have valid metadata for the Hub and `datasets`, and code snippets that run unchanged."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ REPO = "org/photos"
 TEMPLATES = ("default", "imagenet-relabel", "imagenette-relabel", "scenes-relabel")
 pytestmark = [
     pytest.mark.usefixtures("impatient"),
-    # webdataset leaves its tars to the garbage collector
+    # webdataset leaves tar files open until they are garbage-collected
     pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 
 
 @pytest.fixture(autouse=True)
-def _apart(tmp_path, monkeypatch):
+def _isolated_caches(tmp_path, monkeypatch):
     monkeypatch.setenv("RELABEL_CACHE", str(tmp_path / "our-cache"))
     monkeypatch.setenv("HF_TOKEN", "hf_of_a_user")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets-cache")
@@ -39,7 +39,7 @@ def _apart(tmp_path, monkeypatch):
 
 @pytest.fixture
 def publish(local_hub, dataset_folder, image_folder, annotator):
-    """Publish a dataset of two configs, one of them with two splits; return its card."""
+    """Return a function that publishes a dataset of two configs, one of them with two splits, and returns its card."""
 
     def publish(template: str | None = None, *configs: str) -> str:
         rd.build(rd.data.ImageFolderSource(image_folder), dataset_folder, annotator, config="colours", split="validation",
@@ -52,7 +52,7 @@ def publish(local_hub, dataset_folder, image_folder, annotator):
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
-def test_the_metadata_is_what_the_hub_and_datasets_expect(publish, template):
+def test_metadata_is_valid_for_the_hub_and_datasets(publish, template):
     card = publish(template)
     data = DatasetCard(card).data
     assert card.count("\n---\n") == 1
@@ -62,18 +62,18 @@ def test_the_metadata_is_what_the_hub_and_datasets_expect(publish, template):
     assert data.size_categories == ["n<1K"]
     assert {"relabel", "webdataset"} <= set(data.tags)
     configs = MetadataConfigs.from_dataset_card_data(data)
-    assert {name: [each["split"] for each in config["data_files"]] for name, config in configs.items()} == {
+    assert {name: [file["split"] for file in config["data_files"]] for name, config in configs.items()} == {
         "colours": ["train", "validation"], "labels-only": ["train"]}  # fmt: skip
     assert configs.get_default_config_name() == "colours"
     infos = datasets.info.DatasetInfosDict.from_dataset_card_data(data)
     assert {name: split.num_examples for name, split in infos["colours"].splits.items()} == {
         "train": 13, "validation": 13}  # fmt: skip
-    # as the client reads it back, nothing is changed or lost
+    # the client reads it back without loss
     assert DatasetCardData(**yaml.safe_load(card.split("---")[1])).to_dict() == data.to_dict()
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
-def test_a_rendered_card_has_all_that_it_promises(publish, template):
+def test_a_rendered_card_has_complete_tables(publish, template):
     card = publish(template)
     text = card.split("\n---\n", 1)[1]
     assert "{{" not in text
@@ -81,8 +81,8 @@ def test_a_rendered_card_has_all_that_it_promises(publish, template):
     assert "{%" not in text
     assert text.count("```") % 2 == 0
     tables = re.findall(r"((?:^\|.*\|\n)+)", text, re.MULTILINE)
-    assert len(tables) == 6  # for each config: how it was made, its splits, what was measured
-    for table in tables:  # a row of another width is not shown as one
+    assert len(tables) == 6  # provenance, splits and statistics of each config
+    for table in tables:  # Markdown needs the same number of cells in each row
         assert len({line.count("|") for line in table.splitlines()}) == 1
         assert re.fullmatch(r"\| (?:--- \|\s?)+", table.splitlines()[1] + " ")
     made, splits, measured = (table.splitlines() for table in tables[:3])
@@ -100,7 +100,7 @@ def test_a_rendered_card_has_all_that_it_promises(publish, template):
 
 
 @pytest.mark.parametrize("name", ["colours", "labels-only"])
-def test_no_shard_is_opened_before_the_first_sample(publish, local_hub, name):
+def test_datasets_opens_no_shard_before_the_first_sample(publish, local_hub, name):
     publish()
     local_hub.reset()
     loaded = datasets.load_dataset(REPO, name, streaming=True)
@@ -118,7 +118,7 @@ def test_no_shard_is_opened_before_the_first_sample(publish, local_hub, name):
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 @pytest.mark.parametrize("template", TEMPLATES)
 @pytest.mark.parametrize("configs", [("colours",), ("labels-only",)])
-def test_every_snippet_of_a_published_card_runs_as_it_stands(publish, image_folder, template, configs):
+def test_every_snippet_of_a_published_card_runs(publish, image_folder, template, configs):
     card = publish(template, *configs)
     snippets = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
     assert len(snippets) == (4 if configs == ("colours",) else 3)
@@ -137,7 +137,7 @@ def test_every_snippet_of_a_published_card_runs_as_it_stands(publish, image_fold
         assert label in range(3)
 
 
-def test_the_snippets_of_a_folder_that_is_not_published_run_too(dataset_folder, tmp_path):
+def test_snippets_of_an_unpublished_card_run(dataset_folder, tmp_path):
     card = (dataset_folder / "README.md").read_text()
     names: dict[str, object] = {}
     for snippet in re.findall(r"```python\n(.*?)```", card, re.DOTALL):
@@ -145,21 +145,21 @@ def test_the_snippets_of_a_folder_that_is_not_published_run_too(dataset_folder, 
     assert names["soft_label"].shape == (3,)
 
 
-def test_each_page_in_cards_is_a_template_but_the_guide_and_the_shared_part():
+def test_every_page_in_cards_is_a_template_except_the_guide_and_the_shared_part():
     pages = {path.stem for path in (ROOT / "cards").glob("*.md")}
     assert package_templates() == TEMPLATES
     assert pages == {*TEMPLATES, "README", "shared"}
 
 
 @pytest.mark.slow  # builds the package
-def test_the_templates_are_in_the_wheel(tmp_path):
+def test_the_wheel_contains_the_templates(tmp_path):
     build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(tmp_path), str(ROOT)]
     subprocess.run(build, check=True)
     with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
         wheel.extractall(tmp_path / "installed")
     code = "from relabel_datasets.shards import card_template as card; print(card.__file__); [card.read_template(n) for n in {!r}]"
-    finished = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", code.format(TEMPLATES)],
         cwd=tmp_path / "installed", capture_output=True, text=True, check=True,
     )  # fmt: skip
-    assert Path(finished.stdout.strip()).is_relative_to(tmp_path / "installed")
+    assert Path(result.stdout.strip()).is_relative_to(tmp_path / "installed")
