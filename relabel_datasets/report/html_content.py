@@ -115,6 +115,9 @@ def statistics(analysis: Analysis, names: Mapping[str, str]) -> dict[str, Any]:
     Args:
         analysis: Analysis of the dataset.
         names: Legible name of each class, by class.
+
+    Returns:
+        The variables by name.
     """
     maps = analysis.summary["label maps"]
     return {

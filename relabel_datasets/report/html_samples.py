@@ -27,6 +27,9 @@ def sample_index(measures: MapMeasures, names: Sequence[str]) -> dict[str, Any]:
     Args:
         measures: Measures of the samples.
         names: Legible names of the classes, by index.
+
+    Returns:
+        The content of the page's JSON element `index`.
     """
     images = measures.images
     smallest = np.finfo(np.float32).tiny

@@ -53,6 +53,9 @@ def tile(picture: Image.Image, lines: Sequence[Line] = (), tag: str = "") -> Ima
         picture: Picture, RGB.
         lines: Lines of text. Long lines are truncated.
         tag: Short text in the upper left corner of the picture. Default: none.
+
+    Returns:
+        The tile, `TILE` pixels wide.
     """
     picture = fit_to_tile(picture)
     result = Image.new("RGB", (TILE, TILE + 4 + _LINE * len(lines)), PAPER)
