@@ -96,24 +96,31 @@ def loader_of(kind, folder, batch_size=2, **arguments):
     return types[kind](stream, batch_size, **arguments), stream
 
 
-@pytest.mark.parametrize("kind", [PLAIN, STATEFUL, OURS, SAMPLED])
+WORKERS = {
+    "none": {"num_workers": 0},
+    "forked": {"num_workers": 2},
+    "persistent": {"num_workers": 2, "persistent_workers": True},
+    "spawned": {"num_workers": 1, "multiprocessing_context": "spawn"},
+    "spawned, persistent": {"num_workers": 2, "multiprocessing_context": "spawn", "persistent_workers": True},
+}
+
+
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
-    "arguments",
+    ("kind", "workers"),
     [
-        {"num_workers": 0},
-        {"num_workers": 2},
-        {"num_workers": 2, "persistent_workers": True},
-        pytest.param({"num_workers": 2, "multiprocessing_context": "spawn"}, marks=pytest.mark.slow),
-        pytest.param(
-            {"num_workers": 2, "multiprocessing_context": "spawn", "persistent_workers": True}, marks=pytest.mark.slow
-        ),
+        *itertools.product([PLAIN, STATEFUL, OURS, SAMPLED], ["none", "forked", "persistent"]),
+        slow(OURS, "spawned"),  # alone, since every iteration starts a process that imports torch
+        *(slow(kind, "spawned, persistent") for kind in (PLAIN, STATEFUL, OURS, SAMPLED)),
     ],
-    ids=lambda arguments: "-".join(map(str, arguments.values())),
 )
-def test_each_iteration_of_any_loader_reads_the_next_epoch_unless_one_was_chosen(folder, kind, arguments):
+def test_each_iteration_of_any_loader_reads_the_next_epoch_unless_one_was_chosen(folder, kind, workers):
     whole = stream_of(folder)
     epochs = [list(whole) for _ in range(6)]
-    loader, order = loader_of(kind, folder, **arguments)
+    loader, order = loader_of(kind, folder, **WORKERS[workers])
     assert [numbers(loader), numbers(loader)] == epochs[:2]
     iterator = iter(loader)
     assert numbers(itertools.islice(iterator, 2)) == epochs[2][:4]  # stopped after a known number of batches
@@ -129,22 +136,18 @@ def test_each_iteration_of_any_loader_reads_the_next_epoch_unless_one_was_chosen
     assert numbers(loader) == epochs[4]
 
 
-@pytest.mark.parametrize("kind", [PLAIN, OURS, SAMPLED])
 @pytest.mark.parametrize(
-    "arguments",
+    ("kind", "workers", "is_exhausted"),
     [
-        {"num_workers": 0},
-        {"num_workers": 2},
-        pytest.param({"num_workers": 2, "persistent_workers": True}, marks=pytest.mark.slow),
-        pytest.param({"num_workers": 2, "multiprocessing_context": "spawn"}, marks=pytest.mark.slow),
+        *itertools.product([PLAIN, OURS, SAMPLED], ["none", "forked"], [False, True]),
+        *(slow(kind, "persistent", is_exhausted) for kind in (PLAIN, OURS, SAMPLED) for is_exhausted in (False, True)),
+        slow(OURS, "spawned", False),
     ],
-    ids=lambda arguments: "-".join(map(str, arguments.values())),
 )
-@pytest.mark.parametrize("is_exhausted", [False, True])
-def test_the_epoch_after_a_resumed_one_is_whole(folder, kind, arguments, is_exhausted):
+def test_the_epoch_after_a_resumed_one_is_whole(folder, kind, workers, is_exhausted):
     whole = stream_of(folder)
     epochs = [list(whole) for _ in range(5)]
-    loader, order = loader_of(kind, folder, **arguments)
+    loader, order = loader_of(kind, folder, **WORKERS[workers])
     resume = (loader if kind in (OURS, SAMPLED) else order).load_state_dict
     resume({**stream_of(folder).state_dict(6), "epoch": 2})
     assert len(loader) == 4
