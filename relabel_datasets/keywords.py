@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from typing import ParamSpec, TypeVar
 
 P = ParamSpec("P")
@@ -13,6 +13,7 @@ T = TypeVar("T")
 
 # Names that other libraries (torchvision, datasets, webdataset, timm, torch) and the command line have for our arguments.
 _FOREIGN: dict[str, tuple[str, ...]] = {
+    "amp_dtype": ("dtype",),
     "annotator_name": ("name", "config"),
     "auth_token": ("token",),
     "bs": ("batch_size",),
@@ -28,12 +29,17 @@ _FOREIGN: dict[str, tuple[str, ...]] = {
     "hf_token": ("token",),
     "image_dir": ("images",),
     "image_root": ("images",),
+    "img_size": ("image_size",),
+    "input_size": ("image_size",),
+    "lr": ("learning_rate",),
     "machine": ("runtime",),
     "model_args": ("model_kwargs",),
     "name": ("config", "name"),
+    "n_workers": ("num_workers",),
     "nproc": ("num_workers", "num_threads"),
     "num_proc": ("num_workers", "num_threads"),
     "num_replicas": ("world_size",),
+    "opt": ("optimizer",),
     "out": ("path", "root", "out"),
     "output_dir": ("out", "path", "root"),
     "path": ("root", "folder", "path"),
@@ -45,6 +51,7 @@ _FOREIGN: dict[str, tuple[str, ...]] = {
     "shuffle_buffer": ("window",),
     "shuffle_buffer_size": ("window",),
     "size": ("output_size", "shard_size"),
+    "students": ("entries",),
     "subset": ("name", "split"),
     "t": ("temperature",),
     "target_transform": ("transforms",),
@@ -53,6 +60,7 @@ _FOREIGN: dict[str, tuple[str, ...]] = {
     "transform": ("transforms",),
     "url": ("path", "root"),
     "use_auth_token": ("token",),
+    "wd": ("weight_decay",),
     "weights": ("checkpoint",),
     "workers": ("num_workers", "num_threads"),
 }
@@ -74,15 +82,32 @@ def checked_keywords(*more: str, hints: dict[str, str] | None = None) -> Callabl
 
         @functools.wraps(function)
         def checked(*args: P.args, **kwargs: P.kwargs) -> T:
-            unknown = [key for key in kwargs if key not in known]
-            if unknown:
-                problems = "; ".join(f"{key!r}: {_advice(key, known, hints or {})}" for key in unknown)
-                raise TypeError(f"{name}() has no argument {problems}")
+            check_keywords(name, kwargs, known, hints)
             return function(*args, **kwargs)
 
         return checked
 
     return decorate
+
+
+def check_keywords(
+    name: str, keywords: Iterable[str], known: Collection[str], hints: dict[str, str] | None = None
+) -> None:
+    """Check the keyword arguments of a call.
+
+    Args:
+        name: Name of the function.
+        keywords: Keywords of the call.
+        known: Keywords that the function accepts.
+        hints: Advice for keywords that have no counterpart, by keyword.
+
+    Raises:
+        TypeError: The function does not accept a keyword. The message suggests a similar one.
+    """
+    unknown = [key for key in keywords if key not in known]
+    if unknown:
+        problems = "; ".join(f"{key!r}: {_advice(key, known, hints or {})}" for key in unknown)
+        raise TypeError(f"{name}() has no argument {problems}")
 
 
 def _advice(name: str, known: Collection[str], hints: dict[str, str]) -> str:

@@ -1,4 +1,4 @@
-"""Run `relabel train` as `python -m relabel_datasets.train` or `torchrun -m relabel_datasets.train`."""
+"""Entry point of `python -m relabel_datasets.train` and `torchrun -m relabel_datasets.train`: `relabel train`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""What a run keeps on disk: checkpoints to go on from, the best and the last weights, and its curves."""
+"""Files of a training run: checkpoints for resuming, the best and the last weights, and CSV logs."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from ..storage.folders import local_path
 from ..storage.local import explaining_full_disk, write_atomically
 from .recipe import Recipe
 
-# Of an epoch: the step, the state of the loader, and sums and numbers of losses: of all, and since the last line of steps.csv.
-BEGINNING: dict[str, Any] = {"step": 0, "loader": None, "losses": [0.0, 0.0], "window": [0.0, 0.0]}
+# Progress at the start of an epoch. `losses` and `window` are [sum, count] of the losses of the epoch and since the last row of steps.csv.
+EPOCH_START: dict[str, Any] = {"step": 0, "loader": None, "losses": [0.0, 0.0], "window": [0.0, 0.0]}
 LAST, BEST = "last.pth.tar", "model_best.pth.tar"  # timm's names
 
 
 class _Saver(CheckpointSaver):
-    """timm's saver, with atomic files: neither a kill nor a full disk leaves a run without its last or best checkpoint."""
+    """timm's checkpoint saver with atomic writes, so that a kill or a full disk never loses the last or best checkpoint."""
 
     def _save(self, save_path: str, epoch: int, metric: float | None = None) -> None:
-        with _whole_file(Path(save_path)) as path, path.open("wb") as file:  # a temporary name: timm renames it
+        with _removed_on_error(Path(save_path)) as path, path.open("wb") as file:  # a temporary name: timm renames it
             try:
                 super()._save(file, epoch, metric)  # type: ignore[no-untyped-call]
             except RuntimeError as error:
-                if isinstance(error.__context__, OSError):  # torch hides it
+                if isinstance(error.__context__, OSError):  # torch raises a RuntimeError in its place
                     raise error.__context__ from None
                 raise
             file.flush()
@@ -45,14 +45,14 @@ class _Saver(CheckpointSaver):
         Path(src).replace(dst)
 
     def _duplicate(self, src: str, dst: str) -> None:
-        with _whole_file(Path(f"{dst}.tmp")) as copy:
+        with _removed_on_error(Path(f"{dst}.tmp")) as copy:
             super()._duplicate(src, str(copy))  # type: ignore[no-untyped-call]
         self._replace(f"{dst}.tmp", dst)
 
 
 @contextmanager
-def _whole_file(path: Path) -> Iterator[Path]:
-    """Remove a file that could not be written to its end, and explain a full disk."""
+def _removed_on_error(path: Path) -> Iterator[Path]:
+    """Remove a partially written file on any error, and explain a full disk."""
     try:
         with explaining_full_disk(path):
             yield path
@@ -62,18 +62,18 @@ def _whole_file(path: Path) -> Iterator[Path]:
 
 
 class Checkpoints:
-    """The checkpoints of a run, in timm's format: `last`, `model_best`, and `resume` from within an epoch.
+    """Checkpoints of a run in timm's format: the last, the best, and recovery checkpoints within an epoch.
 
-    Each has, beside weights and optimizer, where training is: its epoch, the step within it, and the loader's state.
+    Besides weights and optimizer, each contains the progress of the run: epoch, step, and the state of the loader.
 
     Args:
-        folder: of the run.
-        recipe: of the run; another one is refused when a run is resumed.
-        model: whose weights are kept.
-        optimizer: of the model.
-        ema: moving average of the weights, if there is one.
-        scaler: of gradients, if there is one.
-        classes: names of the classes, kept for those who use the weights.
+        folder: Folder of the run.
+        recipe: Recipe of the run. A run with another recipe is not resumed.
+        model: Model whose weights are saved.
+        optimizer: Optimizer of the model.
+        ema: Moving average of the weights, or None.
+        scaler: Gradient scaler of float16 training, or None.
+        classes: Names of the classes, saved with the weights.
     """
 
     def __init__(
@@ -107,41 +107,64 @@ class Checkpoints:
 
     @property
     def best(self) -> float | None:
-        """The best metric so far."""
+        """Best metric so far, or None."""
         best: float | None = self._saver.best_metric
         return best
 
     def save_epoch(self, epoch: int, metric: float | None, seconds: float) -> None:
-        """Keep the state after an epoch and so many seconds of training, and as the best if its metric is."""
-        self._args.progress = {"epoch": epoch + 1, **BEGINNING, "seconds": seconds}
+        """Save the state after an epoch, and as the best checkpoint if `metric` is the best so far.
+
+        Args:
+            epoch: Epoch that ended, counted from 0.
+            metric: Validation metric, or None if the epoch was not validated.
+            seconds: Training time so far.
+        """
+        self._args.progress = {"epoch": epoch + 1, **EPOCH_START, "seconds": seconds}
         self._saver.save_checkpoint(epoch, metric)  # type: ignore[no-untyped-call]
 
     def save_step(self, epoch: int, step: int, **progress: Any) -> None:
-        """Keep the state within an epoch, after so many of its steps; `progress` is what `BEGINNING` has, and `seconds`."""
+        """Save the state within an epoch, after `step` steps.
+
+        Args:
+            epoch: Current epoch, counted from 0.
+            step: Number of steps done in the epoch.
+            progress: The other values of `EPOCH_START`, and `seconds`.
+        """
         self._args.progress = {"epoch": epoch, "step": step, **progress}
         self._saver.save_recovery(epoch, step)  # type: ignore[no-untyped-call]
 
     def resume(self, device: torch.device) -> dict[str, Any]:
-        """Go on from the state that has come farthest; return where that is: `epoch`, `seconds`, and what `BEGINNING` has.
+        """Load the most advanced checkpoint.
+
+        Args:
+            device: Device of the weights.
+
+        Returns:
+            The progress of that checkpoint: `epoch`, `seconds`, and the values of `EPOCH_START`.
 
         Raises:
-            ValueError: it is of another recipe or of other classes, or damaged.
+            ValueError: The checkpoint has another recipe or other classes, or is corrupt.
         """
-        found = [(_progress(path), path) for path in (*self._folder.glob("recovery-*.pth.tar"), self._folder / LAST)]
-        states = [(progress["epoch"], progress["step"], str(path)) for progress, path in found if progress is not None]
+        paths = (*self._folder.glob("recovery-*.pth.tar"), self._folder / LAST)
+        checkpoints = [(_progress(path), path) for path in paths]
+        states = [
+            (progress["epoch"], progress["step"], str(path)) for progress, path in checkpoints if progress is not None
+        ]
         if not states:
-            return {"epoch": 0, "seconds": 0.0, **BEGINNING}
+            return {"epoch": 0, "seconds": 0.0, **EPOCH_START}
         path = max(states)[2]
         state = load_checkpoint(path, device)
-        theirs, ours = state["args"].recipe, self._args.recipe
-        if other := sorted(name for name in ours if theirs.get(name) != ours[name]):
+        saved, current = state["args"].recipe, self._args.recipe
+        if changed := sorted(name for name in current if saved.get(name) != current[name]):
             raise ValueError(
-                f"{self._folder} is a run of another recipe: "
-                + ", ".join(f"{name} is {theirs.get(name)!r} there, {ours[name]!r} here" for name in other)
-                + ". Choose another folder, or give the same recipe"
+                f"{self._folder} contains a run with another recipe: "
+                + ", ".join(f"{name}={saved.get(name)!r} in that run, {current[name]!r} now" for name in changed)
+                + ". Choose another folder, or use the same recipe"
             )
         if state["args"].classes != self._args.classes:
-            raise ValueError(f"{self._folder} is a run on other classes than the dataset has: choose another folder")
+            raise ValueError(
+                f"{self._folder} contains a run on a dataset with other classes: choose another folder, or use that dataset"
+            )
         unwrap_model(self._model).load_state_dict(state["state_dict"])  # type: ignore[no-untyped-call]
         self._optimizer.load_state_dict(state["optimizer"])
         if self._ema is not None:
@@ -149,10 +172,10 @@ class Checkpoints:
         if self._scaler is not None:
             self._scaler.load_state_dict(state[self._scaler.state_dict_key])  # type: ignore[no-untyped-call]
         self._saver.load_state_dict(state["saver"])  # type: ignore[no-untyped-call]
-        return {"seconds": 0.0, **BEGINNING, **state["args"].progress}
+        return {"seconds": 0.0, **EPOCH_START, **state["args"].progress}
 
     def drop_steps(self) -> None:
-        """Delete the states within epochs that are over."""
+        """Delete the recovery checkpoints of finished epochs."""
         for path in self._folder.glob("recovery-*.pth.tar"):
             path.unlink()
 
@@ -160,31 +183,38 @@ class Checkpoints:
 def load_checkpoint(
     path: str | os.PathLike[str], device: torch.device | str = "cpu", *, mmap: bool = False
 ) -> dict[str, Any]:
-    """Return the state in a checkpoint, of which nothing but tensors and plain values is ever loaded.
+    """Load a checkpoint of `train_student`. Only tensors and plain values are unpickled, never code.
 
     Args:
-        path: of the file.
-        device: where its tensors go.
-        mmap: leave tensors on disk until they are used.
+        path: Checkpoint file.
+        device: Device of the tensors. Default: the CPU.
+        mmap: Whether to leave tensors on disk until they are used. Default: False.
+
+    Returns:
+        The content in timm's format: `state_dict`, `state_dict_ema`, `optimizer`, `args` and so on.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: it is no checkpoint of `train`.
+        FileNotFoundError: The file does not exist.
+        ValueError: The file is not a checkpoint of `train_student`, or is corrupt.
     """
     path = local_path(path, "the checkpoint")
     if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint {path}: a run writes {BEST} and {LAST} into its folder")
+        raise FileNotFoundError(
+            f"no checkpoint at {path}: check the path. A training run writes {BEST} and {LAST} to its folder"
+        )
     with torch.serialization.safe_globals([argparse.Namespace]):
         try:
             state = torch.load(path, map_location=device, weights_only=True, mmap=mmap)
-        except Exception as error:  # of many kinds, from a bad zip file to a pickle that is not allowed
+        except Exception as error:  # any type, from a bad zip file to a pickle that is not allowed
             reason = " ".join(str(error).split())[:300]
             raise ValueError(
-                f"{path} is no checkpoint of a training run, or damaged; a run without the file goes on from the one before, "
-                f"or from its beginning. {reason}"
+                f"{path} is not a checkpoint of a training run, or is corrupt: delete it to resume the run from its previous "
+                f"checkpoint. {reason}"
             ) from error
     if not isinstance(state, dict) or not hasattr(state.get("args"), "recipe"):
-        raise ValueError(f"{path} is no checkpoint of `relabel train`: it has no recipe")
+        raise ValueError(
+            f"{path} is not a checkpoint of `relabel train`, because it contains no recipe: choose a {BEST} or {LAST}"
+        )
     return state
 
 
@@ -195,26 +225,28 @@ def _progress(path: Path) -> dict[str, Any] | None:
     return progress
 
 
-class Curve:
-    """A CSV file with a line for each step or epoch; what is later than a run's new start is dropped.
+class CsvLog:
+    """CSV file with one row per logged step or epoch. Rows after the point where a run resumes are dropped.
 
     Args:
-        path: of the file.
-        columns: names, of which the first two are `epoch` and `step`.
-        start: (epoch, step) that the run starts or goes on from.
+        path: File to write.
+        columns: Column names. The first two are `epoch` and `step`.
+        start: (epoch, step) at which the run starts or resumes.
     """
 
     def __init__(self, path: Path, columns: tuple[str, ...], start: tuple[int, int]) -> None:
         self._path, self._columns = path, columns
         rows = [",".join(columns)]
         if path.is_file():
-            whole = path.read_text(encoding="utf-8").rpartition("\n")[0]  # a kill may have cut the last line
-            kept = [row for row in csv.DictReader(whole.splitlines()) if (int(row["epoch"]), int(row["step"])) <= start]
+            complete = path.read_text(encoding="utf-8").rpartition("\n")[0]  # a kill may have truncated the last row
+            kept = [
+                row for row in csv.DictReader(complete.splitlines()) if (int(row["epoch"]), int(row["step"])) <= start
+            ]
             rows += [",".join(row[name] for name in columns) for row in kept]
         write_atomically(path, ("\n".join(rows) + "\n").encode())
 
     def add(self, values: Mapping[str, Any]) -> None:
-        """Write a line; what is missing is empty."""
+        """Append a row. Columns without a value are empty."""
         with explaining_full_disk(self._path), self._path.open("a", newline="", encoding="utf-8") as file:
             csv.writer(file, lineterminator="\n").writerow([_text(values.get(name, "")) for name in self._columns])
 

@@ -1,4 +1,4 @@
-"""A classifier with how it sees images: a student, one of a checkpoint, or any of timm's.
+"""Classifiers with their preprocessing: students, checkpoints, and timm models.
 
 Shapes: B images, C classes, h x w pixels.
 """
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ..annotate.timm_models import create_model, imagenet_classes
 from ..devices import find_device
+from ..keywords import checked_keywords
 from ..storage.folders import is_url, local_path
 from ..storage.redaction import redact_path
 from .checkpoints import load_checkpoint
@@ -26,13 +27,13 @@ from .recipe import Dtype, Recipe
 
 
 class Normalize:
-    """Bring uint8 images `[B, 3, h, w]` to a device, in the units that a model takes.
+    """Move uint8 images `[B, 3, h, w]` to a device and normalize them.
 
     Args:
-        mean: of each channel of RGB in 0..1.
-        std: of each channel.
-        device: where to.
-        channels_last: whether in the order of memory that convolutions prefer.
+        mean: Mean of each RGB channel, 0 to 1.
+        std: Standard deviation of each RGB channel, 0 to 1.
+        device: Device to move images to.
+        channels_last: Whether the result has the channels-last memory format. Default: True.
     """
 
     def __init__(
@@ -50,17 +51,17 @@ class Normalize:
 
 @dataclass(frozen=True)
 class Classifier:
-    """A model that takes uint8 images `[B, 3, h, w]` when called, and gives float32 logits `[B, C]` on its device.
+    """Model with preprocessing. Calling it maps uint8 images `[B, 3, h, w]` to float32 logits `[B, C]` on its device.
 
     Attributes:
-        model: takes what `normalize` gives.
-        num_classes: C.
-        classes: names of the C classes, or None where they are not known.
-        image_size: (height, width) in pixels that it sees.
-        crop_pct: share of a side that is left of an image after cropping its middle.
-        interpolation: of resizing, as timm names it.
-        normalize: of its images.
-        dtype: of the forward pass under autocast.
+        model: Model that accepts the output of `normalize`.
+        num_classes: Number of classes C.
+        classes: Names of the C classes, or None if they are unknown.
+        image_size: (height, width) of the input in pixels.
+        crop_pct: Share of each side that the center crop of an image keeps, 0 to 1.
+        interpolation: Name of the interpolation of the resize, as in timm.
+        normalize: Normalization of the images.
+        dtype: Precision of the forward pass under autocast.
     """
 
     model: nn.Module
@@ -79,12 +80,12 @@ class Classifier:
 
 
 def autocast(device: torch.device, dtype: Dtype) -> torch.autocast:
-    """Return the context of a forward pass."""
+    """Return the autocast context of a forward pass in `dtype`, disabled for float32."""
     return torch.autocast(device.type, getattr(torch, dtype), enabled=dtype != "float32")
 
 
 def make_student(recipe: Recipe, num_classes: int) -> nn.Module:
-    """Return the recipe's model with new weights, which its seed decides."""
+    """Create the model of a recipe with random weights that depend on the seed of the recipe only."""
     arguments = dict(recipe.model_kwargs)
     if recipe.drop_path is not None:
         arguments["drop_path_rate"] = recipe.drop_path
@@ -94,59 +95,71 @@ def make_student(recipe: Recipe, num_classes: int) -> nn.Module:
     return model
 
 
+@checked_keywords()
 def load_classifier(
     model: str | os.PathLike[str],
     *,
     pretrained: bool = False,
-    weights: str | os.PathLike[str] | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
     model_kwargs: Mapping[str, Any] | None = None,
     image_size: int | None = None,
     crop_pct: float | None = None,
     device: str | torch.device | None = None,
 ) -> Classifier:
-    """Return a classifier that `evaluate` takes.
+    """Load a classifier for `evaluate`.
 
     Args:
-        model: a checkpoint of `train_student`, whose moving average of weights is taken where it has one; or the name of a
-            timm model.
-        pretrained: load the weights that timm knows for the name.
-        weights: file with the weights of a timm model.
-        model_kwargs: of `timm.create_model`, for a name.
-        image_size: pixels of a side that it sees. Default: the checkpoint's, or timm's for tests.
-        crop_pct: share of a side that is left of an image. Default: likewise.
-        device: where to compute. Default: a GPU where there is one.
+        model: Checkpoint of `train_student`, or name of a timm model. Of a checkpoint, the moving average of the weights is
+            loaded if there is one.
+        pretrained: Whether to load the pretrained weights of a timm model. Default: False.
+        checkpoint: File with the weights of a timm model. Default: none.
+        model_kwargs: Keyword arguments of `timm.create_model` for a timm model. Default: none.
+        image_size: Side of the input in pixels. Default: that of the checkpoint, or timm's test size.
+        crop_pct: Share of each side that the center crop of an image keeps, 0 to 1. Default: that of the checkpoint, or timm's.
+        device: Device to compute on. Default: the current CUDA device, or the CPU if there is none.
+
+    Returns:
+        The classifier on its device.
 
     Raises:
-        FileNotFoundError: there is no such checkpoint, or no such file of weights.
-        ValueError: a checkpoint that is none, weights that do not fit, a model that timm has not, or arguments for a name
-            beside a checkpoint.
+        FileNotFoundError: The file of the model or of the weights does not exist.
+        ValueError: The file is not a checkpoint, the weights do not fit, timm has no such model, or arguments of a timm model
+            are given for a checkpoint of `train_student`.
+
+    Example:
+        >>> classifier = load_classifier("runs/student/model_best.pth.tar")
+        >>> classifier(images).shape  # uint8 images [B, 3, h, w]
+        torch.Size([64, 10])
     """
-    place = find_device(device)
+    target_device = find_device(device)
     path = local_path(model, "the model") if is_url(model) or redact_path(model) != os.fspath(model) else Path(model)
     if path.is_file() or path.suffix in (".tar", ".pth", ".pt"):
-        if pretrained or weights is not None or model_kwargs:
-            raise ValueError(f"{model} is a checkpoint, which has its weights and arguments: give none beside it")
-        return _of_checkpoint(path, image_size, crop_pct, place)
-    made, _ = create_model(
-        os.fspath(model), pretrained, None if weights is None else Path(weights), None, dict(model_kwargs or {})
+        if pretrained or checkpoint is not None or model_kwargs:
+            raise ValueError(
+                f"{model} is a checkpoint of a training run, which contains its weights and arguments: leave out "
+                "pretrained=, checkpoint= and model_kwargs="
+            )
+        return _from_checkpoint(path, image_size, crop_pct, target_device)
+    timm_model, _ = create_model(
+        os.fspath(model), pretrained, None if checkpoint is None else Path(checkpoint), None, dict(model_kwargs or {})
     )
-    config = resolve_model_data_config(made, use_test_size=True)  # type: ignore[no-untyped-call]
+    config = resolve_model_data_config(timm_model, use_test_size=True)  # type: ignore[no-untyped-call]
     size = config["input_size"][1:] if image_size is None else (image_size, image_size)
     return Classifier(
-        made.to(place, memory_format=torch.channels_last),
-        made.num_classes,
-        imagenet_classes(made),
+        timm_model.to(target_device, memory_format=torch.channels_last),
+        timm_model.num_classes,
+        imagenet_classes(timm_model),
         (size[0], size[1]),
         config["crop_pct"] if crop_pct is None else crop_pct,
         config["interpolation"],
-        Normalize(config["mean"], config["std"], place),
+        Normalize(config["mean"], config["std"], target_device),
     )
 
 
-def _of_checkpoint(path: Path, image_size: int | None, crop_pct: float | None, device: torch.device) -> Classifier:
+def _from_checkpoint(path: Path, image_size: int | None, crop_pct: float | None, device: torch.device) -> Classifier:
     state = load_checkpoint(path)
-    kept = state["args"].recipe
-    recipe = Recipe(**{each.name: kept[each.name] for each in fields(Recipe) if each.name in kept})
+    saved = state["args"].recipe
+    recipe = Recipe(**{field.name: saved[field.name] for field in fields(Recipe) if field.name in saved})
     classes = tuple(state["args"].classes)
     model = make_student(recipe, len(classes))
     model.load_state_dict(state.get("state_dict_ema") or state["state_dict"])

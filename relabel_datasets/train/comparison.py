@@ -1,4 +1,4 @@
-"""Which annotator, and which kind of labels, teaches best: label maps scored, and students trained on them, side by side."""
+"""Compare annotators and kinds of labels: score label maps, and train students on them."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from ..analysis.metrics import Metrics
 from ..annotate.annotator import Annotator
 from ..data.datasets import RelabelDataset
 from ..data.store import LabelMaps
+from ..keywords import checked_keywords
 from ..labels.label_map import View
 from ..labels.pooling import pool_label_map
 from ..storage.folders import local_path
@@ -23,7 +24,7 @@ from ..storage.local import write_atomically
 from .loop import train_student
 from .recipe import Recipe, RuntimeConfig
 
-_MOST = 50_000  # label maps that a score looks at
+_MAX_SCORED_MAPS = 50_000
 
 
 @dataclass(frozen=True)
@@ -31,10 +32,10 @@ class ComparisonEntry:
     """One row of a comparison.
 
     Attributes:
-        name: of the row.
-        recipe: how it is trained; its seed is replaced by each of the comparison's.
-        load: returns the images to learn from and those to validate on.
-        annotator: makes the annotator that answers to crops, where the recipe distils.
+        name: Name of the row.
+        recipe: Recipe of the students. Its seed is replaced by each seed of the comparison.
+        load: Function that returns the training dataset and the validation dataset.
+        annotator: Function that returns the annotator of a recipe with distilled labels. Default: none.
     """
 
     name: str
@@ -45,82 +46,85 @@ class ComparisonEntry:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What students came to.
+    """Result of `compare`.
 
     Attributes:
-        metrics: for each student, by name, one dict of metrics a seed, see `Metrics`.
-        seconds: for each student, of training an epoch, by seed.
+        metrics: Metrics by name of the entry, one dict per seed, see `Metrics`.
+        seconds: Training time of an epoch in seconds by name of the entry, one value per seed.
     """
 
     metrics: Mapping[str, Sequence[Mapping[str, float]]]
     seconds: Mapping[str, Sequence[float]]
 
     def to_markdown(self) -> str:
-        """Return a table: mean and standard deviation over seeds, and the time of an epoch against the first row's."""
-        names = [name for name in ("top1", "top5", "real", "multi_label", "map", "ece") if name in self._first]
+        """Return a table of means and standard deviations over seeds, and of times relative to the first row."""
+        first = next(iter(self.metrics.values()))[0]
+        names = [name for name in ("top1", "top5", "real", "multi_label", "map", "ece") if name in first]
         lines = [
-            "| labels | " + " | ".join(names) + " | s / epoch | over the first |",
+            "| labels | " + " | ".join(names) + " | s / epoch | relative to the first |",
             "| --- |" + " ---: |" * (len(names) + 2),
         ]
         baseline = statistics.median(next(iter(self.seconds.values())))
-        for student, runs in self.metrics.items():
+        for entry, runs in self.metrics.items():
             cells = [_percent([run[name] for run in runs]) for name in names]
-            seconds = statistics.median(self.seconds[student])
-            lines.append("| " + " | ".join([student, *cells, f"{seconds:.1f}", f"{seconds / baseline:.2f}"]) + " |")
+            seconds = statistics.median(self.seconds[entry])
+            lines.append("| " + " | ".join([entry, *cells, f"{seconds:.1f}", f"{seconds / baseline:.2f}"]) + " |")
         return "\n".join(lines) + "\n"
 
     def to_json(self) -> str:
-        """Return all of it as JSON."""
+        """Return all metrics and times as JSON."""
         return json.dumps({"metrics": dict(self.metrics), "seconds_per_epoch": dict(self.seconds)}, indent=1)
 
-    @property
-    def _first(self) -> Mapping[str, float]:
-        return next(iter(self.metrics.values()))[0]
 
-
+@checked_keywords()
 def compare(
-    students: Sequence[ComparisonEntry], out: Path | str, *, seeds: int = 3, runtime: RuntimeConfig = RuntimeConfig()
+    entries: Sequence[ComparisonEntry], out: Path | str, *, seeds: int = 3, runtime: RuntimeConfig = RuntimeConfig()
 ) -> Comparison:
-    """Train each student with seeds 0, 1, ... and return what came out; runs that are there are gone on with.
+    """Train one student per entry and seed. Existing runs are resumed.
 
-    Students come one after another within a seed, so that a machine that slows down slows all of them.
+    All entries are trained with seed 0, then all with seed 1, and so on, so that a machine that slows down affects all of them.
 
     Args:
-        students: the rows; all names differ.
-        out: folder, with a run in `<name>/seed-<n>` for each.
-        seeds: how many of each.
-        runtime: how the machine is used.
+        entries: Rows of the comparison, with unique names.
+        out: Folder of the runs. Each run is in `<name>/seed-<seed>`.
+        seeds: Number of seeds per entry, at least 1. Default: 3.
+        runtime: Use of the machine. Default: `RuntimeConfig()`.
+
+    Returns:
+        The metrics and times of all runs.
 
     Raises:
-        ValueError: no seeds, or names that are not unique.
+        ValueError: There are no entries or no seeds, or names are repeated.
     """
-    names = [student.name for student in students]
-    if seeds < 1 or not names or len(set(names)) < len(names):
-        raise ValueError(f"expected at least one seed, and students of different names, got {seeds} and {names}")
+    names = [entry.name for entry in entries]
+    if seeds < 1:
+        raise ValueError(f"seeds= must be at least 1, got {seeds}")
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"entries= must be at least one entry, each with a unique name, got the names {names}")
     metrics: dict[str, list[Mapping[str, float]]] = {name: [] for name in names}
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for seed in range(seeds):
-        for student in students:
-            result = _run(student, local_path(out, "out=") / student.name / f"seed-{seed}", seed, runtime)
-            metrics[student.name].append(result["metrics"])
-            seconds[student.name].append(result["seconds_per_epoch"])
+        for entry in entries:
+            result = _run(entry, local_path(out, "out=") / entry.name / f"seed-{seed}", seed, runtime)
+            metrics[entry.name].append(result["metrics"])
+            seconds[entry.name].append(result["seconds_per_epoch"])
     return Comparison(metrics, seconds)
 
 
-def _run(student: ComparisonEntry, folder: Path, seed: int, runtime: RuntimeConfig) -> dict[str, Any]:
-    """Train a student, unless its result is there."""
-    recipe = student.recipe.changed(seed=seed)
+def _run(entry: ComparisonEntry, folder: Path, seed: int, runtime: RuntimeConfig) -> dict[str, Any]:
+    """Train a student, unless its result exists."""
+    recipe = entry.recipe.changed(seed=seed)
     path = folder / "result.json"
-    described = dict(vars(recipe))
+    recipe_values = dict(vars(recipe))
     if path.is_file():
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if found["recipe"] == described:
-            return found
-    dataset, validation = student.load()
-    annotator = None if student.annotator is None else student.annotator()
+        previous: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if previous["recipe"] == recipe_values:
+            return previous
+    dataset, validation = entry.load()
+    annotator = None if entry.annotator is None else entry.annotator()
     trained = train_student(dataset, folder, recipe, validation=validation, annotator=annotator, runtime=runtime)
     result = {
-        "recipe": described,
+        "recipe": recipe_values,
         "metrics": dict(trained.metrics),
         "seconds_per_epoch": trained.seconds / recipe.epochs,
     }
@@ -129,16 +133,21 @@ def _run(student: ComparisonEntry, folder: Path, seed: int, runtime: RuntimeConf
 
 
 def score_label_maps(label_maps: LabelMaps) -> dict[str, float]:
-    """Return how well label maps, pooled whole, know their images' own labels: the metrics of `Metrics` with labels.
+    """Evaluate label maps, pooled over the whole image, against the classes of their images.
 
-    Of more than 50,000 maps, as many are looked at, spread evenly.
+    Args:
+        label_maps: Label maps to score. If there are more than 50,000, only 50,000 evenly spaced ones are scored.
+
+    Returns:
+        The metrics of a classifier that predicts the pooled labels, see `Metrics`.
     """
     metrics = Metrics(len(label_maps.manifest.classes))
-    rows = np.unique(np.linspace(0, len(label_maps) - 1, min(len(label_maps), _MOST)).astype(int))
+    rows = np.unique(np.linspace(0, len(label_maps) - 1, min(len(label_maps), _MAX_SCORED_MAPS)).astype(int))
     for batch in np.array_split(rows, -(-len(rows) // 1024)):
         maps = [label_maps.at(int(row)) for row in batch]
-        soft = torch.stack([pool_label_map(each, View()) for each in maps])
-        metrics.update(soft.clamp_min(1e-30).log(), torch.as_tensor(label_maps.index.labels[batch].astype(np.int64)))
+        soft_labels = torch.stack([pool_label_map(label_map, View()) for label_map in maps])
+        class_indices = torch.as_tensor(label_maps.index.labels[batch].astype(np.int64))
+        metrics.update(soft_labels.clamp_min(1e-30).log(), class_indices)
     return metrics.compute()
 
 

@@ -1,4 +1,4 @@
-"""The loaders of a training run: seeded random crops with what the student is told, and whole validation images."""
+"""Data loaders of a training run: seeded random crops with their targets, and center crops for validation."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from .tokens import TokenLabelPooling
 
 
 class ClassIndex(v2.Transform):
-    """Replace each label map by its sample's class index, whatever the image shows.
+    """Replace each label map by the class index of its sample.
 
     Raises:
-        ValueError: in use, a label map without class index.
+        ValueError: A label map has no class index. Raised in use.
     """
 
     _transformed_types = (LabelMap,)
@@ -33,7 +33,9 @@ class ClassIndex(v2.Transform):
     def transform(self, inpt: LabelMap, params: dict[str, Any]) -> Tensor:
         """Return the class index, `[]` int64."""
         if inpt.label is None:
-            raise ValueError(f"the label map of {inpt.key!r} has no class index")
+            raise ValueError(
+                f"the label map of {inpt.key!r} has no class index: choose labels= that are pooled from label maps"
+            )
         return torch.tensor(inpt.label)
 
 
@@ -48,25 +50,40 @@ def train_loader(
     num_workers: int,
     window: int | None,
 ) -> tuple[RelabelLoader, SeededTransforms]:
-    """Return a loader of batches (uint8 images `[B, 3, s, s]`, targets), and what must know its epoch.
+    """Return the training loader of one rank, and its transforms, which need the epoch by `set_epoch`.
 
-    Targets are class indices `[B]`, soft labels `[B, C]`, or of tokens, see `tokens.TokenLabelPooling`.
+    Batches are (uint8 images `[B, 3, s, s]`, targets). Targets are class indices `[B]`, soft labels `[B, C]`, or labels of crops
+    and tokens, see `tokens.TokenLabelPooling`.
+
+    Args:
+        dataset: Training dataset. Its transforms are replaced.
+        recipe: Recipe of the run.
+        interpolation: Name of the interpolation of the resize, as in timm.
+        grid: (h, w) of the tokens, for labels of tokens.
+        rank: Rank of this process, from 0.
+        world_size: Number of ranks.
+        num_workers: Worker processes of this rank.
+        window: Number of shards that the shuffle mixes at a time, see `RelabelStream`.
 
     Raises:
-        ValueError: the batch size does not divide by the number of ranks, there are fewer images than in a batch, or
-            batches that are mixed have an odd size.
+        ValueError: The batch size is not a multiple of the number of ranks, is larger than the dataset, or is odd although
+            images are mixed.
     """
-    batch_size, rest = divmod(recipe.batch_size, world_size)
-    if rest or not batch_size:
-        raise ValueError(f"a batch of {recipe.batch_size} images cannot be dealt to {world_size} ranks")
+    batch_size, remainder = divmod(recipe.batch_size, world_size)
+    if remainder or not batch_size:
+        raise ValueError(f"batch_size={recipe.batch_size} must be a multiple of the number of ranks, {world_size}")
     if batch_size % 2 and (recipe.mixup or recipe.cutmix):
-        raise ValueError(f"images are mixed in pairs, so each rank needs an even number a batch, not {batch_size}")
+        raise ValueError(
+            f"mixup= and cutmix= mix images in pairs, so each rank needs an even batch size, not {batch_size}: change batch_size="
+        )
     target = target_transform(recipe.label_config, grid)
-    transforms = SeededTransforms(crops(recipe, interpolation, target), recipe.seed)
+    transforms = SeededTransforms(crop_transforms(recipe, interpolation, target), recipe.seed)
     dataset.transforms = transforms
     stream = RelabelStream(dataset, seed=recipe.seed, window=window, rank=rank, world_size=world_size)
     if len(stream) < batch_size:
-        raise ValueError(f"each of {world_size} ranks has {len(stream)} images, fewer than a batch of {batch_size}")
+        raise ValueError(
+            f"each of {world_size} ranks has {len(stream)} images, fewer than its batch of {batch_size}: lower batch_size="
+        )
     loader = RelabelLoader(
         stream,
         batch_size,
@@ -74,18 +91,18 @@ def train_loader(
         drop_last=True,
         persistent_workers=num_workers > 0,
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=one_thread,
+        worker_init_fn=use_one_thread,
     )
     return loader, transforms
 
 
-def crops(recipe: Recipe, interpolation: str, target: v2.Transform | None) -> TimmTransforms:
-    """Return the transforms of training images and their label maps; images stay uint8, and are normalised later.
+def crop_transforms(recipe: Recipe, interpolation: str, target: v2.Transform | None) -> TimmTransforms:
+    """Return the transforms of training images and their label maps. Images stay uint8 and are normalized later.
 
     Args:
-        recipe: says what is drawn.
-        interpolation: of resizing, as timm names it.
-        target: what makes the target of a label map; None leaves the map.
+        recipe: Recipe with the parameters of the augmentation.
+        interpolation: Name of the interpolation of the resize, as in timm.
+        target: Transform from label maps to targets. None leaves the label maps.
     """
     return timm_transforms(
         recipe.image_size,
@@ -99,7 +116,12 @@ def crops(recipe: Recipe, interpolation: str, target: v2.Transform | None) -> Ti
 
 
 def target_transform(label_config: LabelConfig, grid: tuple[int, int] | None = None) -> v2.Transform:
-    """Return what makes the target of a label map."""
+    """Return the transform from label maps to targets.
+
+    Args:
+        label_config: Kind of targets.
+        grid: (h, w) of the tokens. Required for labels of tokens.
+    """
     if label_config.tokens:
         assert grid is not None
         return TokenLabelPooling(grid)
@@ -108,20 +130,20 @@ def target_transform(label_config: LabelConfig, grid: tuple[int, int] | None = N
     return ClassIndex()
 
 
-def one_thread(worker: int) -> None:
-    """Keep a worker to one core, also in NumPy's and torch's loops."""
+def use_one_thread(worker: int) -> None:
+    """Limit a worker process to one thread, for `worker_init_fn=`."""
     torch.set_num_threads(1)
 
 
-class WholeImages(Dataset[Any]):
-    """The middle of each image of a dataset, as uint8 `[3, h, w]`, with its row.
+class CenterCrops(Dataset[Any]):
+    """Center crop of each image of a dataset, uint8 `[3, h, w]`, with its row.
 
     Args:
-        dataset: with `__len__` and `image(index)`.
-        size: (height, width) in pixels, or an int for both.
-        crop_pct: share of a side that is left.
-        interpolation: a name that timm knows.
-        rows: which images; default all.
+        dataset: Dataset with `__len__` and `image(index)`.
+        size: (height, width) of the crops in pixels, or an int for both.
+        crop_pct: Share of each side that the crop keeps, 0 to 1.
+        interpolation: Name of the interpolation of the resize, as in timm. Default: "bicubic".
+        rows: Rows of the images. Default: all.
     """
 
     def __init__(
@@ -136,7 +158,7 @@ class WholeImages(Dataset[Any]):
         self.rows = range(len(dataset)) if rows is None else rows
         self._transform = create_transform(
             size, crop_pct=crop_pct, interpolation=interpolation, use_prefetcher=True
-        )  # uint8: the model's own normalisation follows on its device
+        )  # uint8: `Normalize` follows on the device of the model
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -146,5 +168,5 @@ class WholeImages(Dataset[Any]):
         return torch.from_numpy(np.asarray(self._transform(self.dataset.image(row)))), row
 
     def loader(self, batch_size: int, num_workers: int) -> DataLoader[Any]:
-        """Return batches of images `[B, 3, h, w]` and rows `[B]`."""
-        return DataLoader(self, batch_size, num_workers=num_workers, worker_init_fn=one_thread)
+        """Return a loader of batches (images `[B, 3, h, w]`, rows `[B]`)."""
+        return DataLoader(self, batch_size, num_workers=num_workers, worker_init_fn=use_one_thread)

@@ -1,4 +1,4 @@
-"""`train_student`: a student from a dataset with label maps, on one device or under torchrun, resumed exactly where it stopped."""
+"""Train a student on a dataset with label maps, on one device or under torchrun, with exact resume."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from ..data.datasets import RelabelDataset
 from ..devices import find_device
 from ..keywords import checked_keywords
 from ..storage.folders import local_path
-from .checkpoints import BEGINNING, Checkpoints, Curve
+from .checkpoints import EPOCH_START, Checkpoints, CsvLog
 from .classifier import Classifier, Normalize, make_student
 from .evaluation import evaluate
 from .loaders import train_loader
@@ -45,13 +45,14 @@ _METRICS = ("top1", "top5", "ece", "real", "multi_label", "set_recall", "map")
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a run gave.
+    """Result of `train_student`.
 
     Attributes:
-        metrics: of the last epoch on the validation images, see `Metrics`; of the moving average where there is one.
-        best: top-1 accuracy of the best epoch.
-        folder: with `model_best.pth.tar`, `last.pth.tar`, `steps.csv` and `epochs.csv`.
-        seconds: of training alone, also before the run was resumed.
+        metrics: Metrics of the last epoch on the validation images, see `Metrics`. They are those of the moving average of the
+            weights if the recipe has one.
+        best: Top-1 accuracy of the best epoch, 0 to 1, or None without validation.
+        folder: Folder with `model_best.pth.tar`, `last.pth.tar`, `steps.csv` and `epochs.csv`.
+        seconds: Training time in seconds without validation, over all resumed parts.
     """
 
     metrics: Mapping[str, float]
@@ -70,23 +71,26 @@ def train_student(
     annotator: Annotator | None = None,
     runtime: RuntimeConfig = RuntimeConfig(),
 ) -> TrainResult:
-    """Train a student from scratch, or go on where the run in `out` was stopped.
+    """Train a student from scratch, or resume the run in `out`.
 
-    Under torchrun every rank calls it; batches are dealt to the ranks, so that a recipe gives the same on any number of them
-    but for batch norm's statistics, which are of each rank's images. A run that is killed goes on from its last checkpoint
-    and gives the losses of a run that was not.
+    A run that was killed resumes from its last checkpoint and has the same losses as a run without interruption. Under torchrun,
+    every rank must call this function. Each batch is divided among the ranks, so that a recipe has the same result on any number
+    of ranks, except for batch norm, whose statistics are computed per rank.
 
     Args:
-        dataset: to learn from; it takes the recipe's transforms.
-        out: folder of the run.
-        recipe: how to train.
-        validation: to validate on, by default after each epoch.
-        annotator: answers to each crop where the recipe distils.
-        runtime: how the machine is used.
+        dataset: Training dataset. Its transforms are replaced by those of the recipe.
+        out: Folder of the run, a local path.
+        recipe: Model, labels, augmentation and optimization. Default: `Recipe()`.
+        validation: Validation dataset. Default: none.
+        annotator: Annotator of distilled labels. Default: none.
+        runtime: Use of the machine. Default: `RuntimeConfig()`.
+
+    Returns:
+        The metrics and the folder of the run.
 
     Raises:
-        ValueError: arguments that do not fit together, a run of another recipe in `out`, or a loss that is not finite.
-        ImportError: TensorBoard is asked for and not there.
+        ValueError: Arguments do not fit together, `out` contains a run with another recipe, or the loss is not finite.
+        ImportError: `runtime.tensorboard` is True and TensorBoard is not installed.
 
     Example:
         >>> dataset, validation = (load_dataset("imagenette-relabel", split=s) for s in ("train", "validation"))
@@ -101,22 +105,22 @@ def train_student(
 
 @contextlib.contextmanager
 def _process_group(device: str | None) -> Iterator[tuple[torch.device, int, int]]:
-    """Yield (device, rank, number of ranks): of torchrun's group, which is made here unless it is there."""
+    """Yield (device, rank, world size). Under torchrun, create the process group unless it exists."""
     name = str(find_device(device))
     if dist.is_available() and dist.is_initialized():
-        place = torch.device("cuda", torch.cuda.current_device()) if name == "cuda" else torch.device(name)
-        yield place, dist.get_rank(), dist.get_world_size()
+        current = torch.device("cuda", torch.cuda.current_device()) if name == "cuda" else torch.device(name)
+        yield current, dist.get_rank(), dist.get_world_size()
         return
-    found = init_distributed_device_so(name)
+    group = init_distributed_device_so(name)
     try:
-        yield torch.device(found["device"]), found["global_rank"], dist.get_world_size() if found["distributed"] else 1
+        yield torch.device(group["device"]), group["global_rank"], dist.get_world_size() if group["distributed"] else 1
     finally:
-        if found["distributed"]:
+        if group["distributed"]:
             dist.destroy_process_group()
 
 
 class _Run:
-    """One run, on one rank."""
+    """Training run on one rank."""
 
     def __init__(
         self,
@@ -166,10 +170,10 @@ class _Run:
         self.checkpoints = Checkpoints(
             folder, recipe, self.model, self.optimizer, ema=self.ema, scaler=self.scaler, classes=tuple(dataset.classes)
         )
-        self.student = self._wrapped(student)
+        self.student = self._wrap(student)
         self.seconds = 0.0
 
-    def _wrapped(self, model: nn.Module) -> nn.Module:
+    def _wrap(self, model: nn.Module) -> nn.Module:
         if self.runtime.compile:
             model.compile()
         if self.world_size == 1:
@@ -178,7 +182,7 @@ class _Run:
         return DistributedDataParallel(model, device_ids=ids)
 
     def fit(self) -> TrainResult:
-        """Train to the end."""
+        """Train until the last epoch."""
         start = self.checkpoints.resume(self.device)
         self.seconds = start["seconds"]
         if self.rank == 0:
@@ -187,30 +191,29 @@ class _Run:
             self.loader.load_state_dict(start["loader"])
         metrics: dict[str, float] = {}
         for epoch in range(start["epoch"], self.recipe.epochs):
-            loss = self._train_epoch(epoch, start if epoch == start["epoch"] else BEGINNING)
+            loss = self._train_epoch(epoch, start if epoch == start["epoch"] else EPOCH_START)
             is_due = epoch + 1 == self.recipe.epochs or (epoch + 1) % self.runtime.validate_every == 0
             metrics = self._validate() if is_due else {}
             if self.rank == 0:
-                self._log_epoch(
-                    epoch, loss, metrics
-                )  # before: a line that is too much is dropped, one that lacks is lost
+                # Log first: resume can drop extra rows but cannot recover missing ones.
+                self._log_epoch(epoch, loss, metrics)
                 self.checkpoints.save_epoch(epoch, metrics.get("top1"), self.seconds)
                 self.checkpoints.drop_steps()
         if self.rank == 0 and self._board is not None:
             self._board.close()
-        if not metrics:  # the run was over before
+        if not metrics:  # the run was already complete
             metrics = self._validate()
         return TrainResult(metrics, self.checkpoints.best, self.folder, self.seconds)
 
     def _train_epoch(self, epoch: int, start: Mapping[str, Any]) -> float:
-        """Train an epoch, from one of its steps on; return the mean loss."""
+        """Train one epoch, beginning at the step of `start`, and return its mean loss."""
         step = start["step"]
         self.loader.set_epoch(epoch)
         self.transforms.set_epoch(epoch)
         self.objective.mixing = epoch < self.recipe.epochs - self.recipe.mix_off_epochs
         self.student.train()
-        begun, before, first = time.perf_counter(), self.seconds, step
-        # Sums and numbers of losses: of the epoch on all ranks, and since the last line of steps.csv on this one.
+        started, seconds_before, first_step = time.perf_counter(), self.seconds, step
+        # [sum, count] of losses: of the epoch over all ranks, and of this rank since the last row of steps.csv.
         total, window = (
             torch.tensor(start[name], device=self.device, dtype=torch.float64) for name in ("losses", "window")
         )
@@ -222,41 +225,42 @@ class _Run:
                 loss = self._step(epoch, step, images, targets)
                 step += 1
                 window += torch.stack([loss.double(), torch.ones_like(loss, dtype=torch.float64)])
-                self.seconds = before + time.perf_counter() - begun
+                self.seconds = seconds_before + time.perf_counter() - started
                 if step % self.runtime.log_every == 0:
-                    total += self._over_ranks(window, epoch, step)
+                    total += self._sum_over_ranks(window, epoch, step)
                     if self.rank == 0:
-                        self._log_step(epoch, step, window, (step - first) / (self.seconds - before), bar)
+                        steps_per_second = (step - first_step) / (self.seconds - seconds_before)
+                        self._log_step(epoch, step, window, steps_per_second, bar)
                     window.zero_()
                 if self.runtime.save_every and step % self.runtime.save_every == 0:
-                    self._over_ranks(window, epoch, step)
+                    self._sum_over_ranks(window, epoch, step)
                     if self.rank == 0:
                         self.checkpoints.save_step(
                             epoch, step, loader=self.loader.state_dict(), losses=total.tolist(),
                             window=window.tolist(), seconds=self.seconds,
                         )  # fmt: skip
                     else:
-                        window.zero_()  # as after resuming: rank 0 has them
+                        window.zero_()  # as after a resume: rank 0 has the sum
                 bar.update()
-        total += self._over_ranks(window, epoch, step)
+        total += self._sum_over_ranks(window, epoch, step)
         return float(total[0] / total[1])
 
-    def _over_ranks(self, window: Tensor, epoch: int, step: int) -> Tensor:
-        """Add up the sum and number of losses of all ranks, in place.
+    def _sum_over_ranks(self, window: Tensor, epoch: int, step: int) -> Tensor:
+        """Sum `window`, [sum, count] of losses, over all ranks in-place.
 
         Raises:
-            ValueError: they are not finite.
+            ValueError: The sum is not finite.
         """
         if self.world_size > 1:
             dist.all_reduce(window)
         if not bool(window.isfinite().all()):
             raise ValueError(
-                f"the loss is {float(window[0])} in epoch {epoch}, by step {step}: lower the learning rate, or clip gradients"
+                f"the loss is {float(window[0])} at epoch {epoch}, step {step}: lower learning_rate=, or set clip_grad=, such as 1"
             )
         return window
 
     def _step(self, epoch: int, step: int, images: Tensor, targets: Any) -> Tensor:
-        """Take one step; return the loss."""
+        """Train one step and return the loss."""
         seed_all(self.recipe.seed, epoch, step, self.rank)
         updates = epoch * self.steps_per_epoch + step
         self.schedule.step_update(updates)
@@ -278,7 +282,7 @@ class _Run:
         if self.validation is None:
             return {}
         model = self.model if self.ema is None else self.ema.module
-        if self.world_size > 1:  # each rank has its own statistics; those of rank 0 are kept
+        if self.world_size > 1:  # batch norm statistics differ between ranks: use those of rank 0
             distribute_bn(model, self.world_size)  # type: ignore[no-untyped-call]
         return evaluate(
             replace(self.classifier, model=model),
@@ -296,8 +300,8 @@ class _Run:
     def _open_logs(self, start: tuple[int, int]) -> None:
         steps = ("epoch", "step", "loss", "learning_rate", "images_per_second")
         epochs = ("epoch", "step", "loss", *_METRICS, "seconds")
-        self._steps = Curve(self.folder / STEPS, steps, start)
-        self._epochs = Curve(self.folder / EPOCHS, epochs, (start[0] - 1, self.steps_per_epoch))
+        self._steps = CsvLog(self.folder / STEPS, steps, start)
+        self._epochs = CsvLog(self.folder / EPOCHS, epochs, (start[0] - 1, self.steps_per_epoch))
         self._board: Any = None
         if self.board_type is not None:
             self._board = self.board_type(str(self.folder), purge_step=start[0] * self.steps_per_epoch + start[1])
@@ -309,30 +313,30 @@ class _Run:
         bar.set_postfix_str(f"loss {loss:.3f}, {per_second:.0f} images/s")
         values = {"loss": loss, "learning_rate": rate, "images_per_second": per_second}
         self._steps.add({"epoch": epoch, "step": step, **values})
-        self._show("train", values, epoch * self.steps_per_epoch + step)
+        self._write_board("train", values, epoch * self.steps_per_epoch + step)
 
     def _log_epoch(self, epoch: int, loss: float, metrics: Mapping[str, float]) -> None:
         values = {"loss": loss, **metrics, "seconds": self.seconds}
         self._epochs.add({"epoch": epoch, "step": self.steps_per_epoch, **values})
-        self._show("epoch", values, (epoch + 1) * self.steps_per_epoch)
+        self._write_board("epoch", values, (epoch + 1) * self.steps_per_epoch)
         shown = ", ".join(f"{name} {value:.1%}" for name, value in metrics.items() if name != "ece")
         logger.info("epoch %d of %d: loss %.3f%s", epoch + 1, self.recipe.epochs, loss, f", {shown}" if shown else "")
 
-    def _show(self, topic: str, values: Mapping[str, float], place: int) -> None:
+    def _write_board(self, topic: str, values: Mapping[str, float], step: int) -> None:
         if self._board is not None:
             for name, value in values.items():
-                self._board.add_scalar(f"{topic}/{name}", value, place)
+                self._board.add_scalar(f"{topic}/{name}", value, step)
             self._board.flush()
 
 
 def _summary_writer() -> Any:
-    """Return TensorBoard's writer.
+    """Return TensorBoard's SummaryWriter class.
 
     Raises:
-        ImportError: it is not there.
+        ImportError: TensorBoard is not installed.
     """
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise ImportError('TensorBoard is not there: pip install "relabel-datasets[tensorboard]"') from error
+        raise ImportError('TensorBoard is not installed: pip install "relabel-datasets[tensorboard]"') from error
     return SummaryWriter

@@ -1,4 +1,4 @@
-"""What a student is told about a batch, and what it loses: mixing, distillation and the loss.
+"""Loss of a student on a batch: mixing, distillation and cross-entropy.
 
 Shapes: B images, C classes, s x s pixels.
 """
@@ -23,19 +23,19 @@ from .tokens import MixToken, token_label_loss
 
 
 class Objective:
-    """The loss of a student on a batch of crops.
+    """Loss of a student on a batch of crops.
 
     Args:
-        recipe: says what the student is told.
-        classes: names of the C classes.
-        normalize: of images; it also says where to compute.
-        annotator: answers to each crop, where the recipe distils.
+        recipe: Recipe with the kind of labels, mixing, erasing and precision.
+        classes: Names of the C classes.
+        normalize: Normalization of images. The loss is computed on its device.
+        annotator: Annotator of distilled labels. Default: none.
 
     Attributes:
-        mixing: whether images are mixed, if the recipe says so at all.
+        mixing: Whether mixup and CutMix of the recipe are active. Default: True.
 
     Raises:
-        ValueError: the recipe distils and there is no annotator, or its classes are others.
+        ValueError: The labels of the recipe are distilled, but there is no annotator or it lacks classes.
     """
 
     def __init__(
@@ -58,7 +58,13 @@ class Objective:
         self._teacher = Teacher(annotator, classes) if recipe.label_config.distilled else None
 
     def loss(self, student: nn.Module, images: Tensor, targets: Any) -> Tensor:
-        """Return the mean loss of a batch as the loader gives it."""
+        """Return the mean loss of a batch.
+
+        Args:
+            student: Model that maps normalized images to logits `[B, C]`, or a `TokenStudent`.
+            images: Crops from the loader, uint8 `[B, 3, s, s]`.
+            targets: Targets from the loader, see `train_loader`.
+        """
         if self._teacher is not None:
             targets = self._teacher(images.to(self._device, non_blocking=True))
         inputs = self._normalize(images)
@@ -85,7 +91,7 @@ class Objective:
         return token_label_loss(class_logits.float(), token_logits.float(), soft, tokens)
 
     def _soft(self, targets: Tensor) -> Tensor:
-        """Return soft labels `[B, C]` of class indices, smoothed; soft ones as they are."""
+        """Convert class indices `[B]` to smoothed soft labels `[B, C]`. Soft labels are returned unchanged."""
         if targets.is_floating_point():
             return targets
         smoothing = self.recipe.label_config.smoothing
@@ -95,31 +101,34 @@ class Objective:
 
 
 class Teacher:
-    """An annotator that answers to each crop as training goes: online knowledge distillation, what ReLabel saves.
+    """Annotator that labels each crop during training: online distillation, whose cost ReLabel avoids.
 
     Args:
-        annotator: its mean logits over a crop, squashed to its input size, are its answer.
-        classes: names of the dataset's classes.
+        annotator: Annotator whose mean logits over a crop, resized to its input size, are the label.
+        classes: Names of the classes of the dataset.
 
     Raises:
-        ValueError: there is none, or it does not know the classes.
+        ValueError: The annotator is None, lacks a class, or has no fixed input size.
     """
 
     def __init__(self, annotator: Annotator | None, classes: Sequence[str]) -> None:
         if annotator is None:
-            raise ValueError("labels are distilled from an annotator, and none was given: name one, with its weights")
+            raise ValueError("labels='distilled' needs an annotator, but none was given: give annotator=")
         self._annotator = annotator
         self._rows: list[int] | None = None
         if annotator.classes is None or tuple(annotator.classes) != tuple(classes):
             self._rows = match_classes(annotator.classes, classes, None, annotator.num_classes)
         size = getattr(annotator, "input_size", None)
         if size is None:
-            raise ValueError("an annotator that is to teach crops must have one input_size (height, width)")
+            raise ValueError(
+                f"labels='distilled' needs an annotator with an attribute `input_size` (height, width), but "
+                f"{type(annotator).__name__} has none: choose another annotator"
+            )
         self._size = list(size)
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        """Return soft labels `[B, C]` of uint8 crops `[B, 3, s, s]`."""
+        """Return the soft labels `[B, C]` of uint8 crops `[B, 3, s, s]`."""
         resized = F.resize(images, self._size, interpolation=F.InterpolationMode.BICUBIC, antialias=True)
         logits = self._annotator(resized).mean((2, 3))
         return (logits if self._rows is None else logits[:, self._rows]).softmax(1)

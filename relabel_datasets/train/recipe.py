@@ -1,4 +1,4 @@
-"""Recipes: how a student is trained, as plain values, and the named ones."""
+"""Configuration of a training run as plain values, and the presets."""
 
 from __future__ import annotations
 
@@ -6,20 +6,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
+from ..keywords import check_keywords
+
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 
 @dataclass(frozen=True)
 class LabelConfig:
-    """What a student is told about a crop.
+    """Targets of a student.
 
     Attributes:
-        pooled: the soft label of the crop, from its label map.
-        localized: pooled under the crop, not over the whole image.
-        multi_label: all classes of the pooled label, not the best alone.
-        smoothing: of the class index, where labels are not pooled.
-        distilled: the annotator's own answer to the very crop, computed as training goes.
-        tokens: a label for each token beside that of the crop.
+        pooled: Whether targets are pooled from label maps. Default: False, which uses the class index.
+        localized: Whether label maps are pooled under the crop instead of over the whole image. Default: True.
+        multi_label: Whether targets contain all classes of the pooled label instead of only the best. Default: True.
+        smoothing: Label smoothing of class indices, 0 to 1. Default: 0.
+        distilled: Whether targets are the output of the annotator on each crop, computed during training. Default: False.
+        tokens: Whether each token has a target in addition to the crop. Default: False.
     """
 
     pooled: bool = False
@@ -44,39 +46,40 @@ LABELS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How a student is trained. The defaults are the paper's for ResNet-50 on ImageNet.
+    """Training recipe. The defaults are those of the paper for ResNet-50 on ImageNet.
 
     Attributes:
-        labels: a name in `LABELS`: the class index (`single`, `smoothed`), the pooled label map (`relabel`), the paper's
-            ablation of it (`global-multi`, `localized-single`, `global-single`), the annotator's answer to each crop
-            (`distilled`), or labels of tokens beside that of the crop (`tokens`).
-        model: name of a timm model.
-        model_kwargs: more arguments of `timm.create_model`.
-        image_size: pixels of a side of a training crop.
-        eval_size: pixels of a side of a validation image; None: as in training.
-        crop_pct: share of a side that is left of a validation image after cropping its middle.
-        min_area: the least share of an image's area that a crop shows.
-        color_jitter: strength; 0 is none.
-        auto_augment: timm's text for RandAugment and the like, such as "rand-m9-mstd0.5-inc1".
-        random_erasing: probability.
-        mixup: alpha; 0 is none.
-        cutmix: alpha; 0 is none. With both, each is drawn half of the time. With tokens, it is MixToken's.
-        mix_off_epochs: so many epochs at the end are without either.
-        epochs: passes over the training images.
-        batch_size: images a step, of all ranks together.
-        optimizer: timm's name for it.
-        learning_rate: the highest, at this batch size.
-        momentum: of the optimizer, where it has one.
-        weight_decay: of all weights but biases and norms.
-        warmup_epochs: in which the learning rate rises from near 0.
-        clip_grad: norm that gradients are clipped to.
-        ema_decay: decay of the moving average of weights that is validated and kept beside them; None: no average.
-        drop_path: rate of stochastic depth.
-        dtype: of the forward pass under autocast.
-        seed: of weights, order, crops and whatever else is drawn.
+        labels: Targets of the student, a name in `LABELS`: the class index (`single`, `smoothed`), the pooled label map
+            (`relabel`), an ablation of it (`global-multi`, `localized-single`, `global-single`), the output of the annotator on
+            each crop (`distilled`), or labels of crops and tokens (`tokens`). Default: "relabel".
+        model: Name of a timm model. Default: "resnet50".
+        model_kwargs: Additional keyword arguments of `timm.create_model`. Default: none.
+        image_size: Side of a training crop in pixels. Default: 224.
+        eval_size: Side of a validation image in pixels. Default: None, which uses `image_size`.
+        crop_pct: Share of each side that the center crop of a validation image keeps, above 0 to 1. Default: 0.875.
+        min_area: Minimum share of the image area that a training crop shows, above 0 to 1. Default: 0.08.
+        color_jitter: Strength of color jitter. 0 disables it. Default: 0.
+        auto_augment: Policy of timm's RandAugment and similar, such as "rand-m9-mstd0.5-inc1". Default: none.
+        random_erasing: Probability of random erasing, 0 to 1. Default: 0.
+        mixup: Alpha of mixup. 0 disables it. Default: 0.
+        cutmix: Alpha of CutMix, or of MixToken for labels of tokens. 0 disables it. If mixup is enabled too, one of the two is
+            drawn for each batch with equal probability. Default: 0.
+        mix_off_epochs: Number of final epochs without mixup and CutMix. Default: 5.
+        epochs: Number of passes over the training images. Default: 300.
+        batch_size: Images per step over all ranks. Default: 1024.
+        optimizer: Name of a timm optimizer. Default: "sgd".
+        learning_rate: Maximum learning rate, at this batch size. Default: 0.1.
+        momentum: Momentum of the optimizer, if it has one. Default: 0.9.
+        weight_decay: Weight decay of all weights except biases and norms. Default: 1e-4.
+        warmup_epochs: Number of epochs in which the learning rate rises from 1e-6. Default: 5.
+        clip_grad: Maximum norm of the gradients. Default: None, which disables clipping.
+        ema_decay: Decay of the moving average of the weights, which is then validated and saved. Default: None, no average.
+        drop_path: Rate of stochastic depth. Default: None, which uses the default of the model.
+        dtype: Precision of the forward pass under autocast. Default: "float32".
+        seed: Seed of the weights, the order, the crops and the mixing. Default: 0.
 
     Raises:
-        ValueError: an argument is out of range or unknown.
+        ValueError: A value is out of range or unknown.
     """
 
     labels: str = "relabel"
@@ -107,61 +110,75 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if self.labels not in LABELS:
-            raise ValueError(f"labels must be one of {list(LABELS)}, got {self.labels!r}")
+            raise ValueError(f"labels= must be one of {list(LABELS)}, got {self.labels!r}")
         if self.dtype not in ("float32", "bfloat16", "float16"):
-            raise ValueError(f"dtype must be float32, bfloat16 or float16, got {self.dtype!r}")
+            raise ValueError(f"dtype= must be float32, bfloat16 or float16, got {self.dtype!r}")
         for name in ("image_size", "epochs", "batch_size"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+                raise ValueError(f"{name}= must be at least 1, got {getattr(self, name)}")
         for name in ("mixup", "cutmix", "mix_off_epochs", "warmup_epochs", "random_erasing", "color_jitter"):
             if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-        if not 0 < self.min_area <= 1 or not 0 < self.crop_pct <= 1:
-            raise ValueError(f"min_area and crop_pct must be in 0..1, got {self.min_area} and {self.crop_pct}")
+                raise ValueError(f"{name}= must be at least 0, got {getattr(self, name)}")
+        for name in ("min_area", "crop_pct"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ValueError(f"{name}= must be above 0 and at most 1, got {getattr(self, name)}")
         if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
+            raise ValueError(f"learning_rate= must be positive, got {self.learning_rate}")
         if self.epochs <= self.warmup_epochs:
             raise ValueError(
-                f"{self.epochs} epochs are over before {self.warmup_epochs} of warm-up: give fewer of these"
+                f"epochs={self.epochs} must be more than warmup_epochs={self.warmup_epochs}: raise epochs= or lower "
+                "warmup_epochs="
             )
         if self.label_config.tokens and self.mixup:
-            raise ValueError("labels of tokens are mixed by cutmix, which is MixToken then: give mixup=0")
+            raise ValueError(
+                f"labels={self.labels} cannot be combined with mixup={self.mixup}: set mixup=0. Labels of tokens are mixed with "
+                "cutmix="
+            )
 
     @property
     def label_config(self) -> LabelConfig:
-        """What the student is told."""
+        """Targets of the student."""
         return LABELS[self.labels]
 
     def changed(self, **values: Any) -> Recipe:
-        """Return the recipe with other values.
+        """Return a copy of the recipe with other values.
+
+        Args:
+            values: New values by name of the attribute.
+
+        Returns:
+            The new recipe.
 
         Raises:
-            TypeError: there is no such value.
+            TypeError: A recipe has no such attribute.
+            ValueError: A value is out of range or unknown.
+
+        Example:
+            >>> PRESETS["relabel"].changed(model="resnet18", epochs=20)
         """
-        unknown = sorted(set(values) - {each.name for each in fields(self)})
-        if unknown:
-            raise TypeError(f"a recipe has no {unknown}")
+        check_keywords("Recipe.changed", values, [field.name for field in fields(self)])
         return replace(self, **values)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RuntimeConfig:
-    """How a run uses the machine: nothing here changes what comes out, but for rounding, and for `window`, which is part of the order.
+    """Use of the machine by a run. Only `window` changes the result, apart from rounding.
 
     Attributes:
-        device: such as "cuda" or "cpu"; None: a GPU where there is one. Under torchrun each rank takes its own.
-        num_workers: processes a rank that make crops.
-        channels_last: hold images and weights in the order of memory that convolutions prefer.
-        compile: run the student through torch.compile.
-        window: shards that are mixed at a time, see `RelabelStream`; None mixes all.
-        save_every: steps between checkpoints within an epoch; 0: at the ends of epochs alone.
-        validate_every: epochs between validations; the last epoch is always validated. At least 1.
-        log_every: steps between lines of `steps.csv`, each the mean loss since the last; at least 1.
-        tensorboard: whether to log for TensorBoard, too.
-        progress: whether to show a progress bar on stderr.
+        device: Device such as "cuda" or "cpu". Default: None, the current CUDA device, or the CPU if there is none. Under
+            torchrun, each rank uses its own device.
+        num_workers: Worker processes per rank that load crops. Default: 4.
+        channels_last: Whether images and weights have the channels-last memory format. Default: True.
+        compile: Whether to compile the student with torch.compile. Default: False.
+        window: Number of shards that the shuffle mixes at a time, see `RelabelStream`. None mixes all. Default: 8.
+        save_every: Steps between checkpoints within an epoch. 0 saves only after each epoch. Default: 1000.
+        validate_every: Epochs between validations, at least 1. The last epoch is always validated. Default: 1.
+        log_every: Steps between rows of `steps.csv`, at least 1. Each row has the mean loss since the row above. Default: 50.
+        tensorboard: Whether to also log to TensorBoard. Default: False.
+        progress: Whether to show a progress bar on stderr. Default: True.
 
     Raises:
-        ValueError: a number of steps or epochs is out of range.
+        ValueError: A number of steps or epochs is out of range.
     """
 
     device: str | None = None
@@ -176,9 +193,9 @@ class RuntimeConfig:
     progress: bool = True
 
     def __post_init__(self) -> None:
-        for name, least in (("save_every", 0), ("validate_every", 1), ("log_every", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        for name, minimum in (("save_every", 0), ("validate_every", 1), ("log_every", 1)):
+            if getattr(self, name) < minimum:
+                raise ValueError(f"{name}= must be at least {minimum}, got {getattr(self, name)}")
 
 
 # ReLabel: Yun et al., 2021, section 4.1. Tokens: Jiang et al., "All Tokens Matter", 2021, section 4.1 (LV-ViT's settings on DeiT-S).

@@ -1,6 +1,6 @@
-"""Random numbers as pure functions of (seed, epoch, step or sample): a run that is resumed draws what it would have drawn.
+"""Random numbers that depend only on (seed, epoch, step or sample), so that a resumed run draws the same numbers.
 
-No generator's state has to be kept: each sample's crop and each step's mixing starts from a seed of its own.
+The state of random generators is never saved: the crop of each sample and the mixing of each step start from a new seed.
 """
 
 from __future__ import annotations
@@ -18,11 +18,15 @@ from ..labels.label_map import LabelMap
 from ..labels.transforms import LabelPooling
 
 
-def seed_all(*place: object) -> None:
-    """Seed what torch, NumPy and Python draw from, by any values that tell where training is."""
-    digest = hashlib.blake2b(repr(place).encode(), digest_size=8).digest()
+def seed_all(*position: object) -> None:
+    """Seed the global generators of torch, NumPy and Python.
+
+    Args:
+        position: Values that identify the position in training, such as seed, epoch and step.
+    """
+    digest = hashlib.blake2b(repr(position).encode(), digest_size=8).digest()
     number = int.from_bytes(digest, "little")
-    torch.default_generator.manual_seed(number)  # torch.manual_seed takes 0.2 ms where CUDA is not in use
+    torch.default_generator.manual_seed(number)  # torch.manual_seed takes 0.2 ms even without CUDA
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.manual_seed_all(number)
     np.random.seed(number % 2**32)  # noqa: NPY002  timm draws from it
@@ -30,21 +34,21 @@ def seed_all(*place: object) -> None:
 
 
 class SeededTransforms:
-    """Transforms whose random numbers depend on the seed, the epoch and the sample alone, in any worker.
+    """Transforms whose random numbers depend only on the seed, the epoch and the sample, in any worker.
 
     Args:
-        transforms: called with (image, label map).
-        seed: of the run.
+        transforms: Transforms of (image, label map).
+        seed: Seed of the run.
     """
 
     def __init__(self, transforms: Callable[..., Any], seed: int) -> None:
         self._transforms = transforms
         self._seed = seed
-        # Shared with workers, which have copies of all else and live through several epochs.
+        # Shared memory, because persistent workers have copies of everything else.
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch, before its first sample is asked for."""
+        """Set the epoch. Call this before the first sample of the epoch is loaded."""
         self._epoch[0] = epoch
 
     def __call__(self, image: Any, label_map: LabelMap) -> Any:

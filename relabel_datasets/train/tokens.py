@@ -1,4 +1,4 @@
-"""Token labels: a target for each location of the student's map, beside that of the crop.
+"""Token labels: a target for each location of the student's feature map, in addition to that of the crop.
 
 Reference: Jiang et al., "All Tokens Matter: Token Labeling for Training Better Vision Transformers", 2021, section 3.
 Shapes: B images, C classes, h x w tokens.
@@ -25,15 +25,15 @@ Targets = tuple[Tensor, Tensor]  # [B, C] of crops and [B, C, h, w] of tokens
 
 
 class TokenLabelPooling(LabelPooling):
-    """`LabelPooling` of the whole crop and of each of its tokens: each `LabelMap` becomes (`[C]`, `[C, h, w]`).
+    """Pool each `LabelMap` to a label of the whole crop `[C]` and a label of each token `[C, h, w]`.
 
     Args:
-        output_size: (h, w) tokens, or n for (n, n).
-        temperature: see `LabelPooling`.
+        output_size: Number of tokens (h, w), or n for (n, n).
+        temperature: Temperature of the softmax, see `LabelPooling`. Default: 1.
 
     Raises:
-        ValueError: an argument is out of range.
-        TypeError: in use, the sample holds no LabelMap.
+        ValueError: An argument is out of range.
+        TypeError: The sample contains no LabelMap. Raised in use.
 
     Example:
         >>> transforms = v2.Compose([v2.RandomResizedCrop(224), v2.RandomHorizontalFlip(), TokenLabelPooling(14), v2.PILToTensor()])
@@ -44,33 +44,33 @@ class TokenLabelPooling(LabelPooling):
         super().__init__((output_size, output_size) if isinstance(output_size, int) else output_size, temperature)
 
     def transform(self, inpt: LabelMap, params: dict[str, Any]) -> Any:
-        """Return the two labels."""
+        """Return the labels of the crop and of its tokens."""
         return pool_label_map(inpt, inpt.view, 1, self.temperature), super().transform(inpt, params)
 
 
 class TokenStudent(nn.Module):
-    """A timm classifier that is trained at every location: (`[B, C]`, `[B, C, h, w]`) logits of images.
+    """timm classifier that also returns logits of every location during training: (`[B, C]`, `[B, C, h, w]`).
 
-    A location's logits are those of the model's own head on its features, as for an annotator; for a ViT the token stands in for
-    the class token. (The paper's models have a second linear head instead.) In evaluation it is the classifier itself. Its
-    state dict, unwrapped, is the classifier's.
+    The logits of a location are the output of the classifier's head on the features of that location, as for an annotator. In a
+    ViT, each token takes the place of the class token. (The models of the paper have a second linear head instead.) In evaluation
+    mode, the output is that of the classifier. The unwrapped state dict is that of the classifier.
 
     Args:
-        model: of timm.
-        name: of the model, for messages.
-        image_size: pixels of a side of training images.
+        model: timm model to train.
+        name: Name of the model, for error messages.
+        image_size: Side of the training images in pixels.
 
     Attributes:
-        grid: (h, w).
+        grid: Number of locations (h, w).
 
     Raises:
-        ValueError: the model has no map of features.
+        ValueError: The model has no feature map.
     """
 
     def __init__(self, model: nn.Module, name: str, image_size: int) -> None:
         super().__init__()
-        self.module = model  # the name by which timm unwraps models
-        self._hidden = (make_dense(model, name, "local"),)  # no submodule, or every parameter would have two names
+        self.module = model  # timm unwraps models by this name
+        self._hidden = (make_dense(model, name, "local"),)  # in a tuple, because a submodule would duplicate parameters
         (dense,) = self._hidden
         was_training = model.training
         parameter = next(model.parameters())
@@ -80,7 +80,7 @@ class TokenStudent(nn.Module):
         self.grid: tuple[int, int] = dense.grid
 
     def forward(self, images: Tensor) -> Any:
-        """Return logits of crops and tokens in training, of images in evaluation."""
+        """Return the logits of crops and tokens in training mode, else the logits of images."""
         if not self.training:
             return self.module(images)
         return self._hidden[0].both(images)
@@ -89,7 +89,7 @@ class TokenStudent(nn.Module):
 def token_label_loss(
     class_logits: Tensor, token_logits: Tensor, soft_labels: Tensor, token_labels: Tensor, weight: float = 0.5
 ) -> Tensor:
-    """Return the mean loss of a batch: the cross-entropy of crops plus `weight` times that of tokens.
+    """Compute the mean loss of a batch: the cross-entropy of crops plus `weight` times that of tokens.
 
     The loss is computed in float32, or float64 for float64 logits, also for logits of lower precision and under
     `torch.autocast`.
@@ -99,7 +99,10 @@ def token_label_loss(
         token_logits: Logits of tokens `[B, C, h, w]`.
         soft_labels: Targets of crops `[B, C]`.
         token_labels: Targets of tokens `[B, C, h, w]`.
-        weight: Weight of the token loss, beta in the paper's equation 3. Default: the paper's 0.5.
+        weight: Weight of the token loss, beta in the paper's equation 3. Default: 0.5, as in the paper.
+
+    Returns:
+        The loss, a scalar.
     """
     dtype = pooling_dtype(class_logits)
     with full_precision(class_logits.device):
@@ -108,16 +111,16 @@ def token_label_loss(
 
 
 class MixToken:
-    """CutMix along the borders of tokens: images, labels of tokens and labels of crops, each with that of the batch's other end.
+    """CutMix of images, token labels and crop labels along the borders of tokens. Image i is mixed with image B - 1 - i.
 
-    Where the patches of a model do not overlap, as in ViT and DeiT, this is the paper's mixing of tokens after their embedding.
-    The label of a crop is the mean of the two by the share of tokens. Random numbers are NumPy's global ones, as timm's are.
+    For models whose patches do not overlap, such as ViT and DeiT, this equals mixing tokens after their embedding, as in the
+    paper. The labels of crops are mixed in proportion to the tokens. Random numbers come from NumPy's global generator, as in timm.
 
     Args:
-        alpha: of the beta distribution that the share is drawn from.
+        alpha: Parameter of the beta distribution of the mixing ratio, above 0. Default: 1.
 
     Raises:
-        ValueError: alpha is not positive; in use, an odd batch, or images that do not divide into the tokens.
+        ValueError: `alpha` is not positive, the batch size is odd, or the image size is not a multiple of the token grid.
 
     Example:
         >>> images, (soft_labels, token_labels) = MixToken()(images, (soft_labels, token_labels))
@@ -125,17 +128,20 @@ class MixToken:
 
     def __init__(self, alpha: float = 1.0) -> None:
         if not alpha > 0:
-            raise ValueError(f"alpha must be positive, got {alpha}")
+            raise ValueError(f"alpha= must be positive, got {alpha}")
         self.alpha = alpha
 
     def __call__(self, images: Tensor, targets: Targets) -> tuple[Tensor, Targets]:
-        """Return mixed images `[B, 3, H, W]` and targets; those given stay as they are."""
+        """Return mixed images `[B, 3, H, W]` and targets. The inputs are not modified."""
         soft, tokens = targets
         batch, (height, width), (rows, columns) = len(images), images.shape[-2:], tokens.shape[-2:]
         if batch % 2:
-            raise ValueError(f"images are mixed in pairs, so a batch needs an even number, not {batch}")
+            raise ValueError(f"images are mixed in pairs, so the batch size must be even, got {batch}")
         if height % rows or width % columns:
-            raise ValueError(f"images of {height} x {width} pixels do not divide into {rows} x {columns} tokens")
+            raise ValueError(
+                f"images of {height} x {width} pixels cannot be divided into {rows} x {columns} tokens: choose an image size "
+                "that is a multiple of the number of tokens"
+            )
         share = np.random.beta(self.alpha, self.alpha)  # noqa: NPY002
         top, bottom, left, right = rand_bbox((rows, columns), share)  # type: ignore[no-untyped-call]
         inside = torch.zeros(rows, columns, dtype=torch.bool, device=images.device)
