@@ -14,7 +14,7 @@ import relabel_datasets as rd
 from relabel_datasets.cli import main
 from relabel_datasets.shards.card import write_card
 from relabel_datasets.storage.local import write_atomically
-from tests.train.test_checkpoints import checkpoints, progress_of, resumed
+from tests.train.test_checkpoints import checkpoints, progress_at, resumed
 
 FULL = "is full (No space left on device)"
 
@@ -69,13 +69,13 @@ class TestCheckpoints:
         model = torch.nn.Linear(2, 2)
         kept = checkpoints(small_disk, model)
         kept.save_epoch(0, 0.5, 1.0)
-        kept.save_step(1, 1, **progress_of(1))
+        kept.save_step(1, 1, **progress_at(1))
         before, weights = contents(small_disk), model.weight.detach().clone()
         ballast = fill(small_disk)
         os.truncate(ballast, ballast.stat().st_size - free)
         with torch.no_grad():
             model.weight += 1
-        large = {**progress_of(2), "losses": [float(i) for i in range(100_000)]}
+        large = {**progress_at(2), "losses": [float(i) for i in range(100_000)]}
         with pytest.raises(OSError, match=rf"the disk of {small_disk} is full .*: free some space and run the same"):
             kept.save_step(1, 2, **large)
         assert contents(small_disk) == before
@@ -167,20 +167,20 @@ def test_a_card_keeps_its_previous_text(dataset_folder, small_disk):
     assert contents(small_disk) == before
 
 
-def test_curves_of_a_run_drop_a_row_that_was_cut(small_disk):
-    from relabel_datasets.train.checkpoints import Curve
+def test_csv_logs_drop_a_truncated_row(small_disk):
+    from relabel_datasets.train.checkpoints import CsvLog
 
-    curve = Curve(small_disk / "steps.csv", ("epoch", "step", "loss"), (0, 0))
+    log = CsvLog(small_disk / "steps.csv", ("epoch", "step", "loss"), (0, 0))
     fill(small_disk)
 
     def add_rows():
         for step in range(10_000):
-            curve.add({"epoch": 0, "step": step, "loss": 0.1})
+            log.add({"epoch": 0, "step": step, "loss": 0.1})
 
     with pytest.raises(OSError, match="is full"):
         add_rows()
     (small_disk / "ballast").unlink()
-    Curve(small_disk / "steps.csv", ("epoch", "step", "loss"), (0, 10_000))
+    CsvLog(small_disk / "steps.csv", ("epoch", "step", "loss"), (0, 10_000))
     rows = (small_disk / "steps.csv").read_text().splitlines()
     assert all(row.endswith(("loss", ",0.1")) for row in rows)
 

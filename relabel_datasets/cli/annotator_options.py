@@ -1,4 +1,4 @@
-"""Options that choose an annotator: a timm model, a transformers model, or a user's own."""
+"""Options that choose an annotator: a timm model, a transformers model, or a function of the user."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .options import add_model_kwargs, path_argument, positive
 if TYPE_CHECKING:
     from ..annotate.annotator import Annotator
 
-_TIMM_SOURCES = ("hf-hub:", "hf_hub:", "local-dir:", "modelscope:")  # what timm takes before a colon
+_TIMM_SOURCES = ("hf-hub:", "hf_hub:", "local-dir:", "modelscope:")  # prefixes of timm.create_model
 
 
 def add_annotator_arguments(parser: argparse.ArgumentParser, default: str | None = None) -> None:
@@ -21,21 +21,21 @@ def add_annotator_arguments(parser: argparse.ArgumentParser, default: str | None
 
     Args:
         parser: Parser of the command.
-        default: Annotator to use if none is given. None makes `--annotator` required.
+        default: Default of `--annotator`. None makes `--annotator` required.
     """
     group = parser.add_argument_group("annotator")
     group.add_argument(
         "--annotator", metavar="MODEL", required=default is None, default=default,
-        help="timm model, hf:NAME of a transformers model, or your own package.module:function or path/to/file.py:function"
+        help="timm model, hf:NAME for a transformers model, or a function: package.module:function or path/to/file.py:function"
         + (f" (default: {default})" if default else ""),
     )  # fmt: skip
     group.add_argument(
         "--checkpoint", type=path_argument, metavar="FILE",
-        help="file with the weights of a timm model (default: the pretrained ones, downloaded)",
+        help="file with the weights of a timm model (default: timm's pretrained weights, downloaded)",
     )  # fmt: skip
     group.add_argument(
         "--input-size", type=positive, nargs="+", metavar="PX",
-        help="side, or height and width, that images are resized to, in pixels (default: that of the model)",
+        help="size that images are resized to in pixels, one side or height and width (default: that of the model)",
     )  # fmt: skip
     group.add_argument(
         "--mean",
@@ -56,12 +56,12 @@ def add_annotator_arguments(parser: argparse.ArgumentParser, default: str | None
     )  # fmt: skip
     group.add_argument(
         "--head", choices=["local", "linearised"], default="local",
-        help="maps of nonlinear heads: apply the head at each location, or linearize it so that the mean over the image "
+        help="label maps of nonlinear heads: apply the head at each location, or linearize it so that the mean over the image "
         "equals the output of the model (default: %(default)s)",
     )  # fmt: skip
     group.add_argument(
         "--flip", action="store_true", help="average the maps of the image and its mirror image, at twice the cost"
-    )
+    )  # fmt: skip
     group.add_argument(
         "--scales",
         type=float,
@@ -74,49 +74,66 @@ def add_annotator_arguments(parser: argparse.ArgumentParser, default: str | None
         help="precision of the forward pass (default: %(default)s)",
     )  # fmt: skip
     group.add_argument("--device", help="device such as cuda or cpu (default: cuda if available)")
-    group.add_argument("--compile", action="store_true", help="use torch.compile: a slower start, then faster")
+    group.add_argument(
+        "--compile", action="store_true", help="compile the model with torch.compile: slower start, faster inference"
+    )
 
 
 def annotator_from(args: argparse.Namespace) -> Annotator:
-    """Return the annotator that the options of `add_annotator_arguments` choose.
+    """Create the annotator chosen by the options of `add_annotator_arguments`.
+
+    Args:
+        args: Parsed arguments.
+
+    Returns:
+        The annotator.
 
     Raises:
-        ValueError: the options do not fit the annotator.
+        ValueError: The options do not fit the annotator.
     """
-    make = _factory(args)
-    annotator = make(parse_size(args.input_size))
+    create = _factory(args)
+    annotator = create(parse_size(args.input_size))
     annotators = [annotator]
     if args.scales:
         size = getattr(annotator, "input_size", None)
         grid = getattr(annotator, "map_size", None)
         if size is None or grid is None:
-            raise ValueError(f"--scales needs a model that takes any input size: {args.annotator} has its own")
+            raise ValueError(
+                f"--scales needs a model with variable input size, but the input size of {args.annotator} is fixed: leave out "
+                "--scales"
+            )
         sizes = [_scaled(size, grid, scale) for scale in args.scales]
-        annotators = [annotator if other == size else make(other) for other in sizes]
+        annotators = [annotator if scaled_size == size else create(scaled_size) for scaled_size in sizes]
     if args.flip or args.scales:
         from ..annotate.combine import Ensemble, FlipAveraged
 
-        members: Sequence[Annotator] = [FlipAveraged(one) for one in annotators] if args.flip else annotators
+        members: Sequence[Annotator] = [FlipAveraged(member) for member in annotators] if args.flip else annotators
         return Ensemble(members) if args.scales else members[0]
     return annotator
 
 
 def parse_size(values: Sequence[int] | None) -> tuple[int, int] | None:
-    """Return (height, width) of the values of `--input-size`.
+    """Convert the values of `--input-size` to (height, width).
+
+    Args:
+        values: One side, or height and width, in pixels. None is returned unchanged.
+
+    Returns:
+        (height, width) in pixels, or None.
 
     Raises:
-        ValueError: they are not one or two.
+        ValueError: There are more than two values.
     """
     if values is None:
         return None
     if len(values) not in (1, 2):
-        raise ValueError(f"--input-size takes one side, or height and width, got {list(values)}")
+        raise ValueError(f"--input-size must be one side, or height and width, got {list(values)}")
     return values[0], values[-1]
 
 
 def _factory(args: argparse.Namespace) -> Callable[[tuple[int, int] | None], Annotator]:
-    """Return what makes the annotator for an input size."""
-    given = {
+    """Return a function that creates the annotator for an input size."""
+    values = {
         "mean": args.mean,
         "std": args.std,
         "interpolation": args.interpolation,
@@ -125,7 +142,7 @@ def _factory(args: argparse.Namespace) -> Callable[[tuple[int, int] | None], Ann
         "compile": args.compile or None,
         "classes": _read_classes(args.classes_file),
     }
-    options = {key: value for key, value in given.items() if value is not None}
+    options = {key: value for key, value in values.items() if value is not None}
     name = args.annotator
     if name.startswith("hf:"):
         from ..annotate.hf_annotator import HFAnnotator
@@ -147,7 +164,7 @@ def _factory(args: argparse.Namespace) -> Callable[[tuple[int, int] | None], Ann
 def _refuse(args: argparse.Namespace, name: str, *options: str) -> None:
     wrong = [f"--{option.replace('_', '-')}" for option in options if getattr(args, option)]
     if wrong:
-        raise ValueError(f"{' and '.join(wrong)} cannot be given for --annotator {name}, only for a timm model")
+        raise ValueError(f"{' and '.join(wrong)} only apply to a timm model, got --annotator {name}: leave them out")
 
 
 def _read_classes(path: Path | None) -> tuple[str, ...] | None:
@@ -157,13 +174,13 @@ def _read_classes(path: Path | None) -> tuple[str, ...] | None:
 
 
 def _scaled(size: tuple[int, int], grid: tuple[int, int], scale: float) -> tuple[int, int]:
-    """Return an input size times a factor, rounded to whole locations."""
+    """Scale an input size, rounded to whole locations of the label map."""
     if scale <= 0:
-        raise ValueError(f"--scales takes positive factors, got {scale}")
+        raise ValueError(f"--scales must be positive factors, got {scale}")
     height, width = (_round(side * scale, side, cells) for side, cells in zip(size, grid, strict=True))
     return height, width
 
 
 def _round(scaled: float, side: int, cells: int) -> int:
-    stride = side // cells if side % cells == 0 else 32  # convolutions without padding give other numbers of cells
+    stride = side // cells if side % cells == 0 else 32  # convolutions without padding have other numbers of locations
     return side if scaled == side else max(1, round(scaled / stride)) * stride

@@ -41,7 +41,9 @@ def add_parser(commands: Any) -> None:
     add_config(parser, default="the name of the annotator")
     add_split(parser)
     parser.add_argument(
-        "--no-images", action="store_true", help="store label maps only; they are joined with images by key when loaded"
+        "--no-images",
+        action="store_true",
+        help="store label maps without images; when loaded, they are joined with images by key",
     )
     add_writing_options(
         parser, storage_dtypes=["uint4", "uint8", "float16"], default="uint4 for heatmaps, float16 for topk"
@@ -67,7 +69,7 @@ def add_parser(commands: Any) -> None:
         type=positive,
         default=32,
         metavar="N",
-        help="images per batch of the annotator, which must not change when a build is resumed (default: %(default)s)",
+        help="images per batch of the annotator; it must not change when a build is resumed (default: %(default)s)",
     )
     _add_engine_options(parser)
     add_annotator_arguments(parser)
@@ -83,7 +85,7 @@ def add_writing_options(parser: argparse.ArgumentParser, storage_dtypes: list[st
     )
     parser.add_argument(
         "--card", metavar="TEMPLATE",
-        help="template of the dataset card: a file, or a name in cards/ (default: that of the existing card, else default)",
+        help="template of the dataset card: a file, or a name in cards/ (default: that of the existing card, or \"default\")",
     )  # fmt: skip
     parser.add_argument(
         "--num-threads",
@@ -109,7 +111,7 @@ def _add_engine_options(parser: argparse.ArgumentParser) -> None:
         "--actors",
         type=positive,
         metavar="N",
-        help="maximum number of Ray actors (default: as many as the cluster has room for)",
+        help="maximum number of Ray actors (default: as many as fit into the cluster)",
     )
     group.add_argument(
         "--gpus-per-actor",
@@ -150,7 +152,7 @@ def _run(args: argparse.Namespace) -> None:
 
 
 def describe_result(manifest: Any, out: Any, split: str, images: str | None) -> str:
-    """Return what a command that wrote shards prints: the size of the split, and the line that loads it."""
+    """Describe the result of a command that wrote shards: the size of the split, and the line of Python that loads it."""
     entry = manifest.splits[split]
     num_shards, num_skipped = len(entry.filenames), len(entry.skipped)
     argument = "" if images is None else f", images={redact_path(images)!r}"
@@ -164,12 +166,12 @@ def describe_result(manifest: Any, out: Any, split: str, images: str | None) -> 
 
 
 def _read_class_mapping(path: Path) -> dict[str, str | int]:
-    """Return the content of the file of `--class-mapping`.
+    """Read the file of `--class-mapping`.
 
     Raises:
-        ValueError: It is not a JSON object whose values are names or indices of classes.
+        ValueError: The file is not a JSON object whose values are names or indices of classes.
     """
-    expected = '--class-mapping takes a JSON object of names or indices, such as {"cat": "tabby", "dog": 207}'
+    expected = '--class-mapping must be a JSON object of names or indices, such as {"cat": "tabby", "dog": 207}'
     try:
         mapping = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:

@@ -1,4 +1,4 @@
-"""`relabel compare`: students and label maps of several annotators in one table."""
+"""`relabel compare`: compare the label maps of several annotators and the students trained on them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def add_parser(commands: Any) -> None:
     parser = add_command(
         commands,
         "compare",
-        "score the label maps of several annotators and the students trained with them, in one table",
+        "compare the label maps of several annotators and the students trained on them",
         _run,
         examples=[
             "relabel compare OUT",
@@ -48,7 +48,7 @@ def add_parser(commands: Any) -> None:
         "--seeds",
         type=positive,
         default=3,
-        help="number of students per row, with seeds 0, 1, ... (default: %(default)s)",
+        help="number of students per row of the table, trained with seeds 0, 1, ... (default: %(default)s)",
     )
     parser.add_argument(
         "--out", type=path_argument, metavar="FOLDER", help="folder for the runs, table.md and results.json"
@@ -64,31 +64,31 @@ def _run(args: argparse.Namespace) -> None:
 
     logging.getLogger("timm").setLevel(logging.WARNING)  # it logs its checkpoints after each epoch
     if args.presets and args.out is None:
-        raise ValueError("students need a folder for their runs: give --out")
+        raise ValueError("--presets needs a folder for the runs of the students: give --out")
     configs = args.configs or _all_configs(args.path)
     sys.stdout.write("| label maps | top1 | ece |\n| --- | ---: | ---: |\n")
     for config in configs:
         scores = score_label_maps(LabelMaps(args.path, config, args.split))
         sys.stdout.write(f"| {config} | {100 * scores['top1']:.1f} | {scores['ece']:.3f} |\n")
     if args.presets:
-        students = [student for preset in args.presets for student in _students(args, preset, configs)]
-        comparison = compare(students, args.out, seeds=args.seeds, runtime=runtime_from(args))
+        entries = [entry for preset in args.presets for entry in _entries(args, preset, configs)]
+        comparison = compare(entries, args.out, seeds=args.seeds, runtime=runtime_from(args))
         sys.stdout.write(f"\n{comparison.to_markdown()}")
         write_atomically(args.out / "table.md", comparison.to_markdown().encode())
         write_atomically(args.out / "results.json", comparison.to_json().encode())
 
 
-def _students(args: argparse.Namespace, preset: str, configs: list[str]) -> list[ComparisonEntry]:
-    """Return one student per config if the preset learns from label maps, else one in total."""
+def _entries(args: argparse.Namespace, preset: str, configs: list[str]) -> list[ComparisonEntry]:
+    """Return one entry per config if the preset uses label maps, else one in total."""
     from ..train.comparison import ComparisonEntry
 
     recipe = PRESETS[preset].changed(**recipe_values(args))
-    students = []
+    entries = []
     for config in configs if recipe.label_config.pooled else configs[:1]:
         name = f"{preset}, {config}" if recipe.label_config.pooled else preset
         annotator = partial(remake, args, config) if recipe.label_config.distilled else None
-        students.append(ComparisonEntry(name, recipe, partial(load_splits, args, config), annotator))
-    return students
+        entries.append(ComparisonEntry(name, recipe, partial(load_splits, args, config), annotator))
+    return entries
 
 
 def _all_configs(path: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""`relabel demo`: the whole method on generated pictures."""
+"""`relabel demo`: run the whole method on generated images."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def add_parser(commands: Any) -> None:
     parser = add_command(
         commands,
         "demo",
-        "run the whole method on generated pictures: no data, no network, less than 4 minutes",
+        "run the whole method on generated images, without downloads, in less than 4 minutes",
         _run,
         examples=["relabel demo", "relabel demo relabel-demo --seeds 1"],
     )

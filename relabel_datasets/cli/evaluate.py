@@ -1,4 +1,4 @@
-"""`relabel evaluate`: the metrics of a classifier on images with classes."""
+"""`relabel evaluate`: compute the metrics of a classifier on images with classes."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from .options import (
     add_config,
     add_json,
     add_model_kwargs,
+    add_split,
     path_argument,
     positive,
 )
@@ -33,10 +34,10 @@ def add_parser(commands: Any) -> None:
     parser = add_command(
         commands,
         "evaluate",
-        "measure a student, or any timm model, on images with classes",
+        "evaluate a student or any timm model on images with classes",
         _run,
         examples=[
-            "relabel evaluate runs/student/best.pth.tar photos/validation",
+            "relabel evaluate runs/student/model_best.pth.tar photos/validation",
             "relabel evaluate resnet50.a1_in1k photos/validation --pretrained --among",
         ],
     )
@@ -47,34 +48,42 @@ def add_parser(commands: Any) -> None:
         help="ImageFolder, WebDataset tars, Hugging Face dataset, or a dataset with label maps",
     )
     add_config(parser)
-    parser.add_argument("--split", default="validation", help="name of the split of a dataset (default: %(default)s)")
+    add_split(parser, default="validation")
     add_columns(parser)
     add_boxes(parser)
     parser.add_argument(
-        "--among", action="store_true", help="let only the classes of the images compete, not all classes of the model"
+        "--among",
+        action="store_true",
+        help="restrict predictions to the classes of the images (default: all classes of the model)",
     )
     parser.add_argument(
         "--image-size",
         type=positive,
         metavar="PX",
-        help="side of the input in pixels (default: of the checkpoint, or timm's)",
+        help="side of the input in pixels (default: that of the checkpoint, or timm's test size)",
     )
     parser.add_argument(
         "--crop-pct", type=float, metavar="SHARE",
-        help="share of a side that the center crop keeps, 0 to 1 (default: of the checkpoint, or timm's)",
+        help="share of each side that the center crop keeps, 0 to 1 (default: that of the checkpoint, or timm's)",
     )  # fmt: skip
     group = parser.add_argument_group("weights of a timm model")
     group.add_argument(
         "--pretrained", action="store_true", help="use timm's pretrained weights, downloaded if necessary"
     )
-    group.add_argument("--checkpoint", type=path_argument, metavar="FILE", help="file with the weights")
+    group.add_argument(
+        "--checkpoint", type=path_argument, metavar="FILE", help="file with the weights of the timm model"
+    )
     add_model_kwargs(group)
-    group = parser.add_argument_group("machine")
+    group = parser.add_argument_group("runtime")
     group.add_argument(
         "--batch-size", type=positive, default=64, metavar="N", help="images per batch (default: %(default)s)"
     )
     group.add_argument(
-        "--num-workers", type=int, default=4, metavar="N", help="processes that read images (default: %(default)s)"
+        "--num-workers",
+        type=int,
+        default=4,
+        metavar="N",
+        help="worker processes that read images (default: %(default)s)",
     )
     group.add_argument("--device", help="device such as cuda or cpu (default: cuda if available)")
     add_json(parser, "the metrics")
@@ -91,7 +100,7 @@ def _run(args: argparse.Namespace) -> None:
     classifier = load_classifier(
         args.model,
         pretrained=args.pretrained,
-        weights=args.checkpoint,
+        checkpoint=args.checkpoint,
         model_kwargs=args.model_kwargs or None,
         image_size=args.image_size,
         crop_pct=args.crop_pct,
@@ -111,8 +120,8 @@ def _run(args: argparse.Namespace) -> None:
 
 
 def to_markdown(metrics: dict[str, Any]) -> str:
-    """Return a table of metrics."""
-    rows = [f"| {text} | {metrics[name]:.2%} |\n" for name, text in _SHARES.items() if name in metrics]
+    """Format metrics as a table."""
+    rows = [f"| {text} | {metrics[name]:.1%} |\n" for name, text in _SHARES.items() if name in metrics]
     if "ece" in metrics:
         rows.append(f"| expected calibration error | {metrics['ece']:.4f} |\n")
     return "| metric | value |\n| --- | ---: |\n" + "".join(rows)

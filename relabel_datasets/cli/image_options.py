@@ -1,4 +1,4 @@
-"""Options of commands that read images: where the images and their classes are at their source."""
+"""Options of commands that read images: the path of the images, and the columns of images and classes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ IMAGES_HELP = (
 
 
 def add_images(parser: argparse.ArgumentParser, help_text: str = IMAGES_HELP) -> None:
-    """Add `--images` and `--image-column`, from which `images_to_join` makes an argument of `load_dataset`."""
+    """Add `--images` and `--image-column`. Convert their values with `images_to_join`."""
     parser.add_argument("--images", metavar="PATH", help=help_text)
     add_image_column(parser)
 
@@ -39,12 +39,15 @@ def add_image_column(parser: argparse.ArgumentParser) -> None:
 
 
 def images_to_join(images: str | None, split: str, image_column: str | None) -> Images | None:
-    """Return what `load_dataset(images=...)` accepts for `--images` and `--image-column`.
+    """Convert the values of `--images` and `--image-column` to the argument `images=` of `load_dataset`.
 
     Args:
         images: Value of `--images`.
         split: Split of the label maps.
         image_column: Value of `--image-column`.
+
+    Returns:
+        A path, a source of images, or None.
 
     Raises:
         ValueError: A column is given without images, or for an ImageFolder.
@@ -53,7 +56,7 @@ def images_to_join(images: str | None, split: str, image_column: str | None) -> 
     if image_column is None:
         return images
     if images is None:
-        raise ValueError("--image-column is a column of --images: give --images, too")
+        raise ValueError(f"--image-column {image_column} is a column of --images, which is missing: give --images")
     from ..data.joins import split_folder
     from ..data.sources import open_source
     from ..storage.folders import local_path

@@ -27,13 +27,15 @@ def add_parser(commands: Any) -> None:
         "out", type=path_argument, metavar="OUT", help="folder of the dataset; the config is written to OUT/CONFIG"
     )
     parser.add_argument(
-        "--format", choices=["relabel", "tokenlabeling"], required=True, help="project whose files these are"
+        "--format", choices=["relabel", "tokenlabeling"], required=True, help="project that published the files"
     )
     parser.add_argument(
         "--order", choices=["hw", "wh", "auto"], required=True,
-        help="order of the last two axes; auto finds it by comparing with an annotator (needs --images and --annotator)",
+        help="order of the last two axes; auto detects it with an annotator (needs --images and --annotator)",
     )  # fmt: skip
-    parser.add_argument("--images", metavar="DIR", help="ImageFolder of the same images, which gives their sizes")
+    parser.add_argument(
+        "--images", metavar="PATH", help="ImageFolder of the same images, from which their sizes are read"
+    )
     parser.add_argument("--include-images", action="store_true", help="store the image files in the shards")
     parser.add_argument(
         "--classes", type=path_argument, metavar="FILE",
@@ -43,7 +45,9 @@ def add_parser(commands: Any) -> None:
     add_split(parser)
     add_writing_options(parser, storage_dtypes=["uint8", "float16"], default="float16")
     parser.add_argument(
-        "--skip-bad", action="store_true", help="skip and list bad or unmatched files instead of stopping at the first"
+        "--skip-bad",
+        action="store_true",
+        help="skip and list corrupt or unmatched files instead of stopping at the first",
     )
     add_annotator_arguments(parser, default="")  # only --order auto needs one
 
@@ -54,7 +58,9 @@ def _run(args: argparse.Namespace) -> None:
     from ..annotate.published import PublishedMaps
 
     if args.order == "auto" and not (args.images and args.annotator):
-        raise ValueError("--order auto compares the maps with those of an annotator: give --images and --annotator")
+        raise ValueError(
+            "--order auto compares the label maps with those of an annotator: give --images and --annotator, or --order hw or wh"
+        )
     classes = None if args.classes is None else args.classes.read_text(encoding="utf-8").splitlines()
     maps = PublishedMaps(args.source, args.format, classes)
     order = args.order

@@ -26,7 +26,7 @@ from . import (
 )
 from .runner import Parser, run_command
 
-# In the order of the help.
+# In the order of the help text.
 _COMMANDS = (
     demo,
     build,
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """Return the parser of the command line."""
+    """Create the parser of the command line."""
     parser = Parser(
         prog="relabel",
         description="Build, check, view and train with label maps: localized multi-label soft labels for image datasets.",
@@ -85,10 +85,14 @@ class _Version(argparse.Action):
 
 
 def _check_names(args: argparse.Namespace) -> None:
-    """Raise DatasetError unless configs and splits are valid names, before anything is read or written."""
+    """Check the names of configs and splits before anything is read or written.
+
+    Raises:
+        DatasetError: A name is not valid.
+    """
     checks = {"config": check_config, "configs": check_config, "split": check_split, "validation": check_split}
     if args.command == "evaluate":
-        del checks["split"]  # may be an expression of `datasets`, such as test[:100]
+        del checks["split"]  # may be a slice of a Hugging Face dataset, such as test[:100]
     for option, check in checks.items():
         value = getattr(args, option, None)
         for name in value if isinstance(value, list) else [value]:

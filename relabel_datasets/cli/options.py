@@ -1,4 +1,4 @@
-"""Options that several subcommands share, and how subcommands are added."""
+"""Options that several subcommands share, and the function that adds a subcommand."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-Commands = argparse._SubParsersAction
 PATH_HELP = "dataset: a folder, a URL, org/name on the Hub, or a short name such as scenes-relabel"
 BOXES_HELP = "boxes of objects: COCO JSON, CSV, PASCAL VOC XML, or a folder of XML files"
 
@@ -27,12 +26,12 @@ def add_command(
     """Add a subcommand.
 
     Args:
-        commands: The subcommands of the parser.
+        commands: Subcommands of the parser, the result of `add_subparsers`.
         name: Name of the subcommand.
-        help_text: One sentence without a period, shown in both helps.
-        run: Function that runs the command and returns its exit code, None for 0.
-        examples: Command lines for the end of the help.
-        note: Sentences for the end of the help.
+        help_text: Description of the subcommand, one sentence without a period.
+        run: Function that runs the subcommand and returns its exit code. None means 0.
+        examples: Command lines to show at the end of the help text.
+        note: Sentences to show before the examples. Default: none.
 
     Returns:
         The parser of the subcommand.
@@ -50,7 +49,7 @@ def add_command(
 
 
 def add_path(parser: argparse.ArgumentParser, **kwargs: Any) -> None:
-    """Add the argument PATH, which says where a dataset is."""
+    """Add the argument PATH, the location of a dataset."""
     parser.add_argument("path", metavar="PATH", help=PATH_HELP, **kwargs)
 
 
@@ -92,7 +91,7 @@ def add_num_crops(parser: argparse.ArgumentParser) -> None:
     """Add `--num-crops`."""
     parser.add_argument(
         "--num-crops", type=positive, default=100_000, metavar="N",
-        help="number of random crops that statistics are computed over, for all images together (default: %(default)s)",
+        help="number of random crops to measure, for all images together (default: %(default)s)",
     )  # fmt: skip
 
 
@@ -105,10 +104,10 @@ def add_model_kwargs(parser: Any, **kwargs: Any) -> None:
 
 
 def positive(text: str) -> int:
-    """Return an integer of at least 1, for `type=` of an argument.
+    """Convert a text to an integer of at least 1, for `type=` of an argument.
 
     Raises:
-        argparse.ArgumentTypeError: The text is no such integer.
+        argparse.ArgumentTypeError: The text is not an integer of at least 1.
     """
     try:
         value = int(text)
@@ -120,10 +119,10 @@ def positive(text: str) -> int:
 
 
 def path_argument(text: str) -> Path:
-    """Return the path of an option that must be on this machine, for `type=` of an argument.
+    """Convert a text to a local path, for `type=` of an argument.
 
     Raises:
-        argparse.ArgumentTypeError: The option is a URL.
+        argparse.ArgumentTypeError: The text is a URL.
     """
     from ..storage.folders import local_path
 
@@ -134,7 +133,7 @@ def path_argument(text: str) -> Path:
 
 
 def output_argument(text: str) -> Path:
-    """Return the path of a file to write at the end of a command. "-" is stdout where the command says so.
+    """Convert a text to the path of a file that is written at the end of a command, for `type=` of an argument.
 
     Raises:
         argparse.ArgumentTypeError: The path is a URL, or its folder does not exist or cannot be written to.
@@ -157,11 +156,11 @@ def _key_value(text: str) -> tuple[str, Any]:
             return key, parse(value)
         except (ValueError, SyntaxError):
             continue
-    return key, value  # a word
+    return key, value  # a plain word
 
 
 class _KeyValues(argparse.Action):
-    """Collects the pairs of `--model-kwargs`, which may be given several times."""
+    """Action that collects the pairs of `--model-kwargs`, which may be given several times."""
 
     def __call__(
         self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: str | None = None

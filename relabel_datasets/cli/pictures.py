@@ -27,19 +27,19 @@ def add_parser(commands: Any) -> None:
     add_images(parser)
     parser.add_argument(
         "--key", nargs="+", default=[], metavar="KEY",
-        help="keys of the samples to draw (default: contact sheets of images with most classes and with suspect labels, "
-        "and single figures)",
+        help="keys of the samples to draw (default: contact sheets of the images with the most classes and of those with suspect "
+        "labels, and figures of single images)",
     )  # fmt: skip
     parser.add_argument(
         "--class", nargs="+", default=[], dest="classes", metavar="NAME",
-        help="classes whose heatmaps are drawn (default: the three strongest of each image)",
+        help="names of the classes whose heatmaps are drawn (default: the three strongest of each image)",
     )  # fmt: skip
     parser.add_argument(
         "--count",
         type=positive,
         default=12,
         metavar="N",
-        help="number of images per sheet, and of figures (default: %(default)s)",
+        help="number of images per contact sheet, and number of figures (default: %(default)s)",
     )
     add_num_samples(parser, "to choose from, evenly spaced")
 

@@ -22,7 +22,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("path", type=path_argument, metavar="PATH", help="folder of the dataset")
     parser.add_argument("repo", metavar="REPO", help="org/name on the Hub, created if it does not exist")
     add_config(parser, default="all configs in the folder")
-    parser.add_argument("--public", action="store_true", help="make a repository that is created public")
+    parser.add_argument("--public", action="store_true", help="make the repository public if it is created")
     parser.add_argument("--tag", help="tag of the published revision (default: v1, v2, ...)")
     parser.add_argument(
         "--card", metavar="TEMPLATE",

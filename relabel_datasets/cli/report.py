@@ -25,10 +25,10 @@ def add_parser(commands: Any) -> None:
     parser = add_command(
         commands,
         "report",
-        "write an HTML page with statistics, label maps and samples whose crops can be pooled",
+        "write an HTML page with statistics, label maps, and samples with interactive pooling",
         _run,
         examples=["relabel report OUT --out report.html", "relabel report OUT --no-images --num-samples 200"],
-        note="The page opens from disk and loads nothing. It holds images as JPEGs of at most 256 pixels, about 10 KB each.",
+        note="The page is one file without external resources. Images are included as JPEGs of at most 256 pixels, about 10 KB each.",
     )
     add_path(parser)
     add_config(parser)
@@ -40,7 +40,7 @@ def add_parser(commands: Any) -> None:
         metavar="FILE",
         help="HTML file to write (default: %(default)s)",
     )
-    add_num_samples(parser, "in the page, evenly spaced; statistics cover all", default=1000)
+    add_num_samples(parser, "in the page, evenly spaced (statistics cover all samples)", default=1000)
     add_boxes(parser)
     add_num_crops(parser)
     images = parser.add_mutually_exclusive_group()

@@ -1,4 +1,4 @@
-"""Run a command of the command line: its arguments, its exit code, and what is printed when it fails."""
+"""Run a command of the command line: parse its arguments, print its error, and return its exit code."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any, NoReturn, TextIO
 
 from ..words import printable
 from .console import OutputClosedError, safe_output
-from .explain import explain
+from .explain import explain, options_of
 
-INTERRUPTED, CLOSED = 130, 141  # exit codes as shells have them: 128 and the number of SIGINT, SIGPIPE
+INTERRUPTED, CLOSED = 130, 141  # exit codes of shells: 128 plus the number of SIGINT or SIGPIPE
 
 Command = Callable[[argparse.Namespace], int | None]
 
@@ -27,15 +27,17 @@ def run_command(
 ) -> int:
     """Parse a command line, run its command, and return the exit code.
 
-    The command is the function `run` in the parsed arguments. Exit codes: 0, or what the command returns; 1 for an error, of
-    which one line is printed, and with `--debug` the traceback; 2 for wrong arguments; 130 after Ctrl-C; 141 if the reader of
-    the output is gone.
+    The command is the function `run` in the parsed arguments. An error is printed as one line, with `--debug` also its traceback.
 
     Args:
-        make_parser: Returns the parser; called when the output is safe, since its errors quote the arguments.
-        argv: The arguments. Default: those of this process.
-        resumable: Subcommands that continue when they are run again; None if the program has no subcommands.
-        check: Raises an error if parsed arguments are not valid.
+        make_parser: Function that returns the parser. It is called when the output is safe, because its errors quote arguments.
+        argv: Arguments of the command line. Default: those of this process.
+        resumable: Subcommands that resume when they are rerun. None means that the program has no subcommands and resumes.
+        check: Function that raises an error if the parsed arguments are invalid. Default: none.
+
+    Returns:
+        The exit code of the command (0 by default), 1 after an error, 130 after Ctrl-C, or 141 if the reader of the output is
+        gone. Wrong arguments exit with 2.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     try:
@@ -65,21 +67,21 @@ def _run(
         sys.stdout.flush()
     except KeyboardInterrupt:
         is_resumable = resumable is None or command in resumable
-        what_next = "; the same command continues from here" if is_resumable else ""
-        sys.stderr.write(f"\n{name}: stopped{what_next}\n")
+        advice = ": rerun the same command to resume" if is_resumable else ""
+        sys.stderr.write(f"\n{name}: stopped{advice}\n")
         return INTERRUPTED
     except OutputClosedError:
         raise
-    except Exception as error:  # noqa: BLE001  of any library: users see one line, not a traceback
+    except Exception as error:  # noqa: BLE001  from any library: users see one line, not a traceback
         if getattr(args, "debug", False):
             sys.stderr.write("".join(traceback.format_exception(error)))
-        sys.stderr.write(f"{name}: {printable(explain(error))}\n")
+        sys.stderr.write(f"{name}: {printable(explain(error, options_of(parser, command)))}\n")
         return 1
     return code
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser with the option `--debug`, which may be given before or after a subcommand."""
+    """Argument parser with the option `--debug`, which is accepted before and after a subcommand."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"allow_abbrev": False, **kwargs})  # an abbreviation may be a typo of another option
@@ -88,16 +90,16 @@ class Parser(argparse.ArgumentParser):
         )
 
     def error(self, message: str) -> NoReturn:
-        """Print the usage and a message of one line, and exit with code 2."""
+        """Print the usage and the message on one line, and exit with code 2."""
         super().error(printable(message))
 
 
 def _flush(stream: TextIO) -> None:
-    """Flush a stream; drop its text if that fails, else Python tries again as it ends, and complains."""
+    """Flush a stream. If that fails, redirect it to os.devnull, because Python flushes again at exit and prints an error."""
     try:
         stream.flush()
     except OSError:
-        with open(os.devnull, "w") as nowhere:  # noqa: PTH123  a descriptor, not a path, is needed
-            os.dup2(nowhere.fileno(), stream.fileno())
+        with open(os.devnull, "w") as devnull:  # noqa: PTH123  needs a descriptor, not a path
+            os.dup2(devnull.fileno(), stream.fileno())
     except ValueError:  # closed
         pass

@@ -1,4 +1,4 @@
-"""Options of `relabel train` and `relabel compare`: the data, the recipe, the machine, and how they become objects."""
+"""Options of `relabel train` and `relabel compare`: datasets, recipe and runtime configuration."""
 
 from __future__ import annotations
 
@@ -18,32 +18,32 @@ if TYPE_CHECKING:
 
 RECIPE_HELP = {
     "labels": "targets of the student: the class index (single, smoothed), the pooled label map (relabel), an ablation of it "
-    "(global-multi, localized-single, global-single), the annotator's answer to each crop (distilled), or labels of tokens "
-    "(tokens)",
+    "(global-multi, localized-single, global-single), the output of the annotator on each crop (distilled), or labels of crops "
+    "and tokens (tokens)",
     "model": "name of a timm model",
-    "model_kwargs": "more arguments of timm.create_model, such as drop_rate=0.1",
+    "model_kwargs": "additional arguments of timm.create_model, such as drop_rate=0.1",
     "image_size": "side of a training crop in pixels",
     "eval_size": "side of a validation image in pixels (default: as in training)",
-    "crop_pct": "share of a side that the center crop of a validation image keeps, 0 to 1",
-    "min_area": "smallest share of the image area that a training crop shows, 0 to 1",
+    "crop_pct": "share of each side that the center crop of a validation image keeps, above 0 to 1",
+    "min_area": "minimum share of the image area that a training crop shows, above 0 to 1",
     "color_jitter": "strength of color jitter; 0 turns it off",
     "auto_augment": "policy of timm's RandAugment and similar, such as rand-m9-mstd0.5-inc1",
     "random_erasing": "probability of random erasing, 0 to 1",
     "mixup": "alpha of mixup; 0 turns it off",
-    "cutmix": "alpha of CutMix, or of MixToken for labels of tokens; 0 turns it off. With mixup, one of both is drawn per batch",
+    "cutmix": "alpha of CutMix, or of MixToken for labels of tokens; 0 turns it off. With mixup, one of the two is drawn per batch",
     "mix_off_epochs": "number of final epochs without mixup and CutMix",
     "epochs": "number of passes over the training images",
-    "batch_size": "images per step, for all ranks together",
+    "batch_size": "images per step over all ranks",
     "optimizer": "name of a timm optimizer",
-    "learning_rate": "highest learning rate, at this batch size",
+    "learning_rate": "maximum learning rate, at this batch size",
     "momentum": "momentum of the optimizer, if it has one",
     "weight_decay": "weight decay of all weights except biases and norms",
     "warmup_epochs": "number of epochs in which the learning rate rises",
     "clip_grad": "maximum norm of the gradients (default: no clipping)",
-    "ema_decay": "decay of the moving average of the weights, which is then validated and saved (default: no average)",
+    "ema_decay": "decay of the moving average of the weights, which is then validated and saved (default: no moving average)",
     "drop_path": "rate of stochastic depth",
     "dtype": "precision of the forward pass",
-    "seed": "seed of the weights, the order and the crops",
+    "seed": "seed of the weights, the order, the crops and the mixing",
 }
 RUNTIME_HELP = {
     "device": "device such as cuda or cpu (default: a GPU if available; under torchrun, one per rank)",
@@ -51,7 +51,7 @@ RUNTIME_HELP = {
     "channels_last": "use the memory format that convolutions prefer",
     "compile": "compile the student with torch.compile",
     "window": "number of shards that the shuffle mixes at a time",
-    "save_every": "steps between checkpoints within an epoch; 0 saves at the end of epochs only",
+    "save_every": "steps between checkpoints within an epoch; 0 saves only after each epoch",
     "validate_every": "epochs between validations; the last epoch is always validated",
     "log_every": "steps between rows of steps.csv",
     "tensorboard": "also log to TensorBoard",
@@ -60,7 +60,7 @@ RUNTIME_HELP = {
 
 
 def add_data_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say which data students train and validate on, and the annotator of distilled labels."""
+    """Add the options of the training and validation datasets, and of the annotator of distilled labels."""
     add_path(parser)
     add_split(parser)
     parser.add_argument(
@@ -69,46 +69,46 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
         metavar="SPLIT",
         help="name of the validation split (default: %(default)s)",
     )
-    add_images(parser, f"{IMAGES_HELP}, or the folder above both splits")
+    add_images(parser, f"{IMAGES_HELP}, or the parent folder of both splits")
     parser.add_argument(
-        "--validation-images", metavar="PATH", help="the same for the validation split (default: that of --images)"
+        "--validation-images", metavar="PATH", help="images of the validation split (default: those of --images)"
     )
     group = parser.add_argument_group("annotator", "for distilled labels only: the annotator that made the label maps")
     group.add_argument(
         "--checkpoint",
         type=path_argument,
         metavar="FILE",
-        help="file with its weights (default: the pretrained ones, downloaded)",
+        help="file with the weights of the annotator (default: timm's pretrained weights, downloaded)",
     )
     group.add_argument(
         "--annotator-input-size", type=positive, metavar="PX",
-        help="side in pixels that crops are resized to for it (default: as for the label maps)",
+        help="side of the input of the annotator in pixels (default: the input size of the label maps)",
     )  # fmt: skip
 
 
 def add_recipe_options(parser: argparse.ArgumentParser, leave_out: tuple[str, ...] = ()) -> None:
-    """Add an option for each value of a recipe."""
-    group = parser.add_argument_group("recipe", "values that differ from those of the preset")
+    """Add an option for each value of a recipe, except for the names in `leave_out`."""
+    group = parser.add_argument_group("recipe", "values that override those of the preset")
     _add_fields(group, Recipe, RECIPE_HELP, leave_out)
 
 
 def add_runtime_options(parser: argparse.ArgumentParser) -> None:
     """Add an option for each value of the runtime configuration."""
-    _add_fields(parser.add_argument_group("machine"), RuntimeConfig, RUNTIME_HELP, (), show_defaults=True)
+    _add_fields(parser.add_argument_group("runtime"), RuntimeConfig, RUNTIME_HELP, (), show_defaults=True)
 
 
 def recipe_values(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the values of the recipe that were given."""
-    return _given(args, Recipe)
+    """Return the values of the recipe that are set by options."""
+    return _values_set(args, Recipe)
 
 
 def runtime_from(args: argparse.Namespace) -> RuntimeConfig:
-    """Return the runtime configuration."""
-    return RuntimeConfig(**_given(args, RuntimeConfig))
+    """Create the runtime configuration from the options."""
+    return RuntimeConfig(**_values_set(args, RuntimeConfig))
 
 
 def load_splits(args: argparse.Namespace, config: str | None) -> tuple[RelabelDataset, RelabelDataset]:
-    """Return the training and the validation dataset."""
+    """Load the training and the validation dataset of a config."""
     from ..data.loading import load_dataset
 
     def load(split: str, images: str | None) -> RelabelDataset:
@@ -118,7 +118,7 @@ def load_splits(args: argparse.Namespace, config: str | None) -> tuple[RelabelDa
 
 
 def remake(args: argparse.Namespace, config: str | None) -> Annotator:
-    """Return the annotator that made the label maps of a config."""
+    """Recreate the annotator of a config."""
     from ..annotate.remake import remake_annotator
     from ..shards.configs import open_config
     from ..storage.resolve import open_folder
@@ -133,31 +133,32 @@ def remake(args: argparse.Namespace, config: str | None) -> Annotator:
 def _add_fields(
     group: Any, cls: type, helps: Mapping[str, str], leave_out: tuple[str, ...], *, show_defaults: bool = False
 ) -> None:
-    """Add an option for each field of a dataclass. Options that are not given are absent from the namespace."""
+    """Add an option for each field of a dataclass. Options without a value are absent from the namespace."""
     hints = get_type_hints(cls)
     for field in fields(cls):
         if field.name in leave_out:
             continue
-        flag, text, kind = f"--{field.name.replace('_', '-')}", helps[field.name], hints[field.name]
+        flag, text, field_type = f"--{field.name.replace('_', '-')}", helps[field.name], hints[field.name]
         if show_defaults and "default:" not in text:
             text += f" (default: {field.default})"
         common: dict[str, Any] = {"dest": field.name, "default": argparse.SUPPRESS, "help": text.replace("%", "%%")}
-        if kind is bool:
+        if field_type is bool:
             group.add_argument(flag, action=argparse.BooleanOptionalAction, **common)
-        elif get_origin(kind) is Literal:
-            group.add_argument(flag, choices=get_args(kind), **common)
-        elif get_origin(kind) is Mapping:
+        elif get_origin(field_type) is Literal:
+            group.add_argument(flag, choices=get_args(field_type), **common)
+        elif get_origin(field_type) is Mapping:
             add_model_kwargs(group, default=argparse.SUPPRESS)
         else:
-            group.add_argument(flag, type=_plain_type(kind), metavar=field.name.rpartition("_")[2].upper(), **common)
+            metavar = field.name.rpartition("_")[2].upper()
+            group.add_argument(flag, type=_without_none(field_type), metavar=metavar, **common)
 
 
-def _given(args: argparse.Namespace, cls: type) -> dict[str, Any]:
+def _values_set(args: argparse.Namespace, cls: type) -> dict[str, Any]:
     return {field.name: getattr(args, field.name) for field in fields(cls) if hasattr(args, field.name)}
 
 
-def _plain_type(kind: Any) -> Any:
-    """Return the type of a value that may also be None."""
-    if get_origin(kind) in (Union, types.UnionType):
-        return next(option for option in get_args(kind) if option is not type(None))
-    return kind
+def _without_none(field_type: Any) -> Any:
+    """Return the type of an optional value."""
+    if get_origin(field_type) in (Union, types.UnionType):
+        return next(option for option in get_args(field_type) if option is not type(None))
+    return field_type

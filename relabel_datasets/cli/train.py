@@ -28,7 +28,7 @@ def add_parser(commands: Any) -> None:
     parser = add_command(
         commands,
         "train",
-        "train a student",
+        "train a student on a dataset with label maps",
         _run,
         examples=[
             "relabel train scenes-relabel --out runs/relabel --model resnet18 --epochs 20",
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Train as `python -m relabel_datasets.train` or under torchrun.
 
     Args:
-        argv: Arguments. Default: the arguments of this process.
+        argv: Arguments of the command line. Default: those of this process.
 
     Returns:
         The exit code, see `run_command`.
@@ -78,13 +78,14 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 def _run(args: argparse.Namespace) -> None:
     from ..train.loop import train_student
 
-    logging.getLogger("timm").setLevel(logging.WARNING)  # it logs its checkpoints after each epoch
+    logging.getLogger("timm").setLevel(logging.WARNING)  # timm logs the list of checkpoints after each epoch
     recipe = PRESETS[args.preset].changed(**recipe_values(args))
     dataset, validation = load_splits(args, args.config)
     annotator = remake(args, args.config) if recipe.label_config.distilled else None
     trained = train_student(
         dataset, args.out, recipe, validation=validation, annotator=annotator, runtime=runtime_from(args)
     )
-    if os.environ.get("RANK", "0") == "0":  # under torchrun all ranks have the metrics
-        shares = "".join(f", {name} {value:.4f}" for name, value in trained.metrics.items())
-        sys.stdout.write(f"{args.out}{shares}\n")
+    if os.environ.get("RANK", "0") == "0":  # under torchrun, all ranks have the metrics
+        formats = {"ece": ".4f"}  # the others are shares
+        metrics = "".join(f", {name} {value:{formats.get(name, '.1%')}}" for name, value in trained.metrics.items())
+        sys.stdout.write(f"{args.out}{metrics}\n")

@@ -15,10 +15,10 @@ def add_parser(commands: Any) -> None:
     parser = add_command(
         commands,
         "verify",
-        "check every byte and every sample of a local or remote dataset",
+        "check all bytes and all samples of a local or remote dataset",
         _run,
         examples=["relabel verify OUT", "relabel verify org/name --revision v1 --json report.json"],
-        note="The exit code is 1 if there is any problem.",
+        note="The exit code is 1 if there are problems.",
     )
     add_path(parser)
     add_config(parser, default="all configs")
@@ -32,10 +32,10 @@ def add_parser(commands: Any) -> None:
         help="also write the whole report to this JSON file; - is stdout",
     )
     parser.add_argument(
-        "--num-workers", type=int, metavar="N", help="number of processes, 0 for this one alone (default: one per CPU)"
+        "--num-workers", type=int, metavar="N", help="worker processes; 0 checks in this process (default: one per CPU)"
     )
     parser.add_argument(
-        "--quick", action="store_true", help="check size and sha256 only, and look into the shards that differ"
+        "--quick", action="store_true", help="check only sizes and SHA-256, and the samples of shards that differ"
     )
 
 

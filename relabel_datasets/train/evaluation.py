@@ -64,7 +64,9 @@ class SourceImages:
         self._source = source
         if min(self.targets, default=0) < 0:
             first = list(self.targets).index(min(self.targets))
-            raise DatasetError(f"{source.name(first)} has no class, so it cannot be evaluated: remove it from the images")
+            raise DatasetError(
+                f"{source.name(first)} has no class, so it cannot be evaluated: remove it from the images"
+            )
 
     def image(self, index: int) -> PIL.Image.Image:
         """Return the RGB image of a row."""

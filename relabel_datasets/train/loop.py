@@ -220,7 +220,7 @@ class _Run:
         if self.rank > 0:
             window.zero_()
         with self._bar(epoch, step) as bar:
-            # A checkpoint of the last step: nothing is left, and the loader's state is that of the next epoch.
+            # After a checkpoint at the last step, no batch is left, and the state of the loader is that of the next epoch.
             for images, targets in self.loader if step < self.steps_per_epoch else ():
                 loss = self._step(epoch, step, images, targets)
                 step += 1

@@ -1,14 +1,15 @@
-"""timm's own augmentation pipeline for an image and its label map: every pixel is timm's, and the map follows.
+"""timm's augmentation pipeline for an image and its label map. Images are bitwise equal to those of timm.
 
-timm builds a list of transforms of the image alone. Each is asked what it drew, or is known to change no position, and the
-label map goes the same way; what is neither is refused when the pipeline is made. Automatic augmentation passes the image
-from operation to operation, so a pair of image and label map takes its place there.
+timm builds a list of transforms of images only. For each geometric transform, the random parameters are recorded and applied to
+the label map. Transforms of pixel values leave the label map unchanged. All others are rejected when the pipeline is created.
+Automatic augmentation passes the image from operation to operation, so the image is replaced by a pair of image and label map.
 """
 
 from __future__ import annotations
 
 import copy
 import functools
+import inspect
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,11 +22,12 @@ from timm.data.random_erasing import RandomErasing
 from timm.data.transforms_factory import create_transform
 from torchvision.transforms.v2 import functional as F
 
+from ..keywords import checked_keywords
 from ..labels.compose import run_pipeline, run_steps
 from ..labels.label_map import LabelMap, View
 from ..labels.transforms import LabelPooling, resized_crop_label_map
 
-# Of timm.data.auto_augment.NAME_TO_OP: a name that is in neither is refused.
+# Names in timm.data.auto_augment.NAME_TO_OP. Operations in neither set are rejected.
 MOVING_OPS = frozenset(["Rotate", "ShearX", "ShearY", "TranslateX", "TranslateXRel", "TranslateY", "TranslateYRel"])
 PIXEL_OPS = frozenset(
     [
@@ -63,65 +65,74 @@ _PIXEL_STEPS = (
 Step = Callable[[Any, LabelMap], tuple[Any, LabelMap]]
 
 
+_TIMM_KEYWORDS = inspect.signature(create_transform).parameters.keys() - {"input_size", "is_training"}
+
+
+@checked_keywords(*sorted(_TIMM_KEYWORDS))
 def timm_transforms(
-    input_size: int | Sequence[int] = 224,
+    image_size: int | Sequence[int] = 224,
     *,
     is_training: bool = True,
     pooling: Callable[..., Any] | None = LabelPooling(),
-    **arguments: Any,
+    **kwargs: Any,
 ) -> TimmTransforms:
-    """Return timm's transforms of an image, with the soft label of what the image then shows.
+    """Create timm's transforms for an image and its label map.
 
-    Called with (PIL image, `LabelMap`), as a `RelabelDataset` does, it gives the image that timm gives for the same random
-    numbers, and the map pooled under the same crop, flips, shears, translations and rotations.
+    The result is called with (PIL image, `LabelMap`), as by a `RelabelDataset`. It returns the image that timm returns for the
+    same random numbers, and the soft label pooled under the same crop, flips, shears, translations and rotations.
 
     Args:
-        input_size: pixels of a side, (height, width), or (channels, height, width).
-        is_training: False for timm's transforms of validation, which are followed, too.
-        pooling: what makes a label of the image and the map; None leaves the map to be pooled later, see `collate`.
-        arguments: of `timm.data.create_transform`: `scale`, `ratio`, `train_crop_mode`, `hflip`, `vflip`, `color_jitter`,
-            `auto_augment`, `interpolation`, `mean`, `std`, `re_prob` and so on.
+        image_size: Side of the output in pixels, (height, width), or (channels, height, width). Default: 224.
+        is_training: Whether to create timm's training transforms instead of its validation transforms. Default: True.
+        pooling: Transform from (image, label map) to (image, label). None leaves label maps for later pooling, see `collate`.
+            Default: `LabelPooling()`.
+        kwargs: Keyword arguments of `timm.data.create_transform`, such as `scale`, `ratio`, `train_crop_mode`, `hflip`, `vflip`,
+            `color_jitter`, `auto_augment`, `interpolation`, `mean`, `std` and `re_prob`.
+
+    Returns:
+        The transforms, for `transforms=` of a dataset.
 
     Raises:
-        ValueError: AugMix, NaFlex, `separate`, or another transform that a label map cannot follow.
+        TypeError: `timm.data.create_transform` has no such argument.
+        ValueError: A label map cannot follow a transform, such as AugMix, NaFlex or `separate`.
 
     Example:
         >>> transforms = timm_transforms(224, auto_augment="rand-m9-mstd0.5-inc1", re_prob=0.25)
         >>> dataset = load_dataset("imagenette-relabel", split="train", transforms=transforms)
         >>> image, soft_label = dataset[0]
     """
-    size: Any = input_size if isinstance(input_size, int) else tuple(input_size)
-    pipeline = create_transform(size, is_training=is_training, **arguments)
+    size: Any = image_size if isinstance(image_size, int) else tuple(image_size)
+    pipeline = create_transform(size, is_training=is_training, **kwargs)
     return TimmTransforms(pipeline, pooling)
 
 
 class TimmTransforms:
-    """What `timm_transforms` returns.
+    """Transforms that `timm_transforms` returns.
 
     Args:
-        pipeline: made by `timm.data.create_transform`; it is taken over, and its automatic augmentation changed.
-        pooling: called with the image and the label map at the end.
+        pipeline: Result of `timm.data.create_transform`. Its automatic augmentation is modified in-place.
+        pooling: Transform that is called with the image and the label map at the end. None leaves label maps.
 
     Raises:
-        ValueError: it has a transform that a label map cannot follow.
+        ValueError: A label map cannot follow one of the transforms.
     """
 
     def __init__(self, pipeline: Any, pooling: Callable[..., Any] | None) -> None:
         if type(pipeline) is not tv.Compose:
             raise ValueError(
-                f"timm gives a {type(pipeline).__name__} for these arguments, not one pipeline: leave out `separate` and "
-                "`tf_preprocessing`"
+                f"timm returns a {type(pipeline).__name__} for these arguments instead of one pipeline: leave out separate= and "
+                "tf_preprocessing="
             )
-        self.steps = [_following(step) for step in pipeline.transforms]
+        self.steps = [_follow_step(step) for step in pipeline.transforms]
         self.pooling = pooling
         self._pipeline = pipeline
 
     def __call__(self, image: PIL.Image.Image, label_map: LabelMap) -> Any:
-        """Return (image tensor, label), or what `pooling` makes of the two.
+        """Return (image tensor, label), or the result of `pooling`.
 
         Raises:
-            TypeError: not a PIL image and a LabelMap.
-            ValueError: the label map belongs to an image of another size.
+            TypeError: The arguments are not a PIL image and a LabelMap.
+            ValueError: The label map belongs to an image of another size.
         """
         return run_pipeline(self, image, label_map)
 
@@ -130,13 +141,13 @@ class TimmTransforms:
         if not isinstance(image, PIL.Image.Image) or not isinstance(label_map, LabelMap):
             raise TypeError(
                 "timm's transforms need a PIL image and its LabelMap, got "
-                f"{type(image).__name__} and {type(label_map).__name__}"
+                f"{type(image).__name__} and {type(label_map).__name__}: call them on a sample of a dataset with decoded images"
             )
         size = image.height, image.width
         if label_map.canvas_size != size:
             raise ValueError(
-                f"the image is {size} high and wide, but its label map belongs to one of {label_map.canvas_size}: give "
-                "both as they come from the dataset, or set the map's canvas_size"
+                f"the image has (height, width) {size}, but its label map belongs to an image of {label_map.canvas_size}: "
+                "transform the image and its label map together, as they come from the dataset"
             )
         for step in self.steps:
             image, label_map = step(image, label_map)
@@ -146,22 +157,24 @@ class TimmTransforms:
         return f"{type(self).__name__}({self._pipeline!r}, pooling={self.pooling!r})"
 
 
-def _following(step: Any) -> Step:
-    """Return a transform of timm's pipeline that takes the label map along."""
-    kind = type(step)
-    if kind in (timm_ops.RandAugment, timm_ops.AutoAugment):
+def _follow_step(step: Any) -> Step:
+    """Return a transform of (image, label map) for a transform in timm's pipeline."""
+    step_type = type(step)
+    if step_type in (timm_ops.RandAugment, timm_ops.AutoAugment):
         _follow_ops(step)
         return functools.partial(_auto_augment, step)
-    if kind in _PIXEL_STEPS or (kind is tv.RandomApply and all(type(each) in _PIXEL_STEPS for each in step.transforms)):
+    if step_type in _PIXEL_STEPS or (
+        step_type is tv.RandomApply and all(type(inner) in _PIXEL_STEPS for inner in step.transforms)
+    ):
         return functools.partial(_pixels_only, step)
-    if kind is timm_ops.AugMixAugment:
-        raise ValueError("AugMix mixes several views of an image, which no LabelMap can follow: leave it out")
-    if kind not in _GEOMETRIC_STEPS:
-        raise ValueError(
-            f"timm's {kind.__name__} cannot be followed by a LabelMap: leave out the argument that asks for it"
-        )
-    drawing = (timm_tf.RandomCropOrPad, timm_tf.RandomResizedCropAndInterpolation, timm_tf.ResizeKeepRatio)
-    return functools.partial(_GEOMETRIC_STEPS[kind], _Telling(step) if kind in drawing else step)
+    if step_type is timm_ops.AugMixAugment:
+        raise ValueError("AugMix mixes several views of an image, which a LabelMap cannot follow: leave it out")
+    if step_type not in _GEOMETRIC_STEPS:
+        raise ValueError(f"a LabelMap cannot follow timm's {step_type.__name__}: leave out the argument that adds it")
+    random_steps = (timm_tf.RandomCropOrPad, timm_tf.RandomResizedCropAndInterpolation, timm_tf.ResizeKeepRatio)
+    return functools.partial(
+        _GEOMETRIC_STEPS[step_type], _ParameterRecorder(step) if step_type in random_steps else step
+    )
 
 
 def _pixels_only(step: Any, image: Any, label_map: LabelMap) -> tuple[Any, LabelMap]:
@@ -171,11 +184,11 @@ def _pixels_only(step: Any, image: Any, label_map: LabelMap) -> tuple[Any, Label
 def _flip(step: Any, image: Any, label_map: LabelMap) -> tuple[Any, LabelMap]:
     flip = F.horizontal_flip if type(step) is tv.RandomHorizontalFlip else F.vertical_flip
     flipped = step(image)
-    return flipped, label_map if flipped is image else flip(label_map)  # no other image: not flipped
+    return flipped, label_map if flipped is image else flip(label_map)  # the same object if not flipped
 
 
-class _Telling:
-    """A transform of timm's that tells what it drew; threads may share it."""
+class _ParameterRecorder:
+    """timm transform that also returns its random parameters. Thread-safe."""
 
     def __init__(self, step: Any) -> None:
         self.size: Any = getattr(step, "size", None)
@@ -183,31 +196,31 @@ class _Telling:
         self._step = copy.copy(step)
         self._step.get_params = self._get_params
 
-    def __reduce__(self) -> tuple[type[_Telling], tuple[Any]]:
-        return _Telling, (self._original,)
+    def __reduce__(self) -> tuple[type[_ParameterRecorder], tuple[Any]]:
+        return _ParameterRecorder, (self._original,)
 
     def _get_params(self, *args: Any) -> Any:
         self._drawn.params = type(self._original).get_params(*args)
         return self._drawn.params
 
     def __call__(self, image: Any) -> tuple[Any, Any]:
-        """Return the transformed image, and what was drawn for it."""
+        """Return (transformed image, random parameters)."""
         image = self._step(image)
         return image, vars(self._drawn).pop("params")
 
 
-def _resized_crop(step: _Telling, image: Any, label_map: LabelMap) -> tuple[Any, LabelMap]:
+def _resized_crop(step: _ParameterRecorder, image: Any, label_map: LabelMap) -> tuple[Any, LabelMap]:
     image, (top, left, height, width) = step(image)
     return image, resized_crop_label_map(label_map, top, left, height, width, step.size)
 
 
-def _resize_keep_ratio(step: _Telling, image: Any, label_map: LabelMap) -> tuple[Any, LabelMap]:
+def _resize_keep_ratio(step: _ParameterRecorder, image: Any, label_map: LabelMap) -> tuple[Any, LabelMap]:
     image, size = step(image)
     return image, F.resize(label_map, size)
 
 
-def _crop_or_pad(step: _Telling, image: Any, label_map: LabelMap) -> tuple[Any, LabelMap]:
-    image, (top, left) = step(image)  # negative where it pads
+def _crop_or_pad(step: _ParameterRecorder, image: Any, label_map: LabelMap) -> tuple[Any, LabelMap]:
+    image, (top, left) = step(image)  # negative for padding
     return image, F.crop(label_map, top, left, *step.size)
 
 
@@ -243,7 +256,7 @@ def _auto_augment(step: Any, image: Any, label_map: LabelMap) -> tuple[Any, Labe
 
 
 class _Pair:
-    """An image with its label map, for timm's operations: it can do what those that move an image do with it, and no more."""
+    """Image with its label map. It has the methods of a PIL image that timm's geometric operations use."""
 
     def __init__(self, image: PIL.Image.Image, label_map: LabelMap) -> None:
         self.image = image
@@ -253,10 +266,11 @@ class _Pair:
     def transform(
         self, size: tuple[int, int], method: PIL.Image.Transform, data: Sequence[float], **pixels: Any
     ) -> _Pair:
-        """Follow an affine map from the pixels of the output to those of the input, in the order that PIL takes."""
+        """Apply an affine map from output pixels to input pixels, with the coefficients in PIL's order."""
         if method != PIL.Image.Transform.AFFINE or size != self.size:
             raise ValueError(
-                f"a LabelMap cannot follow PIL's transform of method {method} from size {self.size} to {size}"
+                f"a LabelMap cannot follow PIL's transform with method {method} from size {self.size} to {size}: choose another "
+                "auto_augment="
             )
         (xx, xy, x0, yx, yy, y0), (width, height) = data, size
         inner = View(xx, xy * height / width, x0 / width, yx * width / height, yy, y0 / height)
@@ -264,17 +278,17 @@ class _Pair:
         return _Pair(self.image.transform(size, method, data, **pixels), moved)
 
     def rotate(self, degrees: float, *, resample: PIL.Image.Resampling, fillcolor: Any) -> _Pair:
-        """Follow a rotation about the centre that keeps the size."""
+        """Rotate about the center, keeping the size."""
         image = self.image.rotate(degrees, resample=resample, fillcolor=fillcolor)
         return _Pair(image, F.rotate(self.label_map, degrees))
 
     def with_image(self, image: PIL.Image.Image) -> _Pair:
-        """Return another picture at the same positions."""
+        """Return a pair with other pixel values and the same geometry."""
         return _Pair(image, self.label_map)
 
 
 def _follow_ops(augment: Any) -> None:
-    """Make the operations of RandAugment or AutoAugment take a `_Pair` for an image."""
+    """Make the operations of RandAugment or AutoAugment accept a `_Pair` in place of an image, in-place."""
     ops = augment.ops if type(augment) is timm_ops.RandAugment else [op for policy in augment.policy for op in policy]
     for op in ops:
         if op.name in PIXEL_OPS:
@@ -282,8 +296,8 @@ def _follow_ops(augment: Any) -> None:
             op.aug_fn = functools.partial(_change_pixels, operation)
         elif op.name not in MOVING_OPS:
             raise ValueError(
-                f"timm's operation {op.name} is not known to relabel_datasets, so that a LabelMap cannot follow it: "
-                "choose other operations in auto_augment, or another release of timm"
+                f"timm's operation {op.name} is not known to relabel_datasets, so a LabelMap cannot follow it: choose an "
+                "auto_augment= without it, or another release of timm"
             )
 
 
@@ -292,7 +306,7 @@ def _change_pixels(operation: Callable[..., PIL.Image.Image], pair: _Pair, *args
 
 
 def _posterize(image: PIL.Image.Image, bits_to_keep: int, **pixels: Any) -> PIL.Image.Image:
-    """Return what timm's operation gives, and black where it asks Pillow to keep no bits, which Pillow 13 refuses."""
+    """Posterize as timm does. The result is black for 0 bits, which Pillow 13 rejects."""
     if bits_to_keep < 1:
         return PIL.Image.new(image.mode, image.size)
     posterized: PIL.Image.Image = timm_ops.posterize(image, bits_to_keep)  # type: ignore[no-untyped-call]

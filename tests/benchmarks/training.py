@@ -36,7 +36,7 @@ from relabel_datasets.annotate.annotator import ModuleAnnotator
 from relabel_datasets.annotate.builder import build
 from relabel_datasets.data.sources import ImageFolderSource
 from relabel_datasets.train.classifier import Normalize, autocast
-from relabel_datasets.train.loaders import one_thread, train_loader
+from relabel_datasets.train.loaders import train_loader, use_one_thread
 from relabel_datasets.train.objective import Objective
 
 NUM_CLASSES = 1000
@@ -107,7 +107,7 @@ def loaders(path: Path, args: argparse.Namespace) -> dict[str, Any]:
         return rd.load_dataset(path, "maps", "train")
 
     options: dict[str, Any] = {
-        "num_workers": args.workers, "persistent_workers": args.workers > 0, "worker_init_fn": one_thread,
+        "num_workers": args.workers, "persistent_workers": args.workers > 0, "worker_init_fn": use_one_thread,
         "drop_last": True, "shuffle": True,
     }  # fmt: skip
     found: dict[str, Any] = {

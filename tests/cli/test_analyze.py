@@ -19,7 +19,7 @@ def boxes(tmp_path):
     return path
 
 
-def test_numbers_are_printed_and_all_is_written(dataset_folder, boxes, tmp_path, capsys):
+def test_statistics_are_printed_and_all_files_are_written(dataset_folder, boxes, tmp_path, capsys):
     command = ["analyze", str(dataset_folder), "--config", "labels-only", "--boxes", str(boxes), "--num-crops", "200"]
     out = tmp_path / "new" / "folder"
     assert main([*command, "--out", str(out)]) == 0
@@ -29,14 +29,14 @@ def test_numbers_are_printed_and_all_is_written(dataset_folder, boxes, tmp_path,
     assert "13/13" in captured.err
     plots = ["overlap", "by_overlap", "num_classes"] + ["confused"] * bool(expected.tables["confused"].rows)
     names = {"analysis.json", *(f"{name}.csv" for name in expected.tables)}
-    names |= {f"{name}.{kind}" for name in plots for kind in ("png", "svg")}
+    names |= {f"{name}.{extension}" for name in plots for extension in ("png", "svg")}
     assert {path.name for path in out.iterdir()} == names
     assert json.loads((out / "analysis.json").read_text()) == json.loads(expected.to_json())
     with (out / "classes.csv").open(newline="") as file:
         assert [row["class"] for row in csv.DictReader(file)] == ["cat", "dog", "emu"]
 
 
-def test_boxes_alone_and_nothing_written_unless_asked_for(boxes, tmp_path, capsys, monkeypatch):
+def test_boxes_without_a_dataset_are_analyzed_and_nothing_is_written_by_default(boxes, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["analyze", "--boxes", str(boxes), "--num-crops", "130", "--seed", "3"]) == 0
     assert capsys.readouterr().out == f"{rd.analysis.analyze(boxes=boxes, num_crops=130, seed=3)}\n"
@@ -52,7 +52,7 @@ def test_boxes_alone_and_nothing_written_unless_asked_for(boxes, tmp_path, capsy
         (["{folder}", "--config", "colours", "--out", "{boxes}"], "boxes.csv"),
     ],
 )
-def test_errors_are_one_message_and_exit_code_1(dataset_folder, boxes, arguments, message, capsys):
+def test_an_error_is_one_line_with_exit_code_1(dataset_folder, boxes, arguments, message, capsys):
     arguments = [argument.format(folder=dataset_folder, boxes=boxes) for argument in arguments]
     assert main(["analyze", *arguments]) == 1
     captured = capsys.readouterr()

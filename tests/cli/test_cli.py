@@ -22,18 +22,18 @@ def checkpoint(tmp_path):
     return str(path)
 
 
-def test_build_writes_a_dataset_and_says_how_to_load_it(tmp_path, image_folder, checkpoint, capsys):
+def test_build_writes_a_dataset_and_prints_the_call_that_loads_it(tmp_path, image_folder, checkpoint, capsys):
     out = str(tmp_path / "data")
     assert main(["build", str(image_folder), out, *MODEL, "--checkpoint", checkpoint, "--shard-size", "9"]) == 0
     printed = capsys.readouterr().out
     assert "13 samples in 2 shards" in printed
     call = next(line for line in printed.splitlines() if line.startswith("load_dataset("))
-    dataset = eval(call, {"load_dataset": rd.load_dataset})  # what it says must work as it is
+    dataset = eval(call, {"load_dataset": rd.load_dataset})  # the printed call must run unchanged
     assert len(dataset) == 13
     assert dataset[0][1].shape == (3, 2, 3)
 
 
-def test_build_of_label_maps_alone(tmp_path, image_folder, checkpoint, capsys):
+def test_build_without_images(tmp_path, image_folder, checkpoint, capsys):
     mapping = tmp_path / "mapping.json"
     mapping.write_text(json.dumps({"cat": 2, "dog": 1, "emu": 0}))
     options = [
@@ -65,7 +65,7 @@ def test_build_of_label_maps_alone(tmp_path, image_folder, checkpoint, capsys):
         (["build", "{images}", "out", "--annotator", "no_such_model"], "no_such_model"),
     ],
 )
-def test_errors_are_one_message_and_exit_code_1(image_folder, arguments, message, capsys, tmp_path, monkeypatch):
+def test_an_error_is_one_line_with_exit_code_1(image_folder, arguments, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main([argument.format(images=image_folder) for argument in arguments]) == 1
     captured = capsys.readouterr()
@@ -74,7 +74,7 @@ def test_errors_are_one_message_and_exit_code_1(image_folder, arguments, message
     assert not (tmp_path / "out").exists()
 
 
-def test_verify_of_a_good_dataset(dataset_folder, tmp_path, capsys):
+def test_verify_of_a_valid_dataset(dataset_folder, tmp_path, capsys):
     assert main(["verify", str(dataset_folder), "--num-workers", "0", "--json", str(tmp_path / "report.json")]) == 0
     captured = capsys.readouterr()
     lines = captured.out.splitlines()
@@ -88,7 +88,7 @@ def test_verify_of_a_good_dataset(dataset_folder, tmp_path, capsys):
     assert json.loads((tmp_path / "report.json").read_text())["ok"] is True
 
 
-def test_verify_of_a_damaged_dataset(dataset_folder, capsys):
+def test_verify_of_a_corrupt_dataset(dataset_folder, capsys):
     shard = dataset_folder / "colours" / "train-00001-of-00003.tar"
     shard.write_bytes(b"\xff" + shard.read_bytes()[1:])
     assert main(["verify", str(dataset_folder), "--quick", "--num-workers", "1"]) == 1
@@ -110,7 +110,7 @@ def test_verify_of_a_damaged_dataset(dataset_folder, capsys):
         (["{root}", "--num-workers", "-1"], "num_workers"),
     ],
 )
-def test_verify_of_nothing_is_one_message_and_exit_code_1(dataset_folder, arguments, message, capsys):
+def test_verify_of_a_missing_dataset_is_one_line_with_exit_code_1(dataset_folder, arguments, message, capsys):
     assert main(["verify", *(argument.format(root=dataset_folder) for argument in arguments)]) == 1
     captured = capsys.readouterr()
     assert message in captured.err
@@ -118,16 +118,16 @@ def test_verify_of_nothing_is_one_message_and_exit_code_1(dataset_folder, argume
 
 
 @pytest.mark.parametrize(
-    ("command", "goes_on"), [("build", True), ("demo", True), ("verify", False), ("analyze", False)]
+    ("command", "resumes"), [("build", True), ("demo", True), ("verify", False), ("analyze", False)]
 )
-def test_ctrl_c_says_whether_the_command_goes_on_later(command, goes_on, capsys, monkeypatch):
+def test_ctrl_c_says_whether_the_command_resumes(command, resumes, capsys, monkeypatch):
     def stop(args):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(f"relabel_datasets.cli.{command}._run", stop)
     arguments = {"build": ["images", "out", "--annotator", "any"], "verify": ["path"]}
     assert main([command, *arguments.get(command, [])]) == 130
-    assert ("continues from here" in capsys.readouterr().err) is goes_on
+    assert ("rerun the same command to resume" in capsys.readouterr().err) is resumes
 
 
 def test_without_a_command_the_help_is_shown(capsys):
@@ -157,7 +157,7 @@ finally:
     assert run.stdout.splitlines()[-1] == "heavy []", run.stderr
 
 
-def test_python_m_runs_the_command_and_the_version_is_that_of_the_package():
+def test_python_m_runs_the_command_and_prints_the_version_of_the_package():
     run = subprocess.run(
         [sys.executable, "-m", "relabel_datasets", "--version"], capture_output=True, text=True, check=True, cwd=ROOT
     )

@@ -8,7 +8,7 @@ from tqdm import tqdm
 from relabel_datasets.cli.console import OutputClosedError, SafeFormatter, SafeStream, safe_output
 from relabel_datasets.words import printable
 
-HOSTILE = {  # text -> what a terminal gets
+HOSTILE = {  # text: escaped text
     "\x1b[2J": "\\x1b[2J",
     "\x1b]0;title\x07": "\\x1b]0;title\\x07",
     "\x9b31m": "\\x9b31m",
@@ -25,23 +25,23 @@ HOSTILE = {  # text -> what a terminal gets
 
 
 @pytest.mark.parametrize(("text", "shown"), HOSTILE.items())
-def test_what_controls_a_terminal_is_escaped(text, shown):
+def test_control_characters_are_escaped(text, shown):
     assert printable(text) == shown
     assert printable(text).isprintable()
 
 
 @pytest.mark.parametrize("text", ["", "tench, Tinca tinca", "猫 é ü 🐈", "a\u3000b\xa0c", "\ue000", "C:\\x"])
-def test_other_texts_stay_as_they_are(text):
+def test_other_texts_are_unchanged(text):
     assert printable(text) == text
 
 
-def test_characters_that_are_kept():
+def test_characters_in_keep_are_unchanged():
     assert printable("a\nb\r", keep="\n") == "a\nb\\r"
 
 
 class TestStream:
     @pytest.mark.parametrize("text", [text for text in HOSTILE if "\n" not in text and not text.startswith("\x1b[")])
-    def test_every_text_is_escaped_but_its_newlines(self, text):
+    def test_everything_except_newlines_is_escaped(self, text):
         file = io.StringIO()
         stream = SafeStream(file)
         print(f"x{text}", file=stream)
@@ -53,7 +53,7 @@ class TestStream:
         SafeStream(file, ["s3cret-word"]).write("s3cret-word of https://me:pw@host/x?sig=1")
         assert file.getvalue() == "*** of https://host/x"
 
-    def test_progress_bars_look_as_without_it(self):
+    def test_progress_bars_are_unchanged(self):
         def draw(file):
             with (
                 tqdm(total=2, file=file, mininterval=0, bar_format="{desc}{n}", desc="a") as outer,
@@ -75,7 +75,7 @@ class TestStream:
         assert file.getvalue() == "(pid=1) hello\n"
 
     @pytest.mark.parametrize("method", ["write", "flush"])
-    def test_a_reader_that_is_gone_is_an_error_of_its_own(self, method):
+    def test_a_closed_reader_raises_output_closed_error(self, method):
         class Closed(io.StringIO):
             def write(self, text):
                 raise BrokenPipeError
@@ -86,13 +86,13 @@ class TestStream:
         with pytest.raises(OutputClosedError):
             getattr(SafeStream(Closed()), method)(*(["x"] if method == "write" else []))
 
-    def test_it_is_else_the_stream(self):
+    def test_other_attributes_are_those_of_the_stream(self):
         file = io.StringIO()
         assert SafeStream(file).isatty() is False
         assert SafeStream(file).getvalue() == ""
 
 
-def test_a_log_record_is_one_line_and_its_traceback_has_several():
+def test_a_log_message_is_one_line_and_its_traceback_keeps_its_lines():
     formatter = SafeFormatter("%(message)s")
     record = logging.LogRecord("x", logging.INFO, __file__, 1, "key %s", ("a\nb\x1b[2J",), None)
     assert formatter.format(record) == "key a\\nb\\x1b[2J"
@@ -104,7 +104,7 @@ def test_a_log_record_is_one_line_and_its_traceback_has_several():
 
 
 class TestSafeOutput:
-    def test_hides_passwords_of_arguments_and_tokens_of_the_environment(self, capsys, monkeypatch):
+    def test_hides_passwords_in_arguments_and_tokens_in_the_environment(self, capsys, monkeypatch):
         monkeypatch.setenv("HF_TOKEN", "some-token-of-a-user")
         with safe_output(["inspect", "https://me:long-password@host/x"]):
             sys.stdout.write("long-password\n")

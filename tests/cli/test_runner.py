@@ -9,12 +9,12 @@ from tests.conftest import ROOT
 
 
 def run(code, *arguments):
-    """Run a command `work` whose function is `code(args)`."""
+    """Run the command `work`, which calls `code(args)`."""
 
     def parser():
-        made = runner.Parser(prog="relabel")
-        made.add_subparsers(dest="command").add_parser("work").set_defaults(run=code)
-        return made
+        root = runner.Parser(prog="relabel")
+        root.add_subparsers(dest="command").add_parser("work").set_defaults(run=code)
+        return root
 
     return runner.run_command(parser, arguments, resumable=frozenset())
 
@@ -28,36 +28,36 @@ def fail(error):
 
 class TestExitCodes:
     @pytest.mark.parametrize(("returned", "code"), [(None, 0), (0, 0), (1, 1)])
-    def test_of_a_command_that_ends(self, returned, code):
+    def test_a_finished_command_returns_its_exit_code(self, returned, code):
         assert run(lambda args: returned, "work") == code
 
     @pytest.mark.parametrize("error", [ValueError("x"), KeyError("x"), TypeError("x"), MemoryError(), AssertionError()])
-    def test_any_error_is_one_line_and_1(self, error, capsys):
+    def test_any_error_is_one_line_and_returns_1(self, error, capsys):
         assert run(fail(error), "work") == 1
         shown = capsys.readouterr()
         assert shown.out == ""
         assert shown.err.startswith("relabel work: ")
         assert shown.err.count("\n") == 1
 
-    def test_wrong_arguments_are_2(self, capsys):
+    def test_wrong_arguments_exit_with_2(self, capsys):
         with pytest.raises(SystemExit) as caught:
             run(print, "wrong")
         assert caught.value.code == 2
 
-    def test_ctrl_c_is_130(self, capsys):
+    def test_ctrl_c_returns_130(self, capsys):
         assert run(fail(KeyboardInterrupt()), "work") == 130
         assert capsys.readouterr().err == "\nrelabel work: stopped\n"
 
     @pytest.mark.parametrize("redirect", ["| true", "| head -n 1", "2>&1 | head -c 1"])
-    def test_a_reader_that_leaves_is_silent(self, redirect):
+    def test_a_closed_reader_is_silent(self, redirect):
         assert shell(redirect) == "141\n"
 
-    def test_a_full_disk_behind_stdout_is_one_line(self):
+    def test_a_full_disk_of_stdout_is_one_line(self):
         assert shell("> /dev/full") == "relabel: the disk is full: free some space and run the same command again\n1\n"
 
 
 def shell(redirect):
-    """Return what a command with much output, and then its exit code, write to stderr."""
+    """Run a command with much output, and return what it writes to stderr, followed by its exit code."""
     program = f"""
 import sys, types
 package = types.ModuleType("relabel_datasets")  # without torch, which takes seconds to import
@@ -68,9 +68,9 @@ def work(args):
     for _ in range(100_000):
         sys.stdout.write("a line\\n")
 def parser():
-    made = runner.Parser(prog="relabel")
-    made.set_defaults(run=work)
-    return made
+    root = runner.Parser(prog="relabel")
+    root.set_defaults(run=work)
+    return root
 sys.exit(runner.run_command(parser, []))
 """
     command = f'"$0" -c "$1" {redirect}; echo ${{PIPESTATUS[0]}} >&2'
@@ -82,19 +82,19 @@ sys.exit(runner.run_command(parser, []))
 
 class TestDebug:
     @pytest.mark.parametrize("arguments", [("--debug", "work"), ("work", "--debug")])
-    def test_shows_the_traceback_before_the_line(self, arguments, capsys):
+    def test_prints_the_traceback_before_the_line(self, arguments, capsys):
         assert run(fail(ValueError("wrong")), *arguments) == 1
         shown = capsys.readouterr().err
         assert shown.startswith("Traceback")
         assert shown.endswith("ValueError: wrong\nrelabel work: wrong\n")
 
-    def test_every_command_has_it(self):
+    def test_every_command_has_the_option(self):
         (subparsers,) = (action for action in make_parser()._actions if isinstance(action, argparse._SubParsersAction))
         assert len(subparsers.choices) > 10
         for parser in subparsers.choices.values():
             assert "--debug" in parser.format_help()
 
-    def test_its_traceback_has_no_secrets_and_no_control_characters(self, capsys):
+    def test_the_traceback_has_no_secrets_and_no_control_characters(self, capsys):
         def code(args):
             try:
                 raise OSError("GET https://me:s3cr3t-pw@host/x?sig=51gnature")
@@ -148,7 +148,7 @@ class TestArguments:
         assert not [secret for secret in ("alice", "pass-W0rd", "51gnature") if secret in shown]
         assert not list(tmp_path.iterdir())
 
-    def test_arguments_that_nobody_expects_are_shown_safely(self, capsys):
+    def test_unexpected_arguments_are_shown_safely(self, capsys):
         with pytest.raises(SystemExit):
             main(["verify", "x", self.URL, "\x1b[2J\ny"])
         shown = capsys.readouterr().err
@@ -156,7 +156,7 @@ class TestArguments:
         assert "pass-W0rd" not in shown
 
     @pytest.mark.parametrize("arguments", [["verify", "x"], ["evaluate", "m", "x"], ["annotators"]], ids=" ".join)
-    def test_a_result_that_could_not_be_written_is_refused_before_any_work(self, arguments, capsys):
+    def test_a_result_that_cannot_be_written_is_refused_before_the_command_runs(self, arguments, capsys):
         with pytest.raises(SystemExit):
             main([*arguments, "--json", "/nowhere/result.json"])
         assert "the folder /nowhere does not exist: create it first" in capsys.readouterr().err

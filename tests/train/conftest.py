@@ -1,4 +1,4 @@
-"""Scenes with label maps, and a student that is small enough to be trained in a test."""
+"""Fixtures: scenes with label maps, and a student that is small enough to train in a test."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ CPU = RuntimeConfig(device="cpu", num_workers=0, log_every=1, save_every=0, prog
 
 @pytest.fixture(autouse=True)
 def _one_thread():
-    """As in the processes that tests start: how sums are split among threads changes their rounding."""
+    """Use one thread, as in the subprocesses of tests, because the number of threads changes the rounding of sums."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -23,7 +23,7 @@ def _one_thread():
 
 @pytest.fixture(scope="session")
 def scenes(tmp_path_factory):
-    """The folder of a data set of 48 and 24 pictures, whose annotator has hardly learnt."""
+    """Folder of a dataset with 48 and 24 images and a weak annotator."""
     root = tmp_path_factory.mktemp("train") / "scenes-relabel"
     count = 2 * len(CLASSES)
     make_scenes_relabel(root, num_train=2 * count, num_validation=count, num_clean=64, annotator_epochs=1)
@@ -32,7 +32,7 @@ def scenes(tmp_path_factory):
 
 @pytest.fixture
 def fit(scenes, tmp_path):
-    """A function that trains the tiny student on the scenes, with other values than its recipe's and machine's."""
+    """Function that trains the tiny student on the scenes with changed values of the recipe and the runtime configuration."""
 
     def run(out="run", *, runtime=CPU, validation=True, annotator=None, **values):
         sets = [rd.load_dataset(scenes, split=split) for split in ("train", "validation")]

@@ -1,4 +1,4 @@
-"""Files of a run that were cut, damaged, or made to do harm."""
+"""Checkpoints and logs that are complete, truncated, corrupt or malicious."""
 
 import argparse
 import os
@@ -9,13 +9,13 @@ import sys
 import pytest
 import torch
 
-from relabel_datasets.train.checkpoints import Checkpoints, Curve, load_checkpoint
+from relabel_datasets.train.checkpoints import Checkpoints, CsvLog, load_checkpoint
 from relabel_datasets.train.recipe import Recipe
 from tests.conftest import ROOT
 
 
 class Harm:
-    """What runs a command when it is unpickled."""
+    """Object that runs a command when it is unpickled."""
 
     def __reduce__(self):
         return os.system, ("touch harmed",)
@@ -27,7 +27,7 @@ def checkpoints(folder, model=None):
     return Checkpoints(folder, Recipe(), model, optimizer, ema=None, scaler=None, classes=("cat", "dog"))
 
 
-def progress_of(step):
+def progress_at(step):
     return {"loader": {"epoch": 1}, "losses": [float(step), 1.0], "window": [0.0, 0.0], "seconds": float(step)}
 
 
@@ -35,7 +35,7 @@ def resumed(folder):
     return checkpoints(folder).resume(torch.device("cpu"))
 
 
-def test_a_run_goes_on_from_the_state_that_has_come_farthest(tmp_path):
+def test_resume_loads_the_most_advanced_checkpoint(tmp_path):
     assert resumed(tmp_path)["epoch"] == 0
     model = torch.nn.Linear(2, 2)
     kept = checkpoints(tmp_path, model)
@@ -44,12 +44,12 @@ def test_a_run_goes_on_from_the_state_that_has_come_farthest(tmp_path):
         "epoch": 1, "step": 0, "seconds": 2.0, "loader": None, "losses": [0.0, 0.0], "window": [0.0, 0.0]
     }  # fmt: skip
     for step in (2, 10, 12):
-        kept.save_step(1, step, **progress_of(step))
+        kept.save_step(1, step, **progress_at(step))
     assert sorted(path.name for path in tmp_path.glob("recovery*")) == [
         "recovery-1-10.pth.tar", "recovery-1-12.pth.tar"
     ]  # fmt: skip
     again = torch.nn.Linear(2, 2)
-    assert checkpoints(tmp_path, again).resume(torch.device("cpu")) == {"epoch": 1, "step": 12, **progress_of(12)}
+    assert checkpoints(tmp_path, again).resume(torch.device("cpu")) == {"epoch": 1, "step": 12, **progress_at(12)}
     assert torch.equal(again.weight, model.weight)
     kept.save_epoch(1, 0.4, 3.0)
     assert resumed(tmp_path)["epoch"] == 2
@@ -58,7 +58,7 @@ def test_a_run_goes_on_from_the_state_that_has_come_farthest(tmp_path):
     assert kept.best == 0.5
 
 
-def test_the_best_is_known_again_after_resuming(tmp_path):
+def test_the_best_metric_survives_a_resume(tmp_path):
     model = torch.nn.Linear(2, 2)
     kept = checkpoints(tmp_path, model)
     kept.save_epoch(0, 0.5, 1.0)
@@ -73,10 +73,10 @@ def test_the_best_is_known_again_after_resuming(tmp_path):
 KILLED = """
 import os, sys, torch
 from pathlib import Path
-from tests.train.test_checkpoints import checkpoints, progress_of
+from tests.train.test_checkpoints import checkpoints, progress_at
 
 def write(folder, call):
-    '''Run all of it, but die at this call of what changes files.'''
+    '''Write several checkpoints, but exit at the given call of a function that changes files.'''
     calls = 0
 
     def counted(function):
@@ -84,7 +84,7 @@ def write(folder, call):
             nonlocal calls
             calls += 1
             if calls == call:
-                if function is save:  # in the midst of writing
+                if function is save:  # while writing
                     Path(args[1]).write_bytes(b"PK half of it")
                 os._exit(9)
             return function(*args, **kwargs)
@@ -97,7 +97,7 @@ def write(folder, call):
     kept = checkpoints(folder)
     kept.save_epoch(0, 0.5, 1.0)
     for step in (1, 2, 3):
-        kept.save_step(1, step, **progress_of(step))
+        kept.save_step(1, step, **progress_at(step))
     kept.save_epoch(1, 0.6, 2.0)
     kept.drop_steps()
     kept.save_epoch(2, 0.7, 3.0)
@@ -118,7 +118,7 @@ for call in range(1, 1000):
 
 
 @pytest.mark.slow
-def test_a_kill_at_any_moment_of_writing_leaves_a_good_state(tmp_path):
+def test_a_kill_at_any_moment_of_writing_leaves_a_valid_checkpoint(tmp_path):
     subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], check=True, cwd=ROOT, timeout=300)
     reached = []
     for folder in sorted(tmp_path.iterdir(), key=lambda path: int(path.name)):
@@ -132,54 +132,54 @@ def test_a_kill_at_any_moment_of_writing_leaves_a_good_state(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["last.pth.tar", "recovery-1-2.pth.tar"])
-def test_a_damaged_checkpoint_is_an_error_that_names_it(tmp_path, name):
+def test_a_corrupt_checkpoint_is_an_error_with_its_name(tmp_path, name):
     kept = checkpoints(tmp_path)
     kept.save_epoch(0, 0.5, 1.0)
-    kept.save_step(1, 2, **progress_of(2))
+    kept.save_step(1, 2, **progress_at(2))
     path = tmp_path / name
     path.write_bytes(path.read_bytes()[:-200])
-    with pytest.raises(ValueError, match=f"{name} is no checkpoint of a training run, or damaged"):
+    with pytest.raises(ValueError, match=f"{name} is not a checkpoint of a training run, or is corrupt"):
         resumed(tmp_path)
     path.unlink()
     resumed(tmp_path)
 
 
-def test_what_is_pickled_in_a_checkpoint_is_never_run(tmp_path, monkeypatch):
+def test_code_in_a_checkpoint_is_never_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     args = argparse.Namespace(recipe={}, classes=[], progress={"epoch": 3, "step": 0})
     for content in (Harm(), {"args": args, "state_dict": {}, "harm": Harm()}):
         torch.save(content, "last.pth.tar")
-        with pytest.raises(ValueError, match=r"last\.pth\.tar is no checkpoint"):
+        with pytest.raises(ValueError, match=r"last\.pth\.tar is not a checkpoint"):
             resumed(tmp_path)
         with open("bare.pth", "wb") as file:  # noqa: PTH123
             pickle.dump(content, file)
-        with pytest.raises(ValueError, match=r"bare\.pth is no checkpoint"):
+        with pytest.raises(ValueError, match=r"bare\.pth is not a checkpoint"):
             load_checkpoint("bare.pth")
     assert not (tmp_path / "harmed").exists()
     pickle.loads(pickle.dumps(Harm()))
-    assert (tmp_path / "harmed").exists()  # it would have done it
+    assert (tmp_path / "harmed").exists()  # unpickling it would have run the command
 
 
 @pytest.mark.parametrize("content", [{"state_dict": {}}, [1], {"args": argparse.Namespace(model="resnet18")}])
-def test_another_training_loops_checkpoint_is_told_from_ours(tmp_path, content):
+def test_a_checkpoint_of_another_training_loop_is_refused(tmp_path, content):
     torch.save(content, tmp_path / "other.pth.tar")
-    with pytest.raises(ValueError, match="it has no recipe"):
+    with pytest.raises(ValueError, match="contains no recipe"):
         load_checkpoint(tmp_path / "other.pth.tar")
     with pytest.raises(FileNotFoundError, match=r"no checkpoint .*none\.pth\.tar"):
         load_checkpoint(tmp_path / "none.pth.tar")
 
 
-def test_a_curve_drops_what_is_later_than_its_start_and_a_line_that_was_cut(tmp_path):
+def test_a_csv_log_drops_rows_after_its_start_and_a_truncated_row(tmp_path):
     path = tmp_path / "steps.csv"
-    curve = Curve(path, ("epoch", "step", "loss"), (0, 0))
+    log = CsvLog(path, ("epoch", "step", "loss"), (0, 0))
     for epoch, step, loss in ((0, 1, 0.5), (0, 2, 1 / 3), (1, 1, 0.1), (1, 2, 0.2)):
-        curve.add({"epoch": epoch, "step": step, "loss": loss})
-    curve.add({"epoch": 1, "step": 3})
+        log.add({"epoch": epoch, "step": step, "loss": loss})
+    log.add({"epoch": 1, "step": 3})
     text = path.read_text()
     assert text == "epoch,step,loss\n0,1,0.5\n0,2,0.333333333\n1,1,0.1\n1,2,0.2\n1,3,\n"
     for cut in ("", "1", "1,4", "1,1"):
         path.write_text(text + cut)
-        Curve(path, ("epoch", "step", "loss"), (1, 1))
+        CsvLog(path, ("epoch", "step", "loss"), (1, 1))
         assert path.read_text() == "epoch,step,loss\n0,1,0.5\n0,2,0.333333333\n1,1,0.1\n"
-        Curve(path, ("epoch", "step", "loss"), (0, 0))
+        CsvLog(path, ("epoch", "step", "loss"), (0, 0))
         assert path.read_text() == "epoch,step,loss\n"

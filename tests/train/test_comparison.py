@@ -1,4 +1,4 @@
-"""Students side by side: each is trained once, and the table has all seeds."""
+"""Comparisons: each student is trained once, and the table contains all seeds."""
 
 import json
 import re
@@ -13,7 +13,7 @@ from relabel_datasets.train.comparison import Comparison, ComparisonEntry, compa
 from tests.train.tiny import OPTIONS
 
 
-def test_the_command_scores_maps_trains_students_and_uses_results_again(scenes, tmp_path, capsys, monkeypatch):
+def test_the_command_scores_label_maps_trains_students_and_reuses_results(scenes, tmp_path, capsys, monkeypatch):
     command = [
         "compare", str(scenes), "--presets", "single-label", "relabel", "distillation", "--seeds", "2", "--out",
         str(tmp_path / "runs"), *OPTIONS, "--epochs", "1", "--mix-off-epochs", "0", "--batch-size", "24", "--num-workers", "0",
@@ -34,11 +34,11 @@ def test_the_command_scores_maps_trains_students_and_uses_results_again(scenes, 
     monkeypatch.setattr(module, "train_student", lambda *args, **options: pytest.fail("trained again"))
     assert main(command) == 0
     assert capsys.readouterr().out == printed
-    with pytest.raises(pytest.fail.Exception, match="trained again"):  # another recipe is another student
+    with pytest.raises(pytest.fail.Exception, match="trained again"):  # another recipe needs a new student
         main([*command, "--learning-rate", "0.2"])
 
 
-def test_without_presets_label_maps_are_only_scored(scenes, capsys):
+def test_without_presets_only_label_maps_are_scored(scenes, capsys):
     assert main(["compare", str(scenes), "--split", "validation"]) == 0
     label_maps = rd.LabelMaps(scenes, split="validation")
     right = [
@@ -52,26 +52,30 @@ def test_without_presets_label_maps_are_only_scored(scenes, capsys):
     )
 
 
-def test_many_label_maps_are_scored_by_those_that_lie_evenly(scenes, monkeypatch):
+def test_of_many_label_maps_evenly_spaced_ones_are_scored(scenes, monkeypatch):
     label_maps = rd.LabelMaps(scenes, split="train")
-    monkeypatch.setattr(module, "_MOST", 5)
+    monkeypatch.setattr(module, "_MAX_SCORED_MAPS", 5)
     rows = [0, 11, 23, 35, 47]
     right = [int(label_maps.at(row).dense().mean((1, 2)).argmax()) == label_maps.at(row).label for row in rows]
     assert score_label_maps(label_maps)["top1"] == pytest.approx(sum(right) / 5)
 
 
-def test_a_table_of_one_seed_has_no_deviation():
+def test_a_table_of_one_seed_has_no_standard_deviation():
     table = Comparison({"a": [{"top1": 0.5}], "b": [{"top1": 0.75}]}, {"a": [2.0], "b": [3.0]}).to_markdown()
     assert table.splitlines()[2:] == ["| a | 50.0 | 2.0 | 1.00 |", "| b | 75.0 | 3.0 | 1.50 |"]
 
 
-def test_rows_need_names_of_their_own_and_seeds(tiny, tmp_path):
-    student = ComparisonEntry("a", tiny, lambda: pytest.fail("loaded"))
-    for students, seeds in (([student, student], 1), ([], 1), ([student], 0)):
-        with pytest.raises(ValueError, match="at least one seed, and students of different names"):
-            compare(students, tmp_path, seeds=seeds)
+def test_entries_need_unique_names_and_at_least_one_seed(tiny, tmp_path):
+    entry = ComparisonEntry("a", tiny, lambda: pytest.fail("loaded"))
+    for entries, seeds, message in (
+        ([entry, entry], 1, r"unique name, got the names \['a', 'a'\]"),
+        ([], 1, "at least one entry"),
+        ([entry], 0, "seeds= must be at least 1, got 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            compare(entries, tmp_path, seeds=seeds)
 
 
-def test_students_without_a_folder_are_an_error(scenes, capsys):
+def test_presets_without_a_folder_are_an_error(scenes, capsys):
     assert main(["compare", str(scenes), "--presets", "relabel"]) == 1
     assert "give --out" in capsys.readouterr().err

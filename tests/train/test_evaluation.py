@@ -1,4 +1,4 @@
-"""Metrics of classifiers on folders, tars, Hugging Face datasets and our own, with classes found by name."""
+"""Metrics of classifiers on folders, tars, Hugging Face datasets and our datasets, with classes matched by name."""
 
 import csv
 import json
@@ -19,66 +19,66 @@ from relabel_datasets.train.classifier import Classifier, Normalize
 from relabel_datasets.train.evaluation import SourceImages, open_images
 from tests.train.tiny import MODEL_ARGS
 
-COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
+COLORS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 
 
-class MeanColour(torch.nn.Module):
-    """Logits of red, green, blue, and a fourth class that always beats all but bright red."""
+class MeanColor(torch.nn.Module):
+    """Return logits of red, green, blue, and a fourth class that exceeds all except bright red."""
 
     def forward(self, images):
         mean = images.mean((2, 3))
-        colours = mean * torch.tensor([4.0, 1.0, 1.0]) + torch.tensor([0.0, 0.0, 0.1])  # no two are alike
-        return torch.cat([colours, torch.full((len(images), 1), 2.0)], 1)
+        colors = mean * torch.tensor([4.0, 1.0, 1.0]) + torch.tensor([0.0, 0.0, 0.1])  # all differ
+        return torch.cat([colors, torch.full((len(images), 1), 2.0)], 1)
 
 
 def classifier(classes=("red", "green", "blue", "white")):
     normalize = Normalize((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), torch.device("cpu"))
-    return Classifier(MeanColour(), 4, classes, (8, 12), 1.0, "bilinear", normalize)
+    return Classifier(MeanColor(), 4, classes, (8, 12), 1.0, "bilinear", normalize)
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two pictures of each colour, one blue one in the wrong folder; classes are in another order than the model's."""
+    """Two images per color, one blue image in the wrong folder. The order of the classes differs from that of the model."""
     for name in ("blue", "green", "red"):
         for number in range(2):
-            colour = "blue" if (name, number) == ("green", 1) else name
+            color = "blue" if (name, number) == ("green", 1) else name
             path = tmp_path / "images" / name / f"{name}_{number}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            PIL.Image.new("RGB", (16, 16), COLOURS[colour]).save(path)
+            PIL.Image.new("RGB", (16, 16), COLORS[color]).save(path)
     return tmp_path / "images"
 
 
 @pytest.fixture
 def boxes(tmp_path):
-    """All pictures show green, the red ones red as well, and a cat that no model knows."""
+    """All images contain green. The red ones also contain red, and a cat, which is not a class of the model."""
     path = tmp_path / "boxes.csv"
     with path.open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow(["image", "width", "height", "class", "x1", "y1", "x2", "y2"])
-        for name in COLOURS:
+        for name in COLORS:
             for number in range(2):
                 for label in ("green", *(["red", "cat"] if name == "red" else [])):
                     table.writerow([f"{name}_{number}.png", 16, 16, label, 0, 0, 8, 8])
     return path
 
 
-def test_all_classes_of_the_model_compete_unless_told_otherwise(folder):
-    assert rd.train.evaluate(classifier(), folder)["top1"] == pytest.approx(2 / 6)  # white beats green and blue
+def test_all_classes_of_the_model_compete_by_default(folder):
+    assert rd.train.evaluate(classifier(), folder)["top1"] == pytest.approx(2 / 6)  # white exceeds green and blue
     assert rd.train.evaluate(classifier(), folder, among=True)["top1"] == pytest.approx(5 / 6)
 
 
-def test_objects_are_found_by_name_and_unknown_ones_left_out(folder, boxes):
+def test_objects_are_matched_by_name_and_unknown_classes_are_ignored(folder, boxes):
     found = rd.train.evaluate(classifier(), folder, boxes=boxes, among=True)
-    assert found["multi_label"] == pytest.approx(3 / 6)  # both red ones and the green one
-    assert found["set_recall"] == pytest.approx((1 + 2 * 0.5) / 6)  # the green one, and of the red ones red alone
+    assert found["multi_label"] == pytest.approx(3 / 6)  # both red images and the green image
+    assert found["set_recall"] == pytest.approx((1 + 2 * 0.5) / 6)  # the green image; of the red images only red
     assert 0 < found["map"] <= 1
     assert rd.train.evaluate(classifier(), folder, boxes=read_boxes(boxes), among=True) == found
 
 
-def test_boxes_in_cocos_json_count_as_those_of_a_table(folder, boxes, tmp_path, caplog):
+def test_boxes_from_coco_json_equal_those_from_a_table(folder, boxes, tmp_path, caplog):
     reference = rd.train.evaluate(classifier(), folder, boxes=boxes, among=True)
     assert "1 of 3 object classes match none of the 3 classes, such as 'blue': 'cat'; objects of these" in caplog.text
-    names = [f"{name}_{number}.png" for name in COLOURS for number in range(2)]
+    names = [f"{name}_{number}.png" for name in COLORS for number in range(2)]
     content = {
         "images": [{"id": i, "file_name": f"val/{name}", "width": 16, "height": 16} for i, name in enumerate(names)],
         "categories": [
@@ -96,7 +96,7 @@ def test_boxes_in_cocos_json_count_as_those_of_a_table(folder, boxes, tmp_path, 
     content["images"] = [
         {**image, "file_name": f"{image['id']}.png", "id": names[image["id"]][:-4]} for image in content["images"]
     ]
-    content["annotations"] = [{**each, "image_id": names[each["image_id"]][:-4]} for each in content["annotations"]]
+    content["annotations"] = [{**item, "image_id": names[item["image_id"]][:-4]} for item in content["annotations"]]
     path.write_text(json.dumps(content))
     assert rd.train.evaluate(classifier(), folder, boxes=path, among=True) == reference  # by id
     content["categories"] = [{"id": i, "name": f"other {i}"} for i in range(3)]
@@ -136,13 +136,13 @@ def test_the_same_images_in_any_container_give_the_same(folder, tmp_path):
         rd.train.evaluate(classifier(), tmp_path / "images.tar", among=True)
 
 
-def test_real_labels_are_looked_up_where_names_are_imagenets(tmp_path):
-    for number, synset in ((2, "n04228054"), (4, "n04263257")):  # of the first, ReaL has n09193705, too
+def test_real_labels_are_used_for_names_of_imagenet_validation_images(tmp_path):
+    for number, synset in ((2, "n04228054"), (4, "n04263257")):  # ReaL also lists n09193705 for the first
         path = tmp_path / "val" / synset / f"ILSVRC2012_val_{number:08d}.JPEG"
         path.parent.mkdir(parents=True)
         PIL.Image.new("RGB", (16, 16), (255, 0, 0)).save(path)
     names = ("n09193705", "n04228054", "n02105855", "n04263257")
-    found = rd.train.evaluate(classifier(names), tmp_path / "val")  # says the first of both
+    found = rd.train.evaluate(classifier(names), tmp_path / "val")  # predicts the first class for both
     assert found["top1"] == 0
     assert found["real"] == 0.5
 
@@ -151,7 +151,7 @@ def test_real_labels_are_looked_up_where_names_are_imagenets(tmp_path):
     ("classes", "message"),
     [(("red", "green", "violet", "white"), "blue"), (None, "4 classes have no names, so 3 of the dataset's 3")],
 )
-def test_a_model_that_does_not_know_the_classes_is_an_error(folder, classes, message):
+def test_a_model_without_the_classes_is_an_error(folder, classes, message):
     with pytest.raises(ValueError, match=message):
         rd.train.evaluate(classifier(classes), folder)
 
@@ -162,21 +162,21 @@ def test_boxes_of_other_images_are_an_error(folder, boxes):
         rd.train.evaluate(classifier(), folder, boxes=boxes)
 
 
-def test_indices_beyond_the_models_are_an_error(folder):
+def test_class_indices_beyond_those_of_the_model_are_an_error(folder):
     images = SourceImages(rd.data.open_source(folder))
     images.classes, images.targets = None, [0, 1, 2, 3, 4, 5]
-    with pytest.raises(ValueError, match=r"class indices 0 \.\. 5, the model 4 classes"):
+    with pytest.raises(ValueError, match=r"class indices 0 to 5, but the model has 4 classes"):
         rd.train.evaluate(classifier(), images)
 
 
-def test_what_is_there_decides_how_images_are_opened(scenes, folder):
+def test_the_content_of_a_path_decides_how_images_are_opened(scenes, folder):
     assert isinstance(open_images(scenes), rd.RelabelDataset)
     assert isinstance(open_images(folder), SourceImages)
     with pytest.raises(FileNotFoundError, match="no dataset at"):
         open_images(folder / "nothing")
 
 
-def test_the_command_prints_what_the_run_found(scenes, fit, tmp_path, capsys):
+def test_the_command_prints_the_metrics_of_the_run(scenes, fit, tmp_path, capsys):
     trained = fit(eval_size=40)
     pictures = scenes / "pictures"
     out = tmp_path / "metrics.json"
@@ -200,12 +200,12 @@ def test_the_command_prints_what_the_run_found(scenes, fit, tmp_path, capsys):
     printed = capsys.readouterr().out
     for text in ("| top-1 accuracy | ", "| mean average precision | ", "| expected calibration error | "):
         assert text in printed
-    assert f"{found['set_recall']:.2%}" in printed
+    assert f"{found['set_recall']:.1%}" in printed
     assert main([*command, str(scenes), "--split", "validation"]) == 0
-    assert f"| top-1 accuracy | {found['top1']:.2%} |" in capsys.readouterr().out
+    assert f"| top-1 accuracy | {found['top1']:.1%} |" in capsys.readouterr().out
 
 
-def test_a_timm_model_by_name_with_weights_of_a_file(scenes, tmp_path, capsys):
+def test_a_timm_model_by_name_with_a_checkpoint(scenes, tmp_path, capsys):
     torch.manual_seed(0)
     model = timm.create_model("resnet10t", num_classes=len(CLASSES), **MODEL_ARGS)
     save_file(model.state_dict(), tmp_path / "weights.safetensors")
@@ -219,20 +219,20 @@ def test_a_timm_model_by_name_with_weights_of_a_file(scenes, tmp_path, capsys):
     with torch.inference_mode():
         for row in range(len(whole)):
             right += int(model.eval()(transform(whole.image(row))[None]).argmax()) == int(whole.targets[row])
-    assert f"| top-1 accuracy | {right / len(whole):.2%} |" in capsys.readouterr().out
+    assert f"| top-1 accuracy | {right / len(whole):.1%} |" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["none.pth.tar", "{scenes}"], "no checkpoint none.pth.tar"),
+        (["none.pth.tar", "{scenes}"], "no checkpoint at none.pth.tar"),
         (["resnet10x", "{scenes}"], "timm has no model 'resnet10x'"),
         (["resnet10t", "/nowhere"], "no dataset at /nowhere"),
         (["resnet10t", "{scenes}", "--checkpoint", "none.safetensors"], "no checkpoint 'none.safetensors'"),
-        (["none.pth.tar", "{scenes}", "--pretrained"], "is a checkpoint, which has its weights"),
+        (["none.pth.tar", "{scenes}", "--pretrained"], "leave out --pretrained, --checkpoint and --model-kwargs"),
     ],
 )
-def test_errors_are_one_message(scenes, arguments, message, capsys, tmp_path, monkeypatch):
+def test_an_error_is_one_line(scenes, arguments, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["evaluate", *(argument.format(scenes=scenes) for argument in arguments)]) == 1
     assert message in capsys.readouterr().err

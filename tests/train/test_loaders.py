@@ -1,4 +1,4 @@
-"""Crops and their targets: what each kind of labels tells, and that only seed, epoch and sample decide them."""
+"""Crops and targets of each kind of labels. They depend only on seed, epoch and sample."""
 
 import random
 
@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import relabel_datasets as rd
-from relabel_datasets.train.loaders import ClassIndex, WholeImages, train_loader
+from relabel_datasets.train.loaders import CenterCrops, ClassIndex, train_loader
 from relabel_datasets.train.recipe import LABELS
 from relabel_datasets.train.seeds import SeededTransforms, seed_all
 
@@ -27,12 +27,12 @@ def batches(scenes, recipe, *, epoch=0, num_workers=0, rank=0, world_size=1):
 
 @pytest.fixture
 def single(scenes, tiny):
-    """The images of an epoch, and the class index of each."""
+    """Images of an epoch and their class indices."""
     return batches(scenes, tiny.changed(labels="single"))
 
 
 @pytest.mark.parametrize("labels", ["smoothed", "distilled"])
-def test_labels_that_are_not_pooled_are_indices(scenes, tiny, single, labels):
+def test_labels_that_are_not_pooled_are_class_indices(scenes, tiny, single, labels):
     images, targets = batches(scenes, tiny.changed(labels=labels))
     assert images.dtype == torch.uint8
     assert images.shape == (48, 3, 32, 32)
@@ -45,7 +45,7 @@ def test_labels_that_are_not_pooled_are_indices(scenes, tiny, single, labels):
 @pytest.mark.parametrize(
     "labels", [name for name, label_config in LABELS.items() if label_config.pooled and not label_config.tokens]
 )
-def test_pooled_labels_are_those_of_the_same_crops(scenes, tiny, single, labels):
+def test_pooled_labels_belong_to_the_same_crops(scenes, tiny, single, labels):
     label_config = LABELS[labels]
     images, targets = batches(scenes, tiny.changed(labels=labels))
     assert torch.equal(images, single[0])
@@ -59,7 +59,7 @@ def test_pooled_labels_are_those_of_the_same_crops(scenes, tiny, single, labels)
         assert torch.equal(targets, torch.nn.functional.one_hot(soft.argmax(1), 12).float())
 
 
-def test_only_global_labels_are_the_same_for_every_crop(scenes, tiny):
+def test_only_global_labels_are_equal_for_all_crops(scenes, tiny):
     for labels, same in (("global-multi", True), ("relabel", False)):
         rows = []
         for epoch in (0, 1):
@@ -68,7 +68,7 @@ def test_only_global_labels_are_the_same_for_every_crop(scenes, tiny):
         assert (rows[0] == rows[1]) is same
 
 
-def test_only_seed_and_epoch_decide_crops_and_order(scenes, tiny):
+def test_crops_and_order_depend_only_on_seed_and_epoch(scenes, tiny):
     reference = batches(scenes, tiny, epoch=3)
     for num_workers in (0, 1, 2):
         random.seed(num_workers)
@@ -80,19 +80,21 @@ def test_only_seed_and_epoch_decide_crops_and_order(scenes, tiny):
     assert not torch.equal(batches(scenes, tiny.changed(seed=1), epoch=3)[0], reference[0])
 
 
-def test_seed_all_decides_all_three_generators():
-    def draw(*place):
-        seed_all(*place)
+def test_seed_all_seeds_all_three_generators():
+    def draw(*position):
+        seed_all(*position)
         return random.random(), np.random.rand(), torch.rand(1).item()  # noqa: NPY002
 
     assert draw(0, 1, "key") == draw(0, 1, "key")
-    others = {draw(*place) for place in ((0, 1, "key"), (1, 0, "key"), (0, 1, "yek"), (0, 2, "key"), (0, 1, 2, 3))}
+    others = {
+        draw(*position) for position in ((0, 1, "key"), (1, 0, "key"), (0, 1, "yek"), (0, 2, "key"), (0, 1, 2, 3))
+    }
     assert len({numbers[0] for numbers in others}) == len(others)
     assert len({numbers[1] for numbers in others}) == len(others)
     assert len({numbers[2] for numbers in others}) == len(others)
 
 
-def test_a_sample_is_drawn_the_same_whatever_came_before(scenes):
+def test_a_sample_does_not_depend_on_previous_samples(scenes):
     dataset = rd.load_dataset(scenes, split="train")
     seeded = SeededTransforms(lambda image, label_map: (label_map.key, torch.rand(1).item(), random.random()), 5)
     forwards = [seeded(*dataset[row]) for row in range(4)]
@@ -101,7 +103,7 @@ def test_a_sample_is_drawn_the_same_whatever_came_before(scenes):
     assert not {numbers[1] for numbers in forwards} & {seeded(*dataset[row])[1] for row in range(4)}
 
 
-def test_a_batch_draws_what_its_samples_draw(scenes):
+def test_a_batch_equals_its_samples(scenes):
     dataset = rd.load_dataset(scenes, split="train", transforms=SeededTransforms(rd.timm_transforms(32), 5))
     for (image, label), (expected_image, expected_label) in zip(
         dataset.__getitems__([3, 0, 2]), [dataset[3], dataset[0], dataset[2]], strict=True
@@ -110,7 +112,7 @@ def test_a_batch_draws_what_its_samples_draw(scenes):
         torch.testing.assert_close(label, expected_label, rtol=1e-5, atol=1e-6)
 
 
-def test_ranks_see_disjoint_samples_that_are_all(scenes, tiny):
+def test_ranks_load_disjoint_samples_that_cover_the_dataset(scenes, tiny):
     whole, labels = batches(scenes, tiny)
     parts = [batches(scenes, tiny, rank=rank, world_size=2) for rank in (0, 1)]
     assert [len(images) for images, _ in parts] == [24, 24]
@@ -125,29 +127,29 @@ def test_ranks_see_disjoint_samples_that_are_all(scenes, tiny):
 @pytest.mark.parametrize(
     ("values", "world_size", "message"),
     [
-        ({"batch_size": 6, "cutmix": 1.0}, 2, "even number a batch, not 3"),
-        ({"batch_size": 6, "mixup": 0.2}, 2, "even number a batch, not 3"),
-        ({"batch_size": 7}, 2, "a batch of 7 images cannot be dealt to 2 ranks"),
-        ({"batch_size": 1}, 2, "a batch of 1 images cannot be dealt to 2 ranks"),
-        ({"batch_size": 64}, 1, "each of 1 ranks has 48 images, fewer than a batch of 64"),
+        ({"batch_size": 6, "cutmix": 1.0}, 2, "even batch size, not 3"),
+        ({"batch_size": 6, "mixup": 0.2}, 2, "even batch size, not 3"),
+        ({"batch_size": 7}, 2, "batch_size=7 must be a multiple of the number of ranks, 2"),
+        ({"batch_size": 1}, 2, "batch_size=1 must be a multiple of the number of ranks, 2"),
+        ({"batch_size": 64}, 1, "each of 1 ranks has 48 images, fewer than its batch of 64: lower batch_size="),
     ],
 )
-def test_batches_that_cannot_be_are_an_error(scenes, tiny, values, world_size, message):
+def test_impossible_batch_sizes_are_an_error(scenes, tiny, values, world_size, message):
     with pytest.raises(ValueError, match=message):
         batches(scenes, tiny.changed(**values), world_size=world_size)
 
 
-def test_an_image_without_class_cannot_be_learnt_by_its_label():
+def test_an_image_without_a_class_has_no_class_index():
     label_map = rd.LabelMap.from_logits(torch.zeros(3, 2, 2), "heatmaps", k=1, canvas_size=(8, 8))
     with pytest.raises(ValueError, match="has no class index"):
         ClassIndex()(label_map)
 
 
-def test_whole_images_are_their_middles_with_their_rows(scenes):
+def test_center_crops_have_the_rows_of_their_images(scenes):
     dataset = rd.load_dataset(scenes, split="validation")
-    whole = WholeImages(dataset, (32, 48), 1.0, "bilinear", range(1, 24, 5))
-    images, rows = map(torch.cat, zip(*whole.loader(3, 0), strict=True))
+    crops = CenterCrops(dataset, (32, 48), 1.0, "bilinear", range(1, 24, 5))
+    images, rows = map(torch.cat, zip(*crops.loader(3, 0), strict=True))
     assert images.dtype == torch.uint8
     assert images.shape == (5, 3, 32, 48)
     assert rows.tolist() == [1, 6, 11, 16, 21]
-    assert torch.equal(WholeImages(dataset, (32, 48), 1.0, "bilinear")[6][0], images[1])
+    assert torch.equal(CenterCrops(dataset, (32, 48), 1.0, "bilinear")[6][0], images[1])

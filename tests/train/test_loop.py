@@ -1,4 +1,4 @@
-"""Runs of a few steps: what they give, what they write, and how they fail."""
+"""Runs of a few steps: results, files and errors."""
 
 import copy
 import csv
@@ -36,12 +36,12 @@ def teacher(scenes):
 
 
 @pytest.mark.parametrize("labels", LABELS)
-def test_every_kind_of_labels_trains_and_is_logged(fit, labels, teacher):
+def test_each_kind_of_labels_trains_and_is_logged(fit, labels, teacher):
     trained = fit(labels=labels, annotator=teacher if labels == "distilled" else None)
     steps, epochs = (rows_of(trained.folder / name) for name in ("steps.csv", "epochs.csv"))
     assert [(row["epoch"], row["step"]) for row in steps] == [("0", "1"), ("0", "2"), ("0", "3")]
     losses = [float(row["loss"]) for row in steps]
-    parts = 1.5 if labels == "tokens" else 1  # the loss of tokens counts half
+    parts = 1.5 if labels == "tokens" else 1  # the loss of tokens has weight 0.5
     assert losses[0] == pytest.approx(parts * math.log(12), abs=0.8)
     assert float(epochs[0]["loss"]) == pytest.approx(sum(losses) / 3, rel=1e-6)
     assert {"top1", "top5", "ece"} == set(trained.metrics)
@@ -54,7 +54,7 @@ def test_every_kind_of_labels_trains_and_is_logged(fit, labels, teacher):
     ]  # fmt: skip
 
 
-def test_a_step_is_torchs_own(scenes, fit, tiny, cpu):
+def test_a_step_equals_that_of_torch(scenes, fit, tiny, cpu):
     trained = fit(validation=False, labels="relabel", batch_size=48, learning_rate=0.05)
     dataset = rd.load_dataset(scenes, split="train")
     loader, _ = loop.train_loader(
@@ -80,7 +80,7 @@ def test_a_step_is_torchs_own(scenes, fit, tiny, cpu):
     assert not torch.equal(weights["fc.weight"], before["fc.weight"])
 
 
-def test_the_learning_rate_rises_and_falls_as_half_a_cosine(fit):
+def test_the_learning_rate_warms_up_and_follows_a_half_cosine(fit):
     trained = fit(epochs=4, warmup_epochs=1, learning_rate=0.2, validation=False)
     rates = [float(row["learning_rate"]) for row in rows_of(trained.folder / "steps.csv")]
     warm = [1e-6 + step / 3 * (0.2 - 1e-6) for step in range(3)]
@@ -88,7 +88,7 @@ def test_the_learning_rate_rises_and_falls_as_half_a_cosine(fit):
     assert rates == pytest.approx(warm + falling, rel=1e-6)
 
 
-def test_mixing_stops_before_the_last_epochs(fit, monkeypatch):
+def test_mixing_is_off_in_the_final_epochs(fit, monkeypatch):
     seen = []
     plain = loop.Objective.loss
 
@@ -103,7 +103,7 @@ def test_mixing_stops_before_the_last_epochs(fit, monkeypatch):
     assert mixed != plain_losses
 
 
-def test_the_moving_average_is_one_and_is_what_is_validated(fit, scenes):
+def test_the_moving_average_is_validated(fit, scenes):
     trained = fit(ema_decay=0.5, epochs=2)
     state = load_checkpoint(trained.folder / "last.pth.tar")
     assert state["state_dict"].keys() == state["state_dict_ema"].keys()
@@ -115,7 +115,7 @@ def test_the_moving_average_is_one_and_is_what_is_validated(fit, scenes):
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_half_precision_trains_close_to_full(fit, dtype):
+def test_losses_in_half_precision_are_close_to_full_precision(fit, dtype):
     half, full = fit("half", dtype=dtype, clip_grad=1.0), fit("full", clip_grad=1.0)
     assert losses_of(half.folder) == pytest.approx(losses_of(full.folder), abs=0.05)
     assert losses_of(half.folder) != losses_of(full.folder)
@@ -131,7 +131,7 @@ def test_timm_loads_the_checkpoints(fit):
     assert len(state["args"].classes) == 12
 
 
-def test_a_run_that_is_over_gives_the_same_again_and_writes_nothing(fit):
+def test_a_complete_run_returns_the_same_result_and_writes_nothing(fit):
     first = fit(epochs=2)
     before = {path.name: path.stat().st_mtime_ns for path in first.folder.iterdir() if path.suffix == ".tar"}
     again = fit(epochs=2)
@@ -139,15 +139,15 @@ def test_a_run_that_is_over_gives_the_same_again_and_writes_nothing(fit):
     assert before == {path.name: path.stat().st_mtime_ns for path in first.folder.iterdir() if path.suffix == ".tar"}
 
 
-def test_a_run_of_another_recipe_is_refused(fit):
+def test_a_run_with_another_recipe_is_refused(fit):
     fit(validation=False)
     with pytest.raises(
-        ValueError, match=r"run of another recipe: learning_rate is 0.1 there, 0.3 here. Choose another"
+        ValueError, match=r"run with another recipe: learning_rate=0.1 in that run, 0.3 now. Choose another"
     ):
         fit(learning_rate=0.3)
 
 
-def test_a_run_on_other_classes_is_refused(fit, tiny, cpu, dataset_folder):
+def test_a_run_with_other_classes_is_refused(fit, tiny, cpu, dataset_folder):
     folder = fit(validation=False, batch_size=12).folder
     other = rd.load_dataset(dataset_folder, "colours", "train")
     with pytest.raises(ValueError, match="other classes"):
@@ -155,12 +155,12 @@ def test_a_run_on_other_classes_is_refused(fit, tiny, cpu, dataset_folder):
 
 
 @pytest.mark.parametrize("log_every", [1, 1000])
-def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_kept(fit, cpu, log_every):
-    with pytest.raises(ValueError, match=r"loss is (nan|inf) in epoch 0, by step \d: lower the learning rate"):
+def test_a_loss_that_is_not_finite_stops_the_run_before_a_checkpoint(fit, cpu, log_every):
+    with pytest.raises(ValueError, match=r"loss is (nan|inf) at epoch 0, step \d: lower learning_rate="):
         fit(learning_rate=1e30, runtime=dataclasses.replace(cpu, log_every=log_every))
 
 
-def test_epochs_between_validations_are_trained_alone(fit, cpu):
+def test_epochs_between_validations_are_trained_without_validation(fit, cpu):
     runtime = dataclasses.replace(cpu, validate_every=2)
     trained = fit(epochs=5, runtime=runtime)
     assert [bool(row["top1"]) for row in rows_of(trained.folder / "epochs.csv")] == [False, True, False, True, True]
@@ -172,17 +172,17 @@ def test_epochs_between_validations_are_trained_alone(fit, cpu):
 
 
 @pytest.mark.parametrize("values", [{"save_every": -1}, {"validate_every": 0}, {"log_every": 0}])
-def test_a_machine_of_impossible_numbers_is_refused(values):
-    with pytest.raises(ValueError, match=f"{next(iter(values))} must be at least"):
+def test_a_runtime_value_out_of_range_is_refused(values):
+    with pytest.raises(ValueError, match=f"{next(iter(values))}= must be at least"):
         rd.train.RuntimeConfig(**values)
 
 
-def test_labels_distilled_from_nobody_are_an_error(fit):
+def test_distilled_labels_without_an_annotator_are_an_error(fit):
     with pytest.raises(ValueError, match="none was given"):
         fit(labels="distilled")
 
 
-def test_tensorboard_has_what_the_tables_have(fit, cpu):
+def test_tensorboard_has_the_values_of_the_csv_logs(fit, cpu):
     from tensorboard.backend.event_processing import event_accumulator as accumulator
 
     trained = fit(runtime=dataclasses.replace(cpu, tensorboard=True))
@@ -193,7 +193,7 @@ def test_tensorboard_has_what_the_tables_have(fit, cpu):
     assert [event.value for event in events.Scalars("epoch/top1")] == pytest.approx([trained.metrics["top1"]])
 
 
-def test_without_tensorboard_the_error_says_what_to_install(fit, cpu, monkeypatch):
+def test_a_missing_tensorboard_is_an_error_with_the_package_to_install(fit, cpu, monkeypatch):
     for name in [name for name in sys.modules if name.startswith("torch.utils.tensorboard")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "tensorboard", None)
@@ -202,7 +202,7 @@ def test_without_tensorboard_the_error_says_what_to_install(fit, cpu, monkeypatc
 
 
 @pytest.mark.parametrize("moment", ["save_epoch", "drop_steps"])
-def test_a_run_that_dies_as_it_ends_an_epoch_loses_no_line(fit, cpu, monkeypatch, moment):
+def test_a_run_killed_at_the_end_of_an_epoch_loses_no_row(fit, cpu, monkeypatch, moment):
     runtime = dataclasses.replace(cpu, save_every=1)
     with monkeypatch.context() as patch:
         patch.setattr(loop.Checkpoints, moment, lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))

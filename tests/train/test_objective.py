@@ -1,4 +1,4 @@
-"""What a student is told about a batch, against plain formulas."""
+"""Losses of a batch, compared with plain formulas."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 
 
 class Remember(torch.nn.Module):
-    """A student that keeps what it was shown, and always says the same."""
+    """Student that stores its inputs and returns constant logits."""
 
     def forward(self, inputs):
         self.inputs = inputs
@@ -34,7 +34,7 @@ def batch(count=4):
     return torch.randint(0, 256, (count, 3, 8, 8), dtype=torch.uint8)
 
 
-def test_images_are_normalised_by_the_students_own_mean_and_std(tiny):
+def test_images_are_normalized_with_the_mean_and_std_of_the_student(tiny):
     student, images = Remember(), batch()
     objective(tiny).loss(student, images, torch.full((4, 3), 1 / 3))
     expected = F.normalize(images / 255, MEAN, STD)
@@ -43,7 +43,7 @@ def test_images_are_normalised_by_the_students_own_mean_and_std(tiny):
 
 
 @pytest.mark.parametrize(("labels", "smoothing"), [("single", 0.0), ("smoothed", 0.1)])
-def test_the_loss_of_indices_is_torchs_own(tiny, labels, smoothing):
+def test_the_loss_of_class_indices_equals_that_of_torch(tiny, labels, smoothing):
     targets = torch.tensor([0, 2, 1, 1])
     student = Remember()
     loss = objective(tiny.changed(labels=labels)).loss(student, batch(), targets)
@@ -51,14 +51,14 @@ def test_the_loss_of_indices_is_torchs_own(tiny, labels, smoothing):
     torch.testing.assert_close(loss, expected)
 
 
-def test_the_loss_of_soft_labels_is_torchs_own(tiny):
+def test_the_loss_of_soft_labels_equals_that_of_torch(tiny):
     targets = torch.rand(4, 3).softmax(1)
     student = Remember()
     loss = objective(tiny).loss(student, batch(), targets)
     torch.testing.assert_close(loss, nnf.cross_entropy(student(batch()), targets))
 
 
-def test_cutmix_mixes_labels_by_the_area_that_is_mixed(tiny):
+def test_cutmix_mixes_labels_in_proportion_to_the_area(tiny):
     images = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
     images[1] = 255
     targets = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
@@ -76,18 +76,18 @@ def test_cutmix_mixes_labels_by_the_area_that_is_mixed(tiny):
     assert len(shares) > 3
     mixer.mixing = False
     mixer.loss(student, images, targets)
-    assert student.inputs[0].unique().numel() <= 3  # one value a channel
+    assert student.inputs[0].unique().numel() <= 3  # one value per channel
 
 
-def test_erasing_changes_inputs_and_no_labels(tiny):
+def test_erasing_changes_inputs_but_not_labels(tiny):
     student, images, targets = Remember(), torch.zeros(64, 3, 8, 8, dtype=torch.uint8), torch.rand(64, 3).softmax(1)
     loss = objective(tiny.changed(random_erasing=0.5)).loss(student, images, targets)
-    erased = sum(int(each.unique().numel() > 3) for each in student.inputs)
+    erased = sum(int(image.unique().numel() > 3) for image in student.inputs)
     assert 15 < erased < 50
     torch.testing.assert_close(loss, nnf.cross_entropy(student(images), targets))
 
 
-def test_the_teachers_answer_is_the_scenes_annotators_on_the_very_crops(scenes, tiny):
+def test_distilled_labels_are_the_output_of_the_annotator_on_the_crops(scenes, tiny):
     dataset = rd.load_dataset(scenes, split="train")
     description = dataset.label_maps.manifest.annotator
     annotator = remake_annotator(description, checkpoint=scenes / "annotator.safetensors", device="cpu")
@@ -103,16 +103,16 @@ def test_the_teachers_answer_is_the_scenes_annotators_on_the_very_crops(scenes, 
     images, _ = next(iter(loader))
     targets = Teacher(annotator, dataset.classes)(images)
     assert not targets.is_inference()
-    squashed = F.resize(images, [128, 128], interpolation=F.InterpolationMode.BICUBIC, antialias=True)
-    expected = torch.stack([annotator(image[None])[0].mean((1, 2)).softmax(0) for image in squashed])
+    resized = F.resize(images, [128, 128], interpolation=F.InterpolationMode.BICUBIC, antialias=True)
+    expected = torch.stack([annotator(image[None])[0].mean((1, 2)).softmax(0) for image in resized])
     torch.testing.assert_close(targets, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_the_teachers_classes_are_found_by_name_and_compete_alone():
+def test_classes_of_the_teacher_are_matched_by_name_and_renormalized():
     annotator = ModuleAnnotator(ColourNet(), 16, classes=CLASSES, name="colours", device="cpu")
     images = batch()
-    squashed = F.resize(images, [16, 16], interpolation=F.InterpolationMode.BICUBIC, antialias=True)
-    logits = annotator(squashed).mean((2, 3))
+    resized = F.resize(images, [16, 16], interpolation=F.InterpolationMode.BICUBIC, antialias=True)
+    logits = annotator(resized).mean((2, 3))
     torch.testing.assert_close(Teacher(annotator, ("emu", "cat"))(images), logits[:, [2, 0]].softmax(1))
     with pytest.raises(ValueError, match="fox"):
         Teacher(annotator, ("cat", "fox"))
@@ -120,7 +120,7 @@ def test_the_teachers_classes_are_found_by_name_and_compete_alone():
         Teacher(None, CLASSES)
 
 
-def test_a_distilled_student_is_told_the_teachers_answer(tiny):
+def test_the_loss_of_distillation_uses_the_labels_of_the_teacher(tiny):
     annotator = ModuleAnnotator(ColourNet(), 16, classes=CLASSES, name="colours", device="cpu")
     student, images = Remember(), batch()
     loss = objective(tiny.changed(labels="distilled"), annotator=annotator).loss(

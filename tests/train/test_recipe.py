@@ -7,7 +7,7 @@ from relabel_datasets.cli.student_options import RECIPE_HELP, RUNTIME_HELP, reci
 from relabel_datasets.train.recipe import LABELS, PRESETS, Recipe, RuntimeConfig
 
 
-def test_presets_are_the_papers_and_cover_all_labels():
+def test_presets_are_those_of_the_paper_and_cover_all_labels():
     relabel = PRESETS["relabel"]
     assert (relabel.model, relabel.optimizer, relabel.learning_rate, relabel.batch_size) == (
         "resnet50",
@@ -23,26 +23,31 @@ def test_presets_are_the_papers_and_cover_all_labels():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"labels": "double"}, "labels must be one of .*'relabel'"),
-        ({"dtype": "float64"}, "dtype must be"),
-        ({"epochs": 5, "warmup_epochs": 5}, "5 epochs are over before 5 of warm-up"),
-        ({"epochs": 0}, "epochs must be at least 1"),
-        ({"batch_size": 0}, "batch_size must be at least 1"),
-        ({"cutmix": -1.0}, "cutmix must not be negative"),
-        ({"min_area": 0.0}, "min_area and crop_pct"),
-        ({"crop_pct": 1.5}, "min_area and crop_pct"),
-        ({"learning_rate": float("nan")}, "learning_rate must be positive"),
-        ({"labels": "tokens", "mixup": 0.2}, "give mixup=0"),
+        ({"labels": "double"}, "labels= must be one of .*'relabel'"),
+        ({"dtype": "float64"}, "dtype= must be"),
+        ({"epochs": 5, "warmup_epochs": 5}, "epochs=5 must be more than warmup_epochs=5"),
+        ({"epochs": 0}, "epochs= must be at least 1"),
+        ({"batch_size": 0}, "batch_size= must be at least 1"),
+        ({"cutmix": -1.0}, "cutmix= must be at least 0, got -1.0"),
+        ({"min_area": 0.0}, "min_area= must be above 0 and at most 1, got 0.0"),
+        ({"crop_pct": 1.5}, "crop_pct= must be above 0 and at most 1, got 1.5"),
+        ({"learning_rate": float("nan")}, "learning_rate= must be positive"),
+        ({"labels": "tokens", "mixup": 0.2}, "set mixup=0"),
     ],
 )
-def test_what_no_recipe_can_be_is_an_error(values, message):
+def test_a_recipe_value_out_of_range_is_an_error(values, message):
     with pytest.raises(ValueError, match=message):
         Recipe(**values)
 
 
-def test_a_change_to_what_there_is_not_is_an_error():
-    with pytest.raises(TypeError, match=r"a recipe has no \['lr'\]"):
-        Recipe().changed(lr=0.1)
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("lr", "learning_rate"), ("img_size", "image_size"), ("batchsize", "batch_size"), ("wd", "weight_decay")],
+)
+def test_an_unknown_value_is_an_error_that_suggests_a_known_one(name, meant):
+    message = rf"Recipe.changed\(\) has no argument '{name}': did you mean '{meant}'\?"
+    with pytest.raises(TypeError, match=message):
+        Recipe().changed(**{name: 1})
 
 
 @pytest.mark.parametrize(("cls", "helps"), [(Recipe, RECIPE_HELP), (RuntimeConfig, RUNTIME_HELP)])
@@ -74,27 +79,27 @@ def test_options_become_values_of_their_fields():
     assert runtime_from(args) == RuntimeConfig(progress=False, compile=True, window=3)
 
 
-def test_options_that_are_not_given_are_those_of_the_preset():
+def test_options_default_to_the_values_of_the_preset():
     args = make_parser().parse_args(["train", "data", "--out", "run"])
     assert recipe_values(args) == {}
     assert runtime_from(args) == RuntimeConfig()
 
 
 @pytest.mark.parametrize("option", ["--labels", "--seed"])
-def test_values_that_differ_between_students_are_no_options_of_compare(option, capsys):
+def test_compare_has_no_options_for_values_that_it_varies(option, capsys):
     with pytest.raises(SystemExit, match="2"):
         make_parser().parse_args(["compare", "data", option, "1"])
     assert option in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("text", ["depth", "=12", "a-b=1"])
-def test_model_kwargs_that_are_no_pairs_are_an_error_that_shows_one(text, capsys):
+def test_model_kwargs_without_key_and_value_are_an_error_with_an_example(text, capsys):
     with pytest.raises(SystemExit, match="2"):
         make_parser().parse_args(["train", "data", "--out", "run", "--model-kwargs", text])
     assert "expected KEY=VALUE, such as pad_type=same" in capsys.readouterr().err
 
 
-def test_help_of_train_names_every_preset_and_torchrun(capsys):
+def test_the_help_of_train_lists_every_preset_and_torchrun(capsys):
     with pytest.raises(SystemExit, match="0"):
         make_parser().parse_args(["train", "--help"])
     text = capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""timm's pixels, bit by bit, and a view that says where they came from."""
+"""Images equal those of timm bit by bit, and views match the geometric transforms of the images."""
 
 from __future__ import annotations
 
@@ -60,14 +60,14 @@ def label_map(size: tuple[int, int] = SIZE) -> rd.LabelMap:
 
 
 def positions(part: int) -> PIL.Image.Image:
-    """Return a picture whose red says x and whose green says y, within this one of `PARTS` equal parts of a side."""
+    """Return an image whose red encodes x and whose green encodes y, within one of `PARTS` equal parts of each side."""
     x_and_y = (PARTS * ramp(SIZE) - part).clamp(0, 1)
     channels = torch.cat([x_and_y, torch.zeros(1, *SIZE)])
     return PIL.Image.fromarray((255 * channels).round().byte().permute(1, 2, 0).numpy())
 
 
 def seen_from(label_map: rd.LabelMap) -> tuple[Tensor, Tensor]:
-    """Return where the view says that each pixel came from `[2, H, W]`, and how deep inside what is visible, in pixels."""
+    """Return the source position of each pixel according to the view `[2, H, W]`, and its distance to the visible border in pixels."""
     view, (u, v) = label_map.view, ramp(label_map.canvas_size)
     x, y = view.xx * u + view.xy * v + view.x0, view.yx * u + view.yy * v + view.y0
     x1, y1, x2, y2 = view.compose(rd.labels.View()).visible_xyxy
@@ -76,39 +76,39 @@ def seen_from(label_map: rd.LabelMap) -> tuple[Tensor, Tensor]:
 
 
 def assert_shows(image: Tensor, part: int, label_map: rd.LabelMap, *, num_steps: int, filled: bool = True) -> int:
-    """Check the pixels of a `positions` picture against the view; return how many.
+    """Check the pixels of a transformed `positions` image against the view, and return the number of checked pixels.
 
     Args:
-        image: `[3, h, w]` in 0..1.
-        part: of the picture.
-        label_map: that followed the picture.
-        num_steps: that may each have rounded a level, up or down.
-        filled: whether what the view holds for invisible must be filled, with 1.
+        image: Transformed image `[3, h, w]`, 0 to 1.
+        part: Part that the original image encodes.
+        label_map: Transformed label map.
+        num_steps: Number of transforms, each of which may round a pixel value up or down.
+        filled: Whether pixels outside the visible region must be filled with 1.
     """
     assert image.shape == (3, *label_map.canvas_size)
     expected, depth = seen_from(label_map)
     got, inside = image[:2], depth > 5
-    # Away from where the ramp begins and ends, and from what is filled, so that interpolation sees nothing else.
+    # Exclude the ends of the ramp and filled pixels, which interpolation would mix in.
     filled_nearby = torch.nn.functional.max_pool2d(image[2:], 7, 1, 3)[0]
     checked = (got > 0.25) & (got < 0.75) & inside & (filled_nearby < 0.01)
     difference = ((got + part) / PARTS - expected)[checked]
     assert (difference.abs() < (num_steps + 0.6) / 255 / PARTS).all()
     if filled:
-        assert not label_map.view.is_box or (image[2][inside] < 0.01).all()  # of others, visible is the box around
+        assert not label_map.view.is_box or (image[2][inside] < 0.01).all()  # else the visible region is a bounding box
         assert (image[2][depth < -5] > 0.99).all()
     return int(checked.sum())
 
 
 @pytest.fixture
 def only_positions(monkeypatch):
-    """timm's operations of colour leave the picture as it is, and draw as ever."""
+    """Make timm's pixel operations no-ops that draw the same random numbers."""
     for name in PIXEL_OPS:
         monkeypatch.setitem(timm_ops.NAME_TO_OP, name, lambda image, *args, **kwargs: image)
 
 
 @pytest.fixture
 def pillow_that_keeps_no_bits(monkeypatch):
-    """Pillow as it was before release 13: it gives a black picture where timm asks it to keep no bits."""
+    """Make Pillow posterize to 0 bits as before release 13: the result is black."""
     posterize = PIL.ImageOps.posterize
     monkeypatch.setattr(
         PIL.ImageOps,
@@ -119,7 +119,7 @@ def pillow_that_keeps_no_bits(monkeypatch):
 
 @pytest.mark.parametrize("arguments", PIPELINES, ids=str)
 @pytest.mark.parametrize("size", [(40, 56), (97, 31), (64, 64)])
-def test_pixels_and_random_numbers_are_timms(arguments, size, pillow_that_keeps_no_bits):
+def test_pixels_and_random_numbers_equal_those_of_timm(arguments, size, pillow_that_keeps_no_bits):
     arguments = {"is_training": True, **arguments}
     theirs, ours = create_transform(CROP, **arguments), timm_transforms(CROP, **arguments)
     for seed in range(12):
@@ -136,7 +136,7 @@ def test_pixels_and_random_numbers_are_timms(arguments, size, pillow_that_keeps_
 
 
 def check_all_parts(transforms, num_seeds: int, **checks: object) -> list[rd.labels.View]:
-    """Run pictures of all parts through the transforms for each seed, and return the views."""
+    """Transform images of all parts with each seed, check them, and return the views."""
     original, views, num_checked = label_map(), [], 0
     for seed in range(num_seeds):
         for part in range(PARTS):
@@ -149,8 +149,10 @@ def check_all_parts(transforms, num_seeds: int, **checks: object) -> list[rd.lab
     return views
 
 
-@pytest.mark.parametrize("arguments", [each for each in PIPELINES if "grayscale_prob" not in each], ids=str)
-def test_the_view_says_where_each_pixel_came_from(arguments, only_positions):
+@pytest.mark.parametrize(
+    "arguments", [arguments for arguments in PIPELINES if "grayscale_prob" not in arguments], ids=str
+)
+def test_the_view_maps_each_pixel_to_its_source(arguments, only_positions):
     arguments = {name: value for name, value in arguments.items() if name not in ("re_prob", "color_jitter_prob")}
     transforms = timm_transforms(CROP, pooling=None, **{**arguments, **SHOW})
     reflects = arguments.get("train_crop_mode", "rrc") != "rrc"
@@ -160,19 +162,19 @@ def test_the_view_says_where_each_pixel_came_from(arguments, only_positions):
 
 
 @pytest.mark.parametrize("operation", sorted(MOVING_OPS))
-def test_each_operation_that_moves_the_image_moves_the_view(operation, monkeypatch):
+def test_each_geometric_operation_changes_the_view(operation, monkeypatch):
     monkeypatch.setattr(timm_ops, "_RAND_TRANSFORMS", [operation])
     whole = {"scale": (1, 1), "ratio": (SIZE[1] / SIZE[0],) * 2, "hflip": 0}
     transforms = timm_transforms(SIZE, pooling=None, auto_augment="rand-n1-p1-mstd101", **whole, **SHOW)
     views = check_all_parts(transforms, 20, num_steps=1)
     assert len({*views}) == 20  # of any magnitude
     changes = [sum(view[:6]) - 2 for view in views]
-    if operation != "Rotate":  # whose sum has no sign
+    if operation != "Rotate":  # its sum has no sign
         assert min(changes) < 0 < max(changes)
 
 
 @pytest.mark.parametrize("operation", sorted(PIXEL_OPS))
-def test_each_operation_of_colour_leaves_the_map_the_same_object(operation, monkeypatch):
+def test_each_pixel_operation_returns_the_same_label_map_object(operation, monkeypatch):
     monkeypatch.setattr(timm_ops, "_RAND_TRANSFORMS", [operation])
     transforms = timm_transforms(CROP, pooling=None, auto_augment="rand-n2-p1-mstd101")
     follow = transforms.steps[2]
@@ -182,19 +184,19 @@ def test_each_operation_of_colour_leaves_the_map_the_same_object(operation, monk
     assert isinstance(image, PIL.Image.Image)
 
 
-def test_posterizing_to_no_bits_gives_black_though_pillow_refuses(monkeypatch):
+def test_posterizing_to_0_bits_is_black_with_any_pillow(monkeypatch):
     monkeypatch.setattr(timm_ops, "_RAND_TRANSFORMS", ["PosterizeIncreasing"])
     transforms = timm_transforms(CROP, auto_augment="rand-m10-p1", hflip=0.0, **SHOW)
     assert (transforms(picture(0, SIZE), label_map())[0] == -1).all()
 
 
-def test_every_operation_of_timm_is_known_as_moving_or_of_colour():
+def test_every_operation_of_timm_is_known_as_geometric_or_of_pixels():
     assert {*timm_ops.NAME_TO_OP} == MOVING_OPS | PIXEL_OPS
     assert not MOVING_OPS & PIXEL_OPS
 
 
 @pytest.mark.parametrize("auto_augment", ["rand-tnew", "v0"])
-def test_an_operation_that_is_not_known_is_refused(monkeypatch, auto_augment):
+def test_an_unknown_operation_is_refused(monkeypatch, auto_augment):
     monkeypatch.setitem(timm_ops.NAME_TO_OP, "Swirl", timm_ops.invert)
     monkeypatch.setitem(timm_ops.LEVEL_TO_ARG, "Swirl", None)
     monkeypatch.setattr(timm_ops, "rand_augment_choices", lambda name, increasing: ["Rotate", "Swirl"])
@@ -203,7 +205,7 @@ def test_an_operation_that_is_not_known_is_refused(monkeypatch, auto_augment):
         timm_transforms(CROP, auto_augment=auto_augment)
 
 
-def test_an_operation_that_moves_the_image_in_another_way_than_it_used_to_is_refused(monkeypatch):
+def test_a_geometric_operation_with_another_implementation_is_refused(monkeypatch):
     def quad(image, factor, **kwargs):
         return image.transform(image.size, PIL.Image.Transform.QUAD, (0, 0, 0, 9, 9, 9, 9, 0))
 
@@ -222,22 +224,25 @@ def test_an_operation_that_moves_the_image_in_another_way_than_it_used_to_is_ref
     ("arguments", "message"),
     [
         ({"auto_augment": "augmix-m5"}, "AugMix mixes several views"),
-        ({"naflex": True}, "timm's RandomResizedCropToSequence cannot be followed"),
-        ({"patchify": True}, "timm's Patchify cannot be followed"),
-        ({"separate": True}, "timm gives a tuple for these arguments"),
+        ({"naflex": True}, "cannot follow timm's RandomResizedCropToSequence"),
+        ({"patchify": True}, "cannot follow timm's Patchify"),
+        ({"separate": True}, "timm returns a tuple for these arguments"),
     ],
 )
-def test_what_cannot_be_followed_is_refused_at_once(arguments, message):
+def test_transforms_that_a_label_map_cannot_follow_are_refused_at_creation(arguments, message):
     with pytest.raises(ValueError, match=message):
         timm_transforms(CROP, **arguments)
 
 
-def test_an_argument_that_timm_does_not_know_is_an_error():
-    with pytest.raises(TypeError, match="colour_jitter"):
-        timm_transforms(CROP, colour_jitter=0.4)
+@pytest.mark.parametrize(
+    ("name", "meant"), [("colour_jitter", "color_jitter"), ("input_size", "image_size"), ("hflipp", "hflip")]
+)
+def test_an_argument_that_timm_does_not_know_is_an_error_that_suggests_a_known_one(name, meant):
+    with pytest.raises(TypeError, match=rf"timm_transforms\(\) has no argument '{name}': did you mean '{meant}'\?"):
+        timm_transforms(**{name: 1})
 
 
-def test_samples_of_another_kind_are_refused():
+def test_other_samples_are_refused():
     transforms = timm_transforms(CROP)
     with pytest.raises(TypeError, match="a PIL image and its LabelMap, got Tensor and LabelMap"):
         transforms(torch.zeros(3, *SIZE), label_map())
@@ -245,12 +250,12 @@ def test_samples_of_another_kind_are_refused():
         transforms(picture(0), 3)
 
 
-def test_a_map_that_was_left_behind_before_is_noticed():
-    with pytest.raises(ValueError, match="its label map belongs to one of"):
+def test_a_label_map_of_another_image_size_is_refused():
+    with pytest.raises(ValueError, match="its label map belongs to an image of"):
         timm_transforms(CROP, is_training=False, crop_mode="center")(picture(0, (40, 56)), label_map((56, 40)))
 
 
-def test_pooling_is_whatever_it_is_told_to_be():
+def test_pooling_is_the_given_transform():
     image, original = picture(0, SIZE), label_map()
     seed_all(0)
     shown, followed = timm_transforms(CROP, pooling=None)(image, original)
@@ -263,7 +268,7 @@ def test_pooling_is_whatever_it_is_told_to_be():
 
 
 @pytest.mark.parametrize("pooling", [rd.LabelPooling(temperature=2.0), rd.train.TokenLabelPooling((3, 4)), None])
-def test_a_batch_gives_what_its_samples_give(pooling):
+def test_a_batch_equals_its_samples(pooling):
     transforms = timm_transforms(CROP, pooling=pooling, auto_augment="rand-m9-mstd0.5-inc1")
     pairs = [(picture(i, SIZE), label_map()) for i in range(5)]
     seed_all(4)
@@ -274,17 +279,17 @@ def test_a_batch_gives_what_its_samples_give(pooling):
         assert torch.equal(image, expected_image)
         assert type(label) is type(expected_label)
         torch.testing.assert_close(label, expected_label, rtol=1e-5, atol=1e-6)
-    with pytest.raises(ValueError, match="its label map belongs to one of"):
+    with pytest.raises(ValueError, match="its label map belongs to an image of"):
         run_batch(transforms, [(picture(0, (40, 56)), label_map((56, 40)))])
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda transforms: pickle.loads(pickle.dumps(transforms))])
-def test_copies_and_pickles_do_the_same(copied):
+def test_copies_and_pickles_return_the_same(copied):
     transforms = timm_transforms(CROP, auto_augment="rand-m9-mstd0.5-inc1", re_prob=0.25)
     results, original = [], label_map()
-    for each in (transforms, copied(transforms)):
+    for instance in (transforms, copied(transforms)):
         seed_all(3)
-        results.append(each(picture(0, SIZE), original))
+        results.append(instance(picture(0, SIZE), original))
     assert torch.equal(results[0][1], results[1][1])
     assert torch.equal(results[0][0], results[1][0])
     assert repr(transforms) == repr(copied(transforms))
@@ -292,7 +297,7 @@ def test_copies_and_pickles_do_the_same(copied):
     assert "LabelPooling" in repr(transforms)
 
 
-def test_threads_that_share_transforms_do_not_mix_up_their_crops(only_positions):
+def test_threads_can_share_transforms(only_positions):
     transforms = timm_transforms(CROP, pooling=None, auto_augment="rand-n2-m9", **SHOW)
     failures = []
 
@@ -312,7 +317,7 @@ def test_threads_that_share_transforms_do_not_mix_up_their_crops(only_positions)
     assert not failures
 
 
-def test_a_dataset_takes_them_in_the_workers_of_a_loader(dataset_folder):
+def test_a_dataset_applies_them_in_the_workers_of_a_loader(dataset_folder):
     transforms = timm_transforms(32, auto_augment="rand-m9-mstd0.5-inc1", re_prob=0.25)
     dataset = rd.load_dataset(dataset_folder, "colours", "train", transforms=transforms)
     loader = torch.utils.data.DataLoader(dataset, batch_size=4, num_workers=2)

@@ -13,7 +13,7 @@ VIT = {"depth": 1, "embed_dim": 24, "num_heads": 2, "num_classes": 5, "img_size"
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
-def test_crops_and_tokens_get_the_labels_of_label_pooling(encoding):
+def test_labels_of_crops_and_tokens_equal_those_of_label_pooling(encoding):
     image, label_map = v2.RandomResizedCrop(16)(torch.zeros(3, 17, 11, dtype=torch.uint8), random_map(encoding))
     got_image, (soft, tokens) = TokenLabelPooling((3, 2))(image, label_map)
     assert got_image is image
@@ -30,7 +30,7 @@ def test_crops_and_tokens_get_the_labels_of_label_pooling(encoding):
         ("convnext_atto", {"depths": [1, 1, 1, 1], "dims": [8, 8, 8, 8], "num_classes": 5}, (1, 1)),
     ],
 )
-def test_a_student_is_trained_everywhere_and_is_the_classifier_else(name, arguments, grid):
+def test_a_student_has_logits_of_all_locations_in_training_and_is_the_classifier_in_evaluation(name, arguments, grid):
     model = timm.create_model(name, **arguments).train()
     student = TokenStudent(model, name, 32)
     assert student.grid == grid
@@ -47,7 +47,7 @@ def test_a_student_is_trained_everywhere_and_is_the_classifier_else(name, argume
     assert unwrap_model(student) is model
 
 
-def test_class_logits_are_the_models_own():
+def test_class_logits_equal_those_of_the_model():
     torch.manual_seed(1)
     model = timm.create_model("vit_tiny_patch16_224", **VIT)
     student = TokenStudent(model, "vit", 32).train()
@@ -55,7 +55,7 @@ def test_class_logits_are_the_models_own():
     torch.testing.assert_close(student(images)[0], model(images))
 
 
-def test_loss_is_cross_entropy_of_crops_and_half_that_of_tokens():
+def test_the_loss_is_the_cross_entropy_of_crops_plus_half_that_of_tokens():
     class_logits, token_logits = torch.randn(3, 4), torch.randn(3, 4, 2, 5)
     soft, tokens = torch.randn(3, 4).softmax(1), torch.randn(3, 4, 2, 5).softmax(1)
     expected = 0.0
@@ -68,8 +68,8 @@ def test_loss_is_cross_entropy_of_crops_and_half_that_of_tokens():
     assert float(token_label_loss(class_logits, token_logits, soft, tokens)) == pytest.approx(expected, rel=1e-5)
 
 
-def test_mixed_pixels_tokens_and_crops_agree():
-    """Every image and all its labels are of one class, so that what each token shows is known."""
+def test_mixed_pixels_match_the_labels_of_tokens_and_crops():
+    """Each image has one class everywhere, so the label of each token is known."""
     rows, columns, patch, batch = 4, 3, 5, 6
     images = torch.arange(batch, dtype=torch.float32)[:, None, None, None].expand(
         batch, 3, rows * patch, columns * patch
@@ -92,11 +92,11 @@ def test_mixed_pixels_tokens_and_crops_agree():
     assert torch.equal(images[0], torch.zeros(3, rows * patch, columns * patch))
 
 
-def test_what_cannot_be_mixed_is_refused():
+def test_batches_that_cannot_be_mixed_are_refused():
     tokens = torch.zeros(2, 4, 3, 3)
-    with pytest.raises(ValueError, match="20 x 20 pixels do not divide into 3 x 3 tokens"):
+    with pytest.raises(ValueError, match="20 x 20 pixels cannot be divided into 3 x 3 tokens"):
         MixToken()(torch.zeros(2, 3, 20, 20), (torch.zeros(2, 4), tokens))
-    with pytest.raises(ValueError, match="even number, not 3"):
+    with pytest.raises(ValueError, match="must be even, got 3"):
         MixToken()(torch.zeros(3, 3, 21, 21), (torch.zeros(3, 4), torch.zeros(3, 4, 3, 3)))
-    with pytest.raises(ValueError, match="alpha must be positive"):
+    with pytest.raises(ValueError, match="alpha= must be positive"):
         MixToken(0)

@@ -1,4 +1,4 @@
-"""The tiny student as a recipe, and as options of the command line."""
+"""The tiny student as a recipe and as options of the command line."""
 
 from relabel_datasets.train.recipe import Recipe
 
