@@ -60,5 +60,5 @@ def test_a_class_mapping_that_is_none_is_one_line(content, message, image_folder
     options = ["--annotator", "test_resnet", "--class-mapping", str(path)]
     assert main(["build", str(image_folder), str(tmp_path / "out"), *options]) == 1
     shown = capsys.readouterr().err.splitlines()[-1]
-    assert re.search(f"mapping.json {message}.*--class-mapping takes a JSON object", shown)
+    assert re.search(f"mapping.json {message}.*--class-mapping must be a JSON object", shown)
     assert len(shown) < 500
