@@ -56,7 +56,7 @@ class TestStream:
     def test_progress_bars_are_unchanged(self):
         def draw(file):
             with (
-                tqdm(total=2, file=file, mininterval=0, bar_format="{desc}{n}", desc="a") as outer,
+                tqdm(total=2, file=file, mininterval=0, bar_format="{desc}{n}", desc="a", position=0) as outer,
                 tqdm(total=1, file=file, mininterval=0, bar_format="{n}", position=1, leave=False) as inner,
             ):
                 inner.update()
