@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..annotate.classes import candidate_rows
-from ..data.spellings import is_running_number, match_spellings, show_key
+from ..data.spellings import is_row_number, match_spellings, show_key
 from ..errors import DatasetError
 from ..shards.formats import IMAGE_EXTENSIONS
 from ..words import counted
@@ -145,7 +145,7 @@ def find_objects(keys: Iterable[str], objects: Mapping[str, Objects]) -> dict[st
 def _find_spelled(keys: Sequence[str], objects: Mapping[str, Objects]) -> dict[str, Objects]:
     """Return the objects of images whose names are spelled differently in the file of boxes, if the match is unambiguous."""
     names = list(objects)
-    if not keys or not names or any(map(is_running_number, keys)):
+    if not keys or not names or any(map(is_row_number, keys)):
         return {}
     match = match_spellings(names, keys)
     if match is None or match.rows is None:

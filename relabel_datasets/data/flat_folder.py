@@ -1,4 +1,4 @@
-"""Images in a folder without class folders, such as ImageNet's validation images as they are distributed."""
+"""Images in a folder without class folders, such as ImageNet's validation images as distributed."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from .clutter import is_clutter_name
 from .folder_scan import read_image_file
 from .keys import key_of
 
-_HF_FILES = ("state.json", "dataset_dict.json")  # of `datasets.Dataset.save_to_disk`
+_HF_FILES = ("state.json", "dataset_dict.json")  # written by `datasets.Dataset.save_to_disk`
 
 
 def is_flat_folder(path: str | os.PathLike[str]) -> bool:
-    """Return whether a path is a folder of image files alone: no folders, tars or saved Hugging Face dataset in it.
+    """Return whether a path is a folder of image files, without folders, tars or a saved Hugging Face dataset in it.
 
-    Hidden files and folders do not count.
+    Hidden files and folders are ignored.
     """
     if not Path(path).is_dir():
         return False
@@ -33,20 +33,20 @@ def _is_image(entry: os.DirEntry[str]) -> bool:
 
 
 class FlatFolder:
-    """The images of a folder without class folders, sorted by name: to be joined, since they have no classes.
+    """Images of a folder without class folders, sorted by name. They have no labels, so they can only be joined.
 
     Args:
-        root: The folder.
-        key_rule: How keys come from file names, see `key_of`.
+        path: Folder of the images.
+        key_rule: Rule from file name to key, `"stem"` or `"path"`, see `key_of`.
     """
 
-    def __init__(self, root: str | os.PathLike[str], key_rule: str) -> None:
-        self._root = Path(root)
-        with os.scandir(root) as entries:
+    def __init__(self, path: str | os.PathLike[str], key_rule: str) -> None:
+        self._path = Path(path)
+        with os.scandir(path) as entries:
             names = sorted(entry.name for entry in entries if not is_clutter_name(entry.name) and _is_image(entry))
         self._names = PackedStrings(names)
         self.keys: Sequence[str] = PackedStrings([key_of(name, key_rule) for name in names])
 
     def read(self, index: int) -> bytes:
-        """Return the bytes of an image file; called from several threads."""
-        return read_image_file(self._root / self._names[index])
+        """Return the bytes of an image file. Thread-safe."""
+        return read_image_file(self._path / self._names[index])

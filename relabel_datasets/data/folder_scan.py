@@ -17,49 +17,55 @@ from .clutter import is_clutter_name
 
 logger = logging.getLogger(__name__)
 
-_NUM_SHOWN = 10  # extensions of ignored files
-_LOOPS = "link to a folder above"
+_NUM_SHOWN = 10  # largest number of extensions of ignored files in a message
+_LOOPS = "link to a parent folder"
 _OUTSIDE = "image outside of class folders"
 _NAMELESS = "file without extension"
 _NOUNS = (_LOOPS, _OUTSIDE, _NAMELESS)  # other keys are extensions
 
 
 class ImageFile(NamedTuple):
-    """One image of a folder."""
+    """Image file in a folder."""
 
     path: str  # relative to the folder, with forward slashes
     label: int  # index of its class
 
 
-def scan_image_folder(root: str | os.PathLike[str]) -> tuple[tuple[str, ...], list[ImageFile]]:
-    """Return the classes and the images of `<root>/<class>/**/<image>`, both sorted, as torchvision's ImageFolder does.
+def scan_image_folder(path: str | os.PathLike[str]) -> tuple[tuple[str, ...], list[ImageFile]]:
+    """List the classes and images of `<path>/<class>/**/<image>` in the order of torchvision's ImageFolder.
 
     Images are recognized by their extension, see `formats.IMAGE_EXTENSIONS`. Hidden files and folders and those of file
-    managers are ignored silently, see `clutter`. One warning says how many other files are ignored, by extension. Symbolic links
-    to folders are followed, except to a folder above, which would lead in circles.
+    managers are ignored silently, see `clutter`. One warning counts the other ignored files by extension. Symbolic links to
+    folders are followed, except to a parent folder, which would never end.
+
+    Args:
+        path: Folder with one folder per class.
+
+    Returns:
+        The class names and the images, both sorted.
 
     Raises:
         FileNotFoundError: There is no such folder, it has no class folders, or some of them contain no image.
         OSError: A folder cannot be read.
     """
-    base = Path(root)
+    base = Path(path)
     if not base.is_dir():
         raise FileNotFoundError(f"no image folder at {base}")
-    above = _with_parents(os.path.realpath(base))
+    parents = _with_parents(os.path.realpath(base))
     with os.scandir(base) as scanned:
         entries = [entry for entry in scanned if not is_clutter_name(entry.name)]
     folders = {entry.name: os.path.realpath(entry) for entry in entries if entry.is_dir()}
-    classes = tuple(sorted(name for name, real in folders.items() if real not in above))
+    classes = tuple(sorted(name for name, real in folders.items() if real not in parents))
     outside = sum(_is_image(entry.name) for entry in entries if not entry.is_dir())
     if not classes:
-        found = f", but {counted(outside, 'image')} outside of them" if outside else ""
-        raise FileNotFoundError(f"{base} has no class folders{found}: expected {base.name}/<class>/<image>")
+        hint = f", but {counted(outside, 'image')} outside of them" if outside else ""
+        raise FileNotFoundError(f"{base} has no class folders{hint}: expected {base.name}/<class>/<image>")
     ignored = Counter({_OUTSIDE: outside, _LOOPS: len(folders) - len(classes)})
-    ignored = +ignored  # without zeros
+    ignored = +ignored  # drops zeros
     files = [
-        ImageFile(path, label)
+        ImageFile(image, label)
         for label, name in enumerate(classes)
-        for path in sorted(_images_below(base, name, above, ignored))
+        for image in sorted(_images_below(base, name, parents, ignored))
     ]
     empty = sorted(set(classes) - {classes[file.label] for file in files})
     if empty:
@@ -80,22 +86,22 @@ def _with_parents(real: str) -> frozenset[str]:
     return frozenset(map(str, (Path(real), *Path(real).parents)))
 
 
-def _images_below(base: Path, folder: str, above: frozenset[str], ignored: Counter[str]) -> Iterable[str]:
-    """Yield the images of a class folder; count the other files by their extension.
+def _images_below(base: Path, folder: str, parents: frozenset[str], ignored: Counter[str]) -> Iterable[str]:
+    """Yield the images of a class folder and count the other files by extension.
 
     Args:
-        base: The ImageFolder.
+        base: Root of the ImageFolder.
         folder: Name of the class folder.
-        above: Real paths of the ImageFolder and all folders above it.
-        ignored: Numbers of ignored files, to be increased.
+        parents: Real paths of the ImageFolder and of all its parent folders.
+        ignored: Counts of ignored files by extension, which this function increases.
     """
     top = str(base / folder)
-    chains = {top: above | {os.path.realpath(top)}}  # real paths of each folder and all that lead to it
+    chains = {top: parents | {os.path.realpath(top)}}  # real paths of each folder and of the folders on the way to it
     for directory, folders, names in os.walk(top, followlinks=True, onerror=_raise):
         chain = chains.pop(directory)
         folders[:] = [name for name in folders if not is_clutter_name(name)]
         for name in list(folders):
-            path = os.path.join(directory, name)  # noqa: PTH118  a string, as os.walk makes it
+            path = os.path.join(directory, name)  # noqa: PTH118  os.walk yields strings
             real = os.path.realpath(path)
             if real in chain:
                 folders.remove(name)
@@ -113,11 +119,11 @@ def _images_below(base: Path, folder: str, above: frozenset[str], ignored: Count
 
 
 def _raise(error: OSError) -> NoReturn:
-    raise error  # os.walk would go on without the folder
+    raise error  # by default, os.walk skips a folder that it cannot read
 
 
 def _listed(ignored: Counter[str], prefix: str = "") -> str:
-    """Return numbers of ignored files by extension, most first; an empty text if there are none."""
+    """Return the counts of ignored files by extension, the largest first, or an empty text if there are none."""
     shown = [_counted_kind(count, kind) for kind, count in ignored.most_common(_NUM_SHOWN)]
     more = ignored.total() - sum(count for _, count in ignored.most_common(_NUM_SHOWN))
     return prefix + ", ".join(shown + [f"{more} more"] * (more > 0)) if ignored else ""
@@ -131,7 +137,7 @@ def _counted_kind(count: int, kind: str) -> str:
 
 
 def read_image_file(path: Path) -> bytes:
-    """Return the bytes of an image file.
+    """Return the bytes of an image file. Thread-safe.
 
     Raises:
         OSError: The file cannot be read.

@@ -1,4 +1,4 @@
-"""Images and class indices of a Hugging Face dataset."""
+"""Image source for a Hugging Face dataset."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DatasetError, ImageError
+from ..keywords import checked_keywords
 from ..naming import is_key
 from ..shards.formats import HEAD_BYTES, common_field
 from ..shards.packed import PackedStrings
@@ -27,28 +28,33 @@ _NO_CLASS = -1
 class HFSource:
     """Images of a Hugging Face dataset (`datasets.Dataset`) and, if labels are requested, their class indices.
 
-    Keys are the stems of the image files where the dataset has their names and these are unique, else row numbers.
+    Keys are the stems of the image files if the dataset has their names and they are unique, else row numbers.
 
-    An empty image cell, and a label that is None or negative, make a build skip the row and list it.
+    A build skips and lists rows with an empty image cell, and rows whose label is None or negative.
 
     Args:
         dataset: One split, not streaming.
-        image_column: Name of the column with the images: of type `Image`, or bytes or paths of image files. Default: the
+        image_column: Name of the column with the images, of type `Image`, or with bytes or paths of image files. Default: The
             only column of type `Image`.
-        label_column: Name of the column with the classes: a `ClassLabel`, class indices, or class names, which are numbered
-            in sorted order. Default: the only `ClassLabel`.
+        label_column: Name of the column with the labels: a `ClassLabel`, class indices, or class names, which are numbered in
+            sorted order. Default: The only `ClassLabel`.
+
+    Attributes:
+        keys: Sample keys.
+        key_rule: `"stem"` if keys come from file names, else None.
 
     Raises:
         TypeError: The dataset is streaming, or a dict of splits.
-        ValueError: There is no such column, the default is ambiguous, or a column has the wrong type. The label column is
+        ValueError: The column does not exist, the default is ambiguous, or a column has the wrong type. The label column is
             checked when labels are first requested.
         DatasetError: (a ValueError) A label is not a class index. Checked when labels are first requested.
     """
 
+    @checked_keywords()
     def __init__(
         self, dataset: datasets.Dataset, image_column: str | None = None, label_column: str | None = None
     ) -> None:
-        import datasets  # heavy, and only needed here
+        import datasets  # slow to import
 
         if not isinstance(dataset, datasets.Dataset):
             raise TypeError(_not_a_dataset(dataset))
@@ -77,7 +83,7 @@ class HFSource:
 
     @cached_property
     def classes(self) -> Sequence[str] | None:
-        """Class names by index; None if the dataset only has indices, or the label column is ambiguous."""
+        """Class names by index, or None if the dataset only has indices or the label column is ambiguous."""
         import datasets  # see __init__
 
         name, features = self._label_column, self._table.features
@@ -93,7 +99,7 @@ class HFSource:
 
     @cached_property
     def labels(self) -> Sequence[int]:
-        """Class indices, read when first requested; -1 for rows without class."""
+        """Class indices, read when first requested, -1 for rows without a class."""
         import datasets  # see __init__
 
         name = _choose_column(self._table.features, datasets.ClassLabel, self._label_column, "label")
@@ -103,7 +109,7 @@ class HFSource:
             indices = {text: index for index, text in enumerate(self.classes or ())}
         elif not dtype.startswith(("int", "uint", "float", "bool")):
             raise ValueError(
-                f"column {name!r} cannot be the labels: expected a ClassLabel, integers or names of classes, its type is "
+                f"column {name!r} cannot be the labels: expected a ClassLabel, integers or class names, got "
                 f"{self._table.features[name]}. {_options(self._table.features, 'label')}"
             )
         values = enumerate(self._values(name))
@@ -122,8 +128,8 @@ class HFSource:
             raise DatasetError(f"row {row} of column {column!r} is {value}: expected a class index. {self._hint}")
         if self.classes is not None and value >= len(self.classes):
             raise DatasetError(
-                f"row {row} of column {column!r} is {value}, but the column has only the {len(self.classes)} classes 0 to "
-                f"{len(self.classes) - 1}: give its ClassLabel all names"
+                f"row {row} of column {column!r} is {value}: expected a class index in 0 .. {len(self.classes) - 1}. Add the "
+                "missing names to the ClassLabel"
             )
         if value > 2**31 - 1:
             raise DatasetError(f"row {row} of column {column!r} is {value}: expected a class index. {self._hint}")
@@ -137,7 +143,7 @@ class HFSource:
         """Return the bytes of an image file.
 
         Raises:
-            ImageError: (a ValueError) The cell is empty, or the file that it names cannot be read.
+            ImageError: (a ValueError) The cell is empty, or its file cannot be read.
         """
         value: Mapping[str, Any] | None = self._images[index][self._image]
         if value is None or not (value["bytes"] or value["path"]):
@@ -157,13 +163,13 @@ class HFSource:
             return None
 
     def name(self, index: int) -> str:
-        """Return what a message calls the image."""
+        """Return the row, column and key of an image, for messages."""
         return f"row {index} of column {self._image!r} ({self.keys[index]})"
 
 
 def _not_a_dataset(dataset: object) -> str:
     if isinstance(dataset, Mapping):
-        return f"expected one split of a dataset, got a dict of splits: choose one of {sorted(dataset)}, as in splits['train']"
+        return f"expected one split of a dataset, got a dict of splits: pass one of {sorted(dataset)}, such as splits[{min(dataset, default='train')!r}]"
     return (
         f"expected a datasets.Dataset, got {type(dataset).__name__}: images are read in random order, so load the dataset "
         "without streaming=True"
@@ -171,26 +177,25 @@ def _not_a_dataset(dataset: object) -> str:
 
 
 def _choose_column(features: Mapping[str, Any], kind: type, name: str | None, what: str) -> str:
-    """Return the column of this name, or the only one of this kind."""
+    """Return the column `name`, or by default the only column of a type."""
     if name is not None:
         if name not in features:
             raise ValueError(f"there is no {what} column {name!r}. {_options(features, what)}")
         return name
     names = [column for column, feature in features.items() if isinstance(feature, kind)]
     if len(names) != 1:
-        found = (
-            f"several columns may be the {what} column: {names}" if names else f"no column has the type {kind.__name__}"
+        problem = (
+            f"several columns could be the {what} column: {names}"
+            if names
+            else f"no column has the type {kind.__name__}"
         )
-        raise ValueError(f"{found}. {_options(features, what)}")
+        raise ValueError(f"{problem}. {_options(features, what)}")
     return names[0]
 
 
 def _options(features: Mapping[str, Any], what: str) -> str:
     columns = ", ".join(f"{name} ({_type_name(feature)})" for name, feature in features.items())
-    return (
-        f"Name the {what} column: {what}_column= of HFSource or open_source, --{what}-column on the command line. The columns "
-        f"are {columns}"
-    )
+    return f"Pass the name of the {what} column as {what}_column= (--{what}-column). The columns are {columns}"
 
 
 def _type_name(feature: Any) -> str:
@@ -202,13 +207,13 @@ def _check_image_column(feature: Any, name: str) -> None:
 
     if not isinstance(feature, datasets.Image) and getattr(feature, "dtype", None) not in _STRINGS + _BINARIES:
         raise ValueError(
-            f"column {name!r} cannot be the images: expected one image a row, as Image, bytes or path, its type is {feature}"
+            f"column {name!r} cannot be the images: expected one image per row, as Image, bytes or path, got {feature}"
         )
 
 
 def _image_paths(images: datasets.Dataset, column: str) -> list[str]:
-    """Return the names of the image files that the dataset has, in the order of its rows; "" where there is none."""
-    flat = images.flatten()  # does not read the bytes of the images, and respects what select() or shuffle() chose
+    """Return the names of the image files, in the order of the rows, "" for rows without a name."""
+    flat = images.flatten()  # keeps select() and shuffle() and does not read the bytes of the images
     name = f"{column}.path"
     if name not in flat.column_names:
         return [""] * len(images)

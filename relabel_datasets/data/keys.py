@@ -1,4 +1,4 @@
-"""Sample keys from the names of files, tar members and rows."""
+"""Make sample keys from the names of files and tar members."""
 
 from __future__ import annotations
 
@@ -9,22 +9,24 @@ from collections.abc import Sequence
 from urllib.parse import unquote_to_bytes
 
 from ..naming import escape_key
+from ..words import counted
 
 KEY_RULES = ("stem", "path")
 
 _PLAIN = re.compile(
     r"(?!__|\s)[^/%.\\\x00-\x1f\x7f]+(?<!\s)(/(?!__|\s)[^/%.\\\x00-\x1f\x7f]+(?<!\s))*"
-)  # nothing to change
+)  # already a valid key
 
 
 def key_from_path(path: str) -> str:
-    """Return the sample key for a path without extension, such as the key that webdataset has for a tar member.
+    """Return the sample key for a path without extension, such as webdataset's key of a tar member.
 
-    Two steps, the same for every source:
+    All sources use the same two steps:
 
-    1. The path is normalized as tar does when it extracts: a leading `/`, `.` components and doubled slashes are dropped.
-    2. What a key must not hold is percent-encoded, see `naming.escape_key`. So are the first `_` of a component that begins
-       with `__`, and spaces at either end of one: `datasets` drops `__` members, and other programs trim the spaces.
+    1. The path is normalized as in tar extraction: a leading `/`, `.` components and doubled slashes are dropped.
+    2. Characters that are invalid in a key are percent-encoded, see `naming.escape_key`. The first `_` of a component that
+       begins with `__` and spaces at the ends of a component are also encoded, since `datasets` drops `__` members and other
+       programs trim the spaces.
 
     Percent-decoding returns the normalized path, so different paths have different keys.
 
@@ -33,21 +35,21 @@ def key_from_path(path: str) -> str:
         'v1%2E0/%5F_a'
     """
     if _PLAIN.fullmatch(path) and path.isascii():
-        return path  # most keys, in a fifth of the time
+        return path  # fast path for most keys, five times as fast
     return "/".join(_escape_component(part) for part in path.split("/") if part not in ("", "."))
 
 
 def key_from_member(key: str) -> str:
-    """Return the sample key for the key that webdataset has for a tar member.
+    """Return the sample key for webdataset's key of a tar member.
 
-    A key that is percent-encoded already is kept, so tars that this package wrote keep their keys. Others are changed by
+    A key that is already percent-encoded is kept, so tars written by this package keep their keys. Other keys are converted by
     `key_from_path`.
     """
     return key if is_escaped(key) else key_from_path(key)
 
 
 def is_escaped(key: str) -> bool:
-    """Return whether a key has percent-encoded characters, all as `key_from_path` encodes them."""
+    """Return whether a key has percent-encoded characters and all are encoded as by `key_from_path`."""
     return "%" in key and key_from_path(os.fsdecode(unquote_to_bytes(key))) == key
 
 
@@ -67,7 +69,15 @@ def _quote(text: str) -> str:
 
 
 def key_of(path: str, rule: str) -> str:
-    """Return the sample key of an image path: by its stem or, with the rule "path", by the whole path without extension."""
+    """Return the sample key of an image path.
+
+    Args:
+        path: Path of the image with forward slashes, relative to its dataset.
+        rule: `"stem"` for the file name without extension, or `"path"` for the whole path without extension.
+
+    Returns:
+        The key, with invalid characters percent-encoded.
+    """
     if rule == "stem":
         path = path.rstrip("/").rpartition("/")[2]
     return key_from_path(without_extension(path))
@@ -79,7 +89,7 @@ def without_extension(path: str) -> str:
 
 
 def sample_keys(paths: Sequence[str]) -> tuple[str, list[str]]:
-    """Return the key rule of a dataset and its keys: stems where they are unique, else paths.
+    """Return the key rule of a dataset and its keys: stems if they are unique, else paths.
 
     Raises:
         ValueError: Two paths differ only by their extension.
@@ -90,5 +100,5 @@ def sample_keys(paths: Sequence[str]) -> tuple[str, list[str]]:
             return rule, keys
     repeated = [key for key, count in Counter(keys).items() if count > 1]
     raise ValueError(
-        f"{len(repeated)} images have the name of another but for the extension, such as {repeated[0]!r}: rename them"
+        f"{counted(len(repeated), 'name')} of images occur with several extensions, such as {repeated[0]!r}: rename these images"
     )

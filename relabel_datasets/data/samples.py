@@ -1,4 +1,4 @@
-"""decode_sample: a sample as `datasets` or `webdataset` read it from the shards, with its image and LabelMap decoded."""
+"""Decode samples that `datasets` or `webdataset` read from the shards."""
 
 from __future__ import annotations
 
@@ -19,22 +19,26 @@ _IMAGE_FIELDS = tuple(extension.lstrip(".") for extension in IMAGE_EXTENSIONS)
 
 
 def decode_sample(sample: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a sample's `"key"`, `"label"` (class index), `"label_map"` and, if it has one, upright RGB `"image"`.
+    """Decode the image, the label map and the label of a sample.
 
-    For those who read the shards with `datasets` or `webdataset` instead of `load_dataset`. Give it samples whose images
-    are not decoded yet where you can: it applies EXIF rotation and reads 16 bits right, which webdataset's `decode("pil")`
-    does not.
+    Use it to read the shards with `datasets` or `webdataset` instead of `load_dataset`. Pass samples whose images are not decoded
+    yet if possible: this function applies the EXIF orientation and reads images of 16 bits correctly, which webdataset's
+    `decode("pil")` does not.
 
     Args:
-        sample: a row of `datasets`, or a sample of `webdataset`, before or after its `decode("pil")`. A batch of rows, a
-            dict of lists as `with_transform` gives it, comes back as a dict of lists.
+        sample: Row of `datasets`, or sample of `webdataset` before or after its `decode("pil")`. A batch of rows, which is a
+            dict of lists as in `with_transform`, is also accepted.
+
+    Returns:
+        A dict with `"key"`, `"label"` (class index), `"label_map"` and, if the sample has one, `"image"` (RGB, upright). For a
+        batch, a dict of lists.
 
     Raises:
-        DatasetError: (a ValueError) it has no key, no label, no label map or several images, or its image was not turned
-            upright.
-        ImageError: (a ValueError) the image is damaged.
-        LabelMapError: (a ValueError) the label map is damaged.
-        TypeError: a field is of a type that neither library gives, such as an array.
+        DatasetError: (a ValueError) The sample has no key, no label, no label map or several images, or the EXIF orientation of
+            its decoded image was not applied.
+        ImageError: (a ValueError) The image is corrupt.
+        LabelMapError: (a ValueError) The label map is corrupt.
+        TypeError: A field has an unsupported type, such as an array.
 
     Example:
         >>> def collate(samples):  # in the DataLoader's workers
@@ -43,29 +47,35 @@ def decode_sample(sample: Mapping[str, Any]) -> dict[str, Any]:
         >>> samples = rows.map(decode_sample, remove_columns=rows.column_names)
         >>> images, soft_labels = next(iter(DataLoader(samples, batch_size=64, collate_fn=collate)))
 
-        Without streaming it is `rows.with_transform(decode_sample)`, and of webdataset
+        Without streaming, use `rows.with_transform(decode_sample)`. With webdataset, use
         `WebDataset(urls).map(decode_sample)`.
     """
     key = sample.get("__key__")
     if isinstance(key, list):
         return _decode_batch(sample)
     if not isinstance(key, str):
-        raise DatasetError(f"the sample has no '__key__', only {sorted(sample)}: it is not from shards of label maps")
+        raise DatasetError(
+            f"the sample has no '__key__', only the fields {sorted(sample)}: it is not from shards of label maps"
+        )
     label = _label(sample, key)
     label_map = _label_map(sample, key, label)
-    fields = [field for field in _IMAGE_FIELDS if sample.get(field) is not None]  # None: of another split's extension
+    fields = [
+        field for field in _IMAGE_FIELDS if sample.get(field) is not None
+    ]  # None: the column of another split's extension
     if len(fields) > 1:
-        raise DatasetError(f"sample {key!r} has several images, {fields}: keep the one that its label map is of")
+        raise DatasetError(
+            f"sample {key!r} has several images, {fields}: keep the one that its label map was made from"
+        )
     if not fields:
         return {"key": key, "label_map": label_map, "label": label}
     image = _image(sample[fields[0]], f"{key}.{fields[0]}")
     size = (image.height, image.width)
-    if label_map.canvas_size not in (size, size[::-1]):  # the same picture in another resolution
+    if label_map.canvas_size not in (size, size[::-1]):  # the image was stored in another resolution
         label_map = LabelMap.wrap(label_map.logits, like=label_map, canvas_size=size)
     if label_map.canvas_size != size:
         raise DatasetError(
-            f"sample {key!r}: its image is {size[0]}x{size[1]}, its label map is of one of {size[1]}x{size[0]}: whatever "
-            "read the image ignored its EXIF rotation; leave images undecoded, decode_sample reads their bytes"
+            f"sample {key!r}: its image is {size[0]}x{size[1]}, its label map was made from {size[1]}x{size[0]}: the image was "
+            "decoded without its EXIF orientation. Leave images undecoded, since decode_sample decodes their bytes"
         )
     return {"key": key, "image": image, "label_map": label_map, "label": label}
 
@@ -88,8 +98,8 @@ def _label(sample: Mapping[str, Any], key: str) -> int:
 def _label_map(sample: Mapping[str, Any], key: str, label: int) -> LabelMap:
     stored = sample.get("safetensors")
     if stored is None:
-        raise DatasetError(f"sample {key!r} has no 'safetensors', its label map, only {sorted(sample)}")
-    if isinstance(stored, LabelMap):  # webdataset was given a handler
+        raise DatasetError(f"sample {key!r} has no label map in 'safetensors', only the fields {sorted(sample)}")
+    if isinstance(stored, LabelMap):  # decoded by a handler of webdataset
         label_map = LabelMap.wrap(stored.logits, like=stored, key=key, label=label)
     elif isinstance(stored, bytes):
         label_map = LabelMap.from_safetensors(stored, key=key, label=label)

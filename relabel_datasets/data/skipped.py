@@ -1,4 +1,4 @@
-"""Images that are left out of a dataset."""
+"""Images that a build leaves out of a dataset."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 
 class Skipped(NamedTuple):
-    """An image that was left out, as the manifest lists it."""
+    """Image that was left out, as listed in the manifest."""
 
     key: str
-    name: str  # where it is: a path, or tar and member, or row and column
-    error: str  # why
+    name: str  # location: a path, a tar and its member, or a row and its column
+    error: str  # reason

@@ -1,7 +1,7 @@
-"""Where images come from: an ImageFolder, WebDataset tars, or a Hugging Face dataset.
+"""Image sources: an ImageFolder, WebDataset tars, or a Hugging Face dataset.
 
-A source lists keys and class indices and reads the bytes of single images later, from any thread or forked process. Label
-maps are built from one, and label-only shards are joined with one.
+A source lists keys and class indices, and reads the bytes of single images in any thread or forked process. Builds read their
+images from a source, and label-only shards are joined with one.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from ..errors import DatasetError
+from ..keywords import checked_keywords
 from ..naming import check_key
 from ..shards.configs import SPLIT_ALIASES
 from ..shards.formats import HEAD_BYTES, common_field
@@ -37,48 +38,48 @@ T = TypeVar("T")
 
 
 class ImageSource(Protocol):
-    """Images with keys and class indices; all sequences are in the order of the source.
+    """Images with keys and class indices. All sequences are in the order of the source.
 
-    A source may also have `skipped`, a sequence of `Skipped`: images that it found but cannot read. A build lists them in the
-    manifest.
+    A source may also have the attribute `skipped`, a sequence of `Skipped` with the images that it cannot read. A build lists
+    them in the manifest.
     """
 
     @property
     def classes(self) -> Sequence[str] | None:
-        """Names by index; None if the source has only indices."""
+        """Class names by index, or None if the source has only indices."""
         ...
 
     @property
     def keys(self) -> Sequence[str]:
-        """Valid and unique sample keys, see `naming.is_key`."""
+        """Sample keys, valid (see `naming.is_key`) and unique."""
         ...
 
     @property
     def labels(self) -> Sequence[int]:
-        """Class indices; -1 for images without class, which a build skips."""
+        """Class indices, -1 for images without a class, which a build skips."""
         ...
 
     @property
     def extension(self) -> str:
-        """Extension of the images in the shards, without dot, see `formats.common_field`."""
+        """Extension of the images in the shards, without a dot, see `formats.common_field`."""
         ...
 
     @property
     def key_rule(self) -> str | None:
-        """How keys come from file names, see `keys.key_of`; None if the source has its own."""
+        """Rule from file name to key, see `keys.key_of`, or None if keys do not come from file names."""
         ...
 
     def read(self, index: int) -> bytes:
-        """Return the bytes of an image file; called from several threads."""
+        """Return the bytes of an image file. Must be thread-safe."""
         ...
 
     def name(self, index: int) -> str:
-        """Return what a message calls the image."""
+        """Return the name of an image for messages."""
         ...
 
 
 def source_sha256(source: ImageSource) -> str:
-    """Return a hash of the keys and labels of a source: a resumed build must have the same.
+    """Return a hash of the keys and labels of a source, which must not change when a build is resumed.
 
     Raises:
         DatasetError: A key is not valid.
@@ -90,23 +91,29 @@ def source_sha256(source: ImageSource) -> str:
 
 
 class ImageFolderSource:
-    """The images of `<root>/<class>/**/<image>`, as torchvision's ImageFolder finds them.
+    """Images in `<path>/<class>/**/<image>`, in the order of torchvision's ImageFolder.
 
-    Images of all formats in `formats.IMAGE_EXTENSIONS` are found. One warning says how many other files are ignored.
+    Images of all formats in `formats.IMAGE_EXTENSIONS` are found. One warning counts the other files.
 
     Args:
-        root: The folder.
-        key_rule: How keys come from file names, see `keys.key_of`; they may then not be unique. Default: the first rule
-            by which they are.
+        path: Folder with one folder per class.
+        key_rule: Rule from file name to key: `"stem"` or `"path"`, see `keys.key_of`. With a given rule, keys may be repeated.
+            Default: The first rule by which all keys are unique.
+
+    Attributes:
+        classes: Class names, by index.
+        keys: Sample keys.
+        labels: Class indices.
 
     Raises:
-        FileNotFoundError: There is no such folder, it has no class folders, or some of them contain no images.
+        FileNotFoundError: The folder does not exist, has no class folders, or has class folders without images.
         ValueError: Two images differ only by their extension.
     """
 
-    def __init__(self, root: str | os.PathLike[str], key_rule: str | None = None) -> None:
-        self._root = local_path(root, "an image folder")
-        self.classes, files = scan_image_folder(self._root)
+    @checked_keywords()
+    def __init__(self, path: str | os.PathLike[str], key_rule: str | None = None) -> None:
+        self._path = local_path(path, "an image folder")
+        self.classes, files = scan_image_folder(self._path)
         paths = [file.path for file in files]
         self.labels: Sequence[int] = array("i", [file.label for file in files])
         if key_rule is None:
@@ -123,23 +130,23 @@ class ImageFolderSource:
 
     def _head(self, index: int) -> bytes | None:
         try:
-            with open_regular(self._root / self._paths[index]) as file:
+            with open_regular(self._path / self._paths[index]) as file:
                 return file.read(HEAD_BYTES)
         except (OSError, DatasetError):
             return None
 
     def read(self, index: int) -> bytes:
-        """Return the bytes of an image file; called from several threads.
+        """Return the bytes of an image file. Thread-safe.
 
         Raises:
             OSError: The file cannot be read.
             ImageError: (a ValueError) The path is a folder, a device, a FIFO or a socket.
         """
-        return read_image_file(self._root / self._paths[index])
+        return read_image_file(self._path / self._paths[index])
 
     def name(self, index: int) -> str:
-        """Return what a message calls the image."""
-        return str(self._root / self._paths[index])
+        """Return the path of an image, for messages."""
+        return str(self._path / self._paths[index])
 
 
 def open_source(
@@ -150,19 +157,22 @@ def open_source(
     image_column: str | None = None,
     label_column: str | None = None,
 ) -> ImageSource:
-    """Return the source for a path, by what is there.
+    """Open the image source at a path. The type is detected.
 
     Args:
-        images: An ImageFolder root; a tar, a glob of tars or a folder of tars; a folder that
-            `datasets.Dataset.save_to_disk` wrote; or `hf:<name>` for `datasets.load_dataset(<name>)`.
+        images: Root of an ImageFolder; a tar, a glob of tars or a folder of tars; a folder written by
+            `datasets.Dataset.save_to_disk`; or `hf:<name>` for `datasets.load_dataset(<name>)`.
         split: Split of a Hugging Face dataset. With `hf:<name>`, also an expression such as `train[:10%]`.
-        key_rule: For an ImageFolder, see `ImageFolderSource`.
-        image_column: Where the images of a Hugging Face dataset or of tars are, see `HFSource` and `WebDatasetSource`.
-        label_column: Where their classes are.
+        key_rule: Rule from file name to key for an ImageFolder, see `ImageFolderSource`.
+        image_column: Column or extension of the images, see `HFSource` and `WebDatasetSource`.
+        label_column: Column or extension of the labels, see `HFSource` and `WebDatasetSource`.
+
+    Returns:
+        An `ImageFolderSource`, `WebDatasetSource` or `HFSource`.
 
     Raises:
-        FileNotFoundError: There is nothing at the path.
-        DatasetError: (a ValueError) A Hugging Face dataset has no such split.
+        FileNotFoundError: The path does not exist.
+        DatasetError: (a ValueError) The Hugging Face dataset does not have the split.
         ValueError: Columns are given for an ImageFolder, whose classes are its folders.
     """
     text = os.fspath(images)
@@ -188,7 +198,7 @@ def open_source(
 
 
 def _load_saved(path: Path, split: str) -> datasets.Dataset:
-    """Return what `Dataset.save_to_disk` or `DatasetDict.save_to_disk` wrote."""
+    """Load a folder written by `Dataset.save_to_disk` or `DatasetDict.save_to_disk`."""
     import datasets  # heavy
 
     splits = path / "dataset_dict.json"
@@ -196,19 +206,24 @@ def _load_saved(path: Path, split: str) -> datasets.Dataset:
         try:
             names = list(map(str, json.loads(splits.read_bytes())["splits"]))
         except (ValueError, TypeError, KeyError, RecursionError) as error:
-            raise DatasetError(f"{splits} is not what DatasetDict.save_to_disk writes: {error!r}") from None
+            raise DatasetError(f"{splits} is not a file of DatasetDict.save_to_disk: {error!r}") from None
         path = path / pick_split({name: name for name in names}, split, str(path))
     try:
         return datasets.load_from_disk(str(path))
-    except IndexError:  # `datasets` saves a split without rows as no files, which it cannot load
+    except IndexError:  # `datasets` writes no files for a split without rows and cannot load it
         raise DatasetError(f"{path} has no rows") from None
 
 
 def pick_split(splits: Mapping[str, T], split: str, where: str) -> T:
-    """Return a split of a Hugging Face dataset; "val" and "validation" are the same.
+    """Return a split of a Hugging Face dataset. "val" and "validation" are aliases.
+
+    Args:
+        splits: Splits by name.
+        split: Split name.
+        where: Name of the dataset for messages.
 
     Raises:
-        DatasetError: There is no split of this name.
+        DatasetError: The split does not exist.
     """
     for name in (split, *SPLIT_ALIASES.get(split, ())):
         if name in splits:

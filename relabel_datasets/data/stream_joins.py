@@ -1,4 +1,4 @@
-"""Join label maps with samples that stream, by key."""
+"""Join label maps with a stream of samples, by key."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import numpy.typing as npt
 from ..errors import DatasetError
 from ..shards.index import Index
 from ..shards.manifest import Split
+from ..words import counted
 from .joins import Extra, IndexKeys, OnUnmatched, by_rule, check_unmatched, log_spelling, names_of, skipped_keys
 from .keys import key_from_member
 from .spellings import SPELLINGS, Spell, Spelling, StreamSpelling
@@ -32,26 +33,29 @@ def join(
     unmatched: OnUnmatched = "error",
     complete: bool = False,
 ) -> Iterator[dict[str, Any]]:
-    """Yield samples that stream with their label maps: new dicts, with `"label_map"` added.
+    """Yield the samples of a stream with their label maps, as new dicts that also have `"label_map"`.
 
-    Images that were skipped when the label maps were made are left out.
+    Samples whose images were skipped when the label maps were made are left out.
 
     Args:
-        samples: dicts, such as those of a `webdataset` pipeline or of a `datasets.IterableDataset`.
-        label_maps: of the split that the samples are of.
-        key: name of the field with the key.
-        unmatched: `"error"`, or `"skip"` to leave out samples without label map and log their count at the end.
-        complete: whether every label map must come exactly once, as in one pass of one process over a whole epoch.
+        samples: Samples as dicts, such as those of a `webdataset` pipeline or of a `datasets.IterableDataset`.
+        label_maps: Label maps of the same split.
+        key: Name of the field with the sample key.
+        unmatched: `"error"`, or `"skip"` to leave out samples without a label map and log their number at the end.
+        complete: Whether every label map must occur exactly once, as in one pass of one process over a whole epoch.
+
+    Returns:
+        An iterator over the joined samples.
 
     Raises:
-        DatasetError: (a ValueError) a sample without key or without label map; with `complete`, a key that comes twice or
-            label maps that did not come.
+        DatasetError: (a ValueError) A sample has no key or no label map. With `complete`: a key is repeated, or label maps
+            remain at the end.
 
     Example:
         >>> label_maps = LabelMaps("imagenet-relabel", split="train")
         >>> pipeline = webdataset.WebDataset("imagenet-train-{0000..1023}.tar", shardshuffle=100)
         >>> for sample in join(pipeline, label_maps):
-        ...     image = decode_image(sample["jpg"])  # upright, as the annotator saw it
+        ...     image = decode_image(sample["jpg"])  # applies the EXIF orientation, as the annotator did
         ...     image, soft_label = transforms(image, sample["label_map"])
         >>> # As a stage of the pipeline, for DataLoader workers:
         >>> pipeline = pipeline.compose(functools.partial(join, label_maps=label_maps))
@@ -93,18 +97,21 @@ def _join(
                 if unmatched == "error":
                     raise DatasetError(_no_label_map(label_maps, key, matched))
                 extra = Extra(extra.number + 1, [*extra.examples, key][:3])
-    finally:  # pipelines of a set length do not come to the end
+    finally:  # a pipeline of fixed length never reaches the end
         if extra.number:
             examples = ", ".join(map(repr, extra.examples))
             logger.warning(
-                "%d samples without label map left out, such as %s; %d had one", extra.number, examples, matched
+                "%s without a label map left out, such as %s; %d had one",
+                counted(extra.number, "sample"),
+                examples,
+                matched,
             )
     if seen is not None and not seen.all():
         unseen = np.flatnonzero(~seen)
         examples = ", ".join(repr(label_maps.index.key(row)) for row in unseen[:3].tolist())
         raise DatasetError(
-            f"{len(unseen)} of {len(seen)} label maps did not come, such as {examples}: with complete=True the samples must "
-            f"be all of split {label_maps.split.name!r}, in one process"
+            f"{len(unseen)} of {len(seen)} label maps had no sample, such as {examples}: with complete=True one process must "
+            f"read all samples of split {label_maps.split.name!r}"
         )
 
 
@@ -116,14 +123,14 @@ def _key(sample: Mapping[str, Any], field: str) -> str:
     key = sample.get(field)
     if not isinstance(key, str):
         raise DatasetError(
-            f"a sample has no key in {field!r}, but {sorted(sample)}: name the field with the key by key="
+            f"a sample has no key in {field!r}, only the fields {sorted(sample)}: pass the name of the field as key="
         )
     return key
 
 
 def _row(index: Index, key: str, rule: str | None) -> int | None:
     row = index.row(key)
-    if row is None and key:  # a key as webdataset has it, such as './a'
+    if row is None and key:  # webdataset does not normalize keys such as './a'
         row = index.row(key_from_member(key))
     return index.row(by_rule(key, rule)) if row is None and rule is not None else row
 
@@ -131,7 +138,7 @@ def _row(index: Index, key: str, rule: str | None) -> int | None:
 def _mark(seen: npt.NDArray[np.bool_], row: int, key: str) -> None:
     if seen[row]:
         raise DatasetError(
-            f"key {key!r} came twice: with complete=True every sample must come once, so shards must not repeat"
+            f"key {key!r} is repeated: with complete=True every sample must occur once, so shards must not repeat"
         )
     seen[row] = True
 
@@ -139,24 +146,24 @@ def _mark(seen: npt.NDArray[np.bool_], row: int, key: str) -> None:
 def _no_label_map(label_maps: LabelMaps, key: str, matched: int) -> str:
     return (
         f"no label map of {key!r} among the {len(label_maps)} of config {label_maps.manifest.config!r}, split "
-        f"{label_maps.split.name!r}, with keys such as {next(iter(label_maps), None)!r}; {matched} samples before it had one. "
-        "Give the samples of this split, or unmatched='skip' to leave out those without label map"
+        f"{label_maps.split.name!r}, with keys such as {next(iter(label_maps), None)!r}; {counted(matched, 'sample')} before it had one. "
+        "Pass the samples of this split, or unmatched='skip' to leave out samples without a label map"
     )
 
 
 class _SkippedKeys:
-    """Tells the images that were skipped when the label maps were made."""
+    """Lookup of the images that were skipped when the label maps were made."""
 
     def __init__(self, split: Split) -> None:
         self._split = split
         self._by_spell: dict[Spell | None, set[str]] = {}
 
     def has(self, key: str, spell: Spell | None, matched: int) -> bool:
-        """Return whether a key is that of a skipped image; before any key has matched, by any spelling."""
+        """Return whether a key is that of a skipped image. Before any key has matched, all spellings are compared."""
         if not self._split.skipped:
             return False
-        spells = (spell,) if matched else (None, *(spelling.of for spelling in SPELLINGS))
-        return any(not self._keys(each).isdisjoint(names_of(key, self._split.key_rule, each)) for each in spells)
+        spells = (spell,) if matched else (None, *(spelling.spell for spelling in SPELLINGS))
+        return any(not self._keys(spell).isdisjoint(names_of(key, self._split.key_rule, spell)) for spell in spells)
 
     def _keys(self, spell: Spell | None) -> set[str]:
         if spell not in self._by_spell:

@@ -1,4 +1,4 @@
-"""Find the samples of a foreign WebDataset tar by its headers."""
+"""List the samples of a WebDataset tar from its headers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\x
 _BLOCK = 512
 
 _LINKS = {tarfile.LNKTYPE: "hard link", tarfile.SYMTYPE: "symbolic link"}
-_UNREADABLE = {  # how a member may be stored, and what to do
+_UNREADABLE = {  # kinds of members that cannot be read, with the advice in errors
     "sparse": "a sparse file: write the tar without --sparse",
     "symbolic link": "a symbolic link: write the tar with --dereference (-h)",
 }
@@ -37,32 +37,35 @@ class _Member(NamedTuple):
     name: str
     extent: Extent
     kind: str  # "file", "sparse", "hard link", "symbolic link" or "other"
-    target: str = ""  # of a link
+    target: str = ""  # name of the member that a link points to
 
 
 class Scan(NamedTuple):
-    """The samples of a tar."""
+    """Samples of a tar."""
 
     keys: list[str]
-    extents: array[int]  # image offset and size, label offset and size, for every key; label offset -1: there is none
+    extents: array[int]  # image offset and size, label offset (-1: no label) and size, for every key
     skipped: list[Skipped]
-    num_nameless: int  # files without extension, which belong to no sample
+    num_nameless: int  # files without an extension, which belong to no sample
     num_hidden: int  # hidden files and those of file managers, which are ignored
 
 
 def scan_tar(tar: Path, image: str | None = None, label: str | None = None) -> Scan:
-    """Return the samples of a tar.
+    """List the samples of a tar.
 
-    Members are grouped as in webdataset: by their path up to the first dot of the file name; what follows is the field, in
-    lower case. Members of one key need not be neighbours. Keys are made valid by `keys.key_from_member`.
+    Members are grouped as in webdataset: the path up to the first dot of the file name is the key, and the rest is the field, in
+    lower case. Members of one key need not be adjacent. Keys are made valid by `keys.key_from_member`.
 
     Args:
-        tar: An uncompressed tar.
-        image: Field with the image. Default: the only one whose extension is that of an image.
+        tar: Path of an uncompressed tar.
+        image: Field with the image. Default: The only field whose extension is that of an image.
         label: Field with the class index, or the name of a value in the field `json`. Default: `cls`.
 
+    Returns:
+        The keys, byte ranges and skipped samples.
+
     Raises:
-        DatasetError: A sample has several images, a key is repeated, or the tar is truncated, compressed or damaged.
+        DatasetError: A sample has several images, a key is repeated, or the tar is truncated, compressed or corrupt.
     """
     contents = _read_contents(tar)
     scan = Scan([], array("q"), contents.unreadable, contents.counts["nameless"], contents.counts["hidden"])
@@ -72,17 +75,17 @@ def scan_tar(tar: Path, image: str | None = None, label: str | None = None) -> S
         key, name = key_from_member(member_key), f"{tar}: {member_key}"
         field = _image_field(name, members, image)
         if field is None:
-            if member_key in unreadable:  # it is listed with a better reason
+            if member_key in unreadable:  # already listed with a better reason
                 continue
-            what = "no image" if image is None else f"no .{image}"
-            scan.skipped.append(Skipped(key, name, f"{name} has {what}, only {_fields(members)}"))
+            lack = "no image" if image is None else f"no .{image}"
+            scan.skipped.append(Skipped(key, name, f"{name} has {lack}, only {_fields(members)}"))
             continue
         if not is_key(key):
-            scan.skipped.append(Skipped(key, name, f"{name[:200]}: no key can be made of its name: {KEY_RULE}"))
+            scan.skipped.append(Skipped(key, name, f"{name[:200]}: its name makes no valid key: {KEY_RULE}"))
             continue
         if key in seen:
             raise DatasetError(
-                f"{tar}: {seen[key]!r} and {member_key!r} are the same path, so they have one key: rename one"
+                f"{tar}: {seen[key]!r} and {member_key!r} are the same path and have the same key: rename one"
             )
         seen[key] = member_key
         scan.keys.append(key)
@@ -99,11 +102,11 @@ def _image_field(name: str, members: Mapping[str, Extent], image: str | None) ->
     if image is not None:
         return image.lower() if image.lower() in members else None
     fields = [field for field in members if f".{field}".endswith(IMAGE_EXTENSIONS)]
-    fields = [field for field in fields if "." not in field] or fields  # `seg.png` beside `jpg` is something else
+    fields = [field for field in fields if "." not in field] or fields  # `seg.png` next to `jpg` is not the image
     if len(fields) > 1:
         raise DatasetError(
-            f"{name} has several images, {_fields(fields)}: say which by image_column, such as "
-            f"--image-column {min(fields)}"
+            f"{name} has several images, {_fields(fields)}: choose one with image_column= (--image-column), such as "
+            f"{min(fields)!r}"
         )
     return fields[0] if fields else None
 
@@ -113,11 +116,11 @@ def _fields(members: Mapping[str, Extent] | list[str]) -> str:
 
 
 class _Contents(NamedTuple):
-    """The files of a tar."""
+    """Files of a tar."""
 
-    samples: dict[str, dict[str, Extent]]  # where the members of every key are, by field
+    samples: dict[str, dict[str, Extent]]  # byte ranges of the members of every key, by field
     unreadable: list[Skipped]  # images that are not stored as plain files
-    counts: Counter[str]  # of files that belong to no sample: "nameless" and "hidden"
+    counts: Counter[str]  # counts of the files that belong to no sample: "nameless" and "hidden"
 
 
 def _read_contents(tar: Path) -> _Contents:
@@ -130,11 +133,11 @@ def _read_contents(tar: Path) -> _Contents:
                 _add_member(contents, tar, member)
         except tarfile.TarError as error:
             _refuse_compressed(tar, os.pread(file.fileno(), 6, 0))
-            raise DatasetError(f"{tar} is not an uncompressed tar, or damaged: {error}") from error
-        # A tar ends with two empty blocks; tarfile takes the end of the file, and damaged headers, as the end as well.
+            raise DatasetError(f"{tar} is not an uncompressed tar, or it is corrupt: {error}") from error
+        # A tar ends with two empty blocks, but tarfile also stops at the end of the file and at corrupt headers.
         if os.pread(file.fileno(), 2 * _BLOCK, end) != bytes(2 * _BLOCK):
             raise DatasetError(
-                f"{tar} is cut off or damaged at byte {end}: a member or two empty blocks should be there"
+                f"{tar} is truncated or corrupt at byte {end}: expected a member or two empty blocks there"
             )
     return contents
 
@@ -151,7 +154,7 @@ def _add_member(contents: _Contents, tar: Path, member: _Member) -> None:
         return
     key, field = match[1], match[2].lower()
     extent: Extent | None = member.extent
-    if member.kind == "hard link":  # to an earlier member, which has the bytes
+    if member.kind == "hard link":  # points to an earlier member, which has the bytes
         target = _MEMBER.match(member.target)
         extent = contents.samples.get(target[1], {}).get(target[2].lower()) if target else None
     if member.kind in _UNREADABLE or extent is None:
@@ -159,7 +162,7 @@ def _add_member(contents: _Contents, tar: Path, member: _Member) -> None:
             reason = _UNREADABLE.get(member.kind, "a hard link to a file that is not in the tar: write the tar again")
             contents.unreadable.append(Skipped(key, f"{tar}: {name}", f"{tar}: {name} is stored as {reason}"))
     elif contents.samples.setdefault(key, {}).setdefault(field, extent) != extent:
-        raise DatasetError(f"{tar}: {name} stands twice")
+        raise DatasetError(f"{tar}: {name} is repeated: rename one of the members")
 
 
 def _refuse_compressed(tar: Path, magic: bytes) -> None:
@@ -171,7 +174,7 @@ def _refuse_compressed(tar: Path, magic: bytes) -> None:
 def _members(file: BinaryIO) -> Iterator[_Member]:
     """Yield the members of a tar.
 
-    Plain headers are read here, in a sixth of tarfile's time, which reads all from the first other one on.
+    Plain headers are parsed here, six times as fast as in tarfile. From the first other header on, tarfile reads all of them.
     """
     offset = 0
     while plain := _plain_member(os.pread(file.fileno(), _BLOCK, offset)):
@@ -181,7 +184,7 @@ def _members(file: BinaryIO) -> Iterator[_Member]:
     file.seek(offset)
     with tarfile.open(fileobj=file, mode="r:") as rest:
         for member in rest:
-            if member.issparse():  # its data are shorter than its size: tarfile knows where the next member is
+            if member.issparse():  # its data is shorter than its size, and tarfile knows the next offset
                 yield _Member(member.name, (rest.offset, 0), "sparse")
             elif member.isfile():
                 yield _Member(member.name, (member.offset_data, member.size), "file")
@@ -191,13 +194,13 @@ def _members(file: BinaryIO) -> Iterator[_Member]:
 
 
 def _plain_member(header: bytes) -> tuple[str, int] | None:
-    """Return the name and the size of a regular file, if that is all the header says: no link, no long name, no extras."""
+    """Return the name and size of a regular file, or None for headers of links, long names and other extensions."""
     name = header[:100].partition(b"\0")[0].decode(errors="surrogateescape")
     regular = header[156:157] in (b"0", b"\0") and header[257:262] == b"ustar" and not name.endswith("/")
-    if not regular or header[345:346] != b"\0":  # the name goes on there
+    if not regular or header[345:346] != b"\0":  # the rest of a long name is there
         return None
     try:
         size, checksum = int(header[124:136].rstrip(b"\0"), 8), int(header[148:156].split(b"\0")[0], 8)
-    except ValueError:  # empty, or a number of another kind, as of a file above 8 GiB
+    except ValueError:  # empty, or encoded otherwise, as for a file above 8 GiB
         return None
     return (name, size) if sum(header) - sum(header[148:156]) + 8 * ord(" ") == checksum else None

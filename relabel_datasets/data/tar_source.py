@@ -1,4 +1,4 @@
-"""Images and class indices of WebDataset tars."""
+"""Image source for WebDataset tars."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from ..errors import DatasetError
+from ..keywords import checked_keywords
 from ..shards.formats import HEAD_BYTES, common_field
 from ..shards.packed import PackedStrings
 from ..storage.folders import local_path
@@ -26,37 +27,38 @@ from .tar_scan import scan_tar
 
 logger = logging.getLogger(__name__)
 
-_SCANNERS = 8  # tars scanned in parallel: their headers are far apart, and disks answer parallel requests faster
+_SCANNERS = 8  # number of tars scanned in parallel: headers are far apart, and disks are faster with parallel requests
 _NO_CLASS = -1
 
 
 class WebDatasetSource:
-    """Images of WebDataset tars: one image member for every key and, if labels are requested, its class in `.cls`.
+    """Images of WebDataset tars: one image per key and, if labels are requested, its class index in `.cls`.
 
-    Only the headers of the tars are read at first. Members are grouped as in webdataset, see `tar_scan.scan_tar`. Hidden
-    files, those of file managers (see `clutter`) and files without extension are ignored. Hard links are read as the member
-    that they point to; images that are symbolic links or sparse files are skipped.
+    On opening, only the headers of the tars are read. Members are grouped as in webdataset, see `tar_scan.scan_tar`. Hidden
+    files, files of file managers (see `clutter`) and files without an extension are ignored. Hard links are read as the member
+    that they point to. Images that are symbolic links or sparse files are skipped.
 
     Args:
         tars: Paths of uncompressed tars.
-        classes: Names of the classes by index. Default: unknown.
-        image_column: Extension of the members with the images, such as `jpg`. Default: that of an image.
+        classes: Class names by index. Default: Unknown.
+        image_column: Extension of the members with the images, such as `jpg`. Default: Any extension of an image.
         label_column: Extension of the members with the class index, or the name of a value in the `.json` members.
             Default: `cls`.
 
     Attributes:
-        skipped: Samples without image or with one that is not stored as a plain file, and samples whose name no key can be
-            made of.
+        classes: Class names by index, or None.
+        keys: Sample keys, in the order of the tars.
+        skipped: Samples without an image, whose image is not stored as a plain file, or whose name makes no valid key.
 
     Raises:
-        FileNotFoundError: There are no tars.
-        DatasetError: (a ValueError) There is no sample with an image, a sample has several, a key is repeated, or a tar is
-            truncated, compressed or damaged. When labels are first requested: a class index is not a number, or no sample
-            has one.
+        FileNotFoundError: `tars` is empty or a tar does not exist.
+        DatasetError: (a ValueError) No sample has an image, a sample has several, a key is repeated, or a tar is truncated,
+            compressed or corrupt. When labels are first requested: A class index is not a number, or no sample has one.
     """
 
     key_rule = None
 
+    @checked_keywords()
     def __init__(
         self,
         tars: Sequence[str | os.PathLike[str]],
@@ -65,12 +67,12 @@ class WebDatasetSource:
         label_column: str | None = None,
     ) -> None:
         if not tars:
-            raise FileNotFoundError("no tars to read images from")
+            raise FileNotFoundError("tars is empty: expected the paths of WebDataset tars")
         self.classes = classes
         self.skipped: list[Skipped] = []
         self._label_column = label_column
         self._tars = [local_path(tar, "a tar of images") for tar in tars]
-        keys: dict[str, None] = {}  # in order, unlike a set
+        keys: dict[str, None] = {}  # an ordered set
         extents, self._ends = array("q"), []
         num_nameless = num_hidden = 0
         with ThreadPoolExecutor(_SCANNERS, thread_name_prefix="scan") as pool:
@@ -80,7 +82,7 @@ class WebDatasetSource:
                     if key in keys:
                         raise DatasetError(
                             f"{tar}: key {key!r} is in more than one of the {len(tars)} tars: keys must be unique in a split, so "
-                            "rename the members, or build a split of each tar"
+                            "rename the members, or build one split per tar"
                         )
                     keys[key] = None
                 extents += scan.extents
@@ -94,7 +96,7 @@ class WebDatasetSource:
 
     def _report(self, num_nameless: int, num_hidden: int) -> None:
         where = f"{self._tars[0]}" if len(self._tars) == 1 else f"{len(self._tars)} tars, first {self._tars[0]}"
-        nameless = f"{counted(num_nameless, 'file')} without extension ignored"
+        nameless = f"{counted(num_nameless, 'file')} without an extension ignored"
         if not len(self.keys):
             reasons = [f"first {self.skipped[0].error}"] if self.skipped else []
             reasons += [nameless] if num_nameless else []
@@ -116,7 +118,7 @@ class WebDatasetSource:
 
     @cached_property
     def labels(self) -> Sequence[int]:
-        """Class indices, read when first requested; -1 for samples without class."""
+        """Class indices, read when first requested, -1 for samples without a class."""
         labels = array("q")
         for tar, (start, end) in zip(self._tars, itertools.pairwise([0, *self._ends]), strict=True):
             with tar.open("rb") as file:
@@ -124,8 +126,8 @@ class WebDatasetSource:
         if max(labels) < 0:
             field = self._label_column or "cls"
             raise DatasetError(
-                f"{self._tars[0]}: sample {self.keys[0]!r} has no .{field} with its class index, nor has any other. If the "
-                "class index is a member with another extension, or a value in .json, name it by label_column= "
+                f"{self._tars[0]}: no sample has a class index in .{field}, such as sample {self.keys[0]!r}. If class "
+                "indices are in members with another extension, or are values in .json, pass that name as label_column= "
                 "(--label-column)"
             )
         return labels
@@ -146,11 +148,11 @@ class WebDatasetSource:
             str(value) if isinstance(value, int) else value.decode(errors="replace") if isinstance(value, bytes) else ""
         )
         if isinstance(value, bool) or not re.fullmatch(r"[+-]?[0-9]{1,9}", number):
-            raise DatasetError(f"{name} must hold a class index, it holds {value!r:.60}")
+            raise DatasetError(f"{name} must be a class index, got {value!r:.60}")
         return max(int(number), _NO_CLASS)
 
     def read(self, index: int) -> bytes:
-        """Return the bytes of an image file; called from several threads."""
+        """Return the bytes of an image file. Thread-safe."""
         return self._read(index, None)
 
     def _read(self, index: int, limit: int | None) -> bytes:
@@ -160,7 +162,7 @@ class WebDatasetSource:
             return file.read(size if limit is None else min(size, limit))
 
     def name(self, index: int) -> str:
-        """Return what a message calls the image."""
+        """Return the tar and the key of an image, for messages."""
         return f"{self._tars[bisect_right(self._ends, index)]}: {self.keys[index]}"
 
 

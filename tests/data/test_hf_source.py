@@ -78,7 +78,7 @@ def test_labels_of_every_type_are_class_indices_or_skipped_and_listed(name, tmp_
     ("labels", "feature", "message"),
     [
         ([0.0, 1.7, 2.0], value("float32"), r"row 1 of column 'label' is 1\.7.*: expected a class index"),
-        ([0, 3, 1], class_label(), r"row 1 of column 'label' is 3, but the column has only the 3 classes 0 to 2"),
+        ([0, 3, 1], class_label(), r"row 1 of column 'label' is 3: expected a class index in 0 \.\. 2"),
         ([0, 2**40, 1], value("int64"), r"row 1 of column 'label' is 1099511627776: expected a class index"),
         ([0.0, float("inf"), 1.0], value("float64"), r"row 1 of column 'label' is inf: expected a class index"),
         ([[0], [1, 2], []], datasets.List(value("int64")), r"column 'label' cannot be the labels: .*List"),
@@ -159,7 +159,7 @@ def test_an_image_column_of_every_type_is_read(kind, tmp_path, annotator, hf_hom
 def test_a_column_that_is_not_one_image_a_row_is_refused(feature, cell):
     features = datasets.Features({"photo": feature, "label": class_label()})
     dataset = datasets.Dataset.from_dict({"photo": [cell], "label": [0]}, features=features)
-    with pytest.raises(ValueError, match="column 'photo' cannot be the images: expected one image a row"):
+    with pytest.raises(ValueError, match="column 'photo' cannot be the images: expected one image per row"):
         rd.data.HFSource(dataset, image_column="photo")
     with pytest.raises(ValueError, match=r"no column has the type Image.*--image-column.*label \(ClassLabel\)"):
         rd.data.HFSource(dataset)
@@ -167,7 +167,7 @@ def test_a_column_that_is_not_one_image_a_row_is_refused(feature, cell):
 
 def test_what_is_not_one_split_is_refused():
     rows = rows_of([0, 1], class_label())
-    with pytest.raises(TypeError, match=r"dict of splits: choose one of \['test', 'train'\]"):
+    with pytest.raises(TypeError, match=r"dict of splits: pass one of \['test', 'train'\]"):
         rd.data.HFSource(datasets.DatasetDict({"train": rows, "test": rows}))
     with pytest.raises(TypeError, match=r"got IterableDataset: .*without streaming=True"):
         rd.data.HFSource(rows.to_iterable_dataset())
@@ -210,7 +210,7 @@ def test_columns_are_chosen_on_the_command_line(cifar, tmp_path, capsys):
     command = ["build", str(cifar), str(tmp_path / "out"), "--annotator", f"{annotator}:make"]
     assert main(command) == 1
     error = capsys.readouterr().err
-    assert "several columns may be the label column: ['fine_label', 'coarse_label']" in error
+    assert "several columns could be the label column: ['fine_label', 'coarse_label']" in error
     assert "--label-column" in error
     assert "img (Image), fine_label (ClassLabel), coarse_label (ClassLabel)" in error
     assert not (tmp_path / "out").exists()
@@ -245,7 +245,7 @@ def test_the_image_column_of_label_only_shards_is_chosen_on_the_command_line(tmp
     rd.build(source, tmp_path / "data", annotator, build_config=rd.annotate.BuildConfig(images=False), progress=False)
     command = ["pictures", str(tmp_path / "data"), "--out", str(tmp_path / "out")]
     assert main([*command, "--images", str(tmp_path / "saved")]) == 1
-    assert "several columns may be the image column: ['left', 'right']" in capsys.readouterr().err
+    assert "several columns could be the image column: ['left', 'right']" in capsys.readouterr().err
     assert main([*command, "--image-column", "left"]) == 1
     assert "--image-column is a column of --images: give --images, too" in capsys.readouterr().err
     assert main([*command, "--images", str(tmp_path / "saved"), "--image-column", "left", "--key", "k1"]) == 0

@@ -165,7 +165,7 @@ def test_a_dataset_without_file_names_is_joined_with_itself_by_running_numbers(l
         dataset = rd.RelabelDataset(label_only, "Dataset-without-names", images=same)
         assert sorted(dataset.keys) == [f"{i:08d}" for i in range(NUM_IMAGES)]
         assert_images_are_those_of_the_keys(dataset, int)
-    with pytest.raises(rd.DatasetError, match=r"running numbers, and .* images have another class"):
+    with pytest.raises(rd.DatasetError, match=r"row numbers, and .* images have another class"):
         rd.RelabelDataset(label_only, "Dataset-without-names", images=images.shuffle(seed=0))
 
 
@@ -173,9 +173,9 @@ def test_a_dataset_without_file_names_is_joined_with_itself_by_running_numbers(l
     ("config", "kind", "message"),
     [
         ("tars", "elsewhere", r"11 label maps have no image, .*; 11 images have no label map, .*No key is in both: the "
-         r"label maps' keys are those of WebDataset tars.*the images' are such as 'other_00'"),
-        ("Dataset-without-names", "tars", "running numbers of a Hugging Face dataset without file names"),
-        ("ImageFolderSource", "Dataset without names", r"names of image files .*; the images' are such as '00000000'"),
+         r"label maps' keys are those of WebDataset tars.*the keys of the images are such as 'other_00'"),
+        ("Dataset-without-names", "tars", "row numbers of a Hugging Face dataset without file names"),
+        ("ImageFolderSource", "Dataset without names", r"names of image files .*; the keys of the images are such as '00000000'"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("unmatched", ["error", "skip"])
@@ -395,7 +395,7 @@ def test_the_field_with_the_key_may_have_any_name_and_hold_a_path(label_only):
     label_maps = rd.LabelMaps(label_only, "ImageFolderSource")
     (sample,) = rd.data.join([{"file": "train/n01/n01_03.JPEG"}], label_maps, key="file")
     assert sample["label_map"].key == "n01_03"
-    with pytest.raises(rd.DatasetError, match=r"no key in '__key__', but \['file'\]: name the field .* by key="):
+    with pytest.raises(rd.DatasetError, match=r"no key in '__key__', only the fields \['file'\]: pass the name of the field as key="):
         list(rd.data.join([{"file": "n01_03"}], label_maps))
 
 
@@ -417,7 +417,7 @@ def test_samples_without_label_map_are_left_out_and_counted_once(label_only, oth
     joined.close() if closed else list(joined)
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
-    assert record.message == "2 samples without label map left out, such as 'n01_77', 'n01_78'; 8 had one"
+    assert record.message == "2 samples without a label map left out, such as 'n01_77', 'n01_78'; 8 had one"
 
 
 @pytest.mark.parametrize("unmatched", ["error", "skip"])
@@ -436,8 +436,8 @@ def test_with_complete_every_label_map_must_come_once(label_only, complete, unma
         assert joined([*STEMS[:2], STEMS[0]]) == [*STEMS[:2], STEMS[0]]
         return
     with pytest.raises(
-        rd.DatasetError, match=r"4 of 11 label maps did not come, such as 'n01_\d\d', 'n01_\d\d', 'n01_\d\d':"
+        rd.DatasetError, match=r"4 of 11 label maps had no sample, such as 'n01_\d\d', 'n01_\d\d', 'n01_\d\d':"
     ):
         joined(STEMS[4:])
-    with pytest.raises(rd.DatasetError, match="key 'val/n01_00' came twice"):
+    with pytest.raises(rd.DatasetError, match="key 'val/n01_00' is repeated"):
         joined(["n01_00", "val/n01_00"])

@@ -133,7 +133,7 @@ def test_a_loop_of_two_links_ends_and_holds_each_image_once_per_class(folder, ca
         + [f"{path}/photo_{i}" for path, i in (("dog", 1), ("dog", 4), ("dog/y", 0), ("dog/y", 3))]
         + ["emu/photo_2", "emu/photo_5"]
     )
-    assert "2 files ignored: 2 links to a folder above" in caplog.text
+    assert "2 files ignored: 2 links to a parent folder" in caplog.text
 
 
 @contextmanager

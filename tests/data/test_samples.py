@@ -200,7 +200,7 @@ def test_a_field_of_an_extension_that_another_split_has_is_none_and_no_image():
         (raw_sample(cls=b"3"), rd.DatasetError, "'one': 'cls' must be in 0 .. 2, the classes of its label map, got 3"),
         (raw_sample(cls=10**9), rd.DatasetError, "'one': 'cls' must be in 0 .. 2"),
         (raw_sample(cls=7, safetensors=MAP), rd.DatasetError, "'one': 'cls' must be in 0 .. 2"),
-        (raw_sample(safetensors=None), rd.DatasetError, "'one' has no 'safetensors'"),
+        (raw_sample(safetensors=None), rd.DatasetError, "'one' has no label map in 'safetensors'"),
         (raw_sample(safetensors=b"1234"), rd.errors.LabelMapError, "'one': 4 bytes"),
         (raw_sample(safetensors={}), TypeError, "'safetensors' must be bytes or a LabelMap, got dict"),
         (raw_sample(b"no image"), rd.errors.ImageError, r"one\.jpg: cannot be read"),

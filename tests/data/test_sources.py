@@ -63,13 +63,13 @@ def test_webdataset_tars_and_a_folder_or_glob_of_them(tmp_path):
 @pytest.mark.parametrize(
     ("members", "message"),
     [
-        ([("a.jpg", b"x")], r"s\.tar: sample 'a' has no \.cls"),
+        ([("a.jpg", b"x")], r"s\.tar: no sample has a class index in \.cls"),
         ([("a.cls", b"0")], r"no sample with an image: first .*a has no image, only \.cls"),
         (
             [("a.jpg", b"x"), ("a.png", b"y"), ("a.cls", b"0")],
-            r"a has several images, \.jpg, \.png: .*--image-column jpg",
+            r"a has several images, \.jpg, \.png: .*--image-column.*'jpg'",
         ),
-        ([("a.jpg", b"x"), ("a.cls", b"zero")], r"a\.cls must hold a class index, it holds b'zero'"),
+        ([("a.jpg", b"x"), ("a.cls", b"zero")], r"a\.cls must be a class index, got b'zero'"),
     ],
 )
 def test_samples_that_are_not_image_and_class_are_named(tmp_path, members, message):
@@ -84,7 +84,7 @@ def test_keys_that_stand_twice_are_named(tmp_path):
     with pytest.raises(rd.DatasetError, match="'a'"):
         rd.data.WebDatasetSource([tmp_path / "1.tar", tmp_path / "2.tar"])
     write_tar(tmp_path / "3.tar", [("a.jpg", b"x"), ("a.jpg", b"y"), ("a.cls", b"0")])
-    with pytest.raises(rd.DatasetError, match=r"a\.jpg stands twice"):
+    with pytest.raises(rd.DatasetError, match=r"a\.jpg is repeated"):
         rd.data.WebDatasetSource([tmp_path / "3.tar"])
 
 
@@ -110,7 +110,7 @@ def test_a_tar_with_a_damaged_header_is_refused(tmp_path):
         damaged = bytearray(path.read_bytes())
         damaged[header + 3] ^= 1
         (tmp_path / "damaged.tar").write_bytes(damaged)
-        with pytest.raises(rd.DatasetError, match=rf"damaged\.tar is cut off or damaged at byte {header}"):
+        with pytest.raises(rd.DatasetError, match=rf"damaged\.tar is truncated or corrupt at byte {header}"):
             rd.data.WebDatasetSource([tmp_path / "damaged.tar"])
 
 
@@ -212,10 +212,10 @@ def test_a_hugging_face_dataset_without_file_names_gets_running_numbers():
     assert list(source.keys) == ["00000000", "00000001", "00000002"]
     assert (list(source.labels), source.classes, source.key_rule) == ([2, 0, 1], None, None)
     assert rd.decode_image(source.read(1)).tobytes() == picture(1).tobytes()
-    with pytest.raises(ValueError, match=r"several columns may be the image column: \['img', 'z'\]"):
+    with pytest.raises(ValueError, match=r"several columns could be the image column: \['img', 'z'\]"):
         rd.data.HFSource(loaded)
     with pytest.raises(
-        ValueError, match=r"no column has the type ClassLabel. Name the label column: label_column= .*y \(int32\)"
+        ValueError, match=r"no column has the type ClassLabel. Pass the name .* label_column= .*y \(int32\)"
     ):
         _ = rd.data.HFSource(loaded, image_column="img").labels
     with pytest.raises(ValueError, match="no label column 'nope'"):

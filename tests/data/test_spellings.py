@@ -211,12 +211,12 @@ def test_an_image_beside_tars_or_a_saved_dataset_is_not_taken_for_the_images(lab
 @pytest.mark.parametrize(
     ("label_names", "kind", "names", "message"),
     [
-        ("folder", "folder", "others", r"No key is in both: .*the images' are such as 'another_0'"),
-        ("folder", "hf", None, "running numbers, since the Hugging Face dataset has no file names: give images with"),
-        ("hub", "hf", None, "running numbers, since the Hugging Face dataset has no file names"),
-        (None, "folder", "folder", "running numbers of a Hugging Face dataset without file names: give the source"),
-        ("numbers", "hf", "numbers", r"running numbers"),
-        ("numbers", "mapping", "numbers flat", "By their file names without folders some would be, but then several"),
+        ("folder", "folder", "others", r"No key is in both: .*the keys of the images are such as 'another_0'"),
+        ("folder", "hf", None, "row numbers, since the Hugging Face dataset has no file names: pass images with"),
+        ("hub", "hf", None, "row numbers, since the Hugging Face dataset has no file names"),
+        (None, "folder", "folder", "row numbers of a Hugging Face dataset without file names: pass the source"),
+        ("numbers", "hf", "numbers", r"row numbers"),
+        ("numbers", "mapping", "numbers flat", "by their file names without folders, but then several"),
         ("composed", "folder", "others", r"such as 'größe_é_\d' \(gr\\xf6\\xdfe_\\xe9_\d\)"),
     ],
 )
@@ -273,7 +273,7 @@ def test_images_without_label_map_count_as_extra_and_skipped_ones_do_not(tmp_pat
     joined = list(rd.data.join(samples, dataset.label_maps, complete=True))
     assert sorted(sample["label_map"].key for sample in joined) == sorted(dataset.keys)
     more = hub | {"n01440764_99_n01440764": png(9)}
-    with pytest.raises(rd.DatasetError, match="1 images have no label map, such as 'n01440764_99_n01440764'"):
+    with pytest.raises(rd.DatasetError, match="1 image has no label map, such as 'n01440764_99_n01440764'"):
         rd.RelabelDataset(tmp_path / "data", images=more)
 
 
@@ -324,7 +324,7 @@ def test_names_in_one_source_that_differ_only_by_unicode_form_are_refused_with_t
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(png(i))
     annotator = rd.ModuleAnnotator(ColourNet(), (24, 32), classes=SYNSETS, name="colours")
-    with pytest.raises(rd.DatasetError, match=r"differ only by their Unicode form, .*: rename one") as error:
+    with pytest.raises(rd.DatasetError, match=r"differ only by their Unicode form: .* rename one") as error:
         rd.build(
             rd.data.ImageFolderSource(tmp_path / "images"),
             tmp_path / "data",
