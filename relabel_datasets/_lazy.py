@@ -1,4 +1,4 @@
-"""Import the public names of a package when they are first used (PEP 562)."""
+"""Import the public names of a package on first use (PEP 562)."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any
 
 
 def import_lazily(package: str, modules: Mapping[str, str], name: str) -> Any:
-    """Return a public name of a package, and keep it there for the next use.
+    """Return a public name of a package and store it in the package for the next use.
 
     Args:
         package: Full name of the package.
-        modules: Public names and the modules that define them, relative to the package.
-        name: Name that was asked for.
+        modules: Mapping from public name to the module that defines it, relative to the package.
+        name: Requested name.
 
     Returns:
         The class, function or constant.
 
     Raises:
-        AttributeError: The package has no such name.
+        AttributeError: The name is not public in the package.
     """
     if name not in modules:
         raise AttributeError(f"module {package!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""Every error class of the package."""
+"""Error classes of the package."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ class DatasetError(ValueError):
 
 
 class RefusedError(DatasetError):
-    """A server refused access: credentials are missing or invalid. S3 may answer so for a file that does not exist."""
+    """Access refused by a server: credentials are missing or invalid. S3 may also refuse a file that does not exist."""
 
 
 class UnavailableError(DatasetError):
-    """A temporary failure of the Hub, or a concurrent change of the repository: the same request may succeed later."""
+    """Temporary failure of the Hub or concurrent change of the repository. The same request may succeed later."""
 
 
 class LabelMapError(ValueError):
-    """Bytes that are not a valid label map."""
+    """Invalid bytes of a label map."""
 
 
 class ImageError(ValueError):
-    """Bytes that cannot be decoded as an image."""
+    """Image that cannot be read or decoded."""

@@ -1,4 +1,4 @@
-"""Keyword arguments that do not exist: the error names the one that was meant."""
+"""Suggest the intended keyword in errors for unknown keyword arguments."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import ParamSpec, TypeVar
 P = ParamSpec("P")
 T = TypeVar("T")
 
-# Names that other libraries (torchvision, datasets, webdataset, timm, torch) and the command line have for our arguments.
+# Names of our arguments in torchvision, datasets, webdataset, timm, torch and on the command line, and their old names.
 _FOREIGN: dict[str, tuple[str, ...]] = {
     "amp_dtype": ("dtype",),
     "annotator_name": ("name", "config"),
@@ -67,17 +67,21 @@ _FOREIGN: dict[str, tuple[str, ...]] = {
 
 
 def checked_keywords(*more: str, hints: dict[str, str] | None = None) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """Return a decorator that raises a TypeError with a suggestion for keyword arguments that a function does not have.
+    """Return a decorator that raises a TypeError with a suggestion for unknown keyword arguments of a function.
 
     Args:
-        more: Names that the function accepts by `**kwargs`.
-        hints: What to do about arguments that have no counterpart, by name.
+        more: Names that the function accepts in its `**kwargs`.
+        hints: Advice for foreign arguments that have no counterpart here, by name.
+
+    Returns:
+        The decorator. It keeps the signature of the function.
     """
 
     def decorate(function: Callable[P, T]) -> Callable[P, T]:
         kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
         parameters = inspect.signature(function).parameters.values()
-        known = [each.name for each in parameters if each.kind in kinds and each.name != "self"] + list(more)
+        known = [parameter.name for parameter in parameters if parameter.kind in kinds and parameter.name != "self"]
+        known += more
         name = function.__qualname__.removesuffix(".__init__")
 
         @functools.wraps(function)
@@ -113,7 +117,7 @@ def check_keywords(
 def _advice(name: str, known: Collection[str], hints: dict[str, str]) -> str:
     if name in hints:
         return hints[name]
-    foreign = next((each for each in _FOREIGN.get(name.lower(), ()) if each in known), None)
+    foreign = next((candidate for candidate in _FOREIGN.get(name.lower(), ()) if candidate in known), None)
     close = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.6)
     if foreign or close:
         return f"did you mean {foreign or close[0]!r}?"

@@ -1,8 +1,9 @@
-"""Rules for the names in a dataset: configs, splits, files, sample keys and hashes, checked wherever one enters.
+"""Rules for names in a dataset: configs, splits, files, sample keys and hashes.
 
 Names become paths, URLs, glob patterns, tar members, YAML and Python code of the dataset card. The rules are those of
-`datasets` for configs (`INVALID_WINDOWS_CHARACTERS_IN_PATH`) and splits (`_split_re`, no `all`), narrowed to ASCII, so that a
-name means the same on Linux, macOS and Windows, in a URL and in a glob pattern, and needs no escaping in any of these.
+`datasets` for configs (`INVALID_WINDOWS_CHARACTERS_IN_PATH`) and splits (`_split_re`, no `all`), restricted to ASCII, so a
+name needs no escaping and is unambiguous on Linux, macOS and Windows, in URLs and in glob patterns. Every name that enters
+the package is checked.
 """
 
 from __future__ import annotations
@@ -12,22 +13,22 @@ import unicodedata
 
 from .errors import DatasetError
 
-MAX_NAME_BYTES = 100  # of a config or split: file names derived from it stay below the 255 bytes of most file systems
+MAX_NAME_BYTES = 100  # of a config or split: derived file names stay below the limit of most file systems, 255 bytes
 MAX_FILE_NAME_BYTES = 255
 MAX_KEY_BYTES = 4096
 RESERVED_NAMES = frozenset({"readme.md", "_info.json"})  # files of the dataset itself
-RESERVED_SPLITS = frozenset({"all"})  # `datasets` reads it as all splits together
+RESERVED_SPLITS = frozenset({"all"})  # `datasets` interprets it as all splits together
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(?<!\.)")
 _SPLIT = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
 _DEVICE = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
 _EXTENSION = re.compile(r"[a-z0-9]{1,16}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-# A key ends at the first dot for every WebDataset reader; the rest is what no path component should hold.
+# Every WebDataset reader ends a key at its first dot. The other characters are unsafe in a path component.
 _KEY_PART = r"[^/\\.\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+"
 _KEY = re.compile(rf"{_KEY_PART}(/{_KEY_PART})*")
 _UNSAFE_IN_KEY = re.compile(r"[%.\\\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-_SHOWN = 80  # characters of a bad value in an error
+_SHOWN = 80  # largest number of characters of an invalid value in an error
 
 _NAME_RULE = (
     "letters A-Z and a-z, digits, '_', '-' and '.'; it must start with a letter, a digit or '_', must not end with '.', and "
@@ -36,7 +37,7 @@ _NAME_RULE = (
 CONFIG_RULE = f"a config name has 1 to {MAX_NAME_BYTES} {_NAME_RULE}, README.md or _info.json"
 SPLIT_RULE = (
     f"a split name has 1 to {MAX_NAME_BYTES} letters A-Z and a-z, digits, '_', and single dots between them; it must not be "
-    "'all', which `datasets` reads as all splits, or a device name of Windows (con, nul, ...)"
+    "'all', which `datasets` interprets as all splits, or a device name of Windows (con, nul, ...)"
 )
 FILE_NAME_RULE = f"a file of a config is in its folder and its name has 1 to {MAX_FILE_NAME_BYTES} {_NAME_RULE}"
 KEY_RULE = (
@@ -49,17 +50,20 @@ def check_config(name: object, source: str) -> str:
     """Return a config name if it is valid.
 
     Args:
-        name: The name.
-        source: The option, argument or file that the name comes from, as errors name it, such as `--config`.
+        name: Config name to check.
+        source: Option, argument or file that the name comes from, as shown in errors, such as `--config`.
+
+    Returns:
+        The name.
 
     Raises:
-        DatasetError: The name is not valid. The message has the name, the source and the rule.
+        DatasetError: The name is not valid. The message contains the source, the name and the rule.
     """
     return _checked(isinstance(name, str) and is_config(name), name, source, "config name", CONFIG_RULE)
 
 
 def check_split(name: object, source: str) -> str:
-    """Return a split name if it is valid; arguments and errors as `check_config`."""
+    """Return a split name if it is valid, see `check_config`."""
     valid = isinstance(name, str) and _is_name(name, _SPLIT, MAX_NAME_BYTES) and name.lower() not in RESERVED_SPLITS
     return _checked(valid, name, source, "split name", SPLIT_RULE)
 
@@ -68,9 +72,12 @@ def check_file_name(name: object, source: str, suffix: str = "") -> str:
     """Return the name of a file in a config's folder if it is valid.
 
     Args:
-        name: The name.
-        source: The file that the name comes from.
-        suffix: The end that the name must have, such as `.tar`.
+        name: File name to check, without a folder.
+        source: File that the name comes from, as shown in errors.
+        suffix: Required end of the name, such as `.tar`. Default: Any end.
+
+    Returns:
+        The name.
 
     Raises:
         DatasetError: The name is not valid.
@@ -81,19 +88,19 @@ def check_file_name(name: object, source: str, suffix: str = "") -> str:
 
 
 def check_key(key: object, source: str) -> str:
-    """Return a sample key if it is valid; arguments and errors as `check_config`."""
+    """Return a sample key if it is valid, see `check_config`."""
     return _checked(isinstance(key, str) and is_key(key), key, source, "sample key", KEY_RULE)
 
 
 def check_extension(extension: object, source: str) -> str:
-    """Return the extension of the images in shards if it is valid; arguments and errors as `check_config`."""
+    """Return the extension of the images in shards if it is valid, see `check_config`."""
     valid = isinstance(extension, str) and _EXTENSION.fullmatch(extension) and extension not in ("cls", "safetensors")
     rule = "1 to 16 letters a-z or digits, without a dot, and neither 'cls' nor 'safetensors'"
     return _checked(bool(valid), extension, source, "image extension", rule)
 
 
 def check_sha256(digest: object, source: str) -> str:
-    """Return a sha256 if it is 64 lower-case hex digits; arguments and errors as `check_config`."""
+    """Return a sha256 if it is 64 lower-case hexadecimal digits, see `check_config`."""
     valid = isinstance(digest, str) and _SHA256.fullmatch(digest) is not None
     return _checked(valid, digest, source, "sha256", "64 digits 0-9 and a-f")
 
@@ -109,7 +116,7 @@ def is_key(key: str) -> bool:
 
 
 def escape_key(path: str) -> str:
-    """Return a path with everything percent-encoded that a key must not hold, and `%` itself.
+    """Percent-encode `%` and all characters that are invalid in a key.
 
     Bytes of a file name that are not UTF-8 (lone surrogates in Python) become their hexadecimal code.
 
@@ -121,7 +128,7 @@ def escape_key(path: str) -> str:
 
 
 def default_config(annotator: str) -> str:
-    """Return the config name for an annotator: its name, with a dash for everything that a config name must not hold.
+    """Return the config name for an annotator: its name, with dashes instead of invalid characters.
 
     Example:
         >>> default_config("google/vit-base-patch16-224")

@@ -1,6 +1,6 @@
-"""Declarative checks of JSON that comes with a dataset: an error names the field, what was expected and what was found.
+"""Declarative checks of JSON files of a dataset. Errors name the field, the expected value and the value found.
 
-A rule is a function of a value and of the name of its field. Rules are built once, at import:
+A rule is a function of a value and the name of its field. Rules are built once, at import:
 
     >>> rule = record(name=text(), sizes=list_of(integer(1)))
     >>> rule({"name": "a", "sizes": [1, 2.5]}, "entry")
@@ -19,20 +19,23 @@ from typing import Any, NoReturn
 Rule = Callable[[Any, str], object]
 
 MAX_INT = 2**63 - 1
-_MAX_DEPTH = 32  # of free-form values; later code walks them recursively
-_MAX_BYTES, _MAX_VALUES = 64 << 20, 6_000_000  # together they keep the parsed value below 1 GiB
-_SHOWN = 80  # characters of a wrong value in an error
+_MAX_DEPTH = 32  # levels of free-form values, since other code walks them recursively
+_MAX_BYTES, _MAX_VALUES = 64 << 20, 6_000_000  # both limits together keep the parsed value below 1 GiB
+_SHOWN = 80  # largest number of characters of an invalid value in an error
 
 
 class FieldError(ValueError):
-    """A value that breaks the rule of its field."""
+    """Value that violates the rule of its field."""
 
 
 def parse_json(data: bytes) -> Any:
-    """Return the value of strict JSON.
+    """Parse strict JSON.
 
     Args:
         data: UTF-8 text, at most 64 MiB.
+
+    Returns:
+        The parsed value.
 
     Raises:
         ValueError: The text is not UTF-8 or not JSON, is too large, is nested too deeply, repeats a key of an object, or
@@ -70,19 +73,19 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_distinct, parse_float=_finite, pa
 def shown(value: object) -> str:
     """Return a short `repr` of a value for an error message."""
     if isinstance(value, (str, list, dict)) and len(value) > _SHOWN:
-        kind = {str: "text", list: "list", dict: "dict"}[type(value)]
-        return f"a {kind} of length {len(value)}"
+        type_name = {str: "text", list: "list", dict: "dict"}[type(value)]
+        return f"a {type_name} of length {len(value)}"
     text = repr(value)
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def fail(name: str, expected: str, value: object) -> NoReturn:
-    """Raise the FieldError of a value."""
+    """Raise the FieldError for a value."""
     raise FieldError(f"{name} must be {expected}, got {shown(value)}")
 
 
 def integer(low: int = 0, high: int = MAX_INT) -> Rule:
-    """Return the rule of an integer in a range, ends included; `true` and `1.0` are none."""
+    """Return the rule for an integer from `low` to `high`, inclusive. `true` and `1.0` are not integers."""
     expected = f"an integer of at least {low}" if high == MAX_INT else f"an integer in {low} .. {high}"
     expected = f"{low}" if low == high else expected
 
@@ -94,7 +97,7 @@ def integer(low: int = 0, high: int = MAX_INT) -> Rule:
 
 
 def number() -> Rule:
-    """Return the rule of a finite number."""
+    """Return the rule for a finite number."""
 
     def check(value: Any, name: str) -> None:
         if type(value) not in (int, float) or abs(value) > MAX_INT:
@@ -104,7 +107,7 @@ def number() -> Rule:
 
 
 def text(pattern: str = r"(?s).*", expected: str = "text") -> Rule:
-    """Return the rule of a string that matches a pattern and that UTF-8 can encode, which excludes lone surrogates."""
+    """Return the rule for a string that matches a pattern and has no lone surrogates, which UTF-8 cannot encode."""
     compiled = re.compile(pattern)
 
     def check(value: Any, name: str) -> None:
@@ -123,7 +126,7 @@ def _is_unicode(value: str) -> bool:
 
 
 def string() -> Rule:
-    """Return the rule of any string, such as the name of a file that is not UTF-8."""
+    """Return the rule for any string, such as a file name that is not UTF-8."""
 
     def check(value: Any, name: str) -> None:
         if not isinstance(value, str):
@@ -133,7 +136,7 @@ def string() -> Rule:
 
 
 def one_of(*values: str) -> Rule:
-    """Return the rule of a string that is one of these."""
+    """Return the rule for a string that is one of `values`."""
 
     def check(value: Any, name: str) -> None:
         if not isinstance(value, str) or value not in values:
@@ -143,7 +146,7 @@ def one_of(*values: str) -> Rule:
 
 
 def optional(rule: Rule) -> Rule:
-    """Return the rule of null, or of a value that follows another rule."""
+    """Return the rule for null or a value that satisfies `rule`."""
 
     def check(value: Any, name: str) -> None:
         if value is not None:
@@ -153,7 +156,7 @@ def optional(rule: Rule) -> Rule:
 
 
 def list_of(rule: Rule, low: int = 0, high: int = MAX_INT) -> Rule:
-    """Return the rule of a list with a length in a range, ends included, whose values follow another rule."""
+    """Return the rule for a list of `low` to `high` values, inclusive, that each satisfy `rule`."""
 
     def check(value: Any, name: str) -> None:
         if not isinstance(value, list):
@@ -161,36 +164,34 @@ def list_of(rule: Rule, low: int = 0, high: int = MAX_INT) -> Rule:
         if not low <= len(value) <= high:
             limits = f"{low}" if low == high else f"at least {low}" if high == MAX_INT else f"{low} to {high}"
             fail(name, f"a list of {limits} values", value)
-        for place, entry in enumerate(value):
+        for position, entry in enumerate(value):
             try:
                 rule(entry, name)
             except ValueError:
-                rule(
-                    entry, f"{name}[{place}]"
-                )  # fails again, by its name: making all names would take most of the time
+                rule(entry, f"{name}[{position}]")  # fails again; names are made only for errors, for speed
                 raise
 
     return check
 
 
 def tuple_of(*rules: Rule) -> Rule:
-    """Return the rule of a list whose values follow one rule each."""
+    """Return the rule for a list with one value for each of `rules`."""
 
     def check(value: Any, name: str) -> None:
         if not isinstance(value, list) or len(value) != len(rules):
             fail(name, f"a list of {len(rules)} values", value)
-        for place, (rule, entry) in enumerate(zip(rules, value, strict=True)):
+        for position, (rule, entry) in enumerate(zip(rules, value, strict=True)):
             try:
                 rule(entry, name)
             except ValueError:
-                rule(entry, f"{name}[{place}]")
+                rule(entry, f"{name}[{position}]")
                 raise
 
     return check
 
 
 def dict_of(rule: Rule, low: int = 0) -> Rule:
-    """Return the rule of a dict with at least `low` keys, whose values follow another rule."""
+    """Return the rule for a dict with at least `low` keys, whose values each satisfy `rule`."""
 
     def check(value: Any, name: str) -> None:
         if not isinstance(value, dict) or len(value) < low:
@@ -206,12 +207,12 @@ def dict_of(rule: Rule, low: int = 0) -> Rule:
 
 
 def record(**rules: Rule) -> Rule:
-    """Return the rule of a dict that has exactly these fields."""
+    """Return the rule for a dict that has exactly these fields."""
     return fields(rules)
 
 
 def fields(rules: Mapping[str, Rule], optional: Collection[str] = ()) -> Rule:
-    """Return the rule of a dict that has no fields but these, of which it may lack the optional ones."""
+    """Return the rule for a dict that has only these fields and all that are not in `optional`."""
     known, needed = rules.keys(), rules.keys() - set(optional)
 
     def check(value: Any, name: str) -> None:
@@ -234,7 +235,7 @@ def fields(rules: Mapping[str, Rule], optional: Collection[str] = ()) -> Rule:
 
 
 def free_form(**rules: Rule) -> Rule:
-    """Return the rule of a dict of any JSON values, some of which must be there and follow a rule."""
+    """Return the rule for a dict of any JSON values, in which the fields of `rules` are required."""
 
     def check(value: Any, name: str) -> None:
         if not isinstance(value, dict):
@@ -259,8 +260,8 @@ def _check_json(value: Any, name: str, depth: int) -> None:
             _UNICODE(key, f"a key of {name}")
             _check_json(entry, f"{name}.{key}", depth + 1)
     elif isinstance(value, list):
-        for place, entry in enumerate(value):
-            _check_json(entry, f"{name}[{place}]", depth + 1)
+        for position, entry in enumerate(value):
+            _check_json(entry, f"{name}[{position}]", depth + 1)
     elif isinstance(value, str):
         _UNICODE(value, name)
     elif value is not None and not isinstance(value, bool):

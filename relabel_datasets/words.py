@@ -1,19 +1,22 @@
-"""Words for messages."""
+"""Format numbers and names for messages."""
 
 from __future__ import annotations
 
 import unicodedata
 
-_SAFE_CATEGORIES = {"Zs", "Co", "Cn"}  # spaces, private use and unassigned: `str.isprintable` rejects them, too
+_SAFE_CATEGORIES = {"Zs", "Co", "Cn"}  # spaces, private use and unassigned, which `str.isprintable` also rejects
 
 
 def counted(number: int, noun: str, plural: str | None = None) -> str:
     """Return a number and a noun, in the plural unless the number is 1.
 
     Args:
-        number: The number.
-        noun: The noun in the singular.
-        plural: The noun in the plural. Default: the noun and an s.
+        number: Number of things.
+        noun: Noun in the singular.
+        plural: Noun in the plural. Default: The noun with an s.
+
+    Returns:
+        The number and the noun, separated by a space.
 
     Example:
         >>> counted(1, "file"), counted(2, "file"), counted(0, "box", "boxes")
@@ -23,15 +26,18 @@ def counted(number: int, noun: str, plural: str | None = None) -> str:
 
 
 def printable(text: object, *, keep: str = "") -> str:
-    r"""Return a text in which characters that could control a terminal are escaped as in Python: `\x1b`, `\u202e`.
+    r"""Escape characters of a text that could control a terminal, as in Python: `\x1b`, `\u202e`.
 
-    Escaped are the control characters C0 and C1 including newlines, bidirectional overrides and other invisible format
-    characters (zero-width space, joiners, tags), line and paragraph separators, and lone surrogates, which stand for bytes of
-    file names that are not UTF-8.
+    These are the control characters C0 and C1 including newlines, bidirectional overrides and other invisible format characters
+    (zero-width space, joiners, tags), line and paragraph separators, and lone surrogates, which represent bytes of file names
+    that are not UTF-8.
 
     Args:
-        text: A class name, key, file name or message; other objects are converted with `str`.
-        keep: Characters that stay.
+        text: Class name, key, file name or message. Other objects are converted with `str`.
+        keep: Characters that are not escaped.
+
+    Returns:
+        The escaped text.
 
     Example:
         >>> printable("cat\x1b[2J\u202e")

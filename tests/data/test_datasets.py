@@ -90,7 +90,7 @@ def test_label_only_shards_take_their_images_from_a_mapping(dataset_folder, imag
     joined = rd.RelabelDataset(dataset_folder, "labels-only", images=images)
     assert joined[3][0].size == joined[3][1].canvas_size[::-1]
     del images["photo_05"]
-    with pytest.raises(rd.DatasetError, match=r"1 label maps have no image, such as 'photo_05'"):
+    with pytest.raises(rd.DatasetError, match=r"1 label map has no image, such as 'photo_05'"):
         rd.RelabelDataset(dataset_folder, "labels-only", images=images)
 
 
@@ -112,8 +112,8 @@ def test_images_and_label_maps_that_do_not_match_are_counted_and_named(dataset_f
     (image_folder / "cat" / "photo_00.jpg").rename(image_folder / "cat" / "renamed.jpg")
     with pytest.raises(rd.DatasetError) as caught:
         rd.RelabelDataset(dataset_folder, "labels-only", images=image_folder)
-    assert "1 label maps have no image, such as 'photo_00'" in str(caught.value)
-    assert "1 images have no label map, such as 'renamed'" in str(caught.value)
+    assert "1 label map has no image, such as 'photo_00'" in str(caught.value)
+    assert "1 image has no label map, such as 'renamed'" in str(caught.value)
 
 
 def test_an_image_that_became_unreadable_is_named(dataset_folder, image_folder):

@@ -395,7 +395,9 @@ def test_the_field_with_the_key_may_have_any_name_and_hold_a_path(label_only):
     label_maps = rd.LabelMaps(label_only, "ImageFolderSource")
     (sample,) = rd.data.join([{"file": "train/n01/n01_03.JPEG"}], label_maps, key="file")
     assert sample["label_map"].key == "n01_03"
-    with pytest.raises(rd.DatasetError, match=r"no key in '__key__', only the fields \['file'\]: pass the name of the field as key="):
+    with pytest.raises(
+        rd.DatasetError, match=r"no key in '__key__', only the fields \['file'\]: pass the name of the field as key="
+    ):
         list(rd.data.join([{"file": "n01_03"}], label_maps))
 
 
