@@ -1,4 +1,4 @@
-"""The builder scripts, run as a user runs them, on a few images and a small model."""
+"""Builder scripts run as commands on a few images with a small model."""
 
 import subprocess
 import sys
@@ -15,7 +15,7 @@ SYNSETS = ("n01440764", "n02102040")
 
 @pytest.fixture
 def imagenet(tmp_path):
-    """A folder laid out like ImageNet, with two of its classes."""
+    """Folder with the layout of ImageNet and two of its classes."""
     for split, count in (("train", 3), ("val", 2)):
         for synset in SYNSETS:
             (tmp_path / "imagenet" / split / synset).mkdir(parents=True)

@@ -248,18 +248,36 @@ class ClassSubset:
         self._rows = torch.tensor(rows, dtype=torch.long, device="cpu")
 
     def preprocess(self, image: PIL.Image.Image) -> Tensor:
-        """Return the pixels that the inner annotator expects."""
+        """Preprocess an image with the inner annotator.
+
+        Args:
+            image: RGB image of any size.
+
+        Returns:
+            Pixels that the inner annotator expects.
+        """
         return self.annotator.preprocess(image)
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:
-        """Return logits of the C classes of the dataset, float32 `[B, C, H, W]`."""
+        """Compute the label maps of a batch and select the classes of the dataset.
+
+        Args:
+            images: Stacked results of `preprocess`, uint8 `[B, ...]`.
+
+        Returns:
+            Logits of the C classes of the dataset, float32 `[B, C, H, W]`.
+        """
         logits = self.annotator(images)
         self._rows = self._rows.to(logits.device)  # copied once
         return logits.index_select(1, self._rows)
 
     def describe(self) -> dict[str, Any]:
-        """Return the description of the inner annotator and a hash of the rows, of which there may be thousands."""
+        """Describe everything that determines the maps.
+
+        Returns:
+            Description of the inner annotator with a hash of the rows, of which there may be thousands.
+        """
         inner = self.annotator.describe()
         digest = hashlib.sha256(inner.get("rows_sha256", "").encode())  # the inner annotator may be a subset as well
         digest.update(self._rows.cpu().numpy().astype("<i8").tobytes())
@@ -285,7 +303,14 @@ def check_size(size: int | Sequence[int]) -> tuple[int, int]:
 
 
 def hash_weights(module: nn.Module) -> str:
-    """Return the SHA-256 of the names, dtypes, shapes and values of a module's state dict."""
+    """Hash the names, dtypes, shapes and values of a module's state dict.
+
+    Args:
+        module: Network.
+
+    Returns:
+        SHA-256 in hexadecimal digits.
+    """
     digest = hashlib.sha256()
     state: Mapping[str, Tensor] = module.state_dict()
     for name, tensor in sorted(state.items()):

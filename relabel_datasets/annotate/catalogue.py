@@ -1,4 +1,4 @@
-"""Catalogue of timm models that can annotate, made by running each model with random weights."""
+"""Catalog of timm models that can annotate, made by running each model with random weights."""
 
 from __future__ import annotations
 
@@ -108,7 +108,11 @@ class AnnotatorEntry:
         return height if height == width else f"{height}x{width}"
 
     def to_json(self) -> dict[str, Any]:
-        """Return the entry as JSON values, including the stride."""
+        """Convert the entry to JSON values.
+
+        Returns:
+            Fields of the entry and its stride.
+        """
         return {**asdict(self), "stride": self.stride}
 
 

@@ -214,7 +214,14 @@ def _normalized(name: str) -> str:
 
 
 def is_synset(name: str) -> bool:
-    """Return whether a class name is a WordNet synset such as `n01440764`."""
+    """Check whether a class name is a WordNet synset.
+
+    Args:
+        name: Class name.
+
+    Returns:
+        Whether the name has the form of a synset, such as `n01440764`.
+    """
     return re.fullmatch(r"n\d{8}", name) is not None
 
 

@@ -63,7 +63,14 @@ class Ensemble:
                 self._inputs.append(pixels)
 
     def preprocess(self, image: PIL.Image.Image) -> Tensor:
-        """Return the concatenated pixels that the members expect, uint8 `[n]`."""
+        """Preprocess an image for all members.
+
+        Args:
+            image: RGB image of any size.
+
+        Returns:
+            Concatenated pixels that the members expect, uint8 `[n]`.
+        """
         owners = [self._input_of.index(i) for i in range(len(self._inputs))]
         return torch.cat([self.annotators[owner].preprocess(image).flatten() for owner in owners])
 
@@ -97,7 +104,11 @@ class Ensemble:
         return total / len(maps)
 
     def describe(self) -> dict[str, Any]:
-        """Return the descriptions of all members, in order, as JSON values."""
+        """Describe everything that determines the maps.
+
+        Returns:
+            JSON values with the descriptions of all members in order.
+        """
         members = [annotator.describe() for annotator in self.annotators]
         return {"kind": "ensemble", "name": self.name, "num_classes": self.num_classes, "annotators": members}
 
@@ -127,16 +138,34 @@ class FlipAveraged:
         self.num_classes = annotator.num_classes
 
     def preprocess(self, image: PIL.Image.Image) -> Tensor:
-        """Return the pixels that the inner annotator expects."""
+        """Preprocess an image with the inner annotator.
+
+        Args:
+            image: RGB image of any size.
+
+        Returns:
+            Pixels that the inner annotator expects.
+        """
         return self.annotator.preprocess(image)
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:
-        """Return the mean logits of both images, float32 `[B, C, H, W]`."""
+        """Average the logits of both images.
+
+        Args:
+            images: Stacked results of `preprocess`, uint8 `[B, ...]`.
+
+        Returns:
+            Mean logits, float32 `[B, C, H, W]`.
+        """
         return (self.annotator(images) + self.annotator(images.flip(-1)).flip(-1)) / 2
 
     def describe(self) -> dict[str, Any]:
-        """Return the description of the inner annotator with `flip_averaged`."""
+        """Describe everything that determines the maps.
+
+        Returns:
+            Description of the inner annotator with `flip_averaged`.
+        """
         return {**self.annotator.describe(), "flip_averaged": True}
 
 

@@ -40,16 +40,30 @@ class Description:
 
     @classmethod
     def of(cls, annotator: Annotator) -> Description:
-        """Return the description of an annotator."""
+        """Describe an annotator.
+
+        Args:
+            annotator: Annotator of this process.
+
+        Returns:
+            Its description, which can be sent to other processes.
+        """
         return cls(annotator.classes, annotator.num_classes, annotator.describe(), _device_type(annotator))
 
     def preprocess(self, image: PIL.Image.Image) -> Tensor:
+        """Raise NotImplementedError, because the annotator is in another process."""
         raise NotImplementedError
 
     def __call__(self, images: Tensor) -> Tensor:
+        """Raise NotImplementedError, because the annotator is in another process."""
         raise NotImplementedError
 
     def describe(self) -> dict[str, Any]:
+        """Return the description of the annotator.
+
+        Returns:
+            Result of `Annotator.describe` in its process.
+        """
         return self.content
 
 
@@ -108,7 +122,14 @@ class LocalEngine:
 
     @contextmanager
     def start(self, make: MakeAnnotator) -> Iterator[_LocalWorker]:
-        """Create the annotator, see `Engine.start`."""
+        """Create the annotator.
+
+        Args:
+            make: Function that creates the annotator.
+
+        Yields:
+            The only worker, which annotates in this process.
+        """
         yield _LocalWorker(make())
 
 

@@ -107,7 +107,11 @@ class HFAnnotator(ModuleAnnotator):
         self.linear_head = dense.linear_head
 
     def describe(self) -> dict[str, Any]:
-        """Describe everything that determines the maps, see `ModuleAnnotator.describe`. Includes `linear_head`."""
+        """Describe everything that determines the maps.
+
+        Returns:
+            JSON values, including `head` and `linear_head`. Annotators that compute equal maps return equal descriptions.
+        """
         return {**super().describe(), "kind": "transformers", "head": self.head, "linear_head": self.linear_head}
 
 

@@ -121,6 +121,10 @@ class TimmAnnotator(ModuleAnnotator):
         self.license = model.pretrained_cfg.get("license") if pretrained else None
 
     def describe(self) -> dict[str, Any]:
-        """Describe everything that determines the maps, see `ModuleAnnotator.describe`. Includes `linear_head`."""
+        """Describe everything that determines the maps.
+
+        Returns:
+            JSON values, including `head` and `linear_head`. Annotators that compute equal maps return equal descriptions.
+        """
         own = {"kind": "timm", "model_args": self.model_kwargs, "head": self.head, "linear_head": self.linear_head}
         return {**super().describe(), **own, "license": self.license}

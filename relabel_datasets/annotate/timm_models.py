@@ -1,6 +1,6 @@
 """Create timm classifiers for an input size, and determine the layout of their features.
 
-Shapes: B images, H x W locations, D features at each, L tokens, P prefix tokens (class, distillation, registers).
+Shapes: B images, H x W locations, D features per location, L tokens, P prefix tokens (class, distillation, registers).
 """
 
 from __future__ import annotations

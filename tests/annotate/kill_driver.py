@@ -1,7 +1,7 @@
-"""Runs a build again and again in forked processes, and kills each at another moment: `python kill_driver.py < JOB`.
+"""Run a build repeatedly in forked processes and kill each at another moment: `python kill_driver.py < JOB`.
 
-One interpreter imports what it takes, which is most of the time of a small build, and computes nothing before it forks, so that
-torch's threads start in the child. JOB is JSON: see `main`. Prints what happened as JSON.
+One interpreter imports all modules, which is most of the time of a small build. It computes nothing before it forks, so that
+the threads of torch start in the child. JOB is JSON, see `main`. The result is printed as JSON.
 """
 
 import gc
@@ -23,7 +23,7 @@ import relabel_datasets.annotate.timm_annotator
 
 
 def start(job, root, kill_at=None):
-    """Fork a build; it kills itself before its `kill_at`-th change to the folder, if that is given."""
+    """Fork a build, which kills itself before change number `kill_at` to the folder if that is given."""
     pid = os.fork()
     if pid:
         return pid
@@ -53,22 +53,22 @@ def make(job):
 
 def die_at(number, root):
     """Kill this process when Python is about to open, rename or remove a file of the folder for the n-th time."""
-    seen = 0
+    count = 0
 
-    def look(event, arguments):
-        nonlocal seen
+    def hook(event, arguments):
+        nonlocal count
         changes = event in ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree")
-        in_rmtree = event in ("os.remove", "os.rmdir") and not Path(arguments[0]).is_absolute()  # by an open folder
+        in_rmtree = event in ("os.remove", "os.rmdir") and not Path(arguments[0]).is_absolute()  # relative to an open folder
         if changes and (in_rmtree or str(arguments[0]).startswith(root)):
-            seen += 1
-            if seen == number:
+            count += 1
+            if count == number:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    sys.addaudithook(look)
+    sys.addaudithook(hook)
 
 
 def end_of(pid, timeout=None):
-    """Return whether a child was killed, by us after `timeout` seconds or by itself; it must not end otherwise but well."""
+    """Return whether a child was killed, by itself or after `timeout` seconds. Otherwise it must succeed."""
     deadline = None if timeout is None else time.monotonic() + timeout
     while True:
         done, status = os.waitpid(pid, 0 if deadline is None else os.WNOHANG)
@@ -84,10 +84,11 @@ def end_of(pid, timeout=None):
 
 
 def main():
-    """Build into new folders below `out` until there were `kills`; build once if that is 0.
+    """Build into new folders below `out` until `kills` builds were killed, or build once if `kills` is 0.
 
-    With `seconds_alive`, each build is killed after a random time of at most that; else at its first change to the folder, the
-    next at its second, and so on, each followed by an undisturbed one in the same folder.
+    With `seconds_alive`, each build is killed after a random time up to this limit. Without it, the first build is killed at its
+    first change to the folder, the second at its second change, and so on. Each is followed by an uninterrupted build in the same
+    folder.
     """
     job = json.load(sys.stdin)
     gc.freeze()
@@ -103,7 +104,7 @@ def main():
         elif end_of(start(job, root, kill_at=rounds + 1)):
             kills += 1
         else:
-            break  # all moments are done
+            break  # all changes are done
         assert not end_of(start(job, root))
         rounds += 1
     print(json.dumps({"kills": kills, "rounds": rounds}))

@@ -1,4 +1,4 @@
-"""Label maps as ReLabel and TokenLabeling publish them, made up for tests."""
+"""Artificial label maps in the formats of ReLabel and TokenLabeling."""
 
 import io
 import tarfile
@@ -10,20 +10,18 @@ from relabel_datasets.annotate.annotator import ModuleAnnotator
 from tests.conftest import ColourNet
 
 CLASSES = ("cat", "dog", "emu")
-
-
 DTYPES = {"relabel": torch.float32, "tokenlabeling": torch.float16}
 
 
 def publish(dense, k=2, order="hw", source_format="relabel"):
-    """Return dense logits `[C, H, W]` as their release has them, `[2, K, H, W]` or `[2, K, W, H]`."""
+    """Convert dense logits `[C, H, W]` to the format of a release, `[2, K, H, W]` or `[2, K, W, H]`."""
     scores, indices = dense.topk(k, dim=0)
     tensor = torch.stack([scores, indices.float()]).to(DTYPES[source_format])
     return tensor if order == "hw" else tensor.mT.contiguous()
 
 
 def dense_of(tensor, num_classes, order="hw"):
-    """Return `[C, H, W]` as the published code makes it: https://github.com/naver-ai/relabel_imagenet get_labelmaps."""
+    """Return dense logits `[C, H, W]` as get_labelmaps of https://github.com/naver-ai/relabel_imagenet computes them."""
     tensor = tensor.float() if order == "hw" else tensor.float().mT
     return torch.zeros(num_classes, *tensor.shape[2:]).scatter_(0, tensor[1].long(), tensor[0])
 
@@ -40,7 +38,7 @@ def save(tensor, **options):
 
 
 def write_release(root, image_folder, tensor_of):
-    """Write a release of maps of all images of a folder; return the tensors by key."""
+    """Write a release with maps of all images of a folder; return the tensors by key."""
     tensors = {}
     for i, path in enumerate(sorted(image_folder.glob("*/*"))):
         tensors[path.stem] = tensor_of(i, path)
@@ -51,7 +49,7 @@ def write_release(root, image_folder, tensor_of):
 
 
 def annotated_release(root, image_folder, size, order):
-    """Write a release as another annotator, of another input size, would have made it."""
+    """Write a release of another annotator with another input size."""
     other = ModuleAnnotator(ColourNet(), size, classes=CLASSES)
 
     def tensor_of(_, path):

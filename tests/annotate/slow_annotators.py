@@ -1,4 +1,4 @@
-"""Annotators for builds that are killed: in a module of their own, which other processes can import."""
+"""Annotators for builds that are killed, in a module that other processes can import."""
 
 import os
 import time
@@ -9,7 +9,7 @@ from tests.conftest import ColourNet
 
 
 class SlowNet(ColourNet):
-    """Takes its time, so that there is a middle to kill it in."""
+    """Network that is slow enough to be killed in the middle of a build."""
 
     def __init__(self, seconds):
         super().__init__()
@@ -20,8 +20,8 @@ class SlowNet(ColourNet):
         return super().forward(images)
 
 
-class Ends(ColourNet):
-    """Ends its process at the first batch."""
+class EndsProcess(ColourNet):
+    """Network that ends its process at the first batch."""
 
     def forward(self, images):
         if len(images) > 1:
@@ -42,14 +42,14 @@ def signed_in_timm_annotator(folder, name, options):
 
 
 def slow_annotator(seconds=0.0, folder=None):
-    """Return an annotator like the fixture; a file in the folder says which process of which Ray node has it."""
+    """Return an annotator like the fixture, and create a file in the folder that names its Ray node and process."""
     if folder is not None:
         sign_in(folder)
     return ModuleAnnotator(SlowNet(seconds), (48, 64), classes=("cat", "dog", "emu"), name="colours")
 
 
 def ending_annotator():
-    return ModuleAnnotator(Ends(), (48, 64), classes=("cat", "dog", "emu"), name="colours")
+    return ModuleAnnotator(EndsProcess(), (48, 64), classes=("cat", "dog", "emu"), name="colours")
 
 
 def failing_annotator():

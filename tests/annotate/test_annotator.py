@@ -1,4 +1,4 @@
-"""Annotators of any torch module, and of some classes of another annotator."""
+"""Annotators of torch modules, and of selected classes of another annotator."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SIZE = (24, 40)
 
 
 class Patches(nn.Module):
-    """A linear classifier of patches of 8 x 8 pixels."""
+    """Linear classifier of patches of 8 x 8 pixels."""
 
     def __init__(self, num_classes: int = 5) -> None:
         super().__init__()
@@ -52,8 +52,8 @@ def test_logits_are_those_of_the_module_for_normalized_images():
     weight, bias = module.conv.weight.double().numpy(), module.conv.bias.double().numpy()
     for b, c, y, x in np.ndindex(*expected.shape):
         patch = images[b, :, 8 * y : 8 * y + 8, 8 * x : 8 * x + 8].numpy() / 255
-        normalised = (patch - np.reshape(mean, (3, 1, 1))) / np.reshape(std, (3, 1, 1))
-        expected[b, c, y, x] = (weight[c] * normalised).sum() + bias[c]
+        normalized = (patch - np.reshape(mean, (3, 1, 1))) / np.reshape(std, (3, 1, 1))
+        expected[b, c, y, x] = (weight[c] * normalized).sum() + bias[c]
     logits = annotator(images)
     assert logits.dtype == torch.float32
     assert logits.is_inference()
@@ -225,7 +225,7 @@ def test_weights_are_hashed_by_name_dtype_shape_and_value():
     assert hash_weights(Weights()) == hashes[0]
     transposed = Weights(values=(1.0, 3.0, 2.0, 4.0))
     transposed.w = transposed.w.T
-    assert hash_weights(transposed) == hashes[0]  # the order in memory does not count
+    assert hash_weights(transposed) == hashes[0]  # independent of the memory format
 
 
 @pytest.fixture

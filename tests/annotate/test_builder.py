@@ -69,11 +69,11 @@ class Interrupted(Exception):
 
 
 class StopsAfter(ColourNet):
-    """The same network, that breaks after n batches."""
+    """The same network, which fails after n batches."""
 
     def __init__(self, batches):
         super().__init__()
-        self.left = batches + 1  # and the one by which the annotator learns the size of its maps
+        self.left = batches + 1  # and the batch that determines the map size
 
     def forward(self, images):
         self.left -= 1
@@ -105,11 +105,11 @@ def test_an_interrupted_build_is_resumed(tmp_path, image_folder, annotator):
     assert not (folder / "_info.json").exists()
     with pytest.raises(FileNotFoundError, match="no dataset"):
         rd.load_dataset(tmp_path / "data", split="train")
-    rest = StopsAfter(3)  # batches of two and one: the other two shards need just these
+    rest = StopsAfter(3)  # the other two shards need batches of two, two and one
     run(tmp_path / "data", annotator_of(rest))
     assert rest.left == 0
     assert files_of(folder) == files_of(tmp_path / "whole" / "colours")
-    run(tmp_path / "data", annotator_of(StopsAfter(0)))  # nothing is left to do
+    run(tmp_path / "data", annotator_of(StopsAfter(0)))  # all shards are finished
 
 
 def test_sigkill_loses_only_the_current_shard(tmp_path, image_folder, annotator):
@@ -117,7 +117,7 @@ def test_sigkill_loses_only_the_current_shard(tmp_path, image_folder, annotator)
 import time, torch, relabel_datasets as rd
 from tests.annotate.test_builder import annotator_of, ColourNet
 class Stops(ColourNet):
-    batches = -1  # the first is the one by which the annotator learns the size of its maps
+    batches = -1  # the first batch determines the map size
     def forward(self, images):
         self.batches += 1
         if self.batches == 6:  # in the third shard
@@ -179,7 +179,7 @@ def test_an_existing_split_is_not_mixed_with_other_label_maps(
     source = rd.data.ImageFolderSource(image_folder)
     if finished:
         if message == "shard_size":
-            pytest.skip("a finished split is the same whatever its shards' size")
+            pytest.skip("a finished split is accepted with any shard size")
         rd.build(source, tmp_path, annotator, **arguments)
     else:
         with pytest.raises(Interrupted):
@@ -209,7 +209,7 @@ def test_shards_of_another_version_are_not_extended(tmp_path, image_folder, anno
             rd.build(source, tmp_path, annotator_of(StopsAfter(3)), **arguments)
     monkeypatch.setattr("relabel_datasets.annotate.builder.version", lambda _: "99.0")
     if finished:
-        rd.build(source, tmp_path, annotator, **arguments)  # nothing is missing
+        rd.build(source, tmp_path, annotator, **arguments)  # no shard is missing
         (tmp_path / "colours" / "train-00001-of-00004.tar").unlink()
     for split in ("train", "validation") if finished else ("train",):
         with pytest.raises(rd.DatasetError, match=r"another made_with: .*relabel_datasets 99\.0\" now"):
@@ -237,7 +237,7 @@ def test_unreadable_images_are_skipped_reported_and_listed(tmp_path, image_folde
     assert str(bad) in capsys.readouterr().err
     assert "2 of 13 images skipped" in caplog.text
     assert len(rd.load_dataset(tmp_path / "data", split="train")) == 11
-    joined = rd.load_dataset(tmp_path / "data", split="train", images=image_folder)  # skipped images are no surprise
+    joined = rd.load_dataset(tmp_path / "data", split="train", images=image_folder)  # no error for skipped images
     assert len(joined) == 11
 
 
@@ -268,7 +268,7 @@ def test_rotated_and_misnamed_files_are_read_correctly(tmp_path, annotator):
 
 
 def build_and_get_maps(source, root, annotator):
-    source.classes = None  # one folder, but the annotator's three classes
+    source.classes = None  # keep the three classes of the annotator
     rd.build(source, root, annotator, progress=False)
     return rd.LabelMaps(root)
 
@@ -366,7 +366,7 @@ def test_all_classes_keeps_all_classes_of_the_annotator(tmp_path, image_folder):
     of_dataset = rd.LabelMaps(tmp_path, "narrow")
     for key, (_, label_map), target in zip(dataset.keys, dataset, dataset.targets, strict=True):
         path = next(image_folder.glob(f"*/{key}.jpg"))
-        assert dataset.classes[target] == path.parent.name  # the class index is that of the image's class
+        assert dataset.classes[target] == path.parent.name  # class of the image
         assert label_map.label == target
         torch.testing.assert_close(label_map.dense()[[3, 4, 1]], of_dataset[key].dense(), rtol=2e-3, atol=2e-3)
 
@@ -413,7 +413,7 @@ def test_a_later_split_keeps_the_template_of_the_card(tmp_path, image_folder, an
     template.write_text("---\nlicense: mit\n{{ card_data }}\n---\n{{ mark }}\n# Mine\n")
     rd.build(source, tmp_path / "data", annotator, split="test", card=template, progress=False)
     assert "# Mine" in card.read_text()
-    assert str(tmp_path) not in card.read_text()  # readers need not know of our folders
+    assert str(tmp_path) not in card.read_text()  # local paths are not published
     rd.build(source, tmp_path / "data", annotator, split="more", progress=False)
     assert "# Mine" in card.read_text()
     assert "split: more" in card.read_text()

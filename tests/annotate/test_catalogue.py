@@ -1,4 +1,4 @@
-"""The list of timm's models as annotators."""
+"""Catalog of timm models as annotators."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Matching of a dataset's classes with an annotator's."""
+"""Classes of a dataset are matched with those of an annotator."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_synsets_match_human_names():
 
 
 def test_full_descriptions_have_priority_over_single_words(imagenet):
-    # "missile" is a class, and a word for another; so are "cardigan" and "maillot".
+    # "missile", "cardigan" and "maillot" are names of one class and words of another.
     names = ("missile", "projectile, missile", "cardigan", "maillot, tank suit", "maillot", "harp", "tub")
     synsets = ["n03773504", "n04008634", "n02963159", "n03710721", "n03710637", "n03495258", "n04493381"]
     assert [imagenet[row] for row in match_classes(imagenet, names)] == synsets
@@ -163,7 +163,7 @@ def test_no_classes_match_nothing():
     assert match_classes(("a",), ()) == []
 
 
-# Class names in the order of the dataset, and whether the rows of an unnamed annotator can be told from it
+# Class names in the order of the dataset, and whether they determine the rows of an annotator without names.
 ORDERS = {
     "0 to 9": ([str(i) for i in range(10)], True),
     "0 to 11 as folders": (sorted(str(i) for i in range(12)), False),
@@ -188,7 +188,7 @@ def test_rows_without_names_require_an_order_on_which_timm_and_torchvision_agree
         return
     with pytest.raises(ValueError, match=r"ambiguous: row \d+ of the annotator is '.*--classes-file.*--class-mapping"):
         match_classes(None, classes, num_classes=len(classes))
-    mapping = {each: row for row, each in enumerate(classes)}
+    mapping = {name: row for row, name in enumerate(classes)}
     assert match_classes(None, classes, mapping, len(classes)) == list(range(len(classes)))
     assert match_classes(sorted(classes, reverse=True), classes) == list(range(len(classes)))[::-1]
 

@@ -1,4 +1,4 @@
-"""Annotators made of annotators: ensembles and mirror images."""
+"""Annotators that average over annotators and mirror images."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_an_ensemble_is_the_mean_of_its_members():
     members = [patches((24, 40)), patches((24, 40), seed=1)]
     ensemble = rd.Ensemble(members)
     images = pixels(members[0])
-    assert torch.equal(pixels(ensemble), images.flatten(1))  # members that see the same share it
+    assert torch.equal(pixels(ensemble), images.flatten(1))  # members with the same preprocessing share their pixels
     logits = ensemble(pixels(ensemble))
     torch.testing.assert_close(logits, (members[0](images) + members[1](images)) / 2)
     assert logits.dtype == torch.float32
@@ -39,8 +39,8 @@ def test_members_may_have_different_sizes_and_grids():
     ensemble = rd.Ensemble(members)
     logits = ensemble(pixels(ensemble))
     assert logits.shape == (3, 3, 6, 10)
-    own = [member(pixels(member)).mean((2, 3)) for member in members]
-    torch.testing.assert_close(logits.mean((2, 3)), sum(own) / 4)
+    means = [member(pixels(member)).mean((2, 3)) for member in members]
+    torch.testing.assert_close(logits.mean((2, 3)), sum(means) / 4)
     assert pixels(ensemble).shape == (3, 3 * (24 * 40 + 2 * 32 * 64))
 
 

@@ -1,4 +1,4 @@
-"""Annotators by the options of the command line: a user's own, several sizes, mirror images."""
+"""Annotators of command line options: custom ones, several sizes, mirror images."""
 
 from __future__ import annotations
 
@@ -52,11 +52,11 @@ def choose(*arguments: str):
     return annotator_from(parser.parse_args(arguments))
 
 
-@pytest.mark.parametrize("where", ["my_models", "{source}"])
-def test_a_function_may_return_an_annotator_or_a_module(source, where):
-    where = where.format(source=source)
-    assert choose("--annotator", f"{where}:make_annotator").describe()["name"] == "mine"
-    annotator = choose("--annotator", f"{where}:make_module", "--input-size", "32", "48", "--mean", "0.5", "0.5", "0.5")
+@pytest.mark.parametrize("module", ["my_models", "{source}"])
+def test_a_function_may_return_an_annotator_or_a_module(source, module):
+    module = module.format(source=source)
+    assert choose("--annotator", f"{module}:make_annotator").describe()["name"] == "mine"
+    annotator = choose("--annotator", f"{module}:make_module", "--input-size", "32", "48", "--mean", "0.5", "0.5", "0.5")
     assert (annotator.map_size, annotator.num_classes, annotator.mean) == ((2, 3), 4, (0.5, 0.5, 0.5))
     assert annotator.describe()["name"] == "make_module"
 

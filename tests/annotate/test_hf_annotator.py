@@ -1,4 +1,4 @@
-"""Annotators from transformers: tiny classifiers with random weights, saved and loaded as from the Hub."""
+"""Annotators from transformers, with tiny classifiers of random weights in folders like those of the Hub."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SWIN = {"image_size": 64, "embed_dim": 8, "depths": [1, 1], "num_heads": [2, 2],
 VIT = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32, "image_size": 64,
        "patch_size": 16}  # fmt: skip
 
-# Config, its values, locations of images of SIZE, whether the head is linear.
+# Family, values of its config, grid of images of SIZE, and whether the head is linear.
 FAMILIES = [
     ("ResNet", {**CNN, "layer_type": "basic"}, (2, 3), True),
     ("RegNet", {**CNN, "groups_width": 8}, (2, 3), True),
@@ -52,7 +52,7 @@ FAMILIES = [
 
 
 def save(folder: Path, family: str, values: dict[str, object], num_labels: int = 5, **config_args) -> str:
-    """Save a classifier with random weights, and its image processor, and return their folder."""
+    """Save a classifier with random weights and its image processor; return their folder."""
     torch.manual_seed(0)
     config_type = getattr(transformers, f"{family.removesuffix('WithTeacher')}Config")
     kind = (
@@ -62,7 +62,7 @@ def save(folder: Path, family: str, values: dict[str, object], num_labels: int =
     model = getattr(transformers, kind)(config).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if parameter.ndim > 1:  # those of transformers are so small that tiny models give nothing but zeros
+            if parameter.ndim > 1:  # the default weights are so small that the logits of tiny models are zero
                 parameter.normal_(std=(2 / parameter[0].numel()) ** 0.5)
             elif name.endswith(("lambda_1", "lambda_2", "lambda1", "layer_scale_1", "layer_scale_parameter")):
                 parameter.fill_(1.0)
@@ -77,8 +77,8 @@ def save(folder: Path, family: str, values: dict[str, object], num_labels: int =
     return str(folder)
 
 
-def own_logits(folder: str, annotator: ModuleAnnotator, images: torch.Tensor) -> torch.Tensor:
-    """Return what transformers' own model says."""
+def model_logits(folder: str, annotator: ModuleAnnotator, images: torch.Tensor) -> torch.Tensor:
+    """Return the logits of the model in transformers."""
     model = type(annotator._module.model).from_pretrained(folder).eval()
     mean, std = (torch.tensor(values)[:, None, None] for values in (annotator.mean, annotator.std))
     position = {"interpolate_pos_encoding": True}
@@ -97,16 +97,16 @@ def test_the_mean_over_the_map_is_the_output_of_the_model(family, values, grid, 
     annotator = rd.HFAnnotator(folder, input_size=SIZE, head="linearised", device="cpu")
     images = torch.randint(0, 256, (2, 3, *SIZE), dtype=torch.uint8)
     logits = annotator(images)
-    own = own_logits(folder, annotator, images)
-    assert own.std() > 1e-3
+    expected = model_logits(folder, annotator, images)
+    assert expected.std() > 1e-3
     assert logits.shape == (2, 5, *grid)
     assert annotator.linear_head == linear
     spread = float((logits - logits.mean((2, 3), keepdim=True)).abs().max())
     assert spread > 1e-4
-    torch.testing.assert_close(logits.mean((2, 3)), own, rtol=1e-4, atol=1e-4 * (spread + float(own.std())))
+    torch.testing.assert_close(logits.mean((2, 3)), expected, rtol=1e-4, atol=1e-4 * (spread + float(expected.std())))
     local = rd.HFAnnotator(folder, input_size=SIZE, device="cpu")(images)
     assert local.shape == logits.shape
-    assert bool((local.mean((2, 3)) - own).abs().max() < 1e-3 * (spread + own.std())) == linear
+    assert bool((local.mean((2, 3)) - expected).abs().max() < 1e-3 * (spread + expected.std())) == linear
 
 
 @pytest.mark.parametrize(("family", "values"), [("ViT", VIT), ("Swin", SWIN), ("ResNet", CNN)])

@@ -24,7 +24,7 @@ from tests.sabotage import at_once, files_first, sabotaged
 
 @pytest.fixture
 def release(tmp_path, image_folder):
-    """A folder of label maps of `image_folder`, 5 locations high and 7 wide, with 2 of 3 classes."""
+    """Folder of label maps of `image_folder`, 5 locations high and 7 wide, with 2 of 3 classes per location."""
     write_release(tmp_path / "release", image_folder, lambda i, _: publish(random_map(i)))
     return tmp_path / "release"
 
@@ -44,18 +44,18 @@ def test_pooled_crops_equal_roi_align_of_the_published_tensor(tmp_path, image_fo
     for _, label_map in [sample for _ in range(5) for sample in dataset]:
         dense = dense_of(tensors[label_map.key], 3, order)
         x1, y1, x2, y2 = label_map.view.box_xyxy
-        x1, x2 = sorted((x1, x2))  # flipped ones
+        x1, x2 = sorted((x1, x2))  # reversed by flips
         box = torch.tensor([[0, x1 * 7, y1 * 5, x2 * 7, y2 * 5]])
         expected = roi_align(dense[None], box, 1, aligned=True)[0, :, 0, 0].softmax(0)
         _, pooled = rd.LabelPooling()(PIL.Image.new("RGB", (24, 24)), label_map)
         torch.testing.assert_close(pooled, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(("dtype", "share"), [("float16", 2**-11), ("uint8", None)])
-def test_scores_are_within_the_rounding_of_the_stored_dtype(tmp_path, image_folder, dtype, share):
+@pytest.mark.parametrize(("dtype", "relative"), [("float16", 2**-11), ("uint8", None)])
+def test_scores_are_within_the_rounding_of_the_stored_dtype(tmp_path, image_folder, dtype, relative):
     def tensor_of(i, _):
         tensor = publish(random_map(i))
-        tensor[0] += torch.rand(tensor[0].shape, generator=torch.Generator().manual_seed(i))  # not float16's
+        tensor[0] += torch.rand(tensor[0].shape, generator=torch.Generator().manual_seed(i))  # not exact in float16
         return tensor
 
     tensors = write_release(tmp_path / "release", image_folder, tensor_of)
@@ -63,10 +63,10 @@ def test_scores_are_within_the_rounding_of_the_stored_dtype(tmp_path, image_fold
     for key, label_map in rd.LabelMaps(tmp_path / "data").items():
         scores, indices = tensors[key]
         span = scores.flatten(1).amax(1) - scores.flatten(1).amin(1)
-        bound = scores.abs() * share if share else (span / 255 * 0.51)[:, None, None] + 0.01
+        bound = scores.abs() * relative if relative else (span / 255 * 0.51)[:, None, None] + 0.01
         assert ((label_map.logits - scores).abs() <= bound + 1e-6).all()
         assert torch.equal(label_map.classes, indices.long())
-        assert label_map.base is None  # a class that is not stored counts as 0
+        assert label_map.base is None  # the score of other classes is 0
 
 
 def test_a_tar_and_its_folder_produce_the_same_shards(tmp_path, release):
@@ -141,7 +141,7 @@ def test_skip_bad_skips_reports_and_lists_bad_files(tmp_path, release, image_fol
     assert sorted(entry["key"] for entry in split.skipped) == ["photo_00", "photo_01"]
     assert str(release / "cat" / "photo_00.pt") in capsys.readouterr().err
     assert "2 files skipped: see `skipped`" in caplog.text
-    joined = rd.load_dataset(tmp_path / "data", split="train", images=image_folder)  # what was skipped is no surprise
+    joined = rd.load_dataset(tmp_path / "data", split="train", images=image_folder)  # no error for skipped images
     assert len(joined) == 11
 
 
@@ -264,17 +264,17 @@ def test_maps_imported_without_images_have_the_size_of_the_loaded_image(tmp_path
         rd.load_dataset(tmp_path / name, split="train", images=image_folder, transforms=pipeline)
         for name in ("with", "without")
     ]
-    mine, label_map = loaded[0].image(0), rd.LabelMaps(tmp_path / "without")[loaded[0].keys[0]]
-    known = rd.LabelMap.wrap(label_map.logits, like=label_map, canvas_size=(mine.height, mine.width))
+    image, label_map = loaded[0].image(0), rd.LabelMaps(tmp_path / "without")[loaded[0].keys[0]]
+    corrected = rd.LabelMap.wrap(label_map.logits, like=label_map, canvas_size=(image.height, image.width))
     torch.manual_seed(0)
     expected = loaded[0][0][1]
     torch.manual_seed(0)
-    torch.testing.assert_close(pipeline(mine, known)[1], expected)  # as the docstring says
+    torch.testing.assert_close(pipeline(image, corrected)[1], expected)  # as documented
     for row in range(13):
         torch.manual_seed(row)
-        one = loaded[0][row][1]
+        expected = loaded[0][row][1]
         torch.manual_seed(row)
-        torch.testing.assert_close(loaded[1][row][1], one)
+        torch.testing.assert_close(loaded[1][row][1], expected)
 
 
 @pytest.mark.parametrize(
@@ -304,7 +304,7 @@ def test_the_command_imports_and_prints_how_to_load(tmp_path, release, image_fol
     assert main([*arguments, "--order", "wh", *options, "--shard-size", "9", "--skip-bad"]) == 0
     printed = capsys.readouterr().out
     assert "13 samples in 2 shards" in printed
-    dataset = eval(printed.splitlines()[-1], {"load_dataset": rd.load_dataset})  # what it says must work as it is
+    dataset = eval(printed.splitlines()[-1], {"load_dataset": rd.load_dataset})  # the printed line must be valid code
     assert dataset[0][1].shape == (2, 7, 5)
     assert dataset.classes == (*CLASSES, "polar bear")
     assert main([*arguments, "--order", "hw", "--include-images", "--images", str(image_folder)]) == 0

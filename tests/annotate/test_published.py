@@ -16,13 +16,13 @@ from tests.annotate.releases import CLASSES, pack, publish, random_map, run, sav
 
 @pytest.fixture
 def release(tmp_path, image_folder):
-    """A folder of label maps of `image_folder`, 5 locations high and 7 wide, with 2 of 3 classes."""
+    """Folder of label maps of `image_folder`, 5 locations high and 7 wide, with 2 of 3 classes per location."""
     write_release(tmp_path / "release", image_folder, lambda i, _: publish(random_map(i)))
     return tmp_path / "release"
 
 
 class Evil:
-    """Creates a file when it is unpickled."""
+    """Object that creates a file when it is unpickled."""
 
     def __init__(self, path):
         self.path = path
@@ -37,12 +37,12 @@ def changed(change):
     return save(tensor)
 
 
-def assign(place, value):
-    return changed(lambda tensor: tensor.__setitem__(place, value))
+def assign(index, value):
+    return changed(lambda tensor: tensor.__setitem__(index, value))
 
 
 def deflated(tensor):
-    """Return a file of torch whose content is compressed."""
+    """Return a torch file with compressed content."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(save(tensor))) as old, zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as new:
         for name in old.namelist():
@@ -81,7 +81,7 @@ BAD_FILES = {
 }  # fmt: skip
 
 
-@pytest.mark.filterwarnings("ignore:Validating sparse tensor")  # torch, of weights_only
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor")  # of torch with weights_only
 @pytest.mark.parametrize("name", BAD_FILES)
 def test_a_bad_file_stops_the_import_with_its_name_and_leaves_no_files(tmp_path, release, name):
     content, message = BAD_FILES[name]
@@ -96,7 +96,7 @@ def test_a_bad_file_stops_the_import_with_its_name_and_leaves_no_files(tmp_path,
 
 @pytest.mark.parametrize("form", ["zip", "legacy", "pickle"])
 def test_pickled_code_is_not_executed(tmp_path, release, monkeypatch, form):
-    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")  # holds only for who does not say weights_only
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")  # ignored if weights_only is given
     trace = tmp_path / "trace"
     evil = [publish(random_map(0)), Evil(trace)]
     content = (
@@ -112,12 +112,12 @@ def test_pickled_code_is_not_executed(tmp_path, release, monkeypatch, form):
         run(release, tmp_path / "data")
     assert not trace.exists()
     torch.load(io.BytesIO(save(evil)), weights_only=False)
-    assert trace.exists()  # it would have
+    assert trace.exists()  # without weights_only the code is executed
 
 
 def test_a_legacy_file_that_claims_terabytes_is_refused(tmp_path):
     content = bytearray(save(torch.zeros(2, 2, 5, 7), _use_new_zipfile_serialization=False))
-    numel = struct.pack("<BB", ord("K"), 140)  # the storage's length, in the pickle
+    numel = struct.pack("<BB", ord("K"), 140)  # length of the storage in the pickle
     assert content.count(numel) >= 1
     content = content.replace(numel, struct.pack("<BBQ", 0x8A, 8, 1 << 42), 1)
     with pytest.raises(rd.errors.LabelMapError, match="damaged"):
@@ -134,7 +134,7 @@ def test_files_in_the_legacy_format_of_torch_are_read(tmp_path):
 def test_non_contiguous_tensors_are_read(tmp_path):
     tensor = publish(random_map(0))
     logits, classes = parse_map(save(tensor.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)), torch.float32, 3)
-    assert torch.equal(logits, tensor[0])  # TokenLabeling's generator saves them so
+    assert torch.equal(logits, tensor[0])  # as saved by the generator of TokenLabeling
     assert torch.equal(classes, tensor[1].long())
 
 
@@ -179,7 +179,7 @@ def test_truncated_damaged_and_compressed_tars_are_refused(tmp_path, release):
     whole = path.read_bytes()
     compressed = pack(release, tmp_path / "release.tar.gz", mode="w:gz")
     damaged = bytearray(whole)
-    damaged[whole.index(b"relabel_imagenet/dog/photo_04.pt")] ^= 1  # the header's checksum is of another name
+    damaged[whole.index(b"relabel_imagenet/dog/photo_04.pt")] ^= 1  # the checksum of the header is that of another name
     maps = rd.annotate.PublishedMaps(path, "relabel")
     starts = [maps._extents[2 * i] - 512 for i in range(13)]
     for name, content in (

@@ -1,4 +1,4 @@
-"""The annotator made again from a manifest: the same logits, or an error."""
+"""Annotators recreated from a manifest compute the same logits, or creating them is an error."""
 
 import pytest
 import timm
@@ -8,17 +8,17 @@ from safetensors.torch import save_file
 from relabel_datasets.annotate.remake import remake_annotator
 from relabel_datasets.annotate.timm_annotator import TimmAnnotator
 
-MODEL_ARGS = {"num_classes": 3, "pad_type": "same"}
+MODEL_KWARGS = {"num_classes": 3, "pad_type": "same"}
 
 
 @pytest.fixture
 def checkpoints(tmp_path):
-    """Paths of two files of random weights."""
+    """Paths of two files with random weights."""
     paths = []
     for seed in range(2):
         torch.manual_seed(seed)
         paths.append(tmp_path / f"weights-{seed}.safetensors")
-        save_file(timm.create_model("mobilenetv3_small_050", **MODEL_ARGS).state_dict(), paths[-1])
+        save_file(timm.create_model("mobilenetv3_small_050", **MODEL_KWARGS).state_dict(), paths[-1])
     return paths
 
 
@@ -26,7 +26,7 @@ def checkpoints(tmp_path):
 def annotator(checkpoints):
     return TimmAnnotator(
         "mobilenetv3_small_050", checkpoint=checkpoints[0], input_size=(64, 96), mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4),
-        interpolation="bilinear", device="cpu", classes=("cat", "dog", "emu"), **MODEL_ARGS,
+        interpolation="bilinear", device="cpu", classes=("cat", "dog", "emu"), **MODEL_KWARGS,
     )  # fmt: skip
 
 
@@ -82,7 +82,7 @@ def test_other_kinds_of_annotators_cannot_be_recreated(annotator, kind):
 @pytest.mark.parametrize("is_given", [False, True])
 def test_a_manifest_cannot_name_files_or_urls_to_load(annotator, checkpoints, monkeypatch, changes, message, is_given):
     def create(*args, **kwargs):
-        raise AssertionError("nothing may be made")
+        raise AssertionError("no model may be created")
 
     monkeypatch.setattr(timm, "create_model", create)
     with pytest.raises(ValueError, match=message):

@@ -1,4 +1,4 @@
-"""Area-preserving resampling, against plain loops."""
+"""Area-preserving resampling equals averages over a finer grid."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from relabel_datasets.annotate.resample import resample_area
 
 
 def reference(image: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-    """Return the means over new cells of an image that is constant in its cells, by a grid that both divide."""
+    """Return the means over new cells of an image that is constant in its cells, by a common finer grid."""
     height, width = image.shape
     fine = image.repeat_interleave(grid[0], 0).repeat_interleave(grid[1], 1)
     return torch.nn.functional.avg_pool2d(fine[None], (height, width))[0]

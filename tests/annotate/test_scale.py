@@ -1,4 +1,4 @@
-"""As many classes as ImageNet-21k has, large maps, grey images: the same path from images to labels."""
+"""The number of classes of ImageNet-21k, large maps and grayscale images work from images to labels."""
 
 import numpy as np
 import PIL.Image
@@ -15,13 +15,13 @@ NUM_CLASSES = 21_841
 
 
 class ManyClasses(torch.nn.Module):
-    """A network of stride 2 whose class 7 is bright, 21,840 dark, and 300 the horizontal position."""
+    """Network of stride 2 whose class 7 is brightness, 21,840 darkness, and 300 the horizontal position."""
 
     def forward(self, images):
-        grey = torch.nn.functional.avg_pool2d(images.mean(1, keepdim=True), 2)
-        logits = torch.zeros(len(images), NUM_CLASSES, *grey.shape[2:])
-        logits[:, 7], logits[:, -1] = 6 * grey[:, 0], -6 * grey[:, 0]
-        logits[:, 300] = torch.linspace(-3, 9, grey.shape[3])
+        gray = torch.nn.functional.avg_pool2d(images.mean(1, keepdim=True), 2)
+        logits = torch.zeros(len(images), NUM_CLASSES, *gray.shape[2:])
+        logits[:, 7], logits[:, -1] = 6 * gray[:, 0], -6 * gray[:, 0]
+        logits[:, 300] = torch.linspace(-3, 9, gray.shape[3])
         return logits
 
 
@@ -30,10 +30,10 @@ class ManyClasses(torch.nn.Module):
 )
 def test_21841_classes_in_maps_of_32_x_32_locations(tmp_path, encoding, tolerance):
     for i in range(3):
-        grey = np.random.default_rng(i).integers(0, 256, (50, 70), np.uint8)
+        gray = np.random.default_rng(i).integers(0, 256, (50, 70), np.uint8)
         path = tmp_path / "images" / "a" / f"{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        PIL.Image.fromarray(grey).save(path)
+        PIL.Image.fromarray(gray).save(path)
     source = rd.data.ImageFolderSource(tmp_path / "images")
     source.classes = None
     annotator = ModuleAnnotator(ManyClasses(), 64, name="many")

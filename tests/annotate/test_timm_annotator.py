@@ -1,4 +1,4 @@
-"""Annotators made of timm's classifiers: real architectures, mostly with random weights."""
+"""Annotators from timm classifiers: real architectures, mostly with random weights."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from relabel_datasets.annotate.timm_models import make_dense
 from tests.conftest import picture
 
 SIZE = (96, 128)
-# timm warns of its own code where it fits relative position biases to another size.
+# Warnings in the code of timm that resizes relative position biases.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Using a non-tuple sequence for multidimensional indexing:UserWarning"),
     pytest.mark.filterwarnings("ignore:torch.searchsorted:UserWarning"),
@@ -32,10 +32,10 @@ pytestmark = [
 
 @dataclass(frozen=True)
 class Family:
-    """A small model of one way to lay out features, and what is known of it from its paper."""
+    """Small model of one feature layout, and its properties according to its paper."""
 
     name: str
-    layout: str  # of features; "2+NLC" has two prefix tokens
+    layout: str  # "2+NLC" has two prefix tokens
     stride: int
     linear: bool
     args: dict[str, object] = field(default_factory=dict)
@@ -47,7 +47,7 @@ FAMILIES = [
     Family("test_efficientnet", "NCHW", 32, True),
     Family("regnetx_002", "NCHW", 32, True),
     Family("test_byobnet", "NCHW", 32, True),
-    Family("test_maxvit", "NCHW", 32, True),  # made for one size
+    Family("test_maxvit", "NCHW", 32, True),  # supports one size only
     Family("mobilenetv3_small_050", "NCHW", 32, False),  # a layer with activation after pooling
     Family("test_convnext", "NCHW", 32, False),  # a norm after pooling
     Family(
@@ -70,7 +70,7 @@ FAMILIES = [
 def make(family: Family, **arguments) -> TimmAnnotator:
     annotator = TimmAnnotator(family.name, input_size=family.size, device="cpu", **family.args, **arguments)
     generator = torch.Generator().manual_seed(1)
-    for parameter in annotator._module.parameters():  # some heads begin as zeros
+    for parameter in annotator._module.parameters():  # some heads are initialized with zeros
         if parameter.ndim == 2 and len(parameter) == annotator.num_classes:
             parameter.normal_(std=0.1, generator=generator)
     return annotator
@@ -91,13 +91,13 @@ def random_images(annotator: TimmAnnotator, batch: int = 2) -> torch.Tensor:
     return torch.randint(0, 256, (batch, 3, *annotator.input_size), dtype=torch.uint8)
 
 
-def normalise(annotator: TimmAnnotator, images: torch.Tensor) -> torch.Tensor:
+def normalize(annotator: TimmAnnotator, images: torch.Tensor) -> torch.Tensor:
     mean, std = (torch.tensor(values)[:, None, None] for values in (annotator.mean, annotator.std))
     return (images / 255 - mean) / std
 
 
 def features_at(family: Family, features: torch.Tensor, y: int, x: int) -> torch.Tensor:
-    """Return the features of one location alone, laid out as the model's head takes them."""
+    """Return the features of one location in the layout that the head of the model expects."""
     if family.layout == "NCHW":
         return features[:, :, y : y + 1, x : x + 1]
     if family.layout == "NHWC":
@@ -117,7 +117,7 @@ def test_the_head_of_the_model_is_applied_at_every_location(family, annotator):
     assert annotator.map_size == (height, width)
     model = annotator._module.model
     with torch.inference_mode():
-        features = model.forward_features(normalise(annotator, images))
+        features = model.forward_features(normalize(annotator, images))
         for y, x in {(0, 0), (0, width - 1), (height - 1, 0), (height - 1, width - 1), (1, 1)}:
             expected = model.forward_head(features_at(family, features, y, x))
             torch.testing.assert_close(logits[..., y, x], expected, rtol=1e-4, atol=1e-4)
@@ -126,15 +126,15 @@ def test_the_head_of_the_model_is_applied_at_every_location(family, annotator):
 def test_the_mean_over_the_map_of_a_linear_head_is_the_output_of_the_model(family, annotator):
     images = random_images(annotator)
     with torch.inference_mode():
-        own = annotator._module.model(normalise(annotator, images))
+        expected = annotator._module.model(normalize(annotator, images))
     mean = annotator(images).mean((2, 3))
-    assert own.std() > 0
+    assert expected.std() > 0
     assert annotator.linear_head == family.linear
-    assert bool((mean - own).abs().max() < 1e-3 * own.std()) == family.linear
+    assert bool((mean - expected).abs().max() < 1e-3 * expected.std()) == family.linear
 
 
 def test_the_output_of_the_model_is_its_head_applied_to_its_features(family, annotator):
-    images = normalise(annotator, random_images(annotator))
+    images = normalize(annotator, random_images(annotator))
     model = annotator._module.model
     with torch.inference_mode():
         torch.testing.assert_close(model(images), model.forward_head(model.forward_features(images)))
@@ -154,10 +154,10 @@ def test_low_precision_returns_close_float32_logits(family, dtype):
     annotator, low = (make(family, dtype=dtype) for dtype in ("float32", dtype))
     low._module.load_state_dict(annotator._module.state_dict())
     images = random_images(annotator)
-    exact, near = annotator(images), low(images)
-    assert near.dtype == torch.float32
-    assert not torch.equal(near, exact)
-    assert (near - exact).abs().mean() < 0.05 * exact.std()
+    exact, rounded = annotator(images), low(images)
+    assert rounded.dtype == torch.float32
+    assert not torch.equal(rounded, exact)
+    assert (rounded - exact).abs().mean() < 0.05 * exact.std()
     assert low.linear_head == annotator.linear_head
 
 
@@ -197,7 +197,7 @@ def test_classes_are_those_of_imagenet_for_a_head_of_imagenet():
     assert TimmAnnotator("test_resnet", input_size=64, device="cpu").classes[:2] == ("n01440764", "n01443537")
     assert TimmAnnotator("test_resnet", input_size=64, device="cpu", num_classes=10).classes is None
     imagenet_21k = TimmAnnotator("test_resnet", input_size=64, device="cpu", num_classes=21843)
-    assert imagenet_21k.classes is None  # as many classes as an ImageNet, but not what the config says
+    assert imagenet_21k.classes is None  # the number of classes is that of an ImageNet variant, but not that of the config
 
 
 def test_random_weights_log_a_warning(caplog):
@@ -223,8 +223,8 @@ def test_models_without_a_map_are_refused(name, args, message):
         TimmAnnotator(name, device="cpu", **args)
 
 
-class Odd(torch.nn.Module):
-    """A model of no family, with features that are no map."""
+class OddModel(torch.nn.Module):
+    """Model of an unknown family with given features."""
 
     def __init__(self, features) -> None:
         super().__init__()
@@ -237,7 +237,7 @@ class Odd(torch.nn.Module):
         return torch.zeros(1, 2)
 
 
-class Maps(Odd):
+class OddModelWithMaps(OddModel):
     def forward_intermediates(self, images, **arguments):
         return [torch.zeros(1, 6, 2, 2), torch.zeros(1, 8, 3, 4)]
 
@@ -245,11 +245,11 @@ class Maps(Odd):
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (Odd({"a": 1}), "its features are a str, not maps of locations"),
-        (Odd([torch.zeros(1, 6, 2, 2), torch.zeros(1, 8)]), "its features are a 2-D tensor, not maps of locations"),
-        (Odd([]), "its features are empty, not maps"),
-        (Odd(torch.zeros(1, 12, 8)), "the positions of its tokens are unknown"),
-        (Maps([torch.zeros(1, 10, 8)]), "its features are 10 tokens, which are not a map of 2 x 2 or 3 x 4 locations"),
+        (OddModel({"a": 1}), "its features are a str, not maps of locations"),
+        (OddModel([torch.zeros(1, 6, 2, 2), torch.zeros(1, 8)]), "its features are a 2-D tensor, not maps of locations"),
+        (OddModel([]), "its features are empty, not maps"),
+        (OddModel(torch.zeros(1, 12, 8)), "the positions of its tokens are unknown"),
+        (OddModelWithMaps([torch.zeros(1, 10, 8)]), "its features are 10 tokens, which are not a map of 2 x 2 or 3 x 4 locations"),
     ],
 )
 def test_features_without_a_map_are_refused_with_the_reason(model, message):
@@ -258,20 +258,20 @@ def test_features_without_a_map_are_refused_with_the_reason(model, message):
 
 
 def test_the_head_is_recorded_and_checked():
-    local, linearised = (make(FAMILIES[6], head=head) for head in ("local", "linearised"))
-    assert (local.describe()["head"], linearised.describe()["head"]) == ("local", "linearised")
+    local, linearized = (make(FAMILIES[6], head=head) for head in ("local", "linearised"))
+    assert (local.describe()["head"], linearized.describe()["head"]) == ("local", "linearised")
     images = random_images(local)
     with torch.inference_mode():
-        own = linearised._module.model(normalise(linearised, images))
-    torch.testing.assert_close(linearised(images).mean((2, 3)), own, rtol=1e-4, atol=1e-4)
-    linearised._module.load_state_dict(local._module.state_dict())
-    assert not torch.allclose(linearised(images), local(images), atol=1e-3)
+        expected = linearized._module.model(normalize(linearized, images))
+    torch.testing.assert_close(linearized(images).mean((2, 3)), expected, rtol=1e-4, atol=1e-4)
+    linearized._module.load_state_dict(local._module.state_dict())
+    assert not torch.allclose(linearized(images), local(images), atol=1e-3)
     with pytest.raises(ValueError, match=r"head must be one of \['local', 'linearised'\], got 'mean'"):
         TimmAnnotator("test_resnet", head="mean")
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # those of compilers
+@pytest.mark.filterwarnings("ignore")  # warnings of compilers
 @pytest.mark.parametrize("head", ["local", "linearised"])
 def test_compiled_maps_differ_only_by_rounding(head):
     family = FAMILIES[6]
@@ -368,7 +368,7 @@ def mobilenet(real_data) -> TimmAnnotator:
 
 @pytest.fixture(scope="module")
 def real_images(real_data) -> list[tuple[PIL.Image.Image, str]]:
-    """A few images of each of 10 classes, with their synsets."""
+    """Images of each of 10 classes with their synsets."""
     images = []
     with tarfile.open(real_data / "imagenette-train.tar") as tar:
         members = [member for member in tar if member.isfile()]
@@ -382,7 +382,7 @@ def test_the_mean_over_the_map_of_a_real_annotator_is_its_correct_output(mobilen
     images = torch.stack([mobilenet.preprocess(image) for image, _ in real_images])
     logits = mobilenet(images)
     with torch.inference_mode():
-        own = mobilenet._module.model(normalise(mobilenet, images))
+        own = mobilenet._module.model(normalize(mobilenet, images))
     assert logits.shape[1:] == (1000, 7, 9)
     assert mobilenet.linear_head
     torch.testing.assert_close(logits.mean((2, 3)), own, rtol=1e-4, atol=1e-4)
@@ -391,7 +391,7 @@ def test_the_mean_over_the_map_of_a_real_annotator_is_its_correct_output(mobilen
 
 
 def test_maps_of_a_real_annotator_locate_objects(mobilenet, real_images):
-    """An image in the lower right of a grey one: its class is found there."""
+    """The class of an image in the lower right of a gray one is found there."""
     image, synset = next(pair for pair in real_images if mobilenet(mobilenet.preprocess(pair[0])[None])
                          .mean((2, 3)).argmax() == mobilenet.classes.index(pair[1]))  # fmt: skip
     canvas = PIL.Image.new("RGB", (288, 224), (128, 128, 128))
