@@ -58,7 +58,9 @@ def die_at(number, root):
     def hook(event, arguments):
         nonlocal count
         changes = event in ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree")
-        in_rmtree = event in ("os.remove", "os.rmdir") and not Path(arguments[0]).is_absolute()  # relative to an open folder
+        in_rmtree = (
+            event in ("os.remove", "os.rmdir") and not Path(arguments[0]).is_absolute()
+        )  # relative to an open folder
         if changes and (in_rmtree or str(arguments[0]).startswith(root)):
             count += 1
             if count == number:

@@ -12,7 +12,9 @@ def settle(model: nn.Module, size: tuple[int, int]) -> None:
     norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     for norm in norms:
         norm.train().momentum = 1.0
-        if norm.weight is not None:  # often initialized with small weights, or with zeros at the end of a residual branch
+        if (
+            norm.weight is not None
+        ):  # often initialized with small weights, or with zeros at the end of a residual branch
             norm.weight.fill_(1.0)
     if norms:
         model(torch.randn(2, 3, *size))

@@ -56,7 +56,9 @@ def choose(*arguments: str):
 def test_a_function_may_return_an_annotator_or_a_module(source, module):
     module = module.format(source=source)
     assert choose("--annotator", f"{module}:make_annotator").describe()["name"] == "mine"
-    annotator = choose("--annotator", f"{module}:make_module", "--input-size", "32", "48", "--mean", "0.5", "0.5", "0.5")
+    annotator = choose(
+        "--annotator", f"{module}:make_module", "--input-size", "32", "48", "--mean", "0.5", "0.5", "0.5"
+    )
     assert (annotator.map_size, annotator.num_classes, annotator.mean) == ((2, 3), 4, (0.5, 0.5, 0.5))
     assert annotator.describe()["name"] == "make_module"
 

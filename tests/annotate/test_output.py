@@ -300,7 +300,9 @@ def test_a_second_builder_of_a_split_is_refused_with_the_process_of_the_first(tm
     with lock:
         with pytest.raises(rd.DatasetError, match=rf"is being built by process {os.getpid()} on .*: wait"):
             rd.build(source, tmp_path, annotator, **OPTIONS)
-        rd.build(source, tmp_path, annotator, split="validation", **OPTIONS)  # another split may be built at the same time
+        rd.build(
+            source, tmp_path, annotator, split="validation", **OPTIONS
+        )  # another split may be built at the same time
     rd.build(source, tmp_path, annotator, **OPTIONS)
     assert sorted(json.loads((tmp_path / "colours" / "_info.json").read_text())["splits"]) == ["train", "validation"]
     assert not [name for name in files_of(tmp_path / "colours") if name.startswith(".")]

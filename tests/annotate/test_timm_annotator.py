@@ -197,7 +197,9 @@ def test_classes_are_those_of_imagenet_for_a_head_of_imagenet():
     assert TimmAnnotator("test_resnet", input_size=64, device="cpu").classes[:2] == ("n01440764", "n01443537")
     assert TimmAnnotator("test_resnet", input_size=64, device="cpu", num_classes=10).classes is None
     imagenet_21k = TimmAnnotator("test_resnet", input_size=64, device="cpu", num_classes=21843)
-    assert imagenet_21k.classes is None  # the number of classes is that of an ImageNet variant, but not that of the config
+    assert (
+        imagenet_21k.classes is None
+    )  # the number of classes is that of an ImageNet variant, but not that of the config
 
 
 def test_random_weights_log_a_warning(caplog):
@@ -246,10 +248,16 @@ class OddModelWithMaps(OddModel):
     ("model", "message"),
     [
         (OddModel({"a": 1}), "its features are a str, not maps of locations"),
-        (OddModel([torch.zeros(1, 6, 2, 2), torch.zeros(1, 8)]), "its features are a 2-D tensor, not maps of locations"),
+        (
+            OddModel([torch.zeros(1, 6, 2, 2), torch.zeros(1, 8)]),
+            "its features are a 2-D tensor, not maps of locations",
+        ),
         (OddModel([]), "its features are empty, not maps"),
         (OddModel(torch.zeros(1, 12, 8)), "the positions of its tokens are unknown"),
-        (OddModelWithMaps([torch.zeros(1, 10, 8)]), "its features are 10 tokens, which are not a map of 2 x 2 or 3 x 4 locations"),
+        (
+            OddModelWithMaps([torch.zeros(1, 10, 8)]),
+            "its features are 10 tokens, which are not a map of 2 x 2 or 3 x 4 locations",
+        ),
     ],
 )
 def test_features_without_a_map_are_refused_with_the_reason(model, message):
