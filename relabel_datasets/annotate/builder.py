@@ -68,9 +68,9 @@ def build(
 
     Args:
         source: Images to annotate, see `ImageFolderSource`, `WebDatasetSource`, `HFSource` and `open_source`.
-        path: Folder of the dataset, or URL of a protocol that fsspec can write to, such as `s3://bucket/name`. The config is
-            written to `<path>/<config>`. Only one builder may write a split at a time. A lock ensures this on disk, and for a URL
-            among the builders of one machine.
+        path: Folder of the dataset, or URL of a protocol that fsspec can write to, such as `s3://bucket/name`. The config
+            is written to `<path>/<config>`. Only one builder may write a split at a time. A lock ensures this on disk, and
+            for a URL among the builders of one machine.
         annotator: Annotator, or a function without arguments that creates one in each process that annotates. If its classes
             differ from those of the source, they are matched by name, see `match_classes`.
         config: Name of the config. Default: name of the annotator.
@@ -78,11 +78,12 @@ def build(
         build_config: Settings of annotation and storage. Default: `BuildConfig()`.
         shard_size: Number of samples per shard. Default: 5000.
         class_mapping: Annotator class, by name or index, of each dataset class whose name does not match. Default: none.
-        all_classes: Whether to keep all classes of the annotator as the classes of the dataset. Every class of the source must
-            then be one of them. Default: False, only the classes of the source.
+        all_classes: Whether to keep all classes of the annotator as the classes of the dataset. Every class of the source
+            must then be one of them. Default: False, only the classes of the source.
         card: Template of the dataset card README.md, a file or a name in cards/. Default: that of the existing card, else a
             general one.
-        engine: `"local"` to annotate in this process, `"ray"` or a `RayEngine` to annotate on a Ray cluster. Default: `"local"`.
+        engine: `"local"` to annotate in this process, `"ray"` or a `RayEngine` to annotate on a Ray cluster. Default:
+            `"local"`.
         storage_options: Options for fsspec. Prefer the standard credential locations of the protocol to credentials here.
             Default: none.
         progress: Whether to show a progress bar on stderr. Default: True.
@@ -114,7 +115,7 @@ def build(
     _check_images(source)
     if build_config.images and source.extension not in FIELDS:
         raise ValueError(
-            f"the extension of the source must be one of {FIELDS}, the only ones that timm reads, got {source.extension!r}"
+            f"the source extension must be one of {FIELDS}, the only ones that timm reads, got {source.extension!r}"
         )
     engine = find_engine(engine)
     output = open_output(path, storage_options)

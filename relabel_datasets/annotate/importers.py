@@ -79,19 +79,20 @@ def import_label_maps(
     Args:
         maps: Label map files of the release.
         path: Folder of the dataset. The config is written to `<path>/<config>`, which must not exist.
-        order: Order of the axes in the files: `"hw"` for tensors `[2, K, height, width]`, `"wh"` for `[2, K, width, height]`. See
+        order: Order of the axes in the files: `"hw"` for `[2, K, height, width]`, `"wh"` for `[2, K, width, height]`. See
             `detect_order`.
-        images: ImageFolder with the images of the maps, or its parent folder if it is named like the split. Image sizes are read
-            from the headers, including EXIF rotation. Every map must have an image and every image a map. Default: none.
+        images: ImageFolder with the images of the maps, or its parent folder if it is named like the split. Image sizes are
+            read from the headers, including EXIF rotation. Every map must have an image and every image a map. Default:
+            none.
         include_images: Whether to copy the images into the shards. Licenses of many images forbid publishing such shards.
             Default: False.
         config: Name of the config. Default: name of the format.
         split: Name of the split. Default: `"train"`.
-        storage_dtype: Precision of the stored logits: `"float16"`, with a relative error of at most 1/2048, or `"uint8"`. Default:
-            `"float16"`.
+        storage_dtype: Precision of the stored logits: `"float16"`, with a relative error of at most 1/2048, or `"uint8"`.
+            Default: `"float16"`.
         shard_size: Number of samples per shard. Default: 5000.
-        skip_bad: Whether to skip damaged and invalid files, maps without an image and images without a map. They are reported on
-            stderr and listed in the manifest. Default: False, which stops at the first bad file.
+        skip_bad: Whether to skip damaged and invalid files, maps without an image and images without a map. They are
+            reported on stderr and listed in the manifest. Default: False, which stops at the first bad file.
         num_threads: Number of threads that read files. Default: 4.
         card: Template of the dataset card README.md, a file or a name in cards/. Default: a general one.
         progress: Whether to show a progress bar on stderr. Default: True.

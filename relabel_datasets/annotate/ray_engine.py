@@ -47,9 +47,10 @@ class RayEngine:
     """Engine that annotates on a Ray cluster. The docstring of the module shows the commands.
 
     Args:
-        address: Address of the cluster: `"auto"` for the cluster of this machine, `"host:port"`, or `"ray://host:port"` to connect
-            from outside, where source and output must have the same paths. Default: the environment variable `RAY_ADDRESS`, else
-            a cluster on this machine, else a new cluster that ends with the build. Ignored if Ray is already initialized.
+        address: Address of the cluster: `"auto"` for the cluster of this machine, `"host:port"`, or `"ray://host:port"` to
+            connect from outside, where source and output must have the same paths. Default: the environment variable
+            `RAY_ADDRESS`, else a cluster on this machine, else a new cluster that ends with the build. Ignored if Ray is
+            already initialized.
         num_actors: Maximum number of actors. Default: as many as the cluster has room for, more when nodes join.
         gpus_per_actor: Number of GPUs per actor, which may be a fraction. Default: 1 if the cluster has GPUs, else 0.
         cpus_per_actor: Number of CPUs, and of threads, per actor. Default: 1.

@@ -164,7 +164,8 @@ def _factory(args: argparse.Namespace) -> Callable[[tuple[int, int] | None], Ann
 def _refuse(args: argparse.Namespace, name: str, *options: str) -> None:
     wrong = [f"--{option.replace('_', '-')}" for option in options if getattr(args, option)]
     if wrong:
-        raise ValueError(f"{' and '.join(wrong)} only apply to a timm model, got --annotator {name}: leave them out")
+        verb, them = ("applies", "it") if len(wrong) == 1 else ("apply", "them")
+        raise ValueError(f"{' and '.join(wrong)} only {verb} to a timm model, got --annotator {name}: leave {them} out")
 
 
 def _read_classes(path: Path | None) -> tuple[str, ...] | None:

@@ -80,10 +80,10 @@ def test_classes_come_from_a_file(source, tmp_path):
         ("{source}:make_half", [], "got Half without preprocess, describe"),
         ("{source}:make_module", [], "whose input size is unknown: set input_size="),
         ("{source}:make_annotator", ["--input-size", "64"], "has its own input_size"),
-        ("{source}:make_module", ["--checkpoint", "x.pt"], "--checkpoint cannot be given for .*only for a timm model"),
-        ("{source}:make_module", ["--head", "linearised"], "--head cannot be given"),
-        ("hf:some/model", ["--model-kwargs", "a=1"], "--model-kwargs cannot be given for --annotator hf:some/model"),
-        ("test_resnet", ["--input-size", "1", "2", "3"], "--input-size takes one side, or height and width"),
+        ("{source}:make_module", ["--checkpoint", "x.pt"], "--checkpoint only applies to a timm model.*: leave it out"),
+        ("{source}:make_module", ["--head", "linearised"], "--head only applies to a timm model"),
+        ("hf:some/model", ["--model-kwargs", "a=1"], "--model-kwargs only applies to a timm model, got --annotator hf:some/model"),
+        ("test_resnet", ["--input-size", "1", "2", "3"], "--input-size must be one side, or height and width"),
     ],
 )
 def test_invalid_functions_and_options_are_refused(source, spec, options, message):
@@ -108,7 +108,7 @@ def test_scales_and_flips_create_an_ensemble(source):
 
 
 def test_scales_must_be_positive_and_require_a_model_of_any_size(source):
-    with pytest.raises(ValueError, match=r"--scales takes positive factors, got 0\.0"):
+    with pytest.raises(ValueError, match=r"--scales must be positive factors, got 0\.0"):
         choose("--annotator", f"{source}:make_module", "--input-size", "64", "--scales", "0")
     with pytest.raises(ValueError, match="has its own input_size"):
         choose("--annotator", f"{source}:make_annotator", "--scales", "0.5")
