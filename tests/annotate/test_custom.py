@@ -82,7 +82,11 @@ def test_classes_come_from_a_file(source, tmp_path):
         ("{source}:make_annotator", ["--input-size", "64"], "has its own input_size"),
         ("{source}:make_module", ["--checkpoint", "x.pt"], "--checkpoint only applies to a timm model.*: leave it out"),
         ("{source}:make_module", ["--head", "linearised"], "--head only applies to a timm model"),
-        ("hf:some/model", ["--model-kwargs", "a=1"], "--model-kwargs only applies to a timm model, got --annotator hf:some/model"),
+        (
+            "hf:some/model",
+            ["--model-kwargs", "a=1"],
+            "--model-kwargs only applies to a timm model, got --annotator hf:some/model",
+        ),
         ("test_resnet", ["--input-size", "1", "2", "3"], "--input-size must be one side, or height and width"),
     ],
 )
