@@ -1,4 +1,4 @@
-"""Every benchmark runs, small: README's figures are of commands that anyone can repeat."""
+"""Every benchmark of the README runs at a small size."""
 
 from __future__ import annotations
 
@@ -25,34 +25,34 @@ SYNSETS = [
     "n03445777",
     "n03888257",
 ]
-SMALL = {  # IMAGES is an ImageFolder, WEIGHTS a checkpoint of the annotator
-    "annotators": "IMAGES --images 2 --crops 1 --steps 1",
-    "building": "IMAGES/train --annotator resnet18 --checkpoint WEIGHTS --input-size 64 --batch-size 4",
-    "fidelity": "IMAGES/train --annotator resnet18 --checkpoint WEIGHTS --num-images 4 --crops 2 --sizes 64",
-    "loading": "--images 8 --rounds 1 --workers 0",
+SMALL = {  # IMAGES stands for an ImageFolder, CHECKPOINT for the weights of the annotator
+    "annotators": "IMAGES --num-images 2 --num-crops 1 --steps 1",
+    "building": "IMAGES/train --annotator resnet18 --checkpoint CHECKPOINT --input-size 64 --batch-size 4",
+    "fidelity": "IMAGES/train --annotator resnet18 --checkpoint CHECKPOINT --num-images 4 --num-crops 2 --sizes 64",
+    "loading": "--num-images 8 --rounds 1 --num-workers 0",
     "lookup": "",
     "pooling": "",
-    "readers": "--samples 128 --rounds 1",
-    "shuffling": "--shards 8 --samples 50 --epochs 1",
+    "readers": "--num-samples 128 --rounds 1",
+    "shuffling": "--num-shards 8 --num-samples 50 --epochs 1",
     "sizes": "",
-    "streaming": "--samples 192 --shards 4 --rounds 1",
-    "training": "--rounds 1 --images 32 --batch 8 --steps 1 --step-batch 2",
+    "streaming": "--num-samples 192 --num-shards 4 --rounds 1",
+    "training": "--rounds 1 --num-images 32 --batch-size 8 --steps 1 --step-batch-size 2",
 }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(path.stem for path in FOLDER.glob("*.py")))
-def test_it_runs_and_prints_a_table(name, tmp_path):
+def test_a_benchmark_runs_and_prints_a_table(name, tmp_path):
     for split in ("train", "val"):
         for i in range(40):
             path = tmp_path / split / SYNSETS[i % 10] / f"{split}{i}.jpg"
             path.parent.mkdir(parents=True, exist_ok=True)
             picture(i, (80, 64)).save(path)
     torch.save(timm.create_model("resnet18").state_dict(), tmp_path / "weights.pt")
-    places = {"IMAGES": str(tmp_path), "WEIGHTS": str(tmp_path / "weights.pt")}
+    paths = {"IMAGES": str(tmp_path), "CHECKPOINT": str(tmp_path / "weights.pt")}
     arguments = SMALL[name]
-    for word, place in places.items():
-        arguments = arguments.replace(word, place)
+    for word, path in paths.items():
+        arguments = arguments.replace(word, path)
     command = [sys.executable, str(FOLDER / f"{name}.py"), *arguments.split()]
     result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert result.returncode == 0, result.stderr[-3000:]

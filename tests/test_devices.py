@@ -1,3 +1,5 @@
+import re
+
 import pytest
 import torch
 
@@ -7,13 +9,13 @@ from relabel_datasets.devices import find_device
 
 
 @pytest.mark.parametrize("device", ["cuda:99", "gpu", "cpu:x", "meta", "xla", "mps:7", ""])
-def test_a_device_that_cannot_be_used_is_named_with_those_that_can(device):
+def test_an_unusable_device_is_an_error_that_lists_the_usable_ones(device):
     with pytest.raises(ValueError, match=r"device.*(Usable devices: cpu|give cpu or cuda)"):
         find_device(device)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_cuda_without_a_gpu_is_an_error_of_every_entry_point(dataset_folder, tmp_path):
+def test_cuda_without_a_gpu_is_an_error_in_every_entry_point(dataset_folder, tmp_path):
     dataset = rd.load_dataset(dataset_folder, "colours", "train")
     for call in (
         lambda: rd.TimmAnnotator("test_resnet", device="cuda"),
@@ -29,13 +31,13 @@ def test_cuda_without_a_gpu_is_an_error_of_every_entry_point(dataset_folder, tmp
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_cuda_without_a_gpu_is_one_line_of_a_command(image_folder, tmp_path, capsys):
+def test_cuda_without_a_gpu_is_one_line_on_the_command_line(image_folder, tmp_path, capsys):
     out = str(tmp_path / "out")
     assert main(["build", str(image_folder), out, "--annotator", "test_resnet", "--device", "cuda"]) == 1
     assert "--device" in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_the_default_is_a_gpu_or_the_cpu():
+def test_the_default_device_is_a_gpu_or_the_cpu():
     assert find_device() == torch.device("cuda" if torch.cuda.is_available() else "cpu")
     assert find_device("cpu") == torch.device("cpu")
 
@@ -52,9 +54,7 @@ def test_the_default_is_a_gpu_or_the_cpu():
         ("\ufeff\ufeff", "is not JSON"),
     ],
 )
-def test_a_class_mapping_that_is_none_is_one_line(content, message, image_folder, tmp_path, capsys):
-    import re
-
+def test_an_invalid_class_mapping_is_one_line(content, message, image_folder, tmp_path, capsys):
     path = tmp_path / "mapping.json"
     path.write_text(content)
     options = ["--annotator", "test_resnet", "--class-mapping", str(path)]

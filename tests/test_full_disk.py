@@ -1,4 +1,4 @@
-"""What happens to each file that this package writes when the disk is full: nothing is lost, and nothing is half-written."""
+"""Full disk: for each kind of file, the previous content survives and no partial file is left."""
 
 import os
 import resource
@@ -20,7 +20,7 @@ FULL = "is full (No space left on device)"
 
 
 def fill(folder: Path) -> Path:
-    """Leave no byte free on the disk of a folder; return the file that takes them."""
+    """Fill the disk of a folder, and return the file that fills it."""
     ballast = folder / "ballast"
     with ballast.open("wb", buffering=0) as file, suppress(OSError):
         while True:
@@ -36,7 +36,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     }
 
 
-def test_a_file_keeps_its_previous_content(small_disk):
+def test_an_atomically_written_file_keeps_its_previous_content(small_disk):
     write_atomically(small_disk / "a.json", b"old")
     ballast = fill(small_disk)
     with pytest.raises(OSError, match=rf"the disk of {small_disk} is full .*, a.json was not written: free some space"):
@@ -49,14 +49,14 @@ def test_a_file_keeps_its_previous_content(small_disk):
 
 @pytest.fixture
 def small_files():
-    """No file may have more than 100 bytes."""
+    """Limit the size of files to 100 bytes."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
     yield
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_limit_of_the_size_of_files_is_the_same(tmp_path, small_files):
+def test_a_limit_of_the_file_size_is_treated_like_a_full_disk(tmp_path, small_files):
     write_atomically(tmp_path / "a", b"old")
     with pytest.raises(OSError, match=r"is full \(File too large\), a was not written"):
         write_atomically(tmp_path / "a", b"new" * 1000)
@@ -65,7 +65,7 @@ def test_a_limit_of_the_size_of_files_is_the_same(tmp_path, small_files):
 
 class TestCheckpoints:
     @pytest.mark.parametrize("free", [0, 3000, 6000, 9000])
-    def test_the_previous_ones_stay_whole_and_the_run_resumes(self, small_disk, free):
+    def test_previous_checkpoints_stay_valid_and_the_run_resumes(self, small_disk, free):
         model = torch.nn.Linear(2, 2)
         kept = checkpoints(small_disk, model)
         kept.save_epoch(0, 0.5, 1.0)
@@ -86,7 +86,7 @@ class TestCheckpoints:
         kept.save_epoch(1, 0.6, 2.0)
         assert resumed(small_disk)["epoch"] == 2
 
-    def test_at_the_end_of_an_epoch(self, small_disk):
+    def test_previous_checkpoints_stay_valid_at_the_end_of_an_epoch(self, small_disk):
         kept = checkpoints(small_disk, torch.nn.Linear(2, 2))
         kept.save_epoch(0, 0.5, 1.0)
         before = contents(small_disk)
@@ -95,7 +95,7 @@ class TestCheckpoints:
             kept.save_epoch(1, 0.6, 2.0)
         assert contents(small_disk) == before
 
-    def test_where_files_cannot_be_linked_a_copy_is_whole_or_absent(self, small_disk, monkeypatch):
+    def test_without_hard_links_a_copy_is_complete_or_absent(self, small_disk, monkeypatch):
         def no_links(*_: object) -> None:
             raise PermissionError
 
@@ -140,11 +140,11 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_command_ends_with_one_line_and_leaves_no_half_file(
+def test_a_command_prints_one_line_and_leaves_no_partial_file(
     command, dataset_folder, image_folder, weights, small_disk, capsys
 ):
-    places = {"data": dataset_folder, "disk": small_disk, "weights": weights, "images": image_folder}
-    arguments = [argument.format(**places) for argument in COMMANDS[command]]
+    values = {"data": dataset_folder, "disk": small_disk, "weights": weights, "images": image_folder}
+    arguments = [argument.format(**values) for argument in COMMANDS[command]]
     ballast = fill(small_disk)
     capsys.readouterr()
     assert main([command, *arguments]) == 1
@@ -185,7 +185,7 @@ def test_csv_logs_drop_a_truncated_row(small_disk):
     assert all(row.endswith(("loss", ",0.1")) for row in rows)
 
 
-def test_the_cache_names_its_disk(dataset_folder, small_disk):
+def test_an_error_of_the_cache_names_its_disk(dataset_folder, small_disk):
     from tests.servers import FaultyServer
 
     fill(small_disk)

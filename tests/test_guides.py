@@ -1,4 +1,4 @@
-"""The documentation: its Python runs, its commands exist, its links lead somewhere, and the front page stays short."""
+"""Documentation: Python snippets run, commands are accepted, links exist, and the front page stays short."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ COMMANDS = sorted(
         for line in block.code.splitlines()
     }
 )
-# An annotator without download, tiny models, and no worker processes: what is tested is the text.
+# Replacements that avoid downloads, large models and worker processes.
 SUBSTITUTES = {
     "n01440764_10026": "photo_03",
     '"CONFIG"': '"colours"',
@@ -60,7 +60,7 @@ def name_of(block: Block) -> str:
 
 @pytest.fixture
 def working_folder(dataset_folder, image_folder, tmp_path, monkeypatch, request) -> Iterator[dict[str, str]]:
-    """A working folder in which the paths of the guides exist; yields what to replace in their code."""
+    """Create a working folder with the paths of the guides, and yield the replacements in their code."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("RELABEL_CACHE", str(tmp_path))
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf-cache")
@@ -72,7 +72,7 @@ def working_folder(dataset_folder, image_folder, tmp_path, monkeypatch, request)
     (tmp_path / "scenes-relabel").symlink_to(dataset_folder)
     (folder / "images").symlink_to(image_folder)
     (folder / "photo_03.jpg").symlink_to(image_folder / "cat" / "photo_03.jpg")
-    for shard in ("00000", "00001", "00002"):  # the images are read as those of any tar
+    for shard in ("00000", "00001", "00002"):  # images are read like those of any tar
         (folder / f"images-{shard}.tar").symlink_to(dataset_folder / "colours" / f"train-{shard}-of-00003.tar")
     write_card(dataset_folder)
     if "org/name" in request.node.callspec.params["block"].code:
@@ -83,14 +83,14 @@ def working_folder(dataset_folder, image_folder, tmp_path, monkeypatch, request)
         yield {"https://example.org": server.url, "s3://bucket": f"{server.url}/path/to"}
 
 
-@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # webdataset leaves its tars open
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # webdataset does not close its tars
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true")  # Trainer pins memory without a GPU, too
-@pytest.mark.filterwarnings("ignore:.isinstance.treespec:FutureWarning")  # Lightning's, as are the next three
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true")  # Trainer also pins memory without a GPU
+@pytest.mark.filterwarnings("ignore:.isinstance.treespec:FutureWarning")  # this and the next three are Lightning's
 @pytest.mark.filterwarnings("ignore:The number of training batches", "ignore:The 'train_dataloader' does not have")
 @pytest.mark.filterwarnings("ignore:`training_step` returned", "ignore:Starting from v1.9")
 @pytest.mark.parametrize("block", PYTHON, ids=name_of)
-def test_a_snippet_runs_after_the_first_of_its_page_and_those_above_it_under_its_heading(block, working_folder):
+def test_a_snippet_runs_after_the_first_one_of_its_page_and_those_above_it_in_its_section(block, working_folder):
     page = [other for other in PYTHON if other.page == block.page]
     names: dict[str, object] = {}
     for other in page:
@@ -107,25 +107,25 @@ def test_a_snippet_runs_after_the_first_of_its_page_and_those_above_it_under_its
 
 
 def words_of(command: str) -> list[str]:
-    """Return the words of a command; brackets around optional parts are dropped."""
+    """Split a command into words, without the brackets around optional parts."""
     return shlex.split(re.sub(r"(?<![\"'\w])\[|\](?![\"'\w])", "", command))
 
 
 @pytest.mark.parametrize("command", [command for command in COMMANDS if " relabel " in f" {command}"])
-def test_a_relabel_command_is_accepted(command):
+def test_a_relabel_command_is_accepted_by_the_parser(command):
     words = words_of(command)
     make_parser().parse_args(words[words.index("relabel") + 1 :])  # exits for an option that does not exist
 
 
 @pytest.mark.parametrize("command", [command for command in COMMANDS if " -m relabel_datasets.train " in command])
-def test_a_torchrun_command_is_accepted(command):
+def test_a_torchrun_command_is_accepted_by_the_parser(command):
     make_parser().parse_args(["train", *words_of(command.partition(" -m relabel_datasets.train ")[2])])
 
 
 @pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("python ")])
-def test_a_python_command_names_a_script_and_its_options(command):
+def test_a_python_command_has_an_existing_script_and_existing_options(command):
     (commands,) = (action for action in make_parser()._actions if isinstance(action, argparse._SubParsersAction))
-    shared = commands.choices["build"]._option_string_actions  # options of annotators, which benchmarks take as well
+    shared = commands.choices["build"]._option_string_actions  # options of annotators, which benchmarks also have
     _, script, *words = words_of(command)
     source = (ROOT / script).read_text()
     for option in (word for word in words if word.startswith("--")):
@@ -150,15 +150,15 @@ def test_every_relative_link_and_image_exists(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_every_row_of_a_table_has_as_many_cells_as_its_head(page):
+def test_every_row_of_a_table_has_as_many_cells_as_its_header(page):
     for rows in tables_of(page):
         assert len({re.sub(r"`[^`]*`", "", row).count("|") for row in rows}) == 1, rows[0]
 
 
 def test_every_file_that_the_contributing_page_names_exists():
     names = re.findall(r"`([\w./]+\.(?:py|js|md|toml))`", (ROOT / ".github" / "CONTRIBUTING.md").read_text())
-    places = (ROOT, ROOT / "relabel_datasets", ROOT / "relabel_datasets" / "annotate", ROOT / "tests" / "annotate")
-    missing = [name for name in names if "NAME" not in name and not any((place / name).exists() for place in places)]
+    folders = (ROOT, ROOT / "relabel_datasets", ROOT / "relabel_datasets" / "annotate", ROOT / "tests" / "annotate")
+    missing = [name for name in names if "NAME" not in name and not any((folder / name).exists() for folder in folders)]
     assert len(names) > 20
     assert not missing
 

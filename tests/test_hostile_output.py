@@ -1,4 +1,4 @@
-"""What commands print of a dataset whose names are made to control the terminal."""
+"""Output of commands for a dataset whose names contain terminal control characters."""
 
 import json
 
@@ -18,7 +18,7 @@ CLASSES = (f"cat{ESCAPES}", "dog\nrelabel: all is well\r", "emu\u2028")
 
 @pytest.fixture
 def hostile(tmp_path, image_folder):
-    """A dataset whose classes, annotator and reasons of skipped images are hostile; its keys may not be."""
+    """Dataset with control characters in its classes and in the name of its annotator. Keys cannot contain them."""
     root = tmp_path / "hostile"
     annotator = ModuleAnnotator(ColourNet(), (48, 64), classes=("cat", "dog", "emu"), name="colours")
     rd.build(rd.data.ImageFolderSource(image_folder), root, annotator, config="colours", shard_size=5, progress=False)
@@ -32,7 +32,7 @@ def hostile(tmp_path, image_folder):
     return root
 
 
-SUCCEED = {"inspect", "inspect a shard", "verify", "analyze", "pictures", "report", "compare"}  # the others end with 1
+SUCCEED = {"inspect", "inspect a shard", "verify", "analyze", "pictures", "report", "compare"}  # the others return 1
 COMMANDS = {
     "inspect": ["{root}"],
     "inspect a shard": ["{root}/colours/train-00000-of-00003.tar"],
@@ -54,14 +54,14 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize("case", COMMANDS)
-def test_no_command_prints_a_character_that_controls_the_terminal(case, hostile, image_folder, tmp_path, capfd):
+def test_no_command_prints_control_characters(case, hostile, image_folder, tmp_path, capfd):
     damaged = hostile
     if "damaged" in case:
         shard = next(hostile.rglob("*.tar"))
         shard.write_bytes(shard.read_bytes().replace(b"photo_", b"ph\x1b[2J"))
-    places = {"root": hostile, "damaged": damaged, "images": image_folder, "tmp": tmp_path}
+    values = {"root": hostile, "damaged": damaged, "images": image_folder, "tmp": tmp_path}
     capfd.readouterr()
-    code = main([case.partition(" ")[0], *(argument.format(**places) for argument in COMMANDS[case])])
+    code = main([case.partition(" ")[0], *(argument.format(**values) for argument in COMMANDS[case])])
     assert code == (case not in SUCCEED)
     out, err = capfd.readouterr()
     bad = [

@@ -10,7 +10,7 @@ from torchvision.transforms import v2
 import relabel_datasets as rd
 from relabel_datasets.labels.v1_transforms import check_transforms
 
-LOAD = {  # what people write -> what they mean
+LOAD = {  # keyword: suggestion
     "transform": "transforms",
     "trasforms": "transforms",
     "Transforms": "transforms",
@@ -36,7 +36,7 @@ LOAD = {  # what people write -> what they mean
 
 @pytest.mark.parametrize(("given", "meant"), LOAD.items())
 @pytest.mark.parametrize("streaming", [False, True])
-def test_load_dataset_names_the_keyword_that_was_meant(given, meant, streaming):
+def test_load_dataset_suggests_the_keyword_that_was_meant(given, meant, streaming):
     with pytest.raises(TypeError, match=rf"load_dataset\(\) has no argument '{given}': did you mean '{meant}'\?"):
         rd.load_dataset("nowhere", streaming=streaming, **{given: None})
 
@@ -44,17 +44,17 @@ def test_load_dataset_names_the_keyword_that_was_meant(given, meant, streaming):
 @pytest.mark.parametrize(
     "given", ["target_transform", "num_workers", "num_proc", "trust_remote_code", "keep_in_memory"]
 )
-def test_load_dataset_says_what_to_do_without_a_keyword_of_other_libraries(given):
+def test_load_dataset_gives_advice_for_keywords_of_other_libraries(given):
     with pytest.raises(TypeError, match=f"no argument '{given}': (pass|leave it out)"):
         rd.load_dataset("nowhere", **{given: None})
 
 
-def test_arguments_of_a_stream_ask_for_a_stream():
+def test_arguments_of_a_stream_require_streaming():
     with pytest.raises(TypeError, match="batch_size=, shuffle= only applies to a stream: pass streaming=True"):
         rd.load_dataset("nowhere", shuffle=True, batch_size=3)
 
 
-def test_what_has_no_likeness_lists_the_arguments():
+def test_an_unknown_keyword_without_a_similar_one_lists_the_arguments():
     with pytest.raises(TypeError, match="'zzz': its arguments are path, name, split"):
         rd.load_dataset("nowhere", zzz=1)
 
@@ -86,22 +86,26 @@ def test_what_has_no_likeness_lists_the_arguments():
         (rd.report.describe, "name", "config"),
         (rd.verify, "workers", "num_workers"),
         (rd.train.train_student, "validations", "validation"),
+        (rd.train.train_student, "machine", "runtime"),
+        (rd.train.load_classifier, "weights", "checkpoint"),
+        (rd.train.evaluate, "workers", "num_workers"),
+        (rd.train.compare, "students", "entries"),
         (rd.storage.open_folder, "use_auth_token", "token"),
     ],
 )
-def test_other_entry_points_do_the_same(call, given, meant):
+def test_other_functions_suggest_the_keyword_that_was_meant(call, given, meant):
     with pytest.raises(TypeError, match=rf"{call.__name__}\(\) has no argument '{given}': did you mean '{meant}'\?"):
         call(**{given: None})
 
 
-def test_signatures_and_pickling_are_unchanged():
+def test_checked_functions_keep_their_signature_and_can_be_pickled():
     assert next(iter(inspect.signature(rd.LabelPooling).parameters)) == "output_size"
     assert pickle.loads(pickle.dumps(rd.load_dataset)) is rd.load_dataset
     assert pickle.loads(pickle.dumps(rd.LabelPooling(2))).output_size == 2
 
 
 class Pair(v1.Compose):
-    """A Compose of v1 whose call takes a pair."""
+    """Compose of torchvision v1 that is called with a pair."""
 
     def __call__(self, image, label_map):
         return image, label_map
@@ -121,7 +125,7 @@ V1 = {
 
 
 @pytest.mark.parametrize("case", V1)
-def test_transforms_of_v1_are_named_with_their_counterpart(case, dataset_folder):
+def test_an_error_lists_transforms_of_v1_with_their_counterparts(case, dataset_folder):
     transforms, message = V1[case]
     with pytest.raises(TypeError, match=rf"transforms of torchvision.transforms \(v1\).*{message}"):
         rd.load_dataset(dataset_folder, "colours", "train", transforms=transforms)
@@ -138,10 +142,10 @@ def test_transforms_of_v1_are_named_with_their_counterpart(case, dataset_folder)
         rd.timm_transforms(8),
     ],
 )
-def test_all_that_takes_a_pair_is_accepted(transforms):
+def test_transforms_of_a_pair_are_accepted(transforms):
     check_transforms(transforms)
 
 
-def test_what_cannot_be_called_is_refused():
+def test_transforms_that_are_not_callable_are_refused():
     with pytest.raises(TypeError, match=r"called with an image and its label map, got list: give a v2.Compose"):
         check_transforms([v2.Resize(8)])

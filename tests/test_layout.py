@@ -1,4 +1,4 @@
-"""Imports between subpackages point down one list, so that a lower layer can be read and used without the ones above it."""
+"""Imports between subpackages point down the list of layers, so that each layer can be used without those above it."""
 
 import ast
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 
 from tests.conftest import ROOT
 
-# From the lowest to the highest.
+# From the lowest layer to the highest.
 LAYERS = [
     "words",
     "errors",
@@ -33,13 +33,13 @@ PACKAGE = ROOT / "relabel_datasets"
 def _imports(path: Path) -> set[str]:
     """Return the subpackages, or top-level modules, that a module imports at its top or inside functions."""
     package = path.relative_to(PACKAGE).parts[:-1]
-    found = set()
+    imports = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.level:
             base = package[: len(package) - node.level + 1]
             names = [node.module] if node.module else [alias.name for alias in node.names]
-            found |= {(*base, *name.split("."))[0] for name in names}
-    return found
+            imports |= {(*base, *name.split("."))[0] for name in names}
+    return imports
 
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.glob("*/**/*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))

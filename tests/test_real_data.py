@@ -1,4 +1,4 @@
-"""The whole way on real ImageNet images with a real annotator, where they are at hand."""
+"""End-to-end test with real ImageNet images and a real annotator. Skipped if they are absent."""
 
 import tarfile
 
@@ -14,7 +14,7 @@ MODEL = {"checkpoint": "mobilenetv2_100.safetensors", "mean": (0.5,) * 3, "std":
 
 @pytest.fixture(scope="module")
 def images(real_data, tmp_path_factory):
-    """An ImageFolder of the first ten images of each of Imagenette's classes."""
+    """ImageFolder of the first ten images of each Imagenette class."""
     root = tmp_path_factory.mktemp("imagenette")
     seen = {}
     with tarfile.open(real_data / "imagenette-train.tar") as tar:
@@ -41,13 +41,13 @@ def dataset(images, annotator, tmp_path_factory):
     return rd.load_dataset(root, split="train")
 
 
-def test_maps_are_in_the_datasets_own_ten_classes(dataset):
+def test_label_maps_have_the_ten_classes_of_the_dataset(dataset):
     assert len(dataset) == 100
     assert len(dataset.classes) == 10
     assert all(label_map.shape == (10, 9, 9) and label_map.num_classes == 10 for _, label_map in dataset)
 
 
-def test_the_mean_of_a_map_is_the_models_own_logits(dataset, annotator, real_data):
+def test_the_mean_of_a_map_equals_the_logits_of_the_model(dataset, annotator, real_data):
     model = timm.create_model(
         "mobilenetv2_100", pad_type="same", checkpoint_path=str(real_data / MODEL["checkpoint"])
     ).eval()
@@ -56,14 +56,16 @@ def test_the_mean_of_a_map_is_the_models_own_logits(dataset, annotator, real_dat
     for batch in (samples[start : start + 20] for start in range(0, len(samples), 20)):
         pixels = torch.stack([annotator.preprocess(image) for image, _ in batch])
         with torch.inference_mode():
-            own = model(pixels / 127.5 - 1)[:, rows]
-        for (_, label_map), logits in zip(batch, own, strict=True):
-            steps = (label_map.logits.amax((1, 2)) - label_map.logits.amin((1, 2))) / 15  # of the 4-bit quantisation
+            expected = model(pixels / 127.5 - 1)[:, rows]
+        for (_, label_map), logits in zip(batch, expected, strict=True):
+            steps = (
+                label_map.logits.amax((1, 2)) - label_map.logits.amin((1, 2))
+            ) / 15  # step of the 4-bit quantization
             distance = (label_map.dense().mean((1, 2)) - logits)[label_map.classes[:, 0, 0]].abs()
             assert (distance <= steps / 2).all()
 
 
-def test_the_pooled_label_of_the_whole_image_is_mostly_the_true_class(dataset):
+def test_the_pooled_label_of_the_whole_image_is_usually_the_true_class(dataset):
     pool = rd.LabelPooling()
     right = sum(int(pool(label_map).argmax()) == label_map.label for _, label_map in dataset)
     assert right >= 95  # the annotator is right on 98.8 % of Imagenette among its ten classes

@@ -1,4 +1,4 @@
-"""An access token goes to the Hub and nowhere else, whatever is logged and whatever fails."""
+"""An access token is sent only to the Hub, whatever is logged and whatever fails."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import pytest
 from tests.conftest import ROOT
 from tests.hub import LocalHub
 
-pytestmark = pytest.mark.slow  # each imports all in a new process, whose client waits between its attempts
+pytestmark = pytest.mark.slow  # each test starts a new process, whose client waits between attempts
 
 REPO, TOKEN = "org/photos", "hf_mVerySecretTokenOfAUser"
 PROGRAM = """
 import logging, sys
-logging.basicConfig(level=logging.DEBUG)  # of all libraries
+logging.basicConfig(level=logging.DEBUG)  # all libraries
 import relabel_datasets as rd
 from relabel_datasets import hub
 from relabel_datasets.cli import main
@@ -47,7 +47,7 @@ def hub(local_hub, dataset_folder) -> LocalHub:
 
 
 def run(folder: Path, home: Path, *, token: str = TOKEN, as_argument: bool = False) -> subprocess.CompletedProcess[str]:
-    """Load, publish and verify with everything that can be logged; all files go below `home`."""
+    """Load, publish and verify with debug logging of all libraries. All files are written below `home`."""
     home.mkdir()
     environment = {
         **os.environ,
@@ -67,7 +67,7 @@ def run(folder: Path, home: Path, *, token: str = TOKEN, as_argument: bool = Fal
 
 
 def assert_kept(hub: LocalHub, home: Path, output: str, token: str = TOKEN) -> None:
-    """Assert that a token is in no output, file, name of a file, repository or request but those to the Hub's own host."""
+    """Assert that a token is in no output, file, file name or repository, and only in requests to the host of the Hub."""
     assert token not in output
     for path in home.rglob("*"):
         assert token not in str(path)
@@ -82,10 +82,10 @@ def assert_kept(hub: LocalHub, home: Path, output: str, token: str = TOKEN) -> N
 
 
 @pytest.mark.parametrize("as_argument", [True, False])
-def test_where_all_goes_well(hub, dataset_folder, tmp_path, as_argument):
+def test_a_token_is_not_leaked_on_success(hub, dataset_folder, tmp_path, as_argument):
     finished = run(dataset_folder, tmp_path / "home", as_argument=as_argument)
     assert finished.returncode == 0, finished.stderr
-    assert any(request.authorization == f"Bearer {TOKEN}" for request in hub.requests)  # it was used
+    assert any(request.authorization == f"Bearer {TOKEN}" for request in hub.requests)  # the token was used
     assert finished.stderr.count("DEBUG") > 50
     assert "photo_05" in finished.stdout
     assert list((tmp_path / "home").rglob("*.tar"))
@@ -93,7 +93,7 @@ def test_where_all_goes_well(hub, dataset_folder, tmp_path, as_argument):
 
 
 @pytest.mark.parametrize(
-    ("kind", "method", "path"),
+    ("fault", "method", "path"),
     [
         ("403", "POST", "/commit/main"),
         ("400", "POST", "/preupload/main"),
@@ -101,18 +101,18 @@ def test_where_all_goes_well(hub, dataset_folder, tmp_path, as_argument):
         ("drop", "PUT", ""),
     ],
 )
-def test_where_something_fails_for_ever(hub, dataset_folder, tmp_path, kind, method, path):
+def test_a_token_is_not_leaked_on_permanent_errors(hub, dataset_folder, tmp_path, fault, method, path):
     hub.commit(REPO, {f"colours/train-{i:05d}-of-00003.tar": None for i in range(3)})
-    hub.objects.clear()  # so that there is something to upload
-    hub.fail(kind, path, method=method, times=None)
+    hub.objects.clear()  # so that files are uploaded again
+    hub.fail(fault, path, method=method, times=None)
     finished = run(dataset_folder, tmp_path / "home")
     assert finished.returncode != 0
-    assert "Traceback" in finished.stderr  # of what was logged
+    assert "Traceback" in finished.stderr  # in the log
     assert_kept(hub, tmp_path / "home", finished.stdout + finished.stderr)
 
 
 @pytest.mark.parametrize("as_argument", [True, False])
-def test_where_the_token_is_not_valid(hub, dataset_folder, tmp_path, as_argument):
+def test_an_invalid_token_is_not_leaked(hub, dataset_folder, tmp_path, as_argument):
     token = "hf_thatNobodyHas"
     finished = run(dataset_folder, tmp_path / "home", token=token, as_argument=as_argument)
     assert finished.returncode != 0

@@ -1,4 +1,4 @@
-"""No credential of a URL is printed, logged, raised, or written, whatever the entry point and wherever in the URL it is."""
+"""No credential of a URL is printed, logged, raised or written, for each entry point and each position in the URL."""
 
 import logging
 import shutil
@@ -28,13 +28,13 @@ POSITIONS = {
     "token of the Hub": f"hf://{USER}:{PASSWORD}@datasets/org/{{path}}",
     "no scheme": f"{USER}:{PASSWORD}@{{host}}/{{path}}?sig={SIGNATURE}",
 }
-FAST = ("misspelled",)  # needs no request: the default run tries each entry point with it, the slow one with all
+FAST = ("misspelled",)  # needs no request; the other positions are tested in the slow tests
 SOME = [position if position in FAST else pytest.param(position, marks=pytest.mark.slow) for position in POSITIONS]
 
 
 @pytest.fixture
 def kept(caplog, capfd, tmp_path):
-    """A function that asserts that no secret is in the output, in log records, or below `tmp_path`."""
+    """Function that asserts that no secret is in the output, in log records, or below `tmp_path`."""
     caplog.set_level(logging.INFO)
 
     def check(*more: str) -> None:
@@ -63,7 +63,7 @@ def url_of(position: str, server: FaultyServer, path: str) -> str:
 
 def raised(call) -> str:
     """Return the message, the traceback and the causes of the error of a call."""
-    with pytest.raises(Exception) as caught:  # noqa: PT011  of any type: what it says is tested
+    with pytest.raises(Exception) as caught:  # noqa: PT011  any type: the message is tested
         call()
     return f"{caught.value!r} {caught.value} {''.join(traceback.format_exception(caught.value))}"
 
@@ -90,7 +90,7 @@ CALLS = {
 
 @pytest.mark.parametrize("position", SOME)
 @pytest.mark.parametrize("call", CALLS)
-def test_errors_have_no_secrets(call, position, server, tmp_path, kept):
+def test_errors_contain_no_secrets(call, position, server, tmp_path, kept):
     kept(raised(lambda: CALLS[call](url_of(position, server, "none"), tmp_path)))
 
 
@@ -117,13 +117,13 @@ COMMANDS = {
 @pytest.mark.parametrize("case", COMMANDS)
 @pytest.mark.parametrize("debug", [[], pytest.param(["--debug"], marks=pytest.mark.slow)], ids=["", "debug"])
 def test_failing_commands_print_no_secrets(case, position, debug, server, tmp_path, dataset_folder, kept):
-    places = {"url": url_of(position, server, "none"), "tmp": tmp_path, "data": dataset_folder}
-    assert main([case.partition(" ")[0], *(text.format(**places) for text in COMMANDS[case]), *debug]) == 1
+    values = {"url": url_of(position, server, "none"), "tmp": tmp_path, "data": dataset_folder}
+    assert main([case.partition(" ")[0], *(text.format(**values) for text in COMMANDS[case]), *debug]) == 1
     kept()
 
 
 @pytest.mark.parametrize("position", ["user and password", "query", "fragment", "upper case", "encoded"])
-def test_what_succeeds_shows_and_writes_no_secrets(position, server, tmp_path, kept):
+def test_success_prints_and_writes_no_secrets(position, server, tmp_path, kept):
     url = url_of(position, server, "").replace("/?", "?").replace("/#", "#")
     dataset = rd.load_dataset(url, "colours", "train", cache_dir=tmp_path / "cache")
     report = rd.verify(url, num_workers=0, progress=False)
@@ -138,7 +138,7 @@ def test_what_succeeds_shows_and_writes_no_secrets(position, server, tmp_path, k
     kept(repr(dataset), repr(report), str(report), report.to_json(), str(dataset.root))
 
 
-def test_a_build_to_a_url_shows_and_writes_no_secrets(image_folder, tmp_path, kept, monkeypatch):
+def test_a_build_to_a_url_prints_and_writes_no_secrets(image_folder, tmp_path, kept, monkeypatch):
     annotator = ModuleAnnotator(
         ColourNet(), (48, 64), classes=("cat", "dog", "emu"), name=f"https://{USER}:{PASSWORD}@host/net"
     )

@@ -1,10 +1,9 @@
-"""Soft labels of crops, pooled from maps with the local and the linearised head, against the model run on each crop.
+"""Compare soft labels pooled from label maps, with the local and the linearised head, with the model applied to each crop.
 
-    python tests/benchmarks/annotators.py IMAGES [--images 200] [--crops 4] [--steps 300]
-        [--mobilenet mobilenetv2_100.safetensors]
+    python tests/benchmarks/annotators.py IMAGES [--num-images 200] [--num-crops 4] [--steps 300] [--checkpoint FILE]
 
-IMAGES is an ImageFolder with train/ and val/. Models other than MobileNetV2 are trained from scratch on train/ for so many
-batches of 32, which makes weak classifiers; the numbers compare their two maps, not the models.
+IMAGES is an ImageFolder with train/ and val/. All models except MobileNetV2 are trained from scratch on train/ for `--steps`
+batches of 32, which results in weak classifiers. The numbers compare the two maps of a model, not the models.
 """
 
 from __future__ import annotations
@@ -25,8 +24,8 @@ from torchvision.transforms import v2
 import relabel_datasets as rd
 from relabel_datasets.annotate.classes import match_classes
 
-SIZE = 128  # of the trained models' images as annotators
-TRAIN_SIZE = 64  # in training, where that is not fixed
+SIZE = 128  # input size of the trained models as annotators, in pixels
+TRAIN_SIZE = 64  # image size in training, for models of variable input size
 MODELS: dict[str, dict[str, object]] = {
     "resnet10t": {},
     "convnext_atto": {},
@@ -36,7 +35,7 @@ MODELS: dict[str, dict[str, object]] = {
 
 
 def train(name: str, args: dict[str, object], source: rd.data.ImageFolderSource, steps: int) -> Path:
-    """Train a classifier from scratch, and return its weights."""
+    """Train a classifier from scratch and return the file with its weights."""
     model = timm.create_model(name, num_classes=len(source.classes), **args).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05)
     size = SIZE if "img_size" in args else TRAIN_SIZE
@@ -56,7 +55,7 @@ def train(name: str, args: dict[str, object], source: rd.data.ImageFolderSource,
 
 
 def random_crops(count: int) -> torch.Tensor:
-    """Return `[count, 4]` boxes xyxy in 0 .. 1, of 8 % of the area to all of it, as RandomResizedCrop's."""
+    """Return boxes xyxy `[count, 4]`, 0 to 1, with 8 to 100 % of the area, as RandomResizedCrop draws them."""
     corners = []
     while len(corners) < count:
         area, ratio = random.uniform(0.08, 1), random.uniform(0.75, 4 / 3)
@@ -68,22 +67,22 @@ def random_crops(count: int) -> torch.Tensor:
 
 
 def own_labels(annotator: rd.TimmAnnotator, images: list[PIL.Image.Image], boxes: torch.Tensor) -> torch.Tensor:
-    """Return the model's own soft labels `[images * crops, C]` of crops that are resized to its input size."""
+    """Return the soft labels of the model `[images * crops, C]` for crops resized to its input size."""
     rows = []
     mean, std = (torch.tensor(values)[:, None, None] for values in (annotator.mean, annotator.std))
     for image, crops in zip(images, boxes, strict=True):
         width, height = image.size
-        cut = [
+        pieces = [
             image.crop([round(float(v) * s) for v, s in zip(box, (width, height) * 2, strict=True)]) for box in crops
         ]
-        pixels = torch.stack([annotator.preprocess(crop) for crop in cut])
+        pixels = torch.stack([annotator.preprocess(crop) for crop in pieces])
         with torch.inference_mode():
             rows.append(annotator._module.model((pixels / 255 - mean) / std).softmax(1))
     return torch.cat(rows)
 
 
 def pooled_labels(annotator: rd.TimmAnnotator, images: list[PIL.Image.Image], boxes: torch.Tensor) -> torch.Tensor:
-    """Return the soft labels `[images * crops, C]` of crops that are pooled from the dense map."""
+    """Return the soft labels of crops `[images * crops, C]`, pooled from the dense map."""
     rows = []
     for image, crops in zip(images, boxes, strict=True):
         maps = annotator(annotator.preprocess(image)[None]).clone().cpu()
@@ -119,11 +118,11 @@ def compare(
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("images", type=Path)
-    parser.add_argument("--images", dest="num_images", type=int, default=200)
-    parser.add_argument("--crops", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--mobilenet", type=Path)
+    parser.add_argument("images", type=Path, metavar="IMAGES", help="ImageFolder with train/ and val/")
+    parser.add_argument("--num-images", type=int, default=200, help="number of images (default: %(default)s)")
+    parser.add_argument("--num-crops", type=int, default=4, help="number of crops per image (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=300, help="training steps per model (default: %(default)s)")
+    parser.add_argument("--checkpoint", type=Path, help="weights of mobilenetv2_100 (default: leave the model out)")
     args = parser.parse_args()
     random.seed(0)
     torch.manual_seed(0)
@@ -135,10 +134,12 @@ def main() -> None:
     print("| model | weights | local map | head | accuracy | KL of crops | top-1 agreement | whole image |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     half = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "device": "cpu"}
-    if args.mobilenet:
-        one = rd.TimmAnnotator("mobilenetv2_100", checkpoint=args.mobilenet, input_size=224, pad_type="same", **half)
-        rows = torch.tensor(match_classes(one.classes, held_out.classes))
-        compare("mobilenetv2_100", "ImageNet", {"local": one}, images, rows[labels], args.crops)
+    if args.checkpoint:
+        mobilenet = rd.TimmAnnotator(
+            "mobilenetv2_100", checkpoint=args.checkpoint, input_size=224, pad_type="same", **half
+        )
+        rows = torch.tensor(match_classes(mobilenet.classes, held_out.classes))
+        compare("mobilenetv2_100", "ImageNet", {"local": mobilenet}, images, rows[labels], args.num_crops)
     for name, model_kwargs in MODELS.items():
         weights = train(name, model_kwargs, source, args.steps)
         heads = {
@@ -147,7 +148,7 @@ def main() -> None:
             )
             for head in ("local", "linearised")
         }
-        compare(name, f"{args.steps} steps", heads, images, labels, args.crops)
+        compare(name, f"{args.steps} steps", heads, images, labels, args.num_crops)
 
 
 if __name__ == "__main__":

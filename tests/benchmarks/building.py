@@ -1,13 +1,12 @@
-"""How fast a build is, what it takes, and how exact its maps are.
+"""Measure the speed and memory of a build, and the precision of its label maps.
 
     python tests/benchmarks/building.py IMAGES --annotator MODEL [--checkpoint FILE ...]
 
-IMAGES is any ImageFolder. The build's images/s stand beside those of the bare model, timm's own forward pass, on batches of
-the same size in the same run. What each stage takes is the CPU time of its threads, which overlap; of inference, the time on
-the clock, since torch's own threads share in it, and on a GPU only until its work is queued. A build of millions of images does
-not notice its start and end, a short one does: so the rate between the first and the last tenth of the images is given as well.
-Then every label map is read back and its mean over locations is compared with the model's own logits of that image, all classes,
-beside the step of its quantisation.
+IMAGES is an ImageFolder. The rate of the build is compared with that of the bare model, timm's forward pass on batches of the same
+size in the same run. The time of a stage is the CPU time of its threads, which overlap. The time of inference is wall-clock time,
+because torch has its own threads, and on a GPU it ends when the work is queued. The start and end of a build do not matter for
+millions of images but do for few, so the rate between the first and the last tenth of the images is printed as well. At the end,
+the mean of each label map over its locations is compared with the logits of the model, and with the step of the quantization.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ from relabel_datasets.cli.annotator_options import add_annotator_arguments, anno
 
 
 def timm_model(args: argparse.Namespace, annotator: rd.TimmAnnotator) -> torch.nn.Module:
-    """Return timm's own model with the same weights, nothing of ours about it."""
+    """Create timm's model with the same weights, without code of this package."""
     model = timm.create_model(args.annotator, pretrained=args.checkpoint is None, **annotator.model_kwargs)
     if args.checkpoint:
         timm.models.load_checkpoint(model, str(args.checkpoint))
@@ -42,14 +41,14 @@ def timm_model(args: argparse.Namespace, annotator: rd.TimmAnnotator) -> torch.n
 
 
 def bare_images_per_second(model: torch.nn.Module, annotator: rd.TimmAnnotator, batch_size: int) -> float:
-    """Return the median rate of the model's forward pass on normalised random batches, in the annotator's precision."""
+    """Return the median rate of the forward pass on normalized random batches, in the precision of the annotator."""
     device = annotator.device
     images = torch.randn(batch_size, 3, *annotator.input_size, device=device)
     images = images.contiguous(memory_format=torch.channels_last)
-    dtype, batches = getattr(torch, annotator.dtype), 4 if device.type == "cuda" else 1  # a GPU's queue stays full
+    dtype, batches = getattr(torch, annotator.dtype), 4 if device.type == "cuda" else 1  # keep the queue of a GPU full
     rates = []
     with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-        for _ in range(6):  # the first is to warm up
+        for _ in range(6):  # the first is a warm-up
             start = time.perf_counter()
             for _ in range(batches):
                 logits = model(images)
@@ -59,10 +58,10 @@ def bare_images_per_second(model: torch.nn.Module, annotator: rd.TimmAnnotator, 
 
 
 class Measured(NamedTuple):
-    """What a build took."""
+    """Measurements of a build."""
 
-    seconds: Counter[str]  # of each stage
-    written: list[float]  # when each image was written, on the clock
+    seconds: Counter[str]  # by stage
+    written: list[float]  # wall-clock time at which each image was written
 
     def images_per_second_between_ends(self) -> float:
         """Return the rate between the first and the last tenth of the images."""
@@ -72,7 +71,7 @@ class Measured(NamedTuple):
 
 @contextmanager
 def measuring() -> Iterator[Measured]:
-    """Measure a build meanwhile."""
+    """Measure a build that runs in this context."""
     seconds: Counter[str] = Counter()
     written: list[float] = []
     add = shard.ShardWriter.add
@@ -91,11 +90,11 @@ def measuring() -> Iterator[Measured]:
 
         return wrapper
 
-    places = [
+    stages = [
         ("read and decode", rd.data.ImageFolderSource, "read", time.thread_time),
         ("read and decode", shard, "decode_reduced", time.thread_time),
         ("preprocess", rd.TimmAnnotator, "preprocess", time.thread_time),
-        ("inference (on the clock)", rd.TimmAnnotator, "__call__", time.perf_counter),
+        ("inference (wall-clock time)", rd.TimmAnnotator, "__call__", time.perf_counter),
         ("encode", shard, "encode_logits", time.thread_time),
         ("encode", shard.codec, "encode", time.thread_time),
         ("write", shard.ShardWriter, "add", time.thread_time),  # of `add_and_note`
@@ -103,7 +102,7 @@ def measuring() -> Iterator[Measured]:
     ]
     with ExitStack() as stack:
         stack.enter_context(mock.patch.object(shard.ShardWriter, "add", add_and_note))
-        for stage, owner, name, clock in places:
+        for stage, owner, name, clock in stages:
             stack.enter_context(mock.patch.object(owner, name, timed(stage, getattr(owner, name), clock)))
         yield Measured(seconds, written)
 
@@ -111,7 +110,7 @@ def measuring() -> Iterator[Measured]:
 def deviations(
     dataset: rd.RelabelDataset, annotator: rd.TimmAnnotator, model: torch.nn.Module, count: int
 ) -> tuple[float, float, float]:
-    """Return the mean and largest distance of maps' means from the model's own logits, and the mean quantisation step."""
+    """Return the mean and the largest difference between means of maps and logits of the model, and the mean quantization step."""
     rows = match_classes(annotator.classes, dataset.classes, num_classes=annotator.num_classes)
     mean, std = (
         torch.tensor(values, device=annotator.device)[:, None, None] for values in (annotator.mean, annotator.std)
@@ -131,12 +130,12 @@ def deviations(
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("images", type=Path)
-    parser.add_argument("--out", type=Path, help="keep the dataset here")
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--threads", type=int, default=4)
-    parser.add_argument("--all-classes", action="store_true")
-    parser.add_argument("--check", type=int, help="images whose maps are compared with the model (default: all)")
+    parser.add_argument("images", type=Path, metavar="IMAGES", help="ImageFolder to annotate")
+    parser.add_argument("--out", type=Path, help="folder of the dataset (default: a temporary folder)")
+    parser.add_argument("--batch-size", type=int, default=32, help="images per batch (default: %(default)s)")
+    parser.add_argument("--num-threads", type=int, default=4, help="threads that read files (default: %(default)s)")
+    parser.add_argument("--all-classes", action="store_true", help="keep all classes of the annotator")
+    parser.add_argument("--num-samples", type=int, help="number of maps to compare with the model (default: all)")
     add_annotator_arguments(parser)
     args = parser.parse_args()
     annotator = annotator_from(args)
@@ -145,7 +144,7 @@ def main() -> None:
     source = rd.data.ImageFolderSource(args.images)
     with tempfile.TemporaryDirectory() as folder:
         out = args.out or Path(folder)
-        build_config = rd.annotate.BuildConfig(batch_size=args.batch_size, num_threads=args.threads)
+        build_config = rd.annotate.BuildConfig(batch_size=args.batch_size, num_threads=args.num_threads)
         start = time.perf_counter()
         with measuring() as measured:
             manifest = rd.build(source, out, annotator, build_config=build_config, all_classes=args.all_classes)
@@ -155,7 +154,7 @@ def main() -> None:
         dataset = rd.load_dataset(out, manifest.config, "train")
         split = manifest.splits["train"]
         map_bytes = dataset.label_maps.index.mean_size("map")
-        count = min(len(dataset), args.check or len(dataset))
+        count = min(len(dataset), args.num_samples or len(dataset))
         mean, largest, step = deviations(dataset, annotator, model, count)
     bare = statistics.mean(rates)
     print("| | |\n| --- | --- |")
@@ -165,17 +164,19 @@ def main() -> None:
     print(f"| bare model, before and after | {rates[0]:.1f} and {rates[1]:.1f} images/s |")
     print(f"| build / bare model | {built / bare:.2f} |")
     between = measured.images_per_second_between_ends()
-    print(f"| between its first and last tenth | {between:.1f} images/s, {between / bare:.2f} of the bare model's |")
-    print(f"| label map | {map_bytes:.0f} bytes an image |")
-    print(f"| shards, images inside | {sum(split.shard_bytes) / split.num_samples:.0f} bytes an image |")
+    print(
+        f"| build, between its first and last tenth | {between:.1f} images/s, {between / bare:.2f} of the bare model's |"
+    )
+    print(f"| label map | {map_bytes:.0f} bytes per image |")
+    print(f"| shards, images inside | {sum(split.shard_bytes) / split.num_samples:.0f} bytes per image |")
     print(f"| peak memory of the process | {peak:.2f} GiB |")
     print(
-        f"| mean of map - model's own logits | {mean:.4f} on average, {largest:.4f} at most, over all classes and {count} images |"
+        f"| mean of map minus logits of the model | {mean:.4f} on average, {largest:.4f} at most, over all classes and {count} images |"
     )
-    print(f"| a step of the 4-bit quantisation | {step:.4f} on average |")
-    print("\n| stage | s for 1000 images |\n| --- | --- |")
-    for stage, spent in measured.seconds.items():
-        print(f"| {stage} | {spent / len(source.keys) * 1000:.2f} |")
+    print(f"| one step of the 4-bit quantization | {step:.4f} on average |")
+    print("\n| stage | s per 1000 images |\n| --- | --- |")
+    for stage, seconds in measured.seconds.items():
+        print(f"| {stage} | {seconds / len(source.keys) * 1000:.2f} |")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""What label maps take on disk and how close their labels are to dense ones, for each encoding and size.
+"""Measure the size of label maps, and the distance of their labels from those of dense logits, per encoding and input size.
 
     python tests/benchmarks/fidelity.py IMAGES --annotator MODEL [--checkpoint FILE ...]
 
-IMAGES is any ImageFolder. Its first `--num-images` (by a fixed shuffle) are annotated; then labels of `--crops` random crops of
-each (RandomResizedCrop's boxes, 8 % to 100 % of the area) are pooled from the stored map, after a round trip through its
-bytes, and from the dense logits by torchvision's roi_align. KL is of the stored from the dense label, in nats; agreement is
-the share of crops with the same best class. Bytes on disk are of label-only shards, tar overhead included.
+IMAGES is an ImageFolder, of which `--num-images` random images are annotated. For `--num-crops` random crops of each image (as
+RandomResizedCrop draws them, 8 to 100 % of the area), labels are pooled from the stored map, after a round trip through its bytes,
+and from the dense logits by torchvision's roi_align. KL is the divergence of the stored from the dense label in nats. Agreement is
+the share of crops with the same best class. Bytes on disk are those of label-only shards, including the overhead of the tar.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ VARIANTS = [
 
 
 def random_boxes(sizes: list[tuple[int, int]], crops: int) -> torch.Tensor:
-    """Return `[N, crops, 4]` boxes of random crops of images of (height, width), in 0..1."""
+    """Return boxes of random crops `[N, crops, 4]`, 0 to 1, of images of (height, width)."""
     boxes = []
     for height, width in sizes:
         image = torch.empty(1, 1, 1).expand(1, height, width)
@@ -51,7 +51,7 @@ def random_boxes(sizes: list[tuple[int, int]], crops: int) -> torch.Tensor:
 
 
 def dense_labels(dense: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
-    """Return `[N, crops, C]` log probabilities of the dense logits' labels."""
+    """Return log probabilities `[N, crops, C]` pooled from dense logits."""
     height, width = dense.shape[2:]
     scaled = boxes * torch.tensor([width, height, width, height])
     pooled = roi_align(dense, list(scaled), 1, aligned=True)[:, :, 0, 0]
@@ -59,7 +59,7 @@ def dense_labels(dense: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
 
 
 def stored_labels(blobs: list[bytes], boxes: torch.Tensor) -> torch.Tensor:
-    """Return `[N, crops, C]` probabilities of the stored maps' labels."""
+    """Return probabilities `[N, crops, C]` pooled from stored maps."""
     labels = []
     for blob, image_boxes in zip(blobs, boxes, strict=True):
         label_map = rd.LabelMap.from_safetensors(blob)
@@ -71,7 +71,7 @@ def stored_labels(blobs: list[bytes], boxes: torch.Tensor) -> torch.Tensor:
 
 
 def bytes_on_disk(blobs: list[bytes]) -> float:
-    """Return the bytes an image takes in a label-only shard."""
+    """Return the bytes per image of a label-only shard."""
     with tempfile.TemporaryDirectory() as folder, ShardWriter(Path(folder) / "s.tar", None) as writer:
         for i, blob in enumerate(blobs):
             writer.add(f"n01440764_{i}", 0, None, blob)
@@ -81,17 +81,17 @@ def bytes_on_disk(blobs: list[bytes]) -> float:
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("images", type=Path)
-    parser.add_argument("--num-images", type=int, default=200)
-    parser.add_argument("--crops", type=int, default=8)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[480], help="input sizes in pixels")
+    parser.add_argument("images", type=Path, metavar="IMAGES", help="ImageFolder to annotate")
+    parser.add_argument("--num-images", type=int, default=200, help="number of images (default: %(default)s)")
+    parser.add_argument("--num-crops", type=int, default=8, help="number of crops per image (default: %(default)s)")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[480], help="input sizes in pixels (default: 480)")
     add_annotator_arguments(parser)
     args = parser.parse_args()
     source = rd.data.ImageFolderSource(args.images)
     chosen = np.random.default_rng(0).permutation(len(source.keys))[: args.num_images].tolist()
     images = [rd.decode_image(source.read(i), source.name(i)) for i in chosen]
     sizes = [(image.height, image.width) for image in images]
-    print("| map | encoding | k | stored as | bytes a map | bytes on disk | KL | top-1 agreement |")
+    print("| map | encoding | k | stored as | bytes per map | bytes on disk | KL | top-1 agreement |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for size in args.sizes:
         args.input_size = [size]
@@ -99,7 +99,7 @@ def main() -> None:
         pixels = [annotator.preprocess(image) for image in images]
         dense = torch.cat([annotator(torch.stack(pixels[i : i + 16])).cpu() for i in range(0, len(pixels), 16)])
         torch.manual_seed(0)
-        boxes = random_boxes(sizes, args.crops)
+        boxes = random_boxes(sizes, args.num_crops)
         reference = dense_labels(dense, boxes)
         for encoding, k, dtype in VARIANTS:
             blobs = codec.encode(encode_logits(dense, encoding, k), sizes, dtype)

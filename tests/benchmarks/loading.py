@@ -1,11 +1,10 @@
-"""What label maps cost a loader: images with label maps and LabelPooling against the same images without.
+"""Measure the cost of label maps in a DataLoader.
 
     python tests/benchmarks/loading.py
 
-Three ways of reading the same JPEG files with the same augmentation through a DataLoader, its epochs in turns: torchvision's
-ImageFolder with class indices, our shards with class indices, our shards with label maps and LabelPooling. The ratio is the
-throughput with label maps over that without, the median over the rounds. `--workers 0` does all in one process, where
-nothing waits for anything else.
+Three datasets with the same JPEG files and the same augmentation take turns, epoch by epoch: torchvision's ImageFolder with class
+indices, shards with class indices, and shards with label maps and LabelPooling. The ratio is the throughput with label maps
+divided by that without, the median over rounds. `--num-workers 0` loads everything in one process.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ CASES = {"500x375 JPEG, about 110 KB": ((375, 500), 110_000), "224x224 JPEG, abo
 
 
 class RandomLogits(torch.nn.Module):
-    """A 1000-class network with stride 32 that costs little: what the logits are does not matter here."""
+    """Fast network with 1000 classes and stride 32. The values of its logits do not matter."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,7 +46,7 @@ class RandomLogits(torch.nn.Module):
 
 
 def write_images(root: Path, count: int, size: tuple[int, int], num_bytes: int) -> None:
-    """Write JPEG files of about `num_bytes`: smooth pictures with as much noise as that takes."""
+    """Write JPEG files of about `num_bytes`: smooth images with noise."""
     rng = np.random.default_rng(0)
     for i in range(count):
         small = rng.integers(0, 256, (6, 8, 3), np.uint8)
@@ -65,7 +64,7 @@ def write_images(root: Path, count: int, size: tuple[int, int], num_bytes: int) 
 
 
 class WithoutLabelMaps(Dataset[tuple[torch.Tensor, int]]):
-    """The images of our shards with their class indices."""
+    """Images of shards with their class indices."""
 
     def __init__(self, dataset: rd.RelabelDataset, transforms: Callable[..., torch.Tensor]) -> None:
         self.dataset, self.transforms = dataset, transforms
@@ -78,7 +77,7 @@ class WithoutLabelMaps(Dataset[tuple[torch.Tensor, int]]):
 
 
 def augmentation(*last: v2.Transform) -> v2.Compose:
-    """Return the usual augmentation of ImageNet training."""
+    """Return the standard augmentation of ImageNet training, with `last` after the crop and flip."""
     return v2.Compose(
         [
             v2.RandomResizedCrop(224),
@@ -91,11 +90,11 @@ def augmentation(*last: v2.Transform) -> v2.Compose:
     )
 
 
-def epochs(datasets: dict[str, Dataset], workers: int, rounds: int) -> dict[str, list[float]]:
-    """Return the time per sample of each epoch; the datasets take turns, with the same random crops."""
+def epochs(datasets: dict[str, Dataset], num_workers: int, rounds: int) -> dict[str, list[float]]:
+    """Return the time per sample of each epoch. The datasets take turns, with the same random crops."""
     times: dict[str, list[float]] = {name: [] for name in datasets}
     loaders = {
-        name: DataLoader(dataset, 64, num_workers=workers, persistent_workers=workers > 0)
+        name: DataLoader(dataset, 64, num_workers=num_workers, persistent_workers=num_workers > 0)
         for name, dataset in datasets.items()
     }
     for turn in range(rounds + 1):
@@ -104,27 +103,27 @@ def epochs(datasets: dict[str, Dataset], workers: int, rounds: int) -> dict[str,
             start = time.perf_counter()
             for _ in loader:
                 pass
-            if turn:  # the first is to warm up
+            if turn:  # the first is a warm-up
                 times[name].append((time.perf_counter() - start) / len(datasets[name]))
     return times
 
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--images", type=int, default=256)
-    parser.add_argument("--rounds", type=int, default=16)
-    parser.add_argument("--workers", type=int, default=2)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--num-images", type=int, default=256, help="number of images (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=16, help="epochs per dataset (default: %(default)s)")
+    parser.add_argument("--num-workers", type=int, default=2, help="worker processes (default: %(default)s)")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    print("| images | encoding | reader | ms a sample | throughput over the same shards without label maps |")
+    print("| images | encoding | reader | ms per sample | throughput relative to the same shards without label maps |")
     print("| --- | --- | --- | --- | --- |")
     for case, (size, num_bytes) in CASES.items():
         with tempfile.TemporaryDirectory() as folder:
             root = Path(folder)
-            write_images(root / "images", args.images, size, num_bytes)
+            write_images(root / "images", args.num_images, size, num_bytes)
             source = ImageFolderSource(root / "images")
-            source.classes = None  # keep the annotator's 1000 classes, whatever the folders are
+            source.classes = None  # keep the 1000 classes of the annotator
             annotator = ModuleAnnotator(RandomLogits(), 480, name="random")
             for encoding in ("heatmaps", "topk"):
                 build(
@@ -143,7 +142,7 @@ def main() -> None:
                     "without label maps": WithoutLabelMaps(with_maps, augmentation()),
                     "with label maps and LabelPooling": with_maps,
                 }
-                times = epochs(datasets, args.workers, args.rounds)
+                times = epochs(datasets, args.num_workers, args.rounds)
                 reference = times["without label maps"]
                 for name, values in times.items():
                     ratio = statistics.median(a / b for a, b in zip(reference, values, strict=True))

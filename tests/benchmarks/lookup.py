@@ -1,12 +1,12 @@
-"""What finding ImageNet's 1,281,167 label maps by key costs: `python tests/benchmarks/lookup.py`.
+"""Measure lookups of ImageNet's 1,281,167 label maps by key: `python tests/benchmarks/lookup.py`.
 
-LabelMaps over an index of keys like ImageNet's, in the shuffled order of a build, against a Python dict {key: row} from a
-pickle. Each is opened in a process of its own, after the imports, with its file in the page cache. A look-up of LabelMaps is
-`index.row(key)`; the label map itself, read and decoded, is timed apart: the shards are sparse files that hold a few. Memory
-is by how much /proc/self/smaps_rollup grows from before opening until after 100,000 look-ups: RSS counts all, PSS divides
-pages by the processes that share them, and a forked worker's own memory is what it does not share after as many look-ups of
-its own. The join is with all images, in the order of an ImageFolder, and again with the keys as tars may have them,
-"train/KEY", which match in the second step only.
+LabelMaps with an index of keys like those of ImageNet, in the shuffled order of a build, is compared with a pickled Python dict
+{key: row}. Each is opened in a new process, after the imports, with its file in the page cache. A lookup of LabelMaps is
+`index.row(key)`. Reading and decoding a label map is timed separately; the shards are sparse files that contain a few. Memory is the
+growth of /proc/self/smaps_rollup from before opening until after 100,000 lookups: RSS counts all pages, PSS divides pages by the
+processes that share them. A forked worker's private memory is the memory that it does not share after 100,000 lookups. The join
+matches all images in the order of an ImageFolder, and again with keys such as "train/KEY", as in tars, which match in the second
+step only.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ from relabel_datasets.storage.local import sha256_of
 
 NUM_SAMPLES, NUM_CLASSES, NUM_SHARDS = 1_281_167, 1000, 64
 NUM_LOOKUPS, NUM_READS = 100_000, 5_000
-SAMPLE_BYTES = 3584  # of a label-only sample: .cls, then .safetensors
+SAMPLE_BYTES = 3584  # size of a label-only sample: .cls, then .safetensors
 MAP_OFFSET = 3 * 512
-LIMITS = "at most 1 s to open, 30 us a look-up, 150 MB"
-COLUMNS = ("open, ms", "look-up, us", "read a label map, us", "RSS, MB", "PSS, MB", "of a forked worker's own, MB",
+LIMITS = "at most 1 s to open, 30 us per lookup, 150 MB"
+COLUMNS = ("open, ms", "lookup, us", "read a label map, us", "RSS, MB", "PSS, MB", "private memory of a forked worker, MB",
            "join, s", "join of train/KEY, s")  # fmt: skip
 
 
@@ -56,7 +56,7 @@ def image_folder_keys() -> list[str]:
 
 
 def write_dataset(folder: Path, keys: Sequence[str]) -> float:
-    """Write a config whose shards hold the label maps of the first rows of each only; return the seconds of make_index."""
+    """Write a config whose shards contain only their first label maps, and return the duration of make_index in seconds."""
     order = np.random.default_rng(1).permutation(NUM_SAMPLES).tolist()
     lengths = [len(part) for part in np.array_split(np.empty(NUM_SAMPLES, bool), NUM_SHARDS)]
     label_map = rd.LabelMap.from_logits(3 * torch.randn(NUM_CLASSES, 15, 15)).to_safetensors()
@@ -102,7 +102,7 @@ def write_dataset(folder: Path, keys: Sequence[str]) -> float:
 
 
 class Images:
-    """What an ImageFolder is to a join."""
+    """Images of an ImageFolder, as far as a join needs them."""
 
     def __init__(self, keys: Sequence[str]) -> None:
         self.keys = keys
@@ -112,13 +112,13 @@ class Images:
 
 
 def memory(*fields: str) -> float:
-    """Return a sum of fields of smaps_rollup in MB."""
+    """Return the sum of fields of smaps_rollup in MB."""
     lines = (line.split() for line in Path("/proc/self/smaps_rollup").read_text().splitlines()[1:])
     return sum(int(line[1]) * 1024 for line in lines if line[0].rstrip(":") in fields) / 1e6
 
 
-def own_memory_of_a_fork(function: Callable[[], object]) -> float:
-    """Return by how many MB what a forked process does not share grows."""
+def private_memory_of_a_fork(function: Callable[[], object]) -> float:
+    """Return the growth of the private memory of a forked process in MB."""
     receive, send = os.pipe()
     if os.fork() == 0:
         private = ("Private_Clean", "Private_Dirty")
@@ -131,36 +131,38 @@ def own_memory_of_a_fork(function: Callable[[], object]) -> float:
 
 
 def seconds_of(function: Callable[[], object]) -> float:
+    """Return the duration of a call."""
     start = time.perf_counter()
     function()
     return time.perf_counter() - start
 
 
-def measure(kind: str, folder: Path) -> dict[str, float]:
-    chosen = (folder / "chosen.txt").read_text()  # one string: many would be copied into the forked worker themselves
+def measure(reader: str, folder: Path) -> dict[str, float]:
+    """Return the values of a row of the table."""
+    chosen = (folder / "chosen.txt").read_text()  # one string, because many would be copied into the forked worker
     before = {field: memory(field) for field in ("Rss", "Pss")}
 
     @cache
     def opened() -> Any:
-        return rd.LabelMaps(folder) if kind == "LabelMaps" else pickle.loads((folder / "table.pickle").read_bytes())
+        return rd.LabelMaps(folder) if reader == "LabelMaps" else pickle.loads((folder / "table.pickle").read_bytes())
 
     results = {"open, ms": 1000 * seconds_of(opened)}
-    look_up = opened().index.row if kind == "LabelMaps" else opened().__getitem__
+    lookup = opened().index.row if reader == "LabelMaps" else opened().__getitem__
 
-    def look_up_all() -> None:
+    def lookup_all() -> None:
         for key in chosen.split():
-            look_up(key)
+            lookup(key)
 
-    results["look-up, us"] = seconds_of(look_up_all) / NUM_LOOKUPS * 1e6
+    results["lookup, us"] = seconds_of(lookup_all) / NUM_LOOKUPS * 1e6
     results |= {f"{field.upper()}, MB": memory(field) - before[field] for field in before}
-    results["of a forked worker's own, MB"] = own_memory_of_a_fork(look_up_all)
+    results["private memory of a forked worker, MB"] = private_memory_of_a_fork(lookup_all)
     for column, prefix in (("join, s", ""), ("join of train/KEY, s", "train/")):
         images = Images([prefix + key for key in image_folder_keys()])
-        if kind == "LabelMaps":
+        if reader == "LabelMaps":
             results[column] = seconds_of(lambda images=images: join_images(opened(), images, "error"))
         elif not prefix:
-            results[column] = seconds_of(lambda images=images: [look_up(key) for key in images.keys])
-    if kind == "LabelMaps":
+            results[column] = seconds_of(lambda images=images: [lookup(key) for key in images.keys])
+    if reader == "LabelMaps":
         label_maps = opened()
         starts = np.cumsum([0, *label_maps.split.shard_lengths[:-1]]).tolist()
         written = [label_maps.index.key(start + i) for i in range(NUM_READS // NUM_SHARDS) for start in starts]
@@ -173,6 +175,7 @@ def _number(value: float | None) -> str:
 
 
 def main() -> None:
+    """Print the table, or measure one row in a new process."""
     if len(sys.argv) == 3:
         print(json.dumps(measure(sys.argv[1], Path(sys.argv[2]))))
         return
@@ -182,11 +185,11 @@ def main() -> None:
         sizes = {"LabelMaps": (folder / "train.index.safetensors").stat().st_size,
                  "dict": (folder / "table.pickle").stat().st_size}  # fmt: skip
         print(f"| {NUM_SAMPLES:,} keys | file, MB | {' | '.join(COLUMNS)} |\n{'| --- ' * (len(COLUMNS) + 2)}|")
-        for kind, size in sizes.items():
-            arguments = [sys.executable, __file__, kind, str(folder)]
+        for reader, size in sizes.items():
+            arguments = [sys.executable, __file__, reader, str(folder)]
             results = json.loads(subprocess.run(arguments, check=True, capture_output=True, text=True).stdout)
             values = [_number(results.get(column)) for column in COLUMNS]
-            print(f"| {kind} | {size / 1e6:.0f} | {' | '.join(values)} |")
+            print(f"| {reader} | {size / 1e6:.0f} | {' | '.join(values)} |")
     print(f"\nThe index was made in {seconds:.1f} s. Limits: {LIMITS}.")
 
 

@@ -1,10 +1,9 @@
-"""How fast LabelPooling is, against the published way of doing it: `python tests/benchmarks/pooling.py`.
+"""Compare the speed and memory of LabelPooling with the published implementation: `python tests/benchmarks/pooling.py`.
 
-The published way (Yun et al., "Re-labeling ImageNet", 2021) scatters the stored logits into dense `[B, C, H, W]` maps, then
-runs torchvision's roi_align and a softmax. Both ways get the same maps and boxes, those of RandomResizedCrop, in turns, in
-one process; times are medians. Batches are pooled with torch's threads as they are, and with one thread, as a DataLoader
-worker has; single samples with one. Memory is by how much one call raises the peak of a process that does nothing else, after
-a call for two maps.
+The published implementation (Yun et al., "Re-labeling ImageNet", 2021) scatters the stored logits into dense `[B, C, H, W]` maps, and
+applies torchvision's roi_align and a softmax. Both get the same maps and the same boxes of RandomResizedCrop, in turns, in one
+process. Times are medians. Batches are pooled with the default number of torch threads and with one thread, as in a DataLoader
+worker; single samples with one. Memory is the growth of the peak of a new process during one call, after a call for two maps.
 """
 
 from __future__ import annotations
@@ -32,17 +31,20 @@ ALL_THREADS = torch.get_num_threads()
 
 
 class Maps(NamedTuple):
+    """Label maps and the boxes to pool."""
+
     logits: Tensor  # [B, K, H, W]
     classes: Tensor  # [B, K, H, W] or [B, K, 1, 1]
     base: Tensor | None  # [B, C]
-    boxes_xyxy: Tensor  # [B, 4], 0..1
+    boxes_xyxy: Tensor  # [B, 4], 0 to 1
 
     def first(self, num_maps: int) -> Maps:
+        """Return the first maps."""
         return Maps(*(part if part is None else part[:num_maps] for part in self))
 
 
 def random_maps(encoding: str) -> Maps:
-    """Return maps that no dense ones were needed for: those would set the peak of memory."""
+    """Return random maps, created without dense maps, which would raise the peak of memory."""
     generator = torch.manual_seed(0)
     num_kept = NUM_KEPT[encoding]
     logits = 10 + 3 * torch.randn(BATCH, num_kept, HEIGHT, WIDTH, generator=generator)
@@ -56,10 +58,12 @@ def random_maps(encoding: str) -> Maps:
 
 
 def pool(maps: Maps) -> Tensor:
+    """Pool labels with this package."""
     return rd.pool_labels(maps.logits, maps.classes, maps.boxes_xyxy, num_classes=NUM_CLASSES, base=maps.base)
 
 
 def pool_as_published(maps: Maps) -> Tensor:
+    """Pool labels as published."""
     dense = maps.logits.new_zeros(len(maps.logits), NUM_CLASSES, HEIGHT, WIDTH)
     if maps.base is not None:
         dense += maps.base[:, :, None, None]
@@ -73,16 +77,17 @@ POOLS: dict[str, Callable[[Maps], Tensor]] = {"sparse": pool, "published": pool_
 
 
 def batch_seconds(maps: Maps) -> dict[str, float]:
+    """Return the median duration of a call of each implementation."""
     seconds: dict[str, list[float]] = {name: [] for name in POOLS}
     for _ in range(REPEATS):
         for name, function in POOLS.items():
-            calls = 200 if name == "sparse" else 1  # about as much time for each
+            calls = 200 if name == "sparse" else 1  # about equal total time
             seconds[name].append(timeit.timeit(lambda function=function: function(maps), number=calls) / calls)
     return {name: statistics.median(times) for name, times in seconds.items()}
 
 
 def added_peak(name: str, encoding: str) -> float:
-    """Return MiB, measured in this process: of use only in a new one, started by one that has never been larger."""
+    """Return the growth of the peak memory in MiB. Call this in a new process, started by a small process."""
     maps = random_maps(encoding)
     POOLS[name](maps.first(2))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -91,15 +96,18 @@ def added_peak(name: str, encoding: str) -> float:
 
 
 def added_peak_of_new_process(name: str, encoding: str) -> float:
+    """Return `added_peak`, measured in a new process."""
     command = [sys.executable, __file__, "--added-peak", name, encoding]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
 def microseconds(call: Callable[[], object], calls: int = 1000) -> float:
+    """Return the median duration of a call in microseconds."""
     return statistics.median(timeit.repeat(call, number=calls, repeat=REPEATS)) / calls * 1e6
 
 
 def print_batches() -> None:
+    """Print the table of batches."""
     peaks = {(name, encoding): added_peak_of_new_process(name, encoding) for encoding in NUM_KEPT for name in POOLS}
     print(f"Labels of {BATCH} boxes in maps of {HEIGHT}x{WIDTH}x{NUM_CLASSES}\n")
     print(
@@ -107,20 +115,21 @@ def print_batches() -> None:
     )
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for encoding in NUM_KEPT:
-        for threads in dict.fromkeys((ALL_THREADS, 1)):
-            torch.set_num_threads(threads)
+        for num_threads in dict.fromkeys((ALL_THREADS, 1)):
+            torch.set_num_threads(num_threads)
             maps = random_maps(encoding)
             difference = (pool(maps) - pool_as_published(maps)).abs().max()
             seconds = batch_seconds(maps)
             ours, published = seconds["sparse"] * 1e3, seconds["published"] * 1e3
             print(
-                f"| {encoding} {NUM_KEPT[encoding]} | {threads} | {published:.0f} | {ours:.2f} | {published / ours:.0f} | "
+                f"| {encoding} {NUM_KEPT[encoding]} | {num_threads} | {published:.0f} | {ours:.2f} | {published / ours:.0f} | "
                 f"{peaks['published', encoding]:.0f} | {peaks['sparse', encoding]:.0f} | {difference:.1e} |"
             )
         torch.set_num_threads(ALL_THREADS)
 
 
 def print_samples() -> None:
+    """Print the table of single samples."""
     dense = 3 * torch.randn(NUM_CLASSES, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(0))
     image = tv_tensors.Image(torch.zeros(3, 224, 224, dtype=torch.uint8))
     pooling = rd.LabelPooling()

@@ -1,15 +1,15 @@
-"""Readers of shards side by side: the same images and label maps, local files, the same work on each sample.
+"""Compare readers of shards: the same images and label maps from local files, with the same work per sample.
 
     python tests/benchmarks/readers.py [--dataset FOLDER --config NAME]
 
-First the bytes alone, of image and label map, then what training sees: decoded, cropped, flipped, pooled and normalised, by
-the same functions for all. Every reader shuffles as its documentation has it. Rates are of whole epochs, the start of workers
-and the filling of buffers included; the readers take turns, and the ratios are medians over rounds. Then whether an epoch
-gives every sample exactly once, and whether one that was left in the middle and resumed from the library's own state gives
-exactly what was missing.
+The first table reads the bytes of images and label maps. The second decodes, crops, flips, pools and normalizes them with the same
+functions for all readers. Every reader shuffles as its documentation recommends. Rates are those of whole epochs, including the
+start of workers and the filling of buffers. The readers take turns, and the ratios are medians over rounds. The third table shows
+whether an epoch contains every sample exactly once, and whether an epoch that was interrupted half-way and resumed from the state of
+the reader contains exactly the rest.
 
-litdata and mosaicml-streaming are measured if they are installed, over copies in their own formats; mosaicml-streaming 0.13
-wants an older torch, but works with `pip install --no-deps` and transformers, zstd, Brotli, python-snappy and catalogue.
+litdata and mosaicml-streaming are measured if they are installed, on copies in their own formats. mosaicml-streaming 0.13 requires an
+older torch, but works with `pip install --no-deps` and transformers, zstd, Brotli, python-snappy and catalogue.
 """
 
 from __future__ import annotations
@@ -48,8 +48,10 @@ from relabel_datasets.shards.tars import ShardWriter, shard_names
 from relabel_datasets.storage.local import sha256_of
 
 BATCH, BUFFER = 64, 1000
-Read = Callable[[bytes, bytes], tuple[Any, ...]]  # what is done with an image file and the bytes of its label map
-Members = Callable[[Mapping[str, Any]], tuple[str, bytes, bytes]]  # key, image, label map of a library's sample
+Read = Callable[[bytes, bytes], tuple[Any, ...]]  # processes an image file and the bytes of its label map
+Members = Callable[
+    [Mapping[str, Any]], tuple[str, bytes, bytes]
+]  # returns key, image and label map of a library's sample
 
 
 def make_dataset(
@@ -61,7 +63,7 @@ def make_dataset(
     size: tuple[int, int] = (375, 500),
     num_bytes: int = 110_000,
 ) -> None:
-    """Build a dataset of random images, of which each of a few stands many times under many keys."""
+    """Build a dataset of random images. A few distinct images are repeated under many keys."""
     with tempfile.TemporaryDirectory() as folder:
         write_images(Path(folder, "images"), num_distinct, size, num_bytes)
         source = rd.data.ImageFolderSource(Path(folder, "images"))
@@ -96,20 +98,22 @@ def make_dataset(
 
 
 def map_bytes(label_maps: rd.LabelMaps, row: int) -> bytes:
-    """Return the bytes of a label map as the shard has them."""
+    """Return the bytes of a label map in the shard."""
     return label_maps.shards.read(row, label_maps.index.extent(row, "map"), f"{label_maps.index.key(row)}.safetensors")
 
 
 def sizes(image: bytes, label_map: bytes) -> tuple[int, int]:
+    """Return the sizes of the bytes of a sample."""
     return len(image), len(label_map)
 
 
 def sizes_with_map(image: bytes, label_map: bytes) -> tuple[int, float]:
+    """Return the size of an image, and the number of classes of the decoded label map."""
     return len(image), rd.LabelMap.from_safetensors(label_map).num_classes
 
 
 class Train:
-    """What training sees of a sample."""
+    """Decode and augment a sample as in training."""
 
     def __init__(self) -> None:
         self.transforms = augmentation(rd.LabelPooling())
@@ -119,7 +123,7 @@ class Train:
 
 
 class Collate:
-    """Does the work on a library's samples, in its DataLoader's workers."""
+    """Process the samples of a library in the workers of its DataLoader."""
 
     def __init__(self, members: Members, read: Read) -> None:
         self.members, self.read = members, read
@@ -129,7 +133,7 @@ class Collate:
 
 
 class Keyed(rd.RelabelDataset):
-    """Our dataset with keys: read by `read`, or as it is."""
+    """Dataset that adds keys to samples and processes them with `read`, if it is not None."""
 
     read: Read | None = None
 
@@ -140,12 +144,14 @@ class Keyed(rd.RelabelDataset):
 
 
 class ImagesAlone(Keyed):
+    """Dataset of the sizes of images, without label maps."""
+
     def __getitem__(self, index: int) -> tuple[Any, ...]:
         return self.keys[index], len(self.label_maps.image_bytes(index))
 
 
 class Data:
-    """A dataset on disk, and copies of it in other formats."""
+    """Dataset on disk with copies in other formats."""
 
     def __init__(self, root: Path, config: str, copies: Path) -> None:
         self.root, self.config, self.copies = root, config, copies
@@ -161,7 +167,7 @@ class Data:
         return {"key": maps.index.key(row), "image": maps.image_bytes(row), "map": map_bytes(maps, row)}
 
 
-# A reader: (data, read, num_workers, whether its state will be asked for) -> a loader of one epoch.
+# Each reader returns the loader of one epoch. `stateful` says whether its state will be saved.
 
 
 def ours(data: Data, read: Read, num_workers: int, stateful: bool, kind: type[Keyed] = Keyed) -> Iterable[Any]:
@@ -206,7 +212,7 @@ def timm_collate(samples: list[tuple[torch.Tensor, str]]) -> list[Any]:
 
 
 def timm_decode(decode: Callable[..., dict[str, Any]], sample: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
-    return {**decode(sample, **kwargs), "target": sample["__key__"]}  # timm's reader tells no keys
+    return {**decode(sample, **kwargs), "target": sample["__key__"]}  # timm's reader does not return keys
 
 
 def lit_data(data: Data, read: Read, num_workers: int, stateful: bool) -> Iterable[Any]:
@@ -237,7 +243,7 @@ def mosaic_streaming(data: Data, read: Read, num_workers: int, stateful: bool) -
         with library.MDSWriter(out=str(copy), columns=columns, size_limit=size) as writer:
             for row in range(data.num_samples):
                 writer.write(data.row(row))
-    gc.collect()  # a second dataset of the same files is refused
+    gc.collect()  # the library refuses a second dataset of the same files
     library.base.util.clean_stale_shared_memory()
     dataset = library.StreamingDataset(local=str(copy), shuffle=True, batch_size=BATCH)
     return library.StreamingDataLoader(
@@ -246,7 +252,7 @@ def mosaic_streaming(data: Data, read: Read, num_workers: int, stateful: bool) -
 
 
 def mosaic() -> Any:
-    """Return MosaicML's module `streaming`, which the script of that name beside this one would hide."""
+    """Import MosaicML's module `streaming`, which streaming.py in this folder would shadow."""
     if "streaming" not in sys.modules:
         path = sys.path[:]
         sys.path[:] = [folder for folder in path if Path(folder or ".").resolve() != Path(__file__).resolve().parent]
@@ -267,7 +273,7 @@ READERS: dict[str, Reader] = {
 
 
 class Epoch(NamedTuple):
-    """An epoch as measured, CPU time in seconds a sample."""
+    """Measurements of an epoch. CPU time is in seconds per sample."""
 
     keys: list[str]
     rate: float
@@ -276,6 +282,7 @@ class Epoch(NamedTuple):
 
 
 def run(loader: Iterable[Any]) -> Epoch:
+    """Measure an epoch."""
     start, cpu = time.perf_counter(), cpu_seconds()
     keys: list[str] = []
     times = []
@@ -291,32 +298,33 @@ def cpu_seconds() -> float:
 
 
 def print_rates(title: str, data: Data, readers: Mapping[str, Callable[[int], Iterable[Any]]], rounds: int) -> None:
+    """Print the rates of all readers, which take turns."""
     epochs: dict[tuple[str, int], list[Epoch]] = {}
     names = list(readers)
     for turn in range(rounds + 1):
-        for name, workers in itertools.product(names[turn % len(names) :] + names[: turn % len(names)], (0, 2)):
-            epoch = run(readers[name](num_workers=workers))
-            if turn:  # the first is to warm up
-                epochs.setdefault((name, workers), []).append(epoch)
+        for name, num_workers in itertools.product(names[turn % len(names) :] + names[: turn % len(names)], (0, 2)):
+            epoch = run(readers[name](num_workers=num_workers))
+            if turn:  # the first is a warm-up
+                epochs.setdefault((name, num_workers), []).append(epoch)
     print(f"\n{title}: {data.num_samples} samples\n")
-    print("| reader | workers | samples/s | over relabel_datasets | CPU, ms a sample | first batch, s |")
+    print("| reader | workers | samples/s | relative to relabel_datasets | CPU, ms per sample | first batch, s |")
     print("| --- " * 6 + "|")
-    for workers, name in itertools.product((0, 2), names):
-        mine = epochs[name, workers]
-        ratio = statistics.median(a.rate / b.rate for a, b in zip(mine, epochs[OURS, workers], strict=True))
-        rate, first, cpu = (statistics.median(values) for values in list(zip(*mine, strict=True))[1:])
-        print(f"| {name} | {workers} | {rate:.0f} | {ratio:.2f} | {1e3 * cpu:.3f} | {first:.2f} |", flush=True)
+    for num_workers, name in itertools.product((0, 2), names):
+        measured = epochs[name, num_workers]
+        ratio = statistics.median(a.rate / b.rate for a, b in zip(measured, epochs[OURS, num_workers], strict=True))
+        rate, first, cpu = (statistics.median(values) for values in list(zip(*measured, strict=True))[1:])
+        print(f"| {name} | {num_workers} | {rate:.0f} | {ratio:.2f} | {1e3 * cpu:.3f} | {first:.2f} |", flush=True)
 
 
 def difference(keys: Iterable[str], wanted: set[str]) -> str:
-    """Return whether each of the wanted keys is there once, else how many are missing or there again."""
+    """Return whether each wanted key occurs exactly once, else how many are missing or repeated."""
     counts = Counter(keys)
-    missing, again = len(wanted - counts.keys()), sum(counts.values()) - len(counts)
-    return f"no: {missing} missing, {again} repeated" if missing or again else "yes"
+    missing, repeated = len(wanted - counts.keys()), sum(counts.values()) - len(counts)
+    return f"no: {missing} missing, {repeated} repeated" if missing or repeated else "yes"
 
 
-def left_and_resumed(reader: Reader, data: Data, num_workers: int, then: int) -> Iterator[str]:
-    """Yield the keys of the first half of an epoch, and those of the rest from a state in a new loader."""
+def interrupted_and_resumed(reader: Reader, data: Data, num_workers: int, then: int) -> Iterator[str]:
+    """Yield the keys of the first half of an epoch, and of the rest from the saved state in a new loader."""
     loader: Any = reader(data, sizes, num_workers, True)
     batches = iter(loader)
     for batch in itertools.islice(batches, data.num_samples // BATCH // 2):
@@ -331,16 +339,20 @@ def left_and_resumed(reader: Reader, data: Data, num_workers: int, then: int) ->
 
 
 def resumes(reader: Reader, data: Data, num_workers: int, then: int) -> str:
+    """Return whether an interrupted epoch resumes exactly."""
     try:
-        return difference(left_and_resumed(reader, data, num_workers, then), set(data.label_maps))
-    except AttributeError:  # of torch's own DataLoader
+        return difference(interrupted_and_resumed(reader, data, num_workers, then), set(data.label_maps))
+    except AttributeError:  # torch's DataLoader
         return "has no state"
-    except Exception as error:  # noqa: BLE001  what another library raises is a result
+    except Exception as error:  # noqa: BLE001  an error of another library is a result
         return f"raises {type(error).__name__}"
 
 
 def print_correctness(data: Data, readers: Mapping[str, Reader]) -> None:
-    print("\nNumbers are of workers; 0 is one process. Epochs are left at half and resumed from their state.\n")
+    """Print whether epochs are complete and resume exactly."""
+    print(
+        "\nThe numbers are worker processes; 0 is one process. Epochs are interrupted half-way and resumed from their state.\n"
+    )
     print("| reader | complete, 0 | complete, 2 | exact resume, 0 | exact resume, 2 | 2, resumed with 3 |")
     print("| --- " * 6 + "|")
     for name, reader in readers.items():
@@ -353,17 +365,19 @@ def print_correctness(data: Data, readers: Mapping[str, Reader]) -> None:
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dataset", type=Path, help="default: random images")
-    parser.add_argument("--config")
-    parser.add_argument("--samples", type=int, default=5000, help="of the random images, in 32 shards")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--dataset", type=Path, help="folder of a dataset (default: random images)")
+    parser.add_argument("--config", help="config of the dataset (default: the only one)")
+    parser.add_argument(
+        "--num-samples", type=int, default=5000, help="number of random images, in 32 shards (default: %(default)s)"
+    )
+    parser.add_argument("--rounds", type=int, default=5, help="epochs per reader (default: %(default)s)")
     args = parser.parse_args()
     torch.set_num_threads(1)
     timm_wds._decode = partial(timm_decode, timm_wds._decode)
     with tempfile.TemporaryDirectory() as folder:
         root = args.dataset or Path(folder, "data")
         if args.dataset is None:
-            make_dataset(root, num_samples=args.samples, num_shards=32)
+            make_dataset(root, num_samples=args.num_samples, num_shards=32)
         data = Data(root, args.config or rd.LabelMaps(root).manifest.config, Path(folder))
         readers = {}
         for name, reader in READERS.items():
@@ -374,11 +388,11 @@ def main() -> None:
                 print(f"{name}: not installed")
         alone = {f"{OURS}, label map decoded": partial(ours, data, sizes_with_map, stateful=False)}
         alone[f"{OURS}, image alone"] = partial(ours, data, sizes, stateful=False, kind=ImagesAlone)
-        each = {name: partial(reader, data, sizes, stateful=False) for name, reader in readers.items()}
-        print_rates("Bytes", data, {**each, **alone}, args.rounds)
-        each = {name: partial(reader, data, Train(), stateful=False) for name, reader in readers.items()}
-        each["timm, without label maps"] = partial(timm_reader, data, Train(), stateful=False)
-        print_rates("Training samples", data, each, args.rounds)
+        loaders = {name: partial(reader, data, sizes, stateful=False) for name, reader in readers.items()}
+        print_rates("Bytes", data, {**loaders, **alone}, args.rounds)
+        loaders = {name: partial(reader, data, Train(), stateful=False) for name, reader in readers.items()}
+        loaders["timm, without label maps"] = partial(timm_reader, data, Train(), stateful=False)
+        print_rates("Training samples", data, loaders, args.rounds)
         print_correctness(
             data, {**readers, "datasets, not shuffled": partial(hf_datasets, shuffle=False), "timm": timm_reader}
         )

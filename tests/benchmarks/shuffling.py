@@ -1,16 +1,16 @@
-"""How well orders shuffle that read shard after shard: `python tests/benchmarks/shuffling.py`.
+"""Measure how well orders that read shard after shard shuffle: `python tests/benchmarks/shuffling.py`.
 
-Our window over `--shards` shards of `--samples` samples, `datasets`' and webdataset's buffers over the same shards in random
-order, and a full shuffle, all as the libraries' own code gives them, on the numbers of the samples alone. Each figure is a
-mean over `--epochs` seeds.
+The orders are our window over `--num-shards` shards of `--num-samples` samples, the buffers of `datasets` and webdataset over the same
+shards in random order, and a full shuffle. All are computed by the code of the libraries, on row numbers only. Each figure is a mean
+over `--epochs` seeds.
 
-- shards in a batch: how many different shards a batch of 256 has samples of.
-- class spread: how far class counts of a batch are from equal: their chi-square statistic over that of a full shuffle, so
-  that 1.00 is as random as can be and 2.00 has twice the variance. Once where images were dealt to shards at random, as the
-  builder does, and once for shards sorted by class, the worst case.
-- reach: how far apart in an epoch two samples of a shard are, over the same of a full shuffle: 1.00 is anywhere.
-- shards at a time: begun and not finished, at most: what must be on disk. Buffers hold their samples in memory besides.
-- shards to begin: of which a sample is read before the first batch of 256 is there.
+- shards in a batch: number of different shards in a batch of 256.
+- class spread: chi-square statistic of the class counts of a batch, relative to that of a full shuffle. 1.00 is random, 2.00 has twice
+  the variance. It is measured for images that are distributed over shards at random, as the builder does, and for shards sorted by
+  class, the worst case.
+- reach: distance in an epoch between two samples of a shard, relative to that of a full shuffle. 1.00 is anywhere.
+- shards on disk: maximum number of shards that are partially read. Buffers also hold their samples in memory.
+- shards before the first batch: number of shards from which a sample is read before the first batch of 256 is complete.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from webdataset.filters import _shuffle as webdataset_shuffle
 from relabel_datasets.data.sampling import WINDOW, RelabelSampler
 
 BATCH, NUM_CLASSES = 256, 100
-WINDOWS = (1, 2, 4, 8, 16, 32, None)  # None: all
+WINDOWS = (1, 2, 4, 8, 16, 32, None)  # None mixes all shards
 BUFFERS = (1000, 10000)
 
 Rows = npt.NDArray[np.int64]
 
 
 class Epoch(NamedTuple):
-    """An epoch's samples as they are yielded and as they are read, and how many are read before the first batch."""
+    """Rows of an epoch in the order in which they are yielded and read, and the number read before the first batch."""
 
     rows: Rows
     read: Rows
@@ -46,12 +46,14 @@ class Epoch(NamedTuple):
 
 
 class Figures(NamedTuple):
+    """Values of a row of the table."""
+
     shards_in_batch: float
-    spread_dealt: float
+    spread_random: float
     spread_sorted: float
     reach: float
-    at_a_time: float
-    to_begin: float
+    on_disk: float
+    before_first: float
 
 
 def full_shuffle(lengths: list[int], seed: int) -> Epoch:
@@ -99,8 +101,8 @@ def drain(shuffled: Iterator[int], read: list[int]) -> Epoch:
     return Epoch(np.array([*first, *shuffled]), np.array(read), read_first)
 
 
-def most_at_a_time(shards: Rows) -> int:
-    """Return how many shards are begun and not finished at a time, at most."""
+def max_open(shards: Rows) -> int:
+    """Return the maximum number of shards that are partially read."""
     _, begins = np.unique(shards, return_index=True)
     _, ends = np.unique(shards[::-1], return_index=True)
     changes = np.bincount(begins, minlength=len(shards) + 1) - np.bincount(
@@ -126,25 +128,30 @@ def measure(epoch: Epoch, lengths: list[int], rng: np.random.Generator) -> Figur
     assert np.array_equal(np.sort(epoch.rows), np.arange(total)), "each sample once"
     shards, read = (np.searchsorted(ends, rows, "right") for rows in (epoch.rows, epoch.read))
     by_row = np.arange(total) * NUM_CLASSES // total
-    places = np.split(np.argsort(epoch.rows), ends[:-1])
+    positions = np.split(np.argsort(epoch.rows), ends[:-1])
     return Figures(
         shards_in_batch=statistics.mean(len(set(batch)) for batch in in_batches(shards).tolist()),
-        spread_dealt=chi_square(rng.permutation(by_row)[epoch.rows]),
+        spread_random=chi_square(rng.permutation(by_row)[epoch.rows]),
         spread_sorted=chi_square(by_row[epoch.rows]),
-        reach=float(np.mean([np.abs(np.subtract(*rng.choice(each, (2, 2000)))).mean() for each in places])) / total,
-        at_a_time=most_at_a_time(read),
-        to_begin=len(set(read[: epoch.read_first].tolist())),
+        reach=float(
+            np.mean(
+                [np.abs(np.subtract(*rng.choice(shard_positions, (2, 2000)))).mean() for shard_positions in positions]
+            )
+        )
+        / total,
+        on_disk=max_open(read),
+        before_first=len(set(read[: epoch.read_first].tolist())),
     )
 
 
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shards", type=int, default=64)
-    parser.add_argument("--samples", type=int, default=1000, help="in a shard")
-    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--num-shards", type=int, default=64, help="number of shards (default: %(default)s)")
+    parser.add_argument("--num-samples", type=int, default=1000, help="samples per shard (default: %(default)s)")
+    parser.add_argument("--epochs", type=int, default=5, help="number of epochs and seeds (default: %(default)s)")
     args = parser.parse_args()
-    lengths = [args.samples] * args.shards
+    lengths = [args.num_samples] * args.num_shards
     orders: dict[str, Callable[[int], Epoch]] = {"full shuffle": lambda seed: full_shuffle(lengths, seed)}
     for window in WINDOWS:
         name = f"window={window}" + (", the default of a stream" if window == WINDOW else "")
@@ -152,20 +159,20 @@ def main() -> None:
     for size in BUFFERS:
         orders[f"datasets, buffer of {size}"] = lambda seed, size=size: datasets_buffer(lengths, seed, size)
         orders[f"webdataset, buffer of {size}"] = lambda seed, size=size: webdataset_buffer(lengths, seed, size)
-    print(f"{args.shards} shards of {args.samples} samples, {NUM_CLASSES} classes, batches of {BATCH}\n")
+    print(f"{args.num_shards} shards of {args.num_samples} samples, {NUM_CLASSES} classes, batches of {BATCH}\n")
     print(
-        "| order | shards in a batch | class spread | class spread, sorted shards | reach | shards at a time | shards to begin |"
+        "| order | shards in a batch | class spread | class spread, sorted shards | reach | shards on disk | shards before the first batch |"
     )
     print("| --- | --- | --- | --- | --- | --- | --- |")
     full: Figures | None = None
     for name, order in orders.items():
-        each = [measure(order(seed), lengths, np.random.default_rng(seed)) for seed in range(args.epochs)]
-        mean = Figures(*map(statistics.mean, zip(*each, strict=True)))
+        figures = [measure(order(seed), lengths, np.random.default_rng(seed)) for seed in range(args.epochs)]
+        mean = Figures(*map(statistics.mean, zip(*figures, strict=True)))
         full = full or mean
         print(
-            f"| {name} | {mean.shards_in_batch:.1f} | {mean.spread_dealt / full.spread_dealt:.2f} | "
-            f"{mean.spread_sorted / full.spread_sorted:.2f} | {mean.reach / full.reach:.2f} | {mean.at_a_time:.0f} | "
-            f"{mean.to_begin:.0f} |"
+            f"| {name} | {mean.shards_in_batch:.1f} | {mean.spread_random / full.spread_random:.2f} | "
+            f"{mean.spread_sorted / full.spread_sorted:.2f} | {mean.reach / full.reach:.2f} | {mean.on_disk:.0f} | "
+            f"{mean.before_first:.0f} |"
         )
 
 

@@ -1,9 +1,9 @@
-"""What other numbers of classes, map sizes and images take: `python tests/benchmarks/sizes.py`.
+"""Measure size and speed for other numbers of classes, map sizes and images: `python tests/benchmarks/sizes.py`.
 
-Random logits with a few strong classes at each location. Bytes on disk are of label-only shards, tar overhead included; those of
-a batch are what `collate` sends from a loader's worker, beside a soft label's four bytes a class; the
-index is what opens with the dataset, memory-mapped. Times are of one thread: to encode a map, to read it from its bytes, and
-to pool one crop's label from it.
+The logits are random with a few strong classes at each location. Bytes on disk are those of label-only shards, including the overhead
+of the tar. Bytes in a batch are those that a worker sends with `collate`; a pooled soft label takes four bytes per class. The index is
+memory-mapped when the dataset is opened. Times are those of one thread: to encode a map, to read it from its bytes, and to pool the
+label of one crop.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ BATCH = 4
 
 
 def random_logits(num_classes: int, side: int) -> torch.Tensor:
-    """Return `[B, C, H, W]` logits with eight classes that stand out, each somewhere else."""
+    """Return logits `[B, C, H, W]` with eight strong classes at different locations."""
     logits = torch.randn(BATCH, num_classes, side, side)
     strong = torch.randint(num_classes, (BATCH, 8))
     heat = torch.nn.functional.interpolate(20 * torch.rand(BATCH, 8, 3, 3), (side, side), mode="bilinear")
@@ -35,7 +35,7 @@ def random_logits(num_classes: int, side: int) -> torch.Tensor:
 
 
 def milliseconds(function: Callable[[], object], repeats: int) -> float:
-    """Return the time of one call."""
+    """Return the duration of a call in milliseconds."""
     function()
     start = time.perf_counter()
     for _ in range(repeats):
@@ -51,7 +51,7 @@ def main() -> None:
     index = len(make_index([Row(key, 0, i, 1) for i, key in enumerate(keys)], images=False)) / len(keys)
     totals = " | ".join(f"GB for {count / 1e6:.2f} million" for count in NUM_IMAGES)
     print(
-        f"| map | encoding | bytes a map | bytes in a batch | bytes on disk | {totals} | encode, ms | read, ms | pool, ms |"
+        f"| map | encoding | bytes per map | bytes in a batch | bytes on disk | {totals} | encode, ms | read, ms | pool, ms |"
     )
     print("| --- " * (8 + len(NUM_IMAGES)) + "|")
     for num_classes, side in CASES:
@@ -78,7 +78,7 @@ def main() -> None:
                 f"| {side}x{side}x{num_classes} | {encoding} {k}, {dtype} | {mean:.0f} | {batch:.0f} | {disk:.0f} | {total} | "
                 f"{' | '.join(f'{value:.3g}' for value in times)} |"
             )
-    print(f"\nThe index takes {index:.0f} bytes an image: {NUM_IMAGES[1] * index / 1e9:.2f} GB for 10 million.")
+    print(f"\nThe index takes {index:.0f} bytes per image: {NUM_IMAGES[1] * index / 1e9:.2f} GB for 10 million.")
 
 
 if __name__ == "__main__":

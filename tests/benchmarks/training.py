@@ -1,15 +1,15 @@
-"""What ReLabel costs a training run, and what online distillation does: each in one process, in turns, as ratios.
+"""Measure the cost of ReLabel and of online distillation in training, as ratios within one process.
 
-    python tests/benchmarks/training.py                      # both tables, on a GPU where there is one
+    python tests/benchmarks/training.py                      # both tables, on a GPU if available
     python tests/benchmarks/training.py --part steps --rounds 20
 
-Loader-bound: epochs of training loaders that nobody waits for, over the same shards of 500x375 JPEGs and 1000 classes, with
-timm's crops. They are compared with a plain DataLoader that never touches a label map. Mixing is part of the step, so that
-ReLabel + CutMix has the loader of ReLabel.
+Loader-bound: epochs of training loaders without a consumer, on the same shards of 500x375 JPEGs and 1000 classes, with timm's crops.
+They are compared with a plain DataLoader that never reads a label map. Mixing is part of the step, so ReLabel + CutMix has the same
+loader as ReLabel.
 
-Compute-bound: steps of a student over batches that are in memory, against torch's cross entropy with class indices. On a GPU
-it is a ResNet-50 at 224 pixels, on the CPU a ResNet-18 at 128; the annotator that distils is a ResNet-50 and a ResNet-10-t.
-Ratios are medians over rounds, each round having all rows.
+Compute-bound: training steps on batches in memory, compared with torch's cross-entropy of class indices. The student is a ResNet-50 at
+224 px on a GPU, or a ResNet-18 at 128 px on the CPU. The annotator of distillation is a ResNet-50 or a ResNet-10-t. Ratios are medians
+over rounds. Each round contains all rows.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class ImagesAlone(Dataset[tuple[Tensor, int]]):
-    """The images of our shards with timm's crops and their class indices: label maps are never read."""
+    """Images of shards with timm's crops and class indices. Label maps are never read."""
 
     def __init__(self, dataset: rd.RelabelDataset, image_size: int) -> None:
         self.dataset = dataset
@@ -62,8 +62,8 @@ class ImagesAlone(Dataset[tuple[Tensor, int]]):
 
 
 def print_table(first: str, seconds: Mapping[str, list[float]], unit: str, scale: float) -> None:
-    """Print medians, and medians of ratios to the first row within a round."""
-    print(f"| {first} | {unit} | extra time | least and greatest |")
+    """Print medians, and medians of the ratios to the first row within each round."""
+    print(f"| {first} | {unit} | extra time | minimum and maximum |")
     print("| --- | ---: | ---: | --- |")
     baseline = next(iter(seconds.values()))
     for name, values in seconds.items():
@@ -76,58 +76,60 @@ def print_table(first: str, seconds: Mapping[str, list[float]], unit: str, scale
 
 
 def in_turns(runs: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """Return what each gives, round by round; they begin in turns, and a first round is to warm up."""
+    """Return the results of all runs, round by round. Their order rotates, and the first round is a warm-up."""
     names = list(runs)
-    found: dict[str, list[float]] = {name: [] for name in names}
+    results: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(rounds + 1):
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
             value = runs[name]()
             if turn:
-                found[name].append(value)
-    return found
+                results[name].append(value)
+    return results
 
 
 def loader_bound(args: argparse.Namespace) -> None:
-    """Print the time of a sample in epochs of loaders."""
+    """Print the time per sample in epochs of loaders."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        write_images(root / "images", args.images, *next(iter(CASES.values())))
+        write_images(root / "images", args.num_images, *next(iter(CASES.values())))
         source = ImageFolderSource(root / "images")
-        source.classes = None  # keep the annotator's 1000 classes, whatever the folders are
+        source.classes = None  # keep the 1000 classes of the annotator
         build(source, root / "data", ModuleAnnotator(RandomLogits(), 480, name="random"), config="maps", progress=False)
-        runs = {name: epoch_of(loader, args.batch) for name, loader in loaders(root / "data", args).items()}
-        print(f"Loader-bound: {args.images} images, {args.workers} workers, batches of {args.batch}\n")
-        print_table("loader", in_turns(runs, args.rounds), "ms a sample", 1e3)
+        runs = {name: epoch_of(loader, args.batch_size) for name, loader in loaders(root / "data", args).items()}
+        print(f"Loader-bound: {args.num_images} images, {args.num_workers} workers, batches of {args.batch_size}\n")
+        print_table("loader", in_turns(runs, args.rounds), "ms per sample", 1e3)
 
 
 def loaders(path: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """Return the loaders by the names of their rows."""
+    """Return the loaders by name of their row."""
 
     def dataset() -> rd.RelabelDataset:
         return rd.load_dataset(path, "maps", "train")
 
     options: dict[str, Any] = {
-        "num_workers": args.workers, "persistent_workers": args.workers > 0, "worker_init_fn": use_one_thread,
+        "num_workers": args.num_workers, "persistent_workers": args.num_workers > 0, "worker_init_fn": use_one_thread,
         "drop_last": True, "shuffle": True,
     }  # fmt: skip
-    found: dict[str, Any] = {
-        "single label, no label maps read": DataLoader(ImagesAlone(dataset(), 224), args.batch, **options)
+    by_name: dict[str, Any] = {
+        "single label, no label maps read": DataLoader(ImagesAlone(dataset(), 224), args.batch_size, **options)
     }
     for name, labels in (("single label, by `relabel train`", "single"), ("ReLabel", "relabel")):
-        recipe = rd.train.Recipe(labels=labels, batch_size=args.batch)
-        found[name], _ = train_loader(
-            dataset(), recipe, interpolation="bicubic", rank=0, world_size=1, num_workers=args.workers, window=8
+        recipe = rd.train.Recipe(labels=labels, batch_size=args.batch_size)
+        by_name[name], _ = train_loader(
+            dataset(), recipe, interpolation="bicubic", rank=0, world_size=1, num_workers=args.num_workers, window=8
         )
     unpooled = dataset()
     unpooled.transforms = rd.timm_transforms(
         224, pooling=None, color_jitter=None, interpolation="bicubic", use_prefetcher=True
     )
-    found["ReLabel, to be pooled on the device"] = DataLoader(unpooled, args.batch, collate_fn=rd.collate, **options)
-    return found
+    by_name["ReLabel, pooled on the device later"] = DataLoader(
+        unpooled, args.batch_size, collate_fn=rd.collate, **options
+    )
+    return by_name
 
 
 def epoch_of(loader: Any, batch: int) -> Callable[[], float]:
-    """Return what runs an epoch and returns its seconds a sample."""
+    """Return a function that runs an epoch and returns the seconds per sample."""
 
     def run() -> float:
         start, count = time.perf_counter(), 0
@@ -139,11 +141,11 @@ def epoch_of(loader: Any, batch: int) -> Callable[[], float]:
 
 
 def compute_bound(args: argparse.Namespace) -> None:
-    """Print the time of a step over batches in memory."""
+    """Print the time per step on batches in memory."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     gpu = device.type == "cuda"
     model, teacher, size = ("resnet50", "resnet50", 224) if gpu else ("resnet18", "resnet10t", 128)
-    batch, dtype = (args.step_batch or (256 if gpu else 32)), ("bfloat16" if gpu else "float32")
+    batch, dtype = (args.step_batch_size or (256 if gpu else 32)), ("bfloat16" if gpu else "float32")
     torch.manual_seed(0)
     student = timm.create_model(model, num_classes=NUM_CLASSES).to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(student.parameters(), 1e-3, momentum=0.9)
@@ -174,13 +176,13 @@ def compute_bound(args: argparse.Namespace) -> None:
         f"online distillation from {teacher}": loss_of("distilled", indices),
     }
     runs = {name: steps_of(loss, optimizer, args.steps, gpu) for name, loss in losses.items()}
-    place = torch.cuda.get_device_name() if gpu else f"CPU, {torch.get_num_threads()} threads"
-    print(f"Compute-bound: {model} at {size} pixels, batches of {batch}, {dtype}, {place}\n")
-    print_table("labels", in_turns(runs, args.rounds), "ms a step", 1e3)
+    machine = torch.cuda.get_device_name() if gpu else f"CPU, {torch.get_num_threads()} threads"
+    print(f"Compute-bound: {model} at {size} pixels, batches of {batch}, {dtype}, {machine}\n")
+    print_table("labels", in_turns(runs, args.rounds), "ms per step", 1e3)
 
 
 def batch_in_memory(batch: int, size: int, *, pinned: bool) -> tuple[Tensor, Tensor, Any]:
-    """Return images, class indices, and label maps whose views are random crops."""
+    """Return images, class indices, and label maps of random crops."""
     transforms = rd.timm_transforms(size, pooling=None, color_jitter=None, use_prefetcher=True)
     generator = np.random.default_rng(0)
     samples = []
@@ -190,15 +192,19 @@ def batch_in_memory(batch: int, size: int, *, pinned: bool) -> tuple[Tensor, Ten
         pixels = generator.integers(0, 256, (size, size, 3), np.uint8)
         image, label_map = transforms(PIL.Image.fromarray(pixels), label_map)
         samples.append((torch.from_numpy(np.asarray(image)), label_map))
-    pictures, maps = rd.collate(samples)
+    batch_images, maps = rd.collate(samples)
     indices = torch.arange(batch) % NUM_CLASSES
-    return (pictures.pin_memory(), indices.pin_memory(), maps.pin_memory()) if pinned else (pictures, indices, maps)
+    return (
+        (batch_images.pin_memory(), indices.pin_memory(), maps.pin_memory())
+        if pinned
+        else (batch_images, indices, maps)
+    )
 
 
 def steps_of(
     loss: Callable[[], Tensor], optimizer: torch.optim.Optimizer, steps: int, gpu: bool
 ) -> Callable[[], float]:
-    """Return what takes some steps and returns the seconds of one."""
+    """Return a function that trains `steps` steps and returns the seconds per step."""
 
     def run() -> float:
         if gpu:
@@ -219,13 +225,19 @@ def steps_of(
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", choices=["loader", "steps", "both"], default="both")
-    parser.add_argument("--rounds", type=int, default=12, help="of all rows (default: %(default)s)")
-    parser.add_argument("--images", type=int, default=512, help="of an epoch (default: %(default)s)")
-    parser.add_argument("--batch", type=int, default=64, help="of loaders (default: %(default)s)")
-    parser.add_argument("--workers", type=int, default=1, help="of loaders (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=5, help="a row and round (default: %(default)s)")
-    parser.add_argument("--step-batch", type=int, help="(default: 256 on a GPU, 32 on the CPU)")
+    parser.add_argument(
+        "--part", choices=["loader", "steps", "both"], default="both", help="tables to print (default: both)"
+    )
+    parser.add_argument("--rounds", type=int, default=12, help="measurements per row (default: %(default)s)")
+    parser.add_argument("--num-images", type=int, default=512, help="images per epoch (default: %(default)s)")
+    parser.add_argument("--batch-size", type=int, default=64, help="batch size of the loaders (default: %(default)s)")
+    parser.add_argument(
+        "--num-workers", type=int, default=1, help="worker processes of the loaders (default: %(default)s)"
+    )
+    parser.add_argument("--steps", type=int, default=5, help="training steps per measurement (default: %(default)s)")
+    parser.add_argument(
+        "--step-batch-size", type=int, help="batch size of the steps (default: 256 on a GPU, 32 on the CPU)"
+    )
     args = parser.parse_args()
     if args.part != "steps":
         loader_bound(args)
