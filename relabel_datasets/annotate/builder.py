@@ -192,7 +192,7 @@ def _build(work: Work, workers: Workers, card: str | os.PathLike[str] | None, pr
     with explaining_errors(work.output), work.output.lock(".relabel-lock", str(work.output), wait=True):
         work.output.clean([work.file(MANIFEST_NAME), CARD_NAME])
         if annotated is not None:
-            manifest = _write_index_and_manifest(work, _existing_manifest(work), annotated)
+            manifest = _finish_split(work, _existing_manifest(work), annotated)
         write_output_card(work.output, card)  # an earlier run may have been killed between manifest and card
     work.remove_records()
     assert manifest is not None
@@ -342,7 +342,7 @@ def _skipped_by(source: ImageSource) -> Iterator[Skipped]:
             yield Skipped(source.keys[index], name, f"{name} has no class: its label is missing or negative")
 
 
-def _write_index_and_manifest(work: Work, manifest: Manifest | None, annotated: list[Annotated]) -> Manifest:
+def _finish_split(work: Work, manifest: Manifest | None, annotated: list[Annotated]) -> Manifest:
     work.check_complete(annotated)
     rows = [row for shard in annotated for row in shard.info.rows]
     all_skipped = [*_skipped_by(work.source), *(skipped for shard in annotated for skipped in shard.skipped)]

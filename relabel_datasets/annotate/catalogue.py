@@ -150,7 +150,7 @@ def describe_annotators(
     return sorted(entries, key=lambda entry: (entry.module, entry.model))
 
 
-def to_markdown(entries: Sequence[AnnotatorEntry]) -> str:
+def format_annotators(entries: Sequence[AnnotatorEntry]) -> str:
     """Format entries as a Markdown table followed by totals.
 
     Args:

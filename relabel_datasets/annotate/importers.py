@@ -137,7 +137,7 @@ def import_label_maps(
         with explaining_errors(folder):
             shuffled = np.random.default_rng(0).permutation(len(maps)).tolist()
             written = _write_shards(folder, split, job, shuffled, shard_size, num_threads, progress)
-            manifest = _write_index_and_manifest(folder, split, job, written)
+            manifest = _finish_import(folder, split, job, written)
     except BaseException:  # including KeyboardInterrupt
         shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -231,7 +231,7 @@ def _write_shards(
         for name, chunk in zip(written.names, chunks, strict=True):
             with ShardWriter(folder / name, extension) as writer:
                 statistics = [Statistics()]
-                for batch in _batches(job, chunk, pool):
+                for batch in _map_batches(job, chunk, pool):
                     loaded = [item for item in batch if isinstance(item, _LoadedMap)]
                     statistics.append(_write_batch(writer, job, loaded))
                     bad = [item for item in batch if isinstance(item, Skipped)]
@@ -247,7 +247,7 @@ def _write_shards(
     return written
 
 
-def _batches(job: _Job, indices: list[int], pool: ThreadPoolExecutor) -> Iterator[list[_LoadedMap | Skipped]]:
+def _map_batches(job: _Job, indices: list[int], pool: ThreadPoolExecutor) -> Iterator[list[_LoadedMap | Skipped]]:
     """Yield the files in batches, with the next batch prefetched."""
     prefetched: Iterator[_LoadedMap | Skipped] = iter(())
     for start in range(0, len(indices), _BATCH_SIZE):
@@ -270,7 +270,7 @@ def _write_batch(writer: ShardWriter, job: _Job, loaded: list[_LoadedMap]) -> St
     return image_statistics(encoded, labels)
 
 
-def _write_index_and_manifest(folder: Path, split: str, job: _Job, written: _Written) -> Manifest:
+def _finish_import(folder: Path, split: str, job: _Job, written: _Written) -> Manifest:
     maps = job.maps
     rows = list(itertools.chain.from_iterable(shard.rows for shard in written.shards))
     index = make_index(rows, images=job.include_images)

@@ -109,7 +109,7 @@ def annotate_shard(
         # All batches have the same shape; otherwise the last bits of a map would depend on its position in the shard.
         batch_size = min(build_config.batch_size, len(source.keys))
         with _Encoder(writer, source, build_config, on_progress) as encoder:
-            for batch in _batches(source, indices, annotator, build_config):
+            for batch in _image_batches(source, indices, annotator, build_config):
                 for item in batch:
                     if isinstance(item, Skipped):
                         annotated.skipped.append(item)
@@ -206,7 +206,7 @@ def _stack(pixels: list[Tensor], batch_size: int) -> Tensor:
     return batch
 
 
-def _batches(
+def _image_batches(
     source: ImageSource, indices: Sequence[int], annotator: Annotator, build_config: BuildConfig
 ) -> Iterator[list[_LoadedImage | Skipped]]:
     """Yield the images in batches, with two batches prefetched by threads."""

@@ -31,11 +31,11 @@ def add_parser(commands: Any) -> None:
 
 
 def _run(args: argparse.Namespace) -> None:
-    from ..annotate.catalogue import describe_annotators, to_markdown
+    from ..annotate.catalogue import describe_annotators, format_annotators
     from ..storage.local import write_atomically
     from .annotator_options import parse_size
 
     entries = describe_annotators(args.pattern, input_size=parse_size(args.input_size))
     if args.json is not None:
         write_atomically(args.json, json.dumps([entry.to_json() for entry in entries], indent=1).encode())
-    sys.stdout.write(to_markdown(entries))
+    sys.stdout.write(format_annotators(entries))

@@ -64,7 +64,7 @@ def train_annotator(checkpoint: Path, *, num_pictures: int = 4096, epochs: int =
     save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, checkpoint)
 
 
-def load_annotator(checkpoint: Path) -> TimmAnnotator:
+def load_demo_annotator(checkpoint: Path) -> TimmAnnotator:
     """Load the annotator from a checkpoint, on the CPU, where its label maps are reproducible."""
     return TimmAnnotator(
         MODEL, checkpoint=checkpoint, input_size=_INPUT_SIZE, mean=MEAN, std=STD, interpolation="bicubic",

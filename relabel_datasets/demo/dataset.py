@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..annotate.builder import build
 from ..data.sources import ImageFolderSource
-from .annotator import MODEL, load_annotator, train_annotator
+from .annotator import MODEL, load_demo_annotator, train_annotator
 from .scenes import CLASSES, draw_scenes
 
 logger = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ def make_scenes_relabel(
             draw_scenes(work / PICTURES, split, num_images, seed=seed)
         logger.info("training an annotator on %d clean pictures of single objects", num_clean)
         train_annotator(work / CHECKPOINT, num_pictures=num_clean, epochs=annotator_epochs, seed=seed)
-        annotator = load_annotator(work / CHECKPOINT)
+        annotator = load_demo_annotator(work / CHECKPOINT)
         logger.info("annotating the scenes")
         for split in ("train", "validation"):
             source = ImageFolderSource(work / PICTURES / split)

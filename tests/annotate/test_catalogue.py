@@ -9,7 +9,7 @@ import pytest
 import timm
 
 import relabel_datasets as rd
-from relabel_datasets.annotate.catalogue import cheap_models, to_markdown
+from relabel_datasets.annotate.catalogue import cheap_models, format_annotators
 from relabel_datasets.cli import main
 
 
@@ -74,4 +74,4 @@ def test_the_command_prints_a_table_and_totals(tmp_path, capsys):
 def test_non_square_strides_have_two_numbers():
     entry = rd.annotate.AnnotatorEntry("m", "n", (64, 96), (4, 4), "exact", "a|b")
     assert entry.stride == "16x24"
-    assert "| 64x96 | 4x4 | 16x24 | exact | a\\|b |" in to_markdown([entry])
+    assert "| 64x96 | 4x4 | 16x24 | exact | a\\|b |" in format_annotators([entry])

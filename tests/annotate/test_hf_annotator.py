@@ -55,11 +55,11 @@ def save(folder: Path, family: str, values: dict[str, object], num_labels: int =
     """Save a classifier with random weights and its image processor; return their folder."""
     torch.manual_seed(0)
     config_type = getattr(transformers, f"{family.removesuffix('WithTeacher')}Config")
-    kind = (
+    model_type = (
         family.removesuffix("WithTeacher") + "ForImageClassification" + ("WithTeacher" if "Teacher" in family else "")
     )
-    config = config_type(**values, num_labels=num_labels, architectures=[kind], **config_args)
-    model = getattr(transformers, kind)(config).eval()
+    config = config_type(**values, num_labels=num_labels, architectures=[model_type], **config_args)
+    model = getattr(transformers, model_type)(config).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim > 1:  # the default weights are so small that the logits of tiny models are zero

@@ -202,7 +202,7 @@ def test_permanent_failures_stop_the_build(tmp_path, image_folder, annotator, cl
     for path in image_folder.glob("*/*"):
         path.write_bytes(b"not an image")
     with pytest.raises(rd.DatasetError, match=r"no image of .* can be used \(2 images\)"):
-        run(source, tmp_path / "data", annotator, engine="ray")
+        run(source, tmp_path / "other", annotator, engine="ray")
     import ray
 
     wait_until(lambda: ray.available_resources().get("CPU") == 2, "no actor left")

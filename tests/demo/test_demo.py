@@ -7,7 +7,7 @@ from PIL import Image
 import relabel_datasets as rd
 from relabel_datasets.cli import main
 from relabel_datasets.demo import DemoResult, dataset, make_scenes_relabel, run_demo
-from relabel_datasets.demo.annotator import DENSE_KWARGS, MODEL, _mosaics, load_annotator
+from relabel_datasets.demo.annotator import DENSE_KWARGS, MODEL, _mosaics, load_demo_annotator
 from relabel_datasets.demo.scenes import CLASSES
 from relabel_datasets.demo.students import METHODS, DemoRecipe, Score
 
@@ -25,7 +25,7 @@ def test_scenes_relabel_has_two_splits_with_exact_maps(scenes_relabel):
 
 
 def test_the_saved_annotator_matches_the_manifest(scenes_relabel):
-    annotator = load_annotator(scenes_relabel / "annotator.safetensors")
+    annotator = load_demo_annotator(scenes_relabel / "annotator.safetensors")
     manifest = rd.load_dataset(scenes_relabel, split="train").label_maps.manifest
     assert annotator.describe() == manifest.annotator
     assert annotator.model_kwargs == DENSE_KWARGS
