@@ -27,7 +27,7 @@ def find_device(device: str | torch.device | None = None) -> torch.device:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         usable = "cpu" + "".join(f", cuda:{index}" for index in range(torch.cuda.device_count()))
         raise ValueError(
-            f"the device {str(device)!r} (--device, device=) cannot be used on this machine: {reason}. Usable devices: {usable}"
+            f"the device {str(device)!r} of device= cannot be used on this machine: {reason}. Usable devices: {usable}"
         ) from error
     if found.type == "meta":
         raise ValueError("the device 'meta' computes nothing: give cpu or cuda")

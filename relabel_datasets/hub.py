@@ -287,7 +287,7 @@ class _Publisher:
             raise DatasetError(
                 f"the shards of {configs} contain images of {restricted}, which must not be redistributed: build label-only "
                 "shards (--no-images), or, if you are permitted to publish the images, confirm it with "
-                f"restricted_images={restricted!r} (--restricted-images {restricted!r})"
+                f"restricted_images={restricted!r}"
             )
         return restricted is None
 

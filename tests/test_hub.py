@@ -278,7 +278,7 @@ class Thousand(torch.nn.Module):
 class TestCardsAndRestrictedImages:
     def test_restricted_images_raise_an_error(self, local_hub, folder):
         with pytest.raises(
-            DatasetError, match=r"contain images of ImageNet, which must not .*--restricted-images 'ImageNet'"
+            DatasetError, match=r"contain images of ImageNet, which must not .*restricted_images='ImageNet'"
         ):
             publish(folder, card="imagenet-relabel")
         with pytest.raises(DatasetError, match="contain images of ImageNet"):
@@ -322,7 +322,7 @@ class TestCardsAndRestrictedImages:
 
     def test_restrictions_of_handwritten_cards_apply(self, local_hub, folder):
         (folder / "README.md").write_text("---\nrestricted_images: Photos of ours\n---\n# Ours\n")
-        with pytest.raises(DatasetError, match="--restricted-images 'Photos of ours'"):
+        with pytest.raises(DatasetError, match="restricted_images='Photos of ours'"):
             publish(folder)
 
     def test_example_pictures_are_published(self, local_hub, folder):

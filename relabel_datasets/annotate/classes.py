@@ -60,8 +60,8 @@ def match_classes(
     elif unmapped:
         raise ValueError(
             f"the annotator's {num_rows} classes have no names, so {len(unmapped)} of the dataset's "
-            f"{len(dataset_classes)} classes cannot be matched: name the annotator's classes (classes=, --classes-file), or "
-            "give the index of each class (class_mapping=, --class-mapping)"
+            f"{len(dataset_classes)} classes cannot be matched: name the annotator's classes with classes=, or "
+            "give the index of each class with class_mapping="
         )
     matches = [rows[name] for name in dataset_classes]
     _check_distinct(matches, dataset_classes)
@@ -88,8 +88,8 @@ def check_order(dataset_classes: Sequence[str]) -> None:
         "the annotator's classes have no names, and the order of the dataset's classes is ambiguous: row "
         f"{row} of the annotator is {dataset_classes[row]!r} if it was trained with torchvision's order "
         f"({_listed(dataset_classes)}), but {by_number[row]!r} with timm's order ({_listed(by_number)}). Name the "
-        "annotator's classes in the order of its logits (classes=, --classes-file), or give the index of each class "
-        "(class_mapping=, --class-mapping)"
+        "annotator's classes in the order of its logits with classes=, or give the index of each class "
+        "with class_mapping="
     )
 
 
@@ -160,7 +160,7 @@ def _rows_by_name(annotator_classes: Sequence[str], wanted: Sequence[str]) -> di
         raise ValueError(
             f"{len(unclear)} of {len(wanted)} classes of the dataset cannot be matched with the annotator's "
             f"{len(annotator_classes)} classes: {'; '.join(reasons)}{more}. Give the annotator's class, or its index, for "
-            "each (class_mapping=, --class-mapping)"
+            "each with class_mapping="
         )
     return {name: rows[0] for name, rows in candidates.items()}
 
@@ -257,7 +257,7 @@ def _check_distinct(rows: Sequence[int], dataset_classes: Sequence[str]) -> None
         if row in first:
             raise ValueError(
                 f"the dataset's classes {first[row]!r} and {name!r} are both the annotator's class {row}: give each its own "
-                "class (class_mapping=, --class-mapping)"
+                "class with class_mapping="
             )
         first[row] = name
 

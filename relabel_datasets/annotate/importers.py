@@ -117,7 +117,7 @@ def import_label_maps(
     if order not in ORDERS:
         raise ValueError(f"order must be one of {ORDERS}, got {order!r}")
     if include_images and images is None:
-        raise ValueError("include_images needs the folder of the images: set images= (--images)")
+        raise ValueError("include_images needs the folder of the images: set images=")
     for name, value in (("shard_size", shard_size), ("num_threads", num_threads)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
@@ -185,9 +185,7 @@ class _Job:
                 canvas, image = self.images.open(index, whole=self.include_images)
         except (OSError, LabelMapError, ImageError) as error:
             if not self.skip_bad:
-                raise type(error)(
-                    f"{error}. skip_bad=True (--skip-bad) skips such files and lists them in the manifest"
-                ) from error
+                raise type(error)(f"{error}. skip_bad=True skips such files and lists them in the manifest") from error
             return Skipped(self.maps.keys[index], self.maps.name(index), str(error))
         if self.transposed:
             logits, classes = logits.mT, classes.mT

@@ -55,7 +55,7 @@ class PairedImages(NamedTuple):
         if problems:
             raise DatasetError(
                 f"images and label maps do not match by class and name: {'; '.join(problems)}. Give the images of these maps, "
-                "or use skip_bad=True (--skip-bad) to skip the unmatched ones"
+                "or use skip_bad=True to skip the unmatched ones"
             )
 
     def decode(self, index: int) -> PIL.Image.Image:

@@ -17,6 +17,7 @@ _TOO_MANY_FILES = (errno.EMFILE, errno.ENFILE)
 _NETWORK_MODULES = {"aiohttp", "botocore", "httpcore", "httpx", "httpx2", "requests", "urllib3"}
 _OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "cannot allocate memory")
 # `epochs=` or `epochs=5` in a message of this package, but not in a path such as data/split=train.
+_OTHER_NAMES = {"classes": "classes_file", "name": "config"}  # keyword: option that sets it
 _KEYWORD = re.compile(r"(?<![^\s(`])(?P<name>[a-z]\w*)=(?P<value>'[^']*'|[\w.+-]*\w)?(?=[\s,;:.)`]|$)")
 
 
@@ -50,8 +51,9 @@ def options_of(parser: argparse.ArgumentParser, command: str | None) -> dict[str
         if isinstance(action, argparse._SubParsersAction) and command in action.choices:
             return options_of(action.choices[command], None)
     options = {_shown(action).strip("-").replace("-", "_").lower(): action for action in parser._actions}
-    if "config" in options:
-        options["name"] = options["config"]  # as in `load_dataset`
+    for keyword, option in _OTHER_NAMES.items():
+        if option in options:
+            options.setdefault(keyword, options[option])
     return options
 
 

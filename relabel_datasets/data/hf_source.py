@@ -195,7 +195,7 @@ def _choose_column(features: Mapping[str, Any], kind: type, name: str | None, wh
 
 def _options(features: Mapping[str, Any], what: str) -> str:
     columns = ", ".join(f"{name} ({_type_name(feature)})" for name, feature in features.items())
-    return f"Pass the name of the {what} column as {what}_column= (--{what}-column). The columns are {columns}"
+    return f"Pass the name of the {what} column as {what}_column=. The columns are {columns}"
 
 
 def _type_name(feature: Any) -> str:

@@ -191,7 +191,7 @@ def open_source(
         return WebDatasetSource(tars, image_column=image_column, label_column=label_column)
     if image_column is not None or label_column is not None:
         raise ValueError(
-            f"image_column= and label_column= (--image-column, --label-column) are for Hugging Face datasets and tars; {path} "
+            f"image_column= and label_column= are for Hugging Face datasets and tars; {path} "
             "is read as an ImageFolder, whose classes are its folders"
         )
     return ImageFolderSource(path, key_rule)

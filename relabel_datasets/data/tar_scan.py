@@ -105,8 +105,7 @@ def _image_field(name: str, members: Mapping[str, Extent], image: str | None) ->
     fields = [field for field in fields if "." not in field] or fields  # `seg.png` next to `jpg` is not the image
     if len(fields) > 1:
         raise DatasetError(
-            f"{name} has several images, {_fields(fields)}: choose one with image_column= (--image-column), such as "
-            f"{min(fields)!r}"
+            f"{name} has several images, {_fields(fields)}: choose one with image_column=, such as {min(fields)!r}"
         )
     return fields[0] if fields else None
 

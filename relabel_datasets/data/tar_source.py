@@ -127,8 +127,7 @@ class WebDatasetSource:
             field = self._label_column or "cls"
             raise DatasetError(
                 f"{self._tars[0]}: no sample has a class index in .{field}, such as sample {self.keys[0]!r}. If class "
-                "indices are in members with another extension, or are values in .json, pass that name as label_column= "
-                "(--label-column)"
+                "indices are in members with another extension, or are values in .json, pass that name as label_column="
             )
         return labels
 

@@ -186,7 +186,7 @@ def test_rows_without_names_require_an_order_on_which_timm_and_torchvision_agree
     if is_clear:
         assert match_classes(None, classes, num_classes=len(classes)) == list(range(len(classes)))
         return
-    with pytest.raises(ValueError, match=r"ambiguous: row \d+ of the annotator is '.*--classes-file.*--class-mapping"):
+    with pytest.raises(ValueError, match=r"ambiguous: row \d+ of the annotator is '.*classes=.*class_mapping="):
         match_classes(None, classes, num_classes=len(classes))
     mapping = {name: row for row, name in enumerate(classes)}
     assert match_classes(None, classes, mapping, len(classes)) == list(range(len(classes)))

@@ -161,7 +161,7 @@ def test_a_column_that_is_not_one_image_a_row_is_refused(feature, cell):
     dataset = datasets.Dataset.from_dict({"photo": [cell], "label": [0]}, features=features)
     with pytest.raises(ValueError, match="column 'photo' cannot be the images: expected one image per row"):
         rd.data.HFSource(dataset, image_column="photo")
-    with pytest.raises(ValueError, match=r"no column has the type Image.*--image-column.*label \(ClassLabel\)"):
+    with pytest.raises(ValueError, match=r"no column has the type Image.*image_column=.*label \(ClassLabel\)"):
         rd.data.HFSource(dataset)
 
 
@@ -229,7 +229,7 @@ def test_columns_are_chosen_in_python(cifar):
 
 
 def test_columns_of_an_image_folder_are_refused(image_folder):
-    with pytest.raises(ValueError, match=r"--label-column.* are for Hugging Face datasets and tars; .*ImageFolder"):
+    with pytest.raises(ValueError, match=r"label_column=.* are for Hugging Face datasets and tars; .*ImageFolder"):
         rd.data.open_source(image_folder, label_column="fine_label")
 
 
@@ -247,7 +247,7 @@ def test_the_image_column_of_label_only_shards_is_chosen_on_the_command_line(tmp
     assert main([*command, "--images", str(tmp_path / "saved")]) == 1
     assert "several columns could be the image column: ['left', 'right']" in capsys.readouterr().err
     assert main([*command, "--image-column", "left"]) == 1
-    assert "--image-column is a column of --images: give --images, too" in capsys.readouterr().err
+    assert "--image-column left is a column of --images, which is missing: give --images" in capsys.readouterr().err
     assert main([*command, "--images", str(tmp_path / "saved"), "--image-column", "left", "--key", "k1"]) == 0
     assert list((tmp_path / "out").glob("*.png"))
     joined = rd.load_dataset(tmp_path / "data", split="train", images=source)

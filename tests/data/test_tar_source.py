@@ -84,13 +84,13 @@ def test_image_and_class_may_be_in_members_of_any_extension(tmp_path):
         ]  # fmt: skip
     path = write_tar(tmp_path / "s.tar", members)
     with pytest.raises(
-        rd.DatasetError, match=r"k0 has several images, \.left\.jpg, \.right\.jpg: .*--image-column.*'left\.jpg'"
+        rd.DatasetError, match=r"k0 has several images, \.left\.jpg, \.right\.jpg: .*image_column=.*'left\.jpg'"
     ):
         rd.data.WebDatasetSource([path])
     source = rd.data.open_source(path, image_column="left.jpg")
     assert [source.read(i) for i in range(3)] == [jpeg(i) for i in range(3)]
     with pytest.raises(
-        rd.DatasetError, match=r"no sample has a class index in \.cls, such as sample 'k0'.*--label-column"
+        rd.DatasetError, match=r"no sample has a class index in \.cls, such as sample 'k0'.*label_column="
     ):
         _ = source.labels
     assert list(rd.data.open_source(path, image_column="LEFT.jpg", label_column="index").labels) == [0, 1, 2]
