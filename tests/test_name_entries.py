@@ -245,7 +245,7 @@ def test_a_folder_whose_name_is_no_config_is_left_out_and_reported(place, tmp_pa
 def test_a_manifest_of_another_config_is_refused(place, tmp_path):
     folder = tmp_path / "data"
     shutil.copytree(place / "data" / "colours", folder / "other")
-    with pytest.raises(rd.DatasetError, match=r"is that of config 'colours', not 'other'"):
+    with pytest.raises(rd.DatasetError, match=r"belongs to config 'colours', not 'other'"):
         rd.load_dataset(folder, "other", "train")
 
 

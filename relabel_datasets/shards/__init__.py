@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from .._lazy import import_lazily
 
 if TYPE_CHECKING:
+    from .card import write_card
     from .images import decode_image
     from .manifest import Manifest, Split
     from .verification import Problem, SplitCounts, VerifyReport, verify
@@ -27,6 +28,7 @@ _MODULES = {
     "VerifyReport": "verification",
     "decode_image": "images",
     "verify": "verification",
+    "write_card": "card",
 }
 __all__ = [
     "Manifest",
@@ -36,6 +38,7 @@ __all__ = [
     "VerifyReport",
     "decode_image",
     "verify",
+    "write_card",
 ]
 
 

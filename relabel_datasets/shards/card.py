@@ -1,8 +1,7 @@
-"""The dataset card, README.md: YAML that tells the Hub and `datasets` every config, split and feature, then text.
+"""Write the dataset card, README.md: YAML that describes all configs, splits and features for the Hub and `datasets`, and text.
 
-Templates are in cards/, in huggingface_hub's card style: YAML of the dataset itself, `{{ card_data }}` for what the
-manifests say, `{{ mark }}`, and a body. `{{ use(path) }}` there is cards/shared.md: a table of each config, and how to load
-them.
+Templates are in cards/, in the style of huggingface_hub: YAML of the dataset, `{{ card_data }}` for the YAML from the manifests,
+`{{ mark }}`, and a body. `{{ use(path) }}` inserts cards/shared.md, which has a table of each config and code that loads it.
 """
 
 from __future__ import annotations
@@ -55,21 +54,21 @@ _SIZES = (
 def write_card(root: Path, template: str | os.PathLike[str] | None = None, *, repo_id: str | None = None) -> None:
     """Write the card of a dataset from the manifests of its configs, atomically.
 
-    A README.md that is not made from a template of this package keeps its text; only its YAML is updated. Nothing in an
-    existing card is rendered: its mark may only name one of the package's templates.
+    A README.md that was not made from a template of this package keeps its text; only its YAML is updated. An existing card is
+    never rendered: its mark can only name one of the package's templates.
 
     Args:
         root: Folder of the dataset.
-        template: Name of one of the package's templates, or path of a file, see `read_template`. Default: the template that
-            the existing card's mark names, else `"default"`. The text of a card made from a file is kept.
-        repo_id: `"org/name"` on the Hub, from which the card's examples load. Default: the folder, or the short name in the
-            template.
+        template: Name of one of the package's templates, or path of a file, see `read_template`. Default: the template named by
+            the mark of the existing card, else `"default"`. The text of a card made from a file is kept.
+        repo_id: Repository `"org/name"` on the Hub from which the examples in the card load. Default: the folder, or the short
+            name in the template.
 
     Raises:
         FileNotFoundError: There is no config, an index is missing, or there is no such template.
         DatasetError: A manifest is not valid, the existing card cannot be read, or the template fails.
     """
-    from huggingface_hub import DatasetCard, DatasetCardData  # slow to import, and readers do not need them
+    from huggingface_hub import DatasetCard, DatasetCardData  # slow to import, and not needed by readers
 
     manifests = _load_manifests(root)
     metadata = _metadata(manifests)
@@ -103,11 +102,11 @@ def write_card(root: Path, template: str | os.PathLike[str] | None = None, *, re
 
 
 def write_output_card(output: Output, template: str | os.PathLike[str] | None = None) -> None:
-    """Write the card of the dataset that a build has written, see `write_card`.
+    """Write the card of the output of a build, see `write_card`.
 
     Args:
-        output: Folder of the dataset. The card of a remote one is written from copies of its manifests and indexes.
-        template: Template of the card, see `write_card`.
+        output: Folder of the dataset. For a remote one, manifests and indexes are copied to a temporary folder.
+        template: Template of the card, see `write_card`. Default: that of the existing card.
     """
     if isinstance(output, LocalOutput):
         return write_card(Path(str(output)), template)
@@ -131,11 +130,11 @@ def _load_manifests(root: Path) -> list[Manifest]:
 
     Raises:
         FileNotFoundError: There is no config.
-        DatasetError: A manifest is not valid, or that of another config.
+        DatasetError: A manifest is not valid, or belongs to another config.
     """
     names = LocalFolder(root).configs()
     if not names:
-        raise FileNotFoundError(f"{root} has no config with a {MANIFEST_NAME}, of which to write a card")
+        raise FileNotFoundError(f"cannot write a card: {root} has no config with a {MANIFEST_NAME}")
     return [open_manifest(LocalFolder(root), name) for name in names]
 
 
@@ -153,8 +152,8 @@ def _choose_template(
     if name in package_templates():
         return name
     logger.warning(
-        "%s was made from the template %.80r, which is none of this package's: its text is kept; give the template as card= "
-        "(--card) to render it again",
+        "%s was made from the template %.80r, which is not a template of this package: its text is kept; to render it again, give "
+        "the template as card= (--card)",
         path,
         name,
     )
@@ -165,7 +164,7 @@ def _with_metadata(card: str, metadata: dict[str, Any], path: Path) -> str:
     """Return a card with its text and the metadata of the dataset.
 
     Raises:
-        DatasetError: Its YAML cannot be read.
+        DatasetError: The YAML of the card cannot be parsed.
     """
     from huggingface_hub import DatasetCard  # see write_card
 
@@ -176,21 +175,30 @@ def _with_metadata(card: str, metadata: dict[str, Any], path: Path) -> str:
         return str(kept)
     except (YAMLError, ValueError, TypeError, RecursionError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise DatasetError(f"{path}: its YAML cannot be read, mend or remove it: {reason}") from error
+        raise DatasetError(f"{path}: its YAML cannot be parsed, correct or remove it: {reason}") from error
 
 
 def is_from_template(card: str) -> bool:
-    """Return whether the text of a card was made from a template rather than written by hand."""
+    """Return whether a card was made from a template rather than written by hand.
+
+    Args:
+        card: Text of the card.
+    """
     return marked_template(card) is not None
 
 
 def find_restricted_images(card: str | None, manifests: Iterable[Manifest]) -> str | None:
-    """Return the name of the images of a dataset if they may not be redistributed, else None.
+    """Find out whether the images of a dataset may be redistributed.
 
     Args:
-        card: its text, whose YAML may name them (`restricted_images:`).
-        manifests: of its configs. Images of ImageNet-1k's classes, by their synsets, are taken to be ImageNet's, whatever
-            the card says.
+        card: Text of the card, whose YAML may name restricted images (`restricted_images:`). None if there is no card.
+        manifests: Manifests of the configs. If the classes are the synsets of ImageNet-1k, the images count as ImageNet's.
+
+    Returns:
+        The name of the images if they must not be redistributed, else None.
+
+    Raises:
+        DatasetError: The YAML of the card cannot be parsed.
     """
     from huggingface_hub import DatasetCard  # slow to import
 
@@ -199,9 +207,11 @@ def find_restricted_images(card: str | None, manifests: Iterable[Manifest]) -> s
             named = DatasetCard(card, ignore_metadata_errors=True).data.get("restricted_images")
         except (YAMLError, ValueError, TypeError, RecursionError) as error:
             reason = " ".join(str(error).split())[:200]
-            raise DatasetError(f"the YAML of the dataset's card cannot be read, mend or remove it: {reason}") from error
+            raise DatasetError(
+                f"the YAML of the dataset's card cannot be parsed, correct or remove it: {reason}"
+            ) from error
         if named is not None:
-            return named if isinstance(named, str) else "unknown origin"  # whatever it is, it is a restriction
+            return named if isinstance(named, str) else "unknown origin"  # any other value is a restriction, too
     return "ImageNet" if any(map(_is_imagenet, manifests)) else None
 
 
@@ -236,8 +246,8 @@ def _metadata(manifests: list[Manifest]) -> dict[str, Any]:
 
 
 def _features(manifest: Manifest) -> list[dict[str, Any]]:
-    """Return what `datasets` reads from a sample; it would else guess from five samples of one split."""
-    # PyYAML writes U+0085 as it is, which every reader takes for the end of a line
+    """Return the features of a sample for `datasets`, which would otherwise infer them from five samples of one split."""
+    # PyYAML does not escape U+0085, which parsers treat as a line break
     names = {str(index): name.replace("\x85", " ") for index, name in enumerate(manifest.classes)}
     extensions = sorted({split.image_extension for split in manifest.splits.values() if split.image_extension})
     return [
@@ -250,7 +260,7 @@ def _features(manifest: Manifest) -> list[dict[str, Any]]:
 
 
 def _describe(root: Path, manifest: Manifest) -> dict[str, Any]:
-    """Return what a template may say of a config."""
+    """Return the variables of a config for templates."""
     splits = [
         _describe_split(root / manifest.config, split, len(manifest.classes)) for split in manifest.splits.values()
     ]

@@ -1,8 +1,8 @@
-"""Templates of dataset cards: where they come from, how they are rendered, and the mark that names a card's template.
+"""Find and render the templates of dataset cards, and read the mark that names the template of a card.
 
-A template is one of this package, by name, or a file that the caller gives. A card never decides what is rendered: its mark
-is compared with the names of the package's templates. Rendering is sandboxed, and the filters `code` and `python` make
-values of a manifest inert in Markdown and in Python code.
+A template is one of the package's, given by name, or a file. A card cannot cause a file to be rendered: its mark is only
+compared with the names of the package's templates. Rendering is sandboxed, and the filters `code` and `python` escape values of
+a manifest for Markdown and for Python code.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from ..errors import DatasetError
 from ..storage.folders import local_path
 
 DEFAULT_TEMPLATE = "default"
-_SHARED = "shared"  # part of the other templates
+_SHARED = "shared"  # included by the other templates
 _NOT_TEMPLATES = (_SHARED, "README")  # README.md is the guide of the folder
 _MARK = "<!-- Made by relabel_datasets from the template {name}: edit the template, not this text. -->"
 _MARKED = re.compile(re.escape(_MARK).replace(r"\{name\}", "(?P<name>.*)"))
 _YAML = re.compile(r"---[ \t]*\r?\n.*?\n---[ \t]*(?:\r?\n|$)", re.DOTALL)
-_FILE = "a file"  # in the mark of a template whose file has a name that could be read as something else
+_FILE = "a file"  # in the mark if the name of the template's file is ambiguous
 
 
 def package_templates() -> tuple[str, ...]:
@@ -35,8 +35,8 @@ def read_template(template: str | os.PathLike[str]) -> str:
     """Return the text of a template.
 
     Args:
-        template: Name of one of the package's templates, or path of a file. A name takes precedence over a file of that
-            name in the current folder, which is `./NAME`.
+        template: Name of one of the package's templates, or path of a file. A name takes precedence over a file with that
+            name in the working directory, which can be given as `./NAME`.
 
     Raises:
         FileNotFoundError: There is no such template.
@@ -51,13 +51,16 @@ def read_template(template: str | os.PathLike[str]) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise DatasetError(f"card template {path} is not UTF-8, save it as such: {error}") from error
+        raise DatasetError(f"card template {path} is not UTF-8: {error}. Save it as UTF-8") from error
 
 
 def marked_template(card: str) -> str | None:
-    """Return the template that a card's mark names, which may be none of the package's; None if the card has no mark.
+    """Return the template named by the mark of a card, which may not be one of the package's; None if there is no mark.
 
-    The mark is the first line after the YAML: elsewhere it is part of somebody's text.
+    The mark must be the first line after the YAML. Elsewhere it counts as text.
+
+    Args:
+        card: Text of the card.
     """
     text = card.removeprefix("\ufeff").lstrip()
     yaml = _YAML.match(text)
@@ -69,13 +72,13 @@ def render_card(template: str | os.PathLike[str], card_data: str, use: Callable[
     """Return a rendered card.
 
     Args:
-        template: See `read_template`.
-        card_data: YAML of what the manifests say, without `---`.
-        use: Returns the variables of the package's shared text, given the arguments of `{{ use(...) }}`.
+        template: Name or path of the template, see `read_template`.
+        card_data: YAML from the manifests, without `---`.
+        use: Function that returns the variables of cards/shared.md for the arguments of `{{ use(...) }}`.
 
     Raises:
         FileNotFoundError: There is no such template.
-        DatasetError: The template is not valid, or does what the sandbox forbids.
+        DatasetError: The template is not valid, or uses something that the sandbox forbids.
     """
     shared = (_folder() / f"{_SHARED}.md").read_text(encoding="utf-8")
 
@@ -87,9 +90,13 @@ def render_card(template: str | os.PathLike[str], card_data: str, use: Callable[
 
 
 def code(value: object) -> str:
-    """Return a value as Markdown code that ends neither the code nor the cell of a table, in one line."""
+    """Return a value as one line of Markdown code, escaped so that it cannot end the code or the cell of a table.
+
+    Args:
+        value: Value to convert with `str`.
+    """
     text = " ".join("".join(char if char.isprintable() else " " for char in str(value)).split())
-    text = text.replace("|", "\N{BROKEN BAR}")  # GitHub's tables end a cell at a pipe in code, too
+    text = text.replace("|", "\N{BROKEN BAR}")  # on GitHub, a pipe ends a cell even in code
     text = text or "(none)"
     fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
     pad = " " if text.startswith("`") or text.endswith("`") else ""
@@ -97,12 +104,16 @@ def code(value: object) -> str:
 
 
 def python_literal(value: object) -> str:
-    """Return a string as a literal of Python in one line, without the backticks that end Markdown code."""
+    """Return a value as a Python string literal in one line, without backticks, which would end Markdown code.
+
+    Args:
+        value: Value to convert with `str`.
+    """
     return json.dumps(str(value)).replace("`", "\\u0060")
 
 
 def _render(text: str, name: str, variables: dict[str, Any], **options: Any) -> str:
-    from jinja2 import StrictUndefined  # readers do not need it
+    from jinja2 import StrictUndefined  # not needed by readers
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     environment = ImmutableSandboxedEnvironment(
@@ -115,13 +126,13 @@ def _render(text: str, name: str, variables: dict[str, Any], **options: Any) -> 
         return environment.from_string(text).render(variables)
     except DatasetError:
         raise
-    except Exception as error:  # a template of the caller's may raise anything
+    except Exception as error:  # a user's template may raise anything
         line = f", line {error.lineno}" if hasattr(error, "lineno") else ""
         raise DatasetError(f"card template {name}{line}: {type(error).__name__}: {error}") from error
 
 
 def _mark_of(template: str | os.PathLike[str]) -> str:
-    """Return the mark of a card: the name of a package's template, or of a file without its folders."""
+    """Return the mark of a card: the name of a package's template, or the file name of another one."""
     if template in package_templates():
         return _MARK.format(name=template)
     name = Path(template).name
@@ -130,7 +141,7 @@ def _mark_of(template: str | os.PathLike[str]) -> str:
 
 
 def _folder() -> Path:
-    """Return the folder of the package's templates: in the wheel it is in the package, in the repository beside it."""
+    """Return the folder of the package's templates: in the package (wheel) or next to it (repository)."""
     package = Path(__file__).parents[1]
     installed = package / "cards"
     return installed if installed.is_dir() else package.parent / "cards"

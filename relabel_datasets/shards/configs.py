@@ -12,56 +12,77 @@ from .manifest import Manifest, Split
 SPLIT_ALIASES = {"val": ("validation",), "validation": ("val",)}
 
 
-def open_config(root: Folder, name: str | None) -> tuple[Folder, Manifest]:
-    """Return the folder of a config and its manifest.
+def open_config(root: Folder, config: str | None) -> tuple[Folder, Manifest]:
+    """Open a config of a dataset.
+
+    Args:
+        root: Folder of the dataset, or of a config.
+        config: Name of the config. None selects the only config.
+
+    Returns:
+        The folder of the config and its manifest.
 
     Raises:
-        FileNotFoundError: there is no dataset at `root`.
-        DatasetError: no such config, or several and none is named; or a remote dataset cannot be reached.
+        FileNotFoundError: There is no dataset at `root`.
+        DatasetError: There is no such config, there are several configs and none is given, or a remote dataset cannot be
+            reached.
     """
-    if name is not None:
-        check_config(name, f"name= of {root}")
+    if config is not None:
+        check_config(config, f"config of {root}")
         with suppress(FileNotFoundError):
-            return root.child(name), open_manifest(root, name)
+            return root.child(config), open_manifest(root, config)
     configs = root.configs()
     if configs is None:
         manifest = Manifest.read(root)
-        if name not in (None, manifest.config):
-            raise DatasetError(f"{root} is config {manifest.config!r}, not {name!r}")
+        if config not in (None, manifest.config):
+            raise DatasetError(f"{root} is config {manifest.config!r}, not {config!r}")
         return root, manifest
     if not configs:
         raise FileNotFoundError(f"no dataset at {root}: expected {root}/<config>/{MANIFEST_NAME}")
-    if name is None and len(configs) > 1:
+    if config is None and len(configs) > 1:
         raise DatasetError(f"{root} has several configs, name one of {configs}")
-    if name is not None and name in configs:
-        raise DatasetError(f"{root}/{name}/{MANIFEST_NAME} is missing, yet the card names this config: publish it anew")
-    if name is not None:
-        raise DatasetError(f"{root} has no config {name!r}, only {configs}")
+    if config is not None and config in configs:
+        raise DatasetError(
+            f"{root}/{config}/{MANIFEST_NAME} is missing, although the card lists this config: publish the dataset again"
+        )
+    if config is not None:
+        raise DatasetError(f"{root} has no config {config!r}, only {configs}")
     return root.child(configs[0]), open_manifest(root, configs[0])
 
 
 def open_manifest(root: Folder, config: str) -> Manifest:
-    """Return the manifest of a config in the folder of a dataset.
+    """Read the manifest of a config.
+
+    Args:
+        root: Folder of the dataset.
+        config: Name of the config.
+
+    Returns:
+        The manifest.
 
     Raises:
-        FileNotFoundError: There is none.
-        DatasetError: The manifest is damaged, that of another config, or cannot be reached.
+        FileNotFoundError: There is no manifest.
+        DatasetError: The manifest is damaged, belongs to another config, or cannot be reached.
     """
     folder = root.child(config)
     manifest = Manifest.read(folder)
     if manifest.config != config:
         raise DatasetError(
-            f"{folder}/{MANIFEST_NAME} is that of config {manifest.config!r}, not {config!r}: the folder was renamed or the "
-            "file is from elsewhere; give the folder the name that the manifest has"
+            f"{folder}/{MANIFEST_NAME} belongs to config {manifest.config!r}, not {config!r}: the folder was renamed, or the "
+            f"file was copied from another config; rename the folder to {manifest.config!r}"
         )
     return manifest
 
 
 def find_split(manifest: Manifest, name: str) -> Split:
-    """Return the entry of a split; "val" and "validation" are the same.
+    """Return the entry of a split. "val" and "validation" are synonyms.
+
+    Args:
+        manifest: Manifest of the config.
+        name: Name of the split.
 
     Raises:
-        DatasetError: there is none of this name.
+        DatasetError: There is no such split.
     """
     check_split(name, f"split= of config {manifest.config!r}")
     for candidate in (name, *SPLIT_ALIASES.get(name, ())):

@@ -1,4 +1,4 @@
-"""Image formats: which files are images, and the name that an image has in shards."""
+"""Image formats: which files are images, and the names of images in shards."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from functools import cache
 
 import PIL.Image
 
-# Raster formats of Pillow. Left out are those that start another program (EPS), contain no pixels of known range (FITS,
-# HDF5, GRIB, BUFR) or are documents and films. JPEG and PNG first: Pillow tries them in this order. JPEG includes MPO.
+# Raster formats of Pillow, except those that start another program (EPS), whose pixels have no known range (FITS, HDF5, GRIB,
+# BUFR), and documents and videos. JPEG and PNG come first: Pillow tries the formats in this order. JPEG includes MPO.
 FORMATS = (
     "JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "DIB", "DDS", "ICO", "PCX", "PSD", "QOI",
     "SGI", "SUN", "TGA",
@@ -19,28 +19,27 @@ IMAGE_EXTENSIONS = (
     ".jpg", ".jpx", ".mpo", ".pbm", ".pcx", ".pgm", ".png", ".pnm", ".ppm", ".psd", ".qoi", ".ras", ".sgi", ".tga", ".tif",
     ".tiff", ".webp",
 )  # fmt: skip
-FIELDS = (
-    "jpg",
-    "png",
-    "webp",
-)  # names of images in shards: timm reads no others, `datasets` and webdataset read these too
-HEAD_BYTES = 12  # of a file, to tell these formats apart
+FIELDS = ("jpg", "png", "webp")  # names of images in shards; timm reads no others, `datasets` and webdataset read these
+HEAD_BYTES = 12  # first bytes of a file that identify these formats
 
-_CHUNK = 1024  # heads that are requested at a time
+_CHUNK = 1024  # number of heads that are requested at once
 
 
 @cache
 def readable_formats() -> tuple[str, ...]:
-    """Return those of `FORMATS` that the installed Pillow reads; some builds of it lack AVIF or JPEG 2000."""
+    """Return the `FORMATS` that the installed Pillow reads. Some builds lack AVIF or JPEG 2000."""
     PIL.Image.init()
     return tuple(name for name in FORMATS if name in PIL.Image.OPEN)
 
 
 def field_of(head: bytes) -> str | None:
-    """Return the field that images of a format have in shards, by the first `HEAD_BYTES` of a file.
+    """Detect the format of an image, which is its field in shards.
+
+    Args:
+        head: At least the first `HEAD_BYTES` bytes of the file.
 
     Returns:
-        `"jpg"`, `"png"` or `"webp"`. None for other formats, and bytes that are not an image.
+        `"jpg"`, `"png"` or `"webp"`; None for other formats and for bytes that are not an image.
     """
     if head.startswith(b"\xff\xd8\xff"):
         return "jpg"
@@ -50,23 +49,27 @@ def field_of(head: bytes) -> str | None:
 
 
 def common_field(count: int, read_head: Callable[[int], bytes | None]) -> str:
-    """Return the field that the images of a split have in its shards.
+    """Choose the field of the images of a split in its shards.
 
-    `"png"` or `"webp"` if all are of this format, else `"jpg"`. All images of a split have one field, since readers treat
-    members with different extensions as different fields. They decode by content, so an image of any format may be in `jpg`.
+    All images of a split have the same field, since readers treat members with different extensions as different fields.
+    Readers detect the format from the content, so an image of any format may be stored as `jpg`.
 
     Args:
         count: Number of images.
-        read_head: Returns the first `HEAD_BYTES` of an image; None if it is missing. Called from several threads.
+        read_head: Function that returns the first `HEAD_BYTES` bytes of image `i`, or None if it is missing. It is called from
+            several threads.
+
+    Returns:
+        `"png"` or `"webp"` if all images have this format, else `"jpg"`.
     """
     field: str | None = None
     for head in _heads(count, read_head):
         if head is None:
             continue
-        of_image = field_of(head)
-        if of_image is None or of_image == "jpg" or field not in (None, of_image):
+        image_field = field_of(head)
+        if image_field is None or image_field == "jpg" or field not in (None, image_field):
             return "jpg"
-        field = of_image
+        field = image_field
     return field or "jpg"
 
 

@@ -1,6 +1,6 @@
 """Decode image files to upright RGB pixels.
 
-The builder and the datasets use the same `decode_image`, so a label map fits its image.
+Builders and datasets use the same `decode_image`, so that every label map fits its image.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import PIL.JpegImagePlugin
 from ..errors import ImageError
 from .formats import readable_formats
 
-_ORIENTATIONS = {number: number for number in range(1, 9)}  # a dict, since EXIF also holds 6 as 6.0 and as 6/1
+_ORIENTATIONS = {number: number for number in range(1, 9)}  # a dict: EXIF also stores 6 as 6.0 and 6/1
 _QUARTER_TURNED = (5, 6, 7, 8)  # orientations that swap height and width
 _TRANSPOSES = {  # from the stored image to the upright one
     2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
@@ -32,22 +32,25 @@ _TRANSPOSES = {  # from the stored image to the upright one
 
 
 def decode_image(data: bytes, name: str = "image") -> PIL.Image.Image:
-    """Return the upright RGB image in `data`.
+    """Decode an image file to an upright RGB image.
 
-    The format is detected from the bytes; the file name does not matter. The EXIF orientation is applied, see
-    `orientation_of`. Grey, palette, CMYK and 16-bit images become 8-bit RGB (the upper 8 of 16 bits). Alpha is dropped, and
-    only the first frame of an animation is decoded.
+    The format is detected from the bytes, not from the file name. The EXIF orientation is applied, see `orientation_of`. Gray,
+    palette, CMYK and 16-bit images are converted to 8-bit RGB (the upper 8 of 16 bits). Alpha is dropped, and only the first
+    frame of an animation is decoded.
 
     A JPEG with more than `2 * PIL.Image.MAX_IMAGE_PIXELS` pixels, which Pillow refuses to open, is decoded at 1/2, 1/4 or 1/8
-    of its size, the largest that has at most `MAX_IMAGE_PIXELS` pixels.
+    of its size: the largest size with at most `MAX_IMAGE_PIXELS` pixels.
 
     Args:
         data: Content of an image file.
-        name: Name of the image in error messages.
+        name: Name of the image in error messages. Default: "image".
+
+    Returns:
+        The image.
 
     Raises:
-        ImageError: The bytes are not an image, are damaged or truncated, have too many pixels, or have pixels without a
-            known range (float).
+        ImageError: The bytes are not an image, are damaged or truncated, have too many pixels, or have float pixels, whose
+            range is unknown.
     """
     return decode_reduced(data, None, name)[0]
 
@@ -55,18 +58,21 @@ def decode_image(data: bytes, name: str = "image") -> PIL.Image.Image:
 def decode_reduced(
     data: bytes, target: tuple[int, int] | None, name: str = "image"
 ) -> tuple[PIL.Image.Image, tuple[int, int]]:
-    """Return the image as `decode_image` does, possibly smaller, and its full (height, width).
+    """Decode an image as `decode_image` does, possibly at a reduced size.
 
     A large JPEG that will be resized is decoded at 1/2, 1/4 or 1/8 of its size, which is several times faster. The decoded
     image keeps at least twice the target's pixels in each direction, so the resized image is nearly the same.
 
     Args:
         data: Content of an image file.
-        target: (height, width) that the image will be resized to. None decodes at full size.
-        name: Name of the image in error messages.
+        target: (height, width) to which the image will be resized. None decodes at full size.
+        name: Name of the image in error messages. Default: "image".
+
+    Returns:
+        The image and its full (height, width).
 
     Raises:
-        ImageError: As `decode_image`.
+        ImageError: As for `decode_image`.
     """
     try:
         opened = _open(io.BytesIO(data))
@@ -85,11 +91,14 @@ def decode_reduced(
 
 
 def read_size(file: BinaryIO, name: str) -> tuple[int, int]:
-    """Return the (height, width) of an image, upright, from its header.
+    """Read the size of an upright image from its header.
 
     Args:
-        file: An image file, open for reading.
+        file: Image file, open for reading.
         name: Name of the image in error messages.
+
+    Returns:
+        (height, width) of the upright image.
 
     Raises:
         ImageError: The header is damaged, or the bytes are not an image.
@@ -97,7 +106,7 @@ def read_size(file: BinaryIO, name: str) -> tuple[int, int]:
     try:
         with _open(file) as opened:
             if opened.format == "TIFF":
-                opened.load()  # which turns it
+                opened.load()  # applies the orientation
             width, height = opened.size
             is_turned = orientation_of(opened) in _QUARTER_TURNED
     except Exception as error:  # decoders of damaged files raise nearly anything
@@ -106,10 +115,12 @@ def read_size(file: BinaryIO, name: str) -> tuple[int, int]:
 
 
 def orientation_of(image: PIL.Image.Image) -> int:
-    """Return the orientation of an opened image by its EXIF, 1 to 8.
+    """Return the EXIF orientation of an opened image, 1 to 8.
 
-    Everything else counts as 1: other numbers, text, lists, and EXIF that cannot be read. Where EXIF has no orientation,
-    that of XMP counts, as in Pillow.
+    Invalid values and EXIF that cannot be parsed count as 1. If EXIF has no orientation, that of XMP is used, as in Pillow.
+
+    Args:
+        image: Image from `PIL.Image.open`.
     """
     try:
         return _ORIENTATIONS.get(image.getexif().get(PIL.ExifTags.Base.Orientation, 1), 1)
@@ -118,10 +129,13 @@ def orientation_of(image: PIL.Image.Image) -> int:
 
 
 def upright(image: PIL.Image.Image) -> PIL.Image.Image:
-    """Return an opened image as upright 8-bit RGB, see `decode_image`.
+    """Convert an opened image to upright 8-bit RGB, see `decode_image`.
+
+    Args:
+        image: Image from `PIL.Image.open`.
 
     Raises:
-        ImageError: Its pixels have no known range.
+        ImageError: The image has float pixels, whose range is unknown.
     """
     rgb = to_rgb(image)
     return _turn(rgb, orientation_of(image))
@@ -132,12 +146,12 @@ def _turn(image: PIL.Image.Image, orientation: int) -> PIL.Image.Image:
         return image
     turned = image.transpose(_TRANSPOSES[orientation])
     for name in ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"):
-        turned.info.pop(name, None)  # or the next reader turns it again
+        turned.info.pop(name, None)  # otherwise the next reader would rotate it again
     return turned
 
 
 def _open(file: BinaryIO) -> PIL.Image.Image:
-    """Open an image. A JPEG may have more pixels than Pillow opens: `_reduce` decides whether it can be decoded."""
+    """Open an image. A JPEG may exceed Pillow's pixel limit; `_reduce` decides whether it can be decoded."""
     try:
         return PIL.Image.open(file, formats=readable_formats())
     except PIL.Image.DecompressionBombError:
@@ -150,10 +164,10 @@ def _open(file: BinaryIO) -> PIL.Image.Image:
 
 
 def _reduce(opened: PIL.Image.Image, target: tuple[int, int] | None) -> None:
-    """Set the size at which a JPEG is decoded: at least twice the target's, and small enough for Pillow's limit.
+    """Set the size at which a JPEG is decoded: at least twice the target, and within Pillow's limit.
 
     Raises:
-        DecompressionBombError: It is too large at any size that it can be decoded at.
+        DecompressionBombError: The image exceeds the limit at every size at which it can be decoded.
     """
     width, height = size = opened.size
     if target is not None:
@@ -170,11 +184,13 @@ def _reduce(opened: PIL.Image.Image, target: tuple[int, int] | None) -> None:
 
 
 def _keeps_all_coefficients(opened: PIL.Image.Image) -> bool:
-    """Return whether libjpeg holds the whole JPEG in memory at any scale, since it comes in several scans."""
+    """Return whether libjpeg keeps the whole JPEG in memory at any scale, because it has several scans."""
     assert isinstance(opened, PIL.JpegImagePlugin.JpegImageFile)
     assert opened.fp is not None
     end, layers = opened.fp.tell(), opened.layers  # after the header of the first scan
-    whole_scan = b"\xff\xda" + (6 + 2 * layers).to_bytes(2, "big") + bytes([layers])  # start of one with all components
+    whole_scan = (
+        b"\xff\xda" + (6 + 2 * layers).to_bytes(2, "big") + bytes([layers])
+    )  # header of a scan with all components
     opened.fp.seek(end - 8 - 2 * layers)
     header = opened.fp.read(5)
     opened.fp.seek(end)
@@ -199,10 +215,13 @@ def _image_error(name: str, error: Exception) -> ImageError:
 
 
 def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
-    """Return an opened image as 8-bit RGB, see `decode_image`.
+    """Convert an opened image to 8-bit RGB without applying its orientation, see `decode_image`.
+
+    Args:
+        image: Image from `PIL.Image.open`.
 
     Raises:
-        ImageError: its pixels have no known range.
+        ImageError: The image has float pixels, whose range is unknown.
     """
     if image.mode == "RGB":
         image.load()
@@ -213,18 +232,21 @@ def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
         values = np.asarray(image)
         image = PIL.Image.fromarray((np.clip(values, 0, 65535) >> 8).astype(np.uint8))
     if image.mode in ("P", "PA"):
-        image = image.convert("RGBA")  # Pillow warns of palettes with transparency that go straight to RGB
+        image = image.convert("RGBA")  # Pillow warns if a palette with transparency is converted directly to RGB
     return image.convert("RGB")
 
 
 def check_refuses_truncated(work: str) -> None:
-    """Raise ValueError if this process has set Pillow to decode truncated images, whose lower part is then grey.
+    """Raise an error if Pillow is set to decode truncated images, whose lower part is then gray.
 
     Args:
-        work: What is about to be done, for the message.
+        work: Name of the operation, for the error message.
+
+    Raises:
+        ValueError: `PIL.ImageFile.LOAD_TRUNCATED_IMAGES` is set.
     """
     if PIL.ImageFile.LOAD_TRUNCATED_IMAGES:
         raise ValueError(
-            f"PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set, so truncated images would count as whole: set it to False before "
+            f"PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set, so truncated images would count as complete: set it to False before "
             f"{work}; truncated images are then reported by name"
         )

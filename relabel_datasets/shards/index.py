@@ -1,9 +1,9 @@
-"""The index of a split: where every sample's bytes are in the shards, found by row or by key without reading a tar.
+"""The index of a split: the position of every sample in the shards, by row or by key, without reading a tar.
 
-One safetensors file, memory-mapped, so that it opens at once and all processes of a node share its pages. Columns of N
-rows, in the order of the shards: `label` int32; `map_offset`, `map_size`, and `image_offset`, `image_size` where there
-are images, uint64, bytes in the shard; `key_end` uint64, where a row's key ends in `key_bytes`. For look-ups,
-`sorted_hash` uint64 holds all keys' hashes in order and `sorted_row` uint32 their rows.
+The index is one memory-mapped safetensors file. It opens instantly, and all processes of a node share its pages. Its columns
+have N rows in the order of the shards: `label` (int32); `map_offset` and `map_size`, and for shards with images `image_offset`
+and `image_size` (uint64, bytes in the shard); `key_end` (uint64, end of the row's key in `key_bytes`). For lookups by key,
+`sorted_hash` (uint64) holds the sorted hashes of all keys and `sorted_row` (uint32) their rows.
 """
 
 from __future__ import annotations
@@ -38,11 +38,20 @@ _DTYPES = {
     "sorted_row": "U32",
 }
 _IMAGE_DTYPES = {"image_offset": "U64", "image_size": "U64"}
-_MAX_HEADER = 1 << 16  # bytes; an index has some 700
+_MAX_HEADER = 1 << 16  # bytes; the header of an index has about 700
 
 
 class Row(NamedTuple):
-    """One sample of a shard, as its writer records it."""
+    """Sample of a shard.
+
+    Attributes:
+        key: Key of the sample.
+        label: Class index.
+        map_offset: Position of the label map in the shard, in bytes.
+        map_size: Size of the label map in bytes.
+        image_offset: Position of the image in the shard, in bytes. Default: 0.
+        image_size: Size of the image in bytes. Default: 0, for shards without images.
+    """
 
     key: str
     label: int
@@ -58,17 +67,24 @@ def hash_key(key: str) -> int:
 
 
 def make_index(rows: Sequence[Row], *, images: bool) -> bytes:
-    """Return the bytes of the index file of these rows.
+    """Build an index.
+
+    Args:
+        rows: Samples of all shards, in order.
+        images: Whether the shards contain images.
+
+    Returns:
+        The bytes of the index file.
 
     Raises:
-        DatasetError: a key stands twice.
+        DatasetError: A key is repeated.
     """
     encoded = [row.key.encode() for row in rows]
     hashes = np.array([hash_key(row.key) for row in rows], np.uint64)
     order = np.argsort(hashes, kind="stable")
     if len(set(encoded)) != len(encoded):
         repeated = next(key for key in encoded if encoded.count(key) > 1).decode()
-        raise DatasetError(f"key {repeated!r} stands more than once in the split")
+        raise DatasetError(f"key {repeated!r} is repeated in the split")
     names = ["map_offset", "map_size", *(["image_offset", "image_size"] if images else [])]
     columns: dict[str, Column] = {name: np.array([getattr(row, name) for row in rows], np.uint64) for name in names}
     columns["label"] = np.array([row.label for row in rows], np.int32)
@@ -82,11 +98,11 @@ def _read_columns(mapped: mmap.mmap, num_rows: int, *, images: bool) -> dict[str
     """Return the columns of an index file.
 
     Raises:
-        ValueError: It has other columns, dtypes or shapes, or bytes that belong to no column or to several.
+        ValueError: The columns, dtypes or shapes are wrong, or some bytes belong to no column or to several.
     """
     length = int.from_bytes(mapped[:8], "little")
     if len(mapped) < 8 or length > min(_MAX_HEADER, len(mapped) - 8):
-        raise ValueError(f"its {len(mapped)} bytes are not a whole safetensors file")
+        raise ValueError(f"its {len(mapped)} bytes are not a complete safetensors file")
     dtypes = _DTYPES | (_IMAGE_DTYPES if images else {})
     entries = parse_json(mapped[8 : 8 + length])
     fields({name: _column_rule(name, dtype, num_rows) for name, dtype in dtypes.items()})(entries, "")
@@ -113,7 +129,7 @@ def _column_rule(name: str, dtype: str, num_rows: int) -> Rule:
 
 
 def _check_columns(columns: dict[str, Column], num_classes: int) -> None:
-    """Check the values that are used without a further check.
+    """Check the values that are not checked when they are used.
 
     Raises:
         ValueError: A value is out of range.
@@ -134,17 +150,17 @@ def _check_columns(columns: dict[str, Column], num_classes: int) -> None:
 class Index:
     """The index of a split, open for reading.
 
-    Opening checks the header, the labels and where keys end, which takes a millisecond for a million rows. The place of a
-    sample in its shard is checked when the sample is read, and `relabel verify` compares every row with the shards.
+    Opening checks the header, the labels and the ends of the keys, which takes a millisecond for a million rows. The position
+    of a sample in its shard is checked when the sample is read, and `relabel verify` compares every row with the shards.
 
     Args:
         folder: Folder of the config.
         split: The split's entry in the manifest.
-        num_classes: Number of classes, which bounds the labels.
+        num_classes: Number of classes. Labels must be smaller.
 
     Raises:
         FileNotFoundError: There is no such file.
-        DatasetError: The file is damaged, or not the index of these shards. The message names the column.
+        DatasetError: The file is damaged, or is not the index of these shards. The message names the column.
     """
 
     def __init__(self, folder: Folder, split: Split, num_classes: int) -> None:
@@ -175,21 +191,24 @@ class Index:
 
     @property
     def labels(self) -> Column:
-        """`[N]` int32 class indices."""
+        """Class indices, `[N]` int32."""
         return self._columns["label"]
 
     @property
     def has_images(self) -> bool:
-        """Whether the shards hold the images' bytes."""
+        """Whether the shards contain images."""
         return "image_offset" in self._columns
 
     def key(self, row: int) -> str:
         """Return the key of a row.
 
+        Args:
+            row: Row in `[0, N)`.
+
         Raises:
-            DatasetError: The key is not UTF-8.
+            DatasetError: The key is not valid, or not UTF-8.
         """
-        last = self._last  # a sample asks for its key several times; threads may share the index
+        last = self._last  # reading a sample looks up its key several times; threads may share the index
         if row != last[0]:
             ends = self._columns["key_end"]
             start = int(ends[row - 1]) if row else 0
@@ -203,7 +222,11 @@ class Index:
         return last[1]
 
     def row(self, key: str) -> int | None:
-        """Return the row of a key, or None."""
+        """Return the row of a key; None if there is no such key.
+
+        Args:
+            key: Key of a sample.
+        """
         hashed = np.uint64(hash_key(key))
         hashes = self._columns["sorted_hash"]
         position = int(np.searchsorted(hashes, hashed))
@@ -215,25 +238,41 @@ class Index:
         return None
 
     def rows(self, keys: Sequence[str]) -> npt.NDArray[np.int64]:
-        """Return the rows of many keys, -1 where there is none; much faster than one by one."""
+        """Return the rows of many keys, which is much faster than one call of `row` per key.
+
+        Args:
+            keys: Keys of samples.
+
+        Returns:
+            `[len(keys)]` rows; -1 for keys that do not exist.
+        """
         if not len(self):
             return np.full(len(keys), -1, np.int64)
         sorted_hash, sorted_row = self._columns["sorted_hash"], self._columns["sorted_row"]
         hashes = np.fromiter(map(hash_key, keys), np.uint64, len(keys))
-        order = np.argsort(hashes)  # neighbours in the index one after the other, for the processor's caches
+        order = np.argsort(hashes)  # in the order of the index, for the caches of the CPU
         positions = np.empty(len(keys), np.int64)
         positions[order] = np.searchsorted(sorted_hash, hashes[order]).clip(max=len(self) - 1)
         rows = np.where(sorted_hash[positions] == hashes, sorted_row[positions].astype(np.int64), -1)
-        for place, (key, row) in enumerate(zip(keys, rows.tolist(), strict=True)):
-            if row >= 0 and self.key(row) != key:  # another key of the same hash
-                found = self.row(key)
-                rows[place] = -1 if found is None else found
+        for i, (key, row) in enumerate(zip(keys, rows.tolist(), strict=True)):
+            if row >= 0 and self.key(row) != key:  # another key with the same hash
+                actual = self.row(key)
+                rows[i] = -1 if actual is None else actual
         return rows
 
     def extent(self, row: int, member: str) -> tuple[int, int]:
-        """Return (offset, size) in bytes of a row's `"map"` or `"image"` in its shard."""
+        """Return (offset, size) of a member in its shard, in bytes.
+
+        Args:
+            row: Row of the sample.
+            member: `"map"` or `"image"`.
+        """
         return int(self._columns[f"{member}_offset"][row]), int(self._columns[f"{member}_size"][row])
 
     def mean_size(self, member: str) -> float:
-        """Return the mean size in bytes of the samples' `"map"` or `"image"`."""
+        """Return the mean size of a member in bytes; 0 for an empty split.
+
+        Args:
+            member: `"map"` or `"image"`.
+        """
         return float(self._columns[f"{member}_size"].mean()) if len(self) else 0.0

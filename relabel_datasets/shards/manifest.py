@@ -1,7 +1,7 @@
-"""The manifest of a config, `_info.json`: its shards, how their label maps were made, and the classes.
+"""The manifest of a config, `_info.json`: shards, origin of the label maps, and classes.
 
-It is written last, aside and renamed: a config without a manifest, or a shard that is not in it, does not exist. What
-timm's `wds/` reader needs (`splits: {name: {name, num_samples, filenames, shard_lengths}}`) is part of it.
+The manifest is written last and atomically: a config without a manifest, or a shard that is not in it, does not exist. It
+contains the fields that timm's `wds/` reader needs (`splits: {name: {name, num_samples, filenames, shard_lengths}}`).
 """
 
 from __future__ import annotations
@@ -38,72 +38,115 @@ from ..storage.folders import MANIFEST_NAME, Folder, LocalFolder
 from ..storage.local import write_atomically
 
 VERSION = 1
-MAX_SAMPLES = 2**32 - 1  # of a split: the index has its row numbers in 32 bits
+MAX_SAMPLES = 2**32 - 1  # of a split: the index stores row numbers in 32 bits
 
 
 @dataclass(frozen=True)
 class Split:
-    """The shards of one split; lists go by shard."""
+    """Entry of one split. Lists have one item per shard.
+
+    Attributes:
+        name: Name of the split.
+        num_samples: Number of samples.
+        filenames: File names of the shards.
+        shard_lengths: Numbers of samples.
+        shard_bytes: Sizes in bytes.
+        shard_sha256: SHA-256s, in hex.
+        shard_statistics: Statistics of the label maps, see `labels.statistics.Statistics`.
+        index: File name of the index.
+        index_bytes: Size of the index in bytes.
+        index_sha256: SHA-256 of the index, in hex.
+        image_extension: Extension of the images in the shards; None for label-only shards.
+        key_rule: Rule that derives keys from image paths, see `data.keys.key_of`; None if the source had keys.
+        source_sha256: SHA-256 of the source's keys and labels, in its order.
+        skipped: Images that could not be read, with `key`, `name` and `error`. Default: none.
+        computed_with: `batch_size`, `device` and `torch` of the build, which affect the last bits of the maps. Default: unknown.
+    """
 
     name: str
     num_samples: int
     filenames: list[str]
-    shard_lengths: list[int]  # samples
+    shard_lengths: list[int]
     shard_bytes: list[int]
     shard_sha256: list[str]
-    shard_statistics: list[list[float]]  # see labels.statistics.Statistics
-    index: str  # file name of the index
+    shard_statistics: list[list[float]]
+    index: str
     index_bytes: int
     index_sha256: str
-    image_extension: str | None  # of the images in the shards; None for label-only shards
-    key_rule: str | None  # how keys come from image paths, see data.keys.key_of; None where the source had keys
-    source_sha256: str  # of the source's keys and labels, in its order
-    skipped: list[dict[str, str]] = field(default_factory=list)  # images that could not be read: key, name, error
-    computed_with: dict[str, Any] | None = None  # batch_size, device and torch, on which the maps' last bits depend
+    image_extension: str | None
+    key_rule: str | None
+    source_sha256: str
+    skipped: list[dict[str, str]] = field(default_factory=list)
+    computed_with: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """Everything about a config but its samples."""
+    """Metadata of a config.
+
+    Attributes:
+        config: Name of the config.
+        classes: Names of the classes.
+        annotator: Description of the annotator, from `Annotator.describe`.
+        encoding: Name, `k`, `dtype` and `map_size` of the encoding.
+        splits: Entries of the splits, by name.
+        made_with: Name and version of the package that wrote it.
+        version: Version of the format.
+    """
 
     config: str
     classes: list[str]
-    annotator: dict[str, Any]  # what Annotator.describe() says
-    encoding: dict[str, Any]  # name, k, dtype, and the map's size
+    annotator: dict[str, Any]
+    encoding: dict[str, Any]
     splits: dict[str, Split]
-    made_with: str  # package and version
+    made_with: str
     version: int = VERSION
 
     @classmethod
     def read(cls, folder: Folder) -> Manifest:
-        """Return the manifest in a config's folder, local or remote.
+        """Read the manifest in a local or remote folder.
+
+        Args:
+            folder: Folder of the config.
+
+        Returns:
+            The manifest.
 
         Raises:
-            FileNotFoundError: There is none.
-            DatasetError: It is damaged, of another version, or cannot be reached.
+            FileNotFoundError: There is no manifest.
+            DatasetError: The manifest is damaged, has another version, or cannot be reached.
         """
         return folder.read(MANIFEST_NAME, lambda data: cls.parse(data, f"{folder}/{MANIFEST_NAME}"))
 
     @classmethod
     def load(cls, folder: Path) -> Manifest:
-        """Return the manifest in a config's folder.
+        """Read the manifest in a local folder.
+
+        Args:
+            folder: Folder of the config.
+
+        Returns:
+            The manifest.
 
         Raises:
-            FileNotFoundError: There is none.
-            DatasetError: It is damaged, or of another version.
+            FileNotFoundError: There is no manifest.
+            DatasetError: The manifest is damaged, or has another version.
         """
         return cls.read(LocalFolder(folder))
 
     @classmethod
     def parse(cls, data: bytes, path: str) -> Manifest:
-        """Return the manifest in the bytes of its file.
+        """Parse a manifest.
 
         Args:
-            data: content of the file.
-            path: what the errors call it.
+            data: Content of the file.
+            path: Name of the file in error messages.
+
+        Returns:
+            The manifest.
 
         Raises:
-            DatasetError: it is damaged, or of another version.
+            DatasetError: The manifest is damaged, or has another version.
         """
         try:
             content = parse_json(data)
@@ -112,10 +155,10 @@ class Manifest:
         version = content.get("version") if isinstance(content, dict) else None
         if type(version) is not int or version != VERSION:
             raise DatasetError(
-                f"{path} has version {shown(version)}, this package reads {VERSION}: update relabel_datasets"
+                f"{path} has version {shown(version)}, this package reads version {VERSION}: update relabel_datasets"
             )
         if content.pop("checksum", None) != _checksum(content):
-            raise DatasetError(f"{path} is damaged: it is not what was written, by its own checksum")
+            raise DatasetError(f"{path} is damaged: its content does not match its checksum")
         try:
             _MANIFEST(content, "")
             _check_relations(content)
@@ -125,11 +168,15 @@ class Manifest:
         return cls(splits=splits, **content)
 
     def save(self, folder: Path) -> None:
-        """Write the manifest into a config's folder, whole or not at all."""
+        """Write the manifest atomically.
+
+        Args:
+            folder: Folder of the config.
+        """
         write_atomically(folder / MANIFEST_NAME, self.to_bytes())
 
     def to_bytes(self) -> bytes:
-        """Return the bytes of its file."""
+        """Return the content of the file."""
         content = asdict(self)
         content["checksum"] = _checksum(content)
         return (json.dumps(content, indent=1, sort_keys=True) + "\n").encode()
@@ -173,7 +220,7 @@ _MANIFEST = record(
 
 
 def _check_relations(content: dict[str, Any]) -> None:
-    """Check what a manifest says in several fields, each of which follows its own rule.
+    """Check the relations between fields that are valid one by one.
 
     Raises:
         FieldError: Two fields contradict each other.
@@ -189,7 +236,9 @@ def _check_relations(content: dict[str, Any]) -> None:
         _check_shards(split, field)
         for file in (split["index"], *split["filenames"]):
             if file.lower() in files:  # the file systems of macOS and Windows ignore case
-                raise FieldError(f"{field}: the file name {file!r} is used twice: each shard and index is its own file")
+                raise FieldError(
+                    f"{field}: the file name {file!r} is used twice: each shard and index needs a different file"
+                )
             files.add(file.lower())
 
 
@@ -207,5 +256,5 @@ def _check_shards(split: dict[str, Any], field: str) -> None:
 
 
 def _checksum(content: dict[str, Any]) -> str:
-    """Return a hash of a manifest's content: all other files are verified by the manifest, it by itself."""
+    """Return the hash of a manifest's content. The manifest verifies all other files, and this hash verifies the manifest."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Strings in arrays."""
+"""Sequences of strings that are stored in arrays."""
 
 from __future__ import annotations
 
@@ -10,23 +10,29 @@ import numpy as np
 
 
 class IndexedStrings(Sequence[str], ABC):
-    """Strings that are not objects until they are asked for."""
+    """Sequence of strings that are created on access."""
 
     @abstractmethod
-    def _at(self, place: int) -> str:
-        """Return one, counted from the beginning."""
+    def _at(self, position: int) -> str:
+        """Return the string at a non-negative position."""
 
     @overload
     def __getitem__(self, index: int) -> str: ...
     @overload
     def __getitem__(self, index: slice) -> list[str]: ...
     def __getitem__(self, index: int | slice) -> str | list[str]:
-        places = range(len(self))[index]
-        return self._at(places) if isinstance(places, int) else [self._at(place) for place in places]
+        positions = range(len(self))[index]
+        return self._at(positions) if isinstance(positions, int) else [self._at(position) for position in positions]
 
 
 class PackedStrings(IndexedStrings):
-    """Strings in two arrays: a million of them as objects would be copied into every worker as their counts are touched."""
+    """Sequence of strings that is stored in two arrays.
+
+    A million string objects would be copied into every worker, since access changes their reference counts.
+
+    Args:
+        strings: The strings.
+    """
 
     def __init__(self, strings: Iterable[str]) -> None:
         encoded = [string.encode(errors="surrogateescape") for string in strings]  # file names may not be UTF-8
@@ -42,6 +48,6 @@ class PackedStrings(IndexedStrings):
             yield data[start:end].decode(errors="surrogateescape")
             start = end
 
-    def _at(self, place: int) -> str:
-        start = int(self._ends[place - 1]) if place else 0
-        return self._bytes[start : int(self._ends[place])].tobytes().decode(errors="surrogateescape")
+    def _at(self, position: int) -> str:
+        start = int(self._ends[position - 1]) if position else 0
+        return self._bytes[start : int(self._ends[position])].tobytes().decode(errors="surrogateescape")

@@ -1,6 +1,6 @@
-"""Shards: WebDataset tars whose bytes depend on nothing but their samples, and their reading by offset.
+"""Write shards as deterministic WebDataset tars, and read them by offset.
 
-A sample is up to three members that share a key: the image's own bytes, `.cls` with the class index in decimal, and
+A sample has up to three members with the same key: the original image file, `.cls` with the class index in decimal, and
 `.safetensors` with the label map.
 """
 
@@ -33,32 +33,39 @@ from .index import Row
 from .manifest import Split
 
 _BLOCK = 512
-# What Python's tarfile may raise for a damaged or hostile tar.
+# Exceptions that Python's tarfile may raise for a damaged or hostile tar.
 DAMAGED_TAR = (tarfile.TarError, ValueError, OverflowError, MemoryError, RecursionError, EOFError, LookupError)
 _SYNC_BYTES = 32 << 20
 
 
 class ShardInfo(NamedTuple):
-    """What the manifest and the index hold of a finished shard."""
+    """Entries of a complete shard in the manifest and the index.
+
+    Attributes:
+        rows: Samples, in order.
+        num_bytes: Size in bytes.
+        sha256: SHA-256, in hex.
+        statistics: Statistics of the label maps, set by the builder. Default: empty.
+    """
 
     rows: list[Row]
     num_bytes: int
     sha256: str
-    statistics: Statistics = Statistics()  # whoever makes the maps measures them
+    statistics: Statistics = Statistics()
 
 
 class ShardWriter:
-    """Writes one shard aside and renames it on `close`; an exception in the `with` block leaves nothing behind.
+    """Writer of one shard, for a `with` statement. The shard has a temporary name until `close`; an exception removes it.
 
     Args:
-        path: where the finished shard will be.
-        image_extension: of the image members, without dot; None writes label-only samples.
+        path: Path of the complete shard.
+        image_extension: Extension of the image members, without dot. None writes label-only samples.
     """
 
     def __init__(self, path: Path, image_extension: str | None) -> None:
         self._path, self._image_extension = path, image_extension
-        self._aside = temp_path_for(path)
-        self._file = create_new(self._aside)
+        self._temp_path = temp_path_for(path)
+        self._file = create_new(self._temp_path)
         self._hash = hashlib.sha256()
         self._offset = self._synced = 0
         self._rows: list[Row] = []
@@ -70,18 +77,18 @@ class ShardWriter:
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         try:
-            self._file.close()  # on a full disk, it fails to write what is left
+            self._file.close()  # on a full disk, flushing the buffer fails
         finally:
-            self._aside.unlink(missing_ok=True)
+            self._temp_path.unlink(missing_ok=True)
 
     def add(self, key: str, label: int, image: bytes | None, label_map: bytes) -> None:
         """Write one sample.
 
         Args:
             key: Key of the sample, unique in the dataset; see `naming.check_key`.
-            label: class index.
-            image: bytes of the image file; not written to label-only shards.
-            label_map: safetensors bytes.
+            label: Class index.
+            image: Content of the image file. It is ignored for label-only shards.
+            label_map: Label map as safetensors bytes.
 
         Raises:
             DatasetError: The key is not valid.
@@ -96,8 +103,8 @@ class ShardWriter:
         self._rows.append(Row(key, label, map_offset, len(label_map), image_offset, image_size))
 
     def _add_member(self, name: str, data: bytes) -> int:
-        """Return the offset of the data."""
-        member = tarfile.TarInfo(name)  # owner and time are 0 in a new TarInfo
+        """Write a member and return the offset of its data."""
+        member = tarfile.TarInfo(name)  # owner and time of a new TarInfo are 0
         member.size, member.mode = len(data), 0o444
         self._write(member.tobuf(tarfile.GNU_FORMAT))
         offset = self._offset
@@ -108,7 +115,7 @@ class ShardWriter:
         self._file.write(data)
         self._hash.update(data)
         self._offset += len(data)
-        if self._offset - self._synced >= _SYNC_BYTES:  # else close() would wait for the disk to take all of it
+        if self._offset - self._synced >= _SYNC_BYTES:  # otherwise close() would have to write all of it to the disk
             self._sync()
 
     def _sync(self) -> None:
@@ -117,21 +124,25 @@ class ShardWriter:
         self._synced = self._offset
 
     def close(self) -> ShardInfo:
-        """Finish the shard under its own name and return what to record of it."""
+        """Complete the shard and rename it to its path.
+
+        Returns:
+            Entries of the shard in the manifest and the index.
+        """
         self._write(bytes(2 * _BLOCK))
         self._sync()
         self._file.close()
-        self._aside.replace(self._path)
+        self._temp_path.replace(self._path)
         return ShardInfo(self._rows, self._offset, self._hash.hexdigest())
 
 
 class ShardReader:
-    """Reads members of a split's shards by offset, through memory maps that are opened when first needed.
+    """Reader of the members of a split's shards by offset, through memory maps that are opened on first use.
 
     All readers of a process share its limit of open files, see `storage.open_maps`.
 
     Args:
-        folder: Folder of the config. Remote shards are fetched when first needed.
+        folder: Folder of the config. Remote shards are downloaded on first use.
         split: The split's entry in the manifest.
     """
 
@@ -144,16 +155,19 @@ class ShardReader:
         return ShardReader, (self._folder, self._split)  # another process opens its own memory maps
 
     def read(self, row: int, extent: tuple[int, int], name: str) -> bytes:
-        """Return a member's bytes.
+        """Read a member.
 
         Args:
-            row: the sample's row in the index.
-            extent: (offset, size) of the member's data in its shard.
-            name: the member's name, to be found in the tar header before the data.
+            row: Row of the sample in the index.
+            extent: (offset, size) of the member's data in its shard, in bytes.
+            name: Name of the member, which is compared with the tar header before the data.
+
+        Returns:
+            The content of the member.
 
         Raises:
-            FileNotFoundError: the shard is missing.
-            DatasetError: the shard is not the one in the manifest, or cannot be reached.
+            FileNotFoundError: The shard is missing.
+            DatasetError: The shard differs from the one in the manifest or in the index, or cannot be reached.
         """
         shard = bisect.bisect_right(self._ends, row)
         mapped = self._maps.get(shard)
@@ -165,31 +179,51 @@ class ShardReader:
                 f"{self._folder}/{self._split.index} is damaged: it has {name} at bytes {offset} to {offset + size}, but "
                 f"{self._split.filenames[shard]} has {len(mapped)} bytes"
             )
-        # Index and shard may be of different builds; comparing the header, which holds 100 bytes, costs a microsecond.
+        # Index and shard may be from different builds. Comparing the name in the header (100 bytes) takes a microsecond.
         expected = name.encode()[:100]
         if mapped[offset - _BLOCK : offset - _BLOCK + len(expected)] != expected:
             raise DatasetError(
-                f"{self._folder}/{self._split.filenames[shard]}: {name} is not at byte {offset}, where the index has it: "
-                "index and shard are of different builds, fetch or build both anew"
+                f"{self._folder}/{self._split.filenames[shard]}: {name} is not at byte {offset}, its position in the "
+                "index: index and shard are from different builds; download or build both again"
             )
         return mapped[offset : offset + size]
 
     @property
     def is_remote(self) -> bool:
-        """Whether reading from a shard may take long."""
+        """Whether shards are downloaded when they are read."""
         return self._folder.is_remote
 
     def fetch(self, shard: int) -> None:
-        """Bring a remote shard into the cache, so that reading it later does not wait."""
+        """Download a remote shard to the cache.
+
+        Args:
+            shard: Number of the shard.
+        """
         split = self._split
         self._folder.open(split.filenames[shard], split.shard_bytes[shard], split.shard_sha256[shard]).close()
 
     def check_room(self, num_shards: int, what: str) -> None:
-        """Raise DatasetError if so many shards, the largest, do not fit in the cache at a time."""
+        """Raise an error if the `num_shards` largest shards exceed the limit of the cache.
+
+        Args:
+            num_shards: Number of shards that are needed at the same time.
+            what: Name of what needs them, for the error message.
+
+        Raises:
+            DatasetError: The limit is exceeded.
+        """
         self._folder.check_room(sum(sorted(self._split.shard_bytes)[-num_shards:]), what)
 
     def fetch_all(self, num_threads: int, *, progress: bool) -> None:
-        """Bring all shards into the cache, see `RelabelDataset.download`."""
+        """Download all shards to the cache.
+
+        Args:
+            num_threads: Number of simultaneous downloads.
+            progress: Whether to show a progress bar on stderr.
+
+        Raises:
+            DatasetError: The shards exceed the limit of the cache, or cannot be reached.
+        """
         sizes = self._split.shard_bytes
         self.check_room(len(sizes), "the download")
         with (
@@ -201,19 +235,32 @@ class ShardReader:
 
     def _open(self, shard: int) -> mmap.mmap:
         split = self._split
-        # A map keeps the disk space of a shard that the cache deleted.
+        # Close the maps of shards that the cache has deleted, since they occupy disk space.
         self._maps.keep(lambda other: self._folder.has(split.shard_sha256[other]))
         extent = split.filenames[shard], split.shard_bytes[shard], split.shard_sha256[shard]
         return self._maps.open(shard, lambda: self._folder.open(*extent))
 
 
 def parse_label(text: bytes) -> int | None:
-    """Return the class index in a `.cls` member; None if it is not a decimal number of at most 9 digits."""
+    """Parse a `.cls` member.
+
+    Args:
+        text: Content of the member.
+
+    Returns:
+        The class index; None if the text is not a decimal number of at most 9 digits.
+    """
     return int(text) if re.fullmatch(rb"[0-9]{1,9}", text) else None
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Return the rows of a whole shard from its tar headers, for a shard without an index.
+    """Read the positions of all samples from the tar headers of a shard, without an index.
+
+    Args:
+        path: Path of the shard.
+
+    Returns:
+        The samples, in order.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -223,12 +270,12 @@ def read_rows(path: Path) -> list[Row]:
         try:
             extents = _member_extents(file)
         except DAMAGED_TAR as error:
-            raise DatasetError(f"{path} is not an uncompressed tar, or damaged: {shown(str(error))}") from error
+            raise DatasetError(f"{path} is not an uncompressed tar, or is damaged: {shown(str(error))}") from error
         rows = []
         for key, members in extents.items():
-            lacking = {"cls", "safetensors"} - members.keys()
-            if lacking:
-                raise DatasetError(f"{path} is not a shard of label maps: sample {key!r} has no .{min(lacking)}")
+            missing = {"cls", "safetensors"} - members.keys()
+            if missing:
+                raise DatasetError(f"{path} is not a shard of label maps: sample {key!r} has no .{min(missing)}")
             offset, size = members["cls"]
             text = os.pread(file.fileno(), min(size, 20), offset)
             label = parse_label(text)
@@ -242,20 +289,20 @@ def _member_extents(file: BinaryIO) -> dict[str, dict[str, tuple[int, int]]]:
     """Return (offset, size) of the members of each sample, by `"cls"`, `"safetensors"` or `"image"`.
 
     Raises:
-        tarfile.TarError, or another of `DAMAGED_TAR`: The tar is damaged.
+        Exception: The tar is damaged; one of `DAMAGED_TAR`.
     """
     extents: dict[str, dict[str, tuple[int, int]]] = {}
     num_bytes = os.fstat(file.fileno()).st_size
     with tarfile.open(fileobj=file, mode="r:") as tar:
         for member in tar:
-            # A negative size would lead tarfile back to members that it has read, for ever.
+            # A negative size would send tarfile back to earlier members, in an endless loop.
             if not member.isfile() or member.issparse() or not 0 <= member.size <= num_bytes - member.offset_data:
-                raise tarfile.TarError(f"member {member.name!r} is not a whole file")
+                raise tarfile.TarError(f"member {member.name!r} is truncated or not a regular file")
             folder, _, name = member.name.rpartition("/")
             stem, _, field = name.partition(".")
             key = f"{folder}/{stem}" if folder else stem
-            kind = field if field in ("cls", "safetensors") else "image"
-            extents.setdefault(key, {})[kind] = member.offset_data, member.size
+            role = field if field in ("cls", "safetensors") else "image"
+            extents.setdefault(key, {})[role] = member.offset_data, member.size
     return extents
 
 
@@ -263,11 +310,11 @@ def make_split(name: str, filenames: Sequence[str], shards: Sequence[ShardInfo],
     """Return the manifest's entry of a split.
 
     Args:
-        name: of the split.
-        filenames: of the shards.
-        shards: what their writers returned.
-        index: content of the index file, see `index.make_index`.
-        more: the entry's other fields.
+        name: Name of the split.
+        filenames: File names of the shards.
+        shards: Results of `ShardWriter.close`, one per shard.
+        index: Content of the index file, see `index.make_index`.
+        more: Other fields of the entry.
     """
     return Split(
         name=name,
@@ -285,10 +332,19 @@ def make_split(name: str, filenames: Sequence[str], shards: Sequence[ShardInfo],
 
 
 def index_name(split: str) -> str:
-    """Return the file name of a split's index."""
+    """Return the file name of the index of a split.
+
+    Args:
+        split: Name of the split.
+    """
     return f"{split}.index.safetensors"
 
 
 def shard_names(split: str, num_shards: int) -> Sequence[str]:
-    """Return the file names of a split's shards."""
+    """Return the file names of the shards of a split.
+
+    Args:
+        split: Name of the split.
+        num_shards: Number of shards.
+    """
     return [f"{split}-{i:05d}-of-{num_shards:05d}.tar" for i in range(num_shards)]

@@ -1,4 +1,4 @@
-"""verify: read a whole dataset and name everything that is wrong with it."""
+"""Verify a dataset: read all of it and report every problem."""
 
 from __future__ import annotations
 
@@ -35,12 +35,20 @@ _SHOWN = 20  # problems in the summary
 
 @dataclass(frozen=True)
 class Problem:
-    """Something that is wrong, and where; None where it does not apply."""
+    """Problem of a dataset, and its location. Attributes that do not apply are None.
+
+    Attributes:
+        config: Name of the config.
+        split: Name of the split.
+        shard: File name of the shard.
+        key: Key of the sample.
+        problem: Description of the problem.
+    """
 
     config: str | None
     split: str | None
-    shard: str | None  # file name
-    key: str | None  # of the sample
+    shard: str | None
+    key: str | None
     problem: str
 
     def __str__(self) -> str:
@@ -50,25 +58,33 @@ class Problem:
 
 @dataclass(frozen=True)
 class SplitCounts:
-    """What was found of a split."""
+    """Size of a split, as far as it could be read.
+
+    Attributes:
+        config: Name of the config.
+        split: Name of the split.
+        num_samples: Number of samples.
+        num_shards: Number of shards that are not empty.
+        num_bytes: Total size of the shards in bytes.
+    """
 
     config: str
     split: str
     num_samples: int
     num_shards: int
-    num_bytes: int  # of the shards
+    num_bytes: int
 
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """What `verify` found.
+    """Result of `verify`.
 
     Attributes:
-        path: the dataset; a URL without credentials.
-        splits: how much there is of each.
-        problems: everything that is wrong: first of cards, manifests and indices, then by shard and sample.
-        notes: what is odd, but harms nobody who reads by the manifest.
-        seconds: how long it took.
+        path: Path of the dataset, or its URL without credentials.
+        splits: Size of each split.
+        problems: All problems: first those of card, manifests and indexes, then those of shards and samples.
+        notes: Oddities that do not affect readers that follow the manifest.
+        seconds: Duration in seconds.
     """
 
     path: str
@@ -83,14 +99,14 @@ class VerifyReport:
         return not self.problems
 
     def to_json(self) -> str:
-        """Return all of it as JSON."""
+        """Return the report as JSON."""
         return json.dumps({"ok": self.ok, **asdict(self)}, indent=1, sort_keys=True)
 
     def __str__(self) -> str:
         lines = [
-            f"{each.config}/{each.split}: {each.num_samples} samples in {each.num_shards} shards, "
-            f"{each.num_bytes / 1e6:.1f} MB"
-            for each in self.splits
+            f"{split.config}/{split.split}: {split.num_samples} samples in {split.num_shards} shards, "
+            f"{split.num_bytes / 1e6:.1f} MB"
+            for split in self.splits
         ]
         lines += [f"note: {note}" for note in self.notes[:_SHOWN]]
         lines += map(str, self.problems[:_SHOWN])
@@ -104,7 +120,7 @@ class VerifyReport:
 @checked_keywords()
 def verify(
     path: str | os.PathLike[str],
-    name: str | None = None,
+    config: str | None = None,
     *,
     revision: str | None = None,
     token: str | None = None,
@@ -113,26 +129,29 @@ def verify(
     quick: bool = False,
     progress: bool = True,
 ) -> VerifyReport:
-    """Check every byte and every sample of a dataset; the report names each that is bad.
+    """Check every byte and every sample of a dataset, and report all problems.
 
-    Card, manifests and indices; size and sha256 of every shard; and of every sample its members, where the index has
-    them, its label, that its label map and image can be decoded, and that both are of one size. It goes on after what is
-    bad. Remote shards are downloaded, not taken from the cache, and deleted once checked.
+    The check covers the card, manifests and indexes; the size and SHA-256 of every shard; and for every sample its members,
+    their positions in the index, its label, the decoding of its label map and image, and that both have the same size. It
+    continues after a problem. Remote shards are downloaded instead of read from the cache, and deleted after the check.
 
     Args:
-        path: of the dataset, or of one of its configs, as `load_dataset` takes it.
-        name: the config. Default: all.
-        revision: of a dataset on the Hub: a branch, a tag or a commit.
-        token: for the Hub. Default: that of `hf auth login`, or of the environment variable `HF_TOKEN`.
-        storage_options: for URLs, see `open_folder`.
-        num_workers: processes that check shards, 0 for this one alone. Default: one for each CPU, or for each shard if
-            these are fewer.
-        quick: whether to look only into shards whose size or sha256 is wrong.
-        progress: whether to show a progress bar on stderr.
+        path: Dataset, or one of its configs, as for `load_dataset`.
+        config: Name of the config. Default: all configs.
+        revision: Branch, tag or commit of a dataset on the Hub. Default: the default branch.
+        token: Access token for the Hub. Default: the token of `hf auth login`, or of the environment variable `HF_TOKEN`.
+        storage_options: Arguments of fsspec's file system for a URL, see `open_folder`. Default: none.
+        num_workers: Number of processes that check shards; 0 checks in this process. Default: one per CPU, but at most one
+            per shard.
+        quick: Whether to read the samples only of shards whose size or SHA-256 is wrong. Default: False.
+        progress: Whether to show a progress bar on stderr. Default: True.
+
+    Returns:
+        The report. `report.ok` is True if there are no problems.
 
     Raises:
-        FileNotFoundError: no dataset there.
-        DatasetError: (a ValueError) no such config, or the server cannot be reached.
+        FileNotFoundError: There is no dataset at this path.
+        DatasetError: There is no such config, or the server cannot be reached. It is a ValueError.
         ValueError: `PIL.ImageFile.LOAD_TRUNCATED_IMAGES` is set.
 
     Example:
@@ -141,51 +160,57 @@ def verify(
         (True, [])
     """
     check_refuses_truncated("verifying a dataset")
-    began = time.monotonic()
+    start = time.monotonic()
     problems: list[Problem] = []
-    found = find(path, revision=revision, token=token)
-    if isinstance(found, HubRepo):  # read through fsspec, since what is in the Hub's cache is not what is on the Hub
-        found, storage_options = hub_url(found)
-    with _scratch(found) as scratch:
-        source = Source(found, storage_options, scratch)
+    location = find(path, revision=revision, token=token)
+    if isinstance(location, HubRepo):  # read through fsspec: the Hub's cache may differ from the Hub
+        location, storage_options = hub_url(location)
+    with _scratch(location) as scratch:
+        source = Source(location, storage_options, scratch)
         root = source.open(scratch)
-        configs = _config_names(root, name)
-        problems += _check_card(root, configs, every=name is None)
-        splits = [split for config in configs for split in _open_splits(source, root, config, quick, problems)]
+        names = _config_names(root, config)
+        problems += _check_card(root, names, is_complete=config is None)
+        splits = [split for name in names for split in _open_splits(source, root, name, quick, problems)]
         counts = _check_shards(splits, num_workers, progress, problems)
     notes = [] if root.is_remote else [note for split in splits for note in _stray_shards(split)]
-    return VerifyReport(str(root), counts, problems, notes, time.monotonic() - began)
+    return VerifyReport(str(root), counts, problems, notes, time.monotonic() - start)
 
 
 def _scratch(path: str | os.PathLike[str]) -> AbstractContextManager[str | None]:
-    """Make a temporary folder for a remote dataset: beside the cache, since /tmp may be in memory."""
+    """Create a temporary folder for a remote dataset, in the cache folder since /tmp may be in memory."""
     if not is_url(path):
         return nullcontext()
     default_cache().mkdir(parents=True, exist_ok=True)
     return TemporaryDirectory(prefix="verify-", dir=default_cache())
 
 
-def _config_names(root: Folder, name: str | None) -> list[str | None]:
-    """Return the configs to check; None is the root itself."""
-    if name is not None:
-        check_config(name, "name=")
+def _config_names(root: Folder, config: str | None) -> list[str | None]:
+    """Return the configs to check. None stands for the root folder itself."""
+    if config is not None:
+        check_config(config, "config=")
     configs = root.configs()
-    if name is None:
+    if config is None:
         if configs == []:
-            open_config(root, name)  # raises
+            open_config(root, config)  # raises
         return [None] if configs is None else [*configs]
-    if configs is None or name not in configs:
-        open_config(root, name)  # raises, unless the config is there and the card lacks it
-    return [None if configs is None else name]
+    if configs is None or config not in configs:
+        open_config(root, config)  # raises, unless the config exists and only the card lacks it
+    return [None if configs is None else config]
 
 
-def _check_card(root: Folder, configs: list[str | None], *, every: bool) -> Iterator[Problem]:
-    """Yield what is wrong with README.md; a remote one has been read to find the configs."""
+def _check_card(root: Folder, configs: list[str | None], *, is_complete: bool) -> Iterator[Problem]:
+    """Yield the problems of README.md. A remote one has been read to find the configs.
+
+    Args:
+        root: Folder of the dataset.
+        configs: Names of the configs to check.
+        is_complete: Whether these are all configs of the dataset.
+    """
     if root.is_remote or configs == [None]:
         return
     for path in sorted(Path(str(root)).glob(f"*/{MANIFEST_NAME}")):
         if not is_config(path.parent.name):
-            problem = f"the name of this folder is not valid, so that it is not read: {CONFIG_RULE}"
+            problem = f"the name of this folder is not valid, so it is not read: {CONFIG_RULE}"
             yield Problem(path.parent.name, None, None, None, problem)
     card = Path(str(root), CARD_NAME)
     try:
@@ -196,24 +221,24 @@ def _check_card(root: Folder, configs: list[str | None], *, every: bool) -> Iter
             None,
             None,
             None,
-            f"{CARD_NAME} cannot be read, {error}: write it with relabel_datasets.shards.card.write_card",
+            f"{CARD_NAME} cannot be read, {error}: write it with relabel_datasets.shards.write_card",
         )
         return
     for config in configs:
         if config not in named:
-            problem = f"{CARD_NAME} does not name it, so that `datasets` and remote readers do not find it"
+            problem = f"{CARD_NAME} does not list this config, so `datasets` and remote readers do not find it"
             yield Problem(
-                config, None, None, None, f"{problem}: write it anew with relabel_datasets.shards.card.write_card"
+                config, None, None, None, f"{problem}: write the card again with relabel_datasets.shards.write_card"
             )
-    for config in named if every else ():
+    for config in named if is_complete else ():
         if config not in configs:
-            yield Problem(config, None, None, None, f"{CARD_NAME} names it, but it has no {MANIFEST_NAME}")
+            yield Problem(config, None, None, None, f"{CARD_NAME} lists this config, but it has no {MANIFEST_NAME}")
 
 
 def _open_splits(
     source: Source, root: Folder, config: str | None, quick: bool, problems: list[Problem]
 ) -> Iterator[SplitToCheck]:
-    """Yield the splits of a config, each with its index; what cannot be opened goes to `problems`."""
+    """Yield the splits of a config with their indexes; add those that cannot be opened to `problems`."""
     folder = root if config is None else root.child(config)
     name = config or str(root).rpartition("/")[2]
     try:
@@ -222,7 +247,7 @@ def _open_splits(
         problems.append(Problem(name, None, None, None, str(error)))
         return
     if manifest.config != name and config is not None:
-        problems.append(Problem(name, None, None, None, f"its manifest is that of config {manifest.config!r}"))
+        problems.append(Problem(name, None, None, None, f"its manifest belongs to config {manifest.config!r}"))
     for split in manifest.splits.values():
         index = None
         try:
@@ -239,18 +264,18 @@ def _open_index(folder: Folder, split: Split, num_classes: int) -> Index:
 
 
 def _stray_shards(split: SplitToCheck) -> list[Problem]:
-    """Return a note for each file that is named like a shard of this split but is in no split."""
+    """Return a note for each file that is named like a shard of this split but belongs to no split."""
     folder = split.open(None)
-    known = {name for each in split.manifest.splits.values() for name in each.filenames}
+    known = {name for other in split.manifest.splits.values() for name in other.filenames}
     stray = {path.name for path in Path(str(folder)).glob(f"{split.split.name}-*.tar")} - known
-    text = "is not in the manifest: `datasets`, which goes by file names, reads it all the same; delete it"
+    text = "is not in the manifest, but `datasets` reads it since it finds shards by their names: delete it"
     return [Problem(split.name, split.split.name, name, None, text) for name in sorted(stray)]
 
 
 def _check_shards(
     splits: list[SplitToCheck], num_workers: int | None, progress: bool, problems: list[Problem]
 ) -> list[SplitCounts]:
-    """Check the shards of all splits; add to `problems` and return what there is of each split."""
+    """Check the shards of all splits, add their problems to `problems`, and return the size of each split."""
     shards = Shards(splits)
     num_workers = min(_num_cpus(), len(shards)) if num_workers is None else num_workers
     total = sum(split.split.num_samples for split in splits)
@@ -264,22 +289,22 @@ def _num_cpus() -> int:
 
 
 def _check_split(split: SplitToCheck, results: Iterator[ShardScan], problems: list[Problem], bar: Any) -> SplitCounts:
-    seen: dict[int, str] = {}  # shard by the hash of a key, which takes less memory than the key
+    seen: dict[int, str] = {}  # hash of a key (smaller than the key) -> shard
     num_samples = num_shards = num_bytes = 0
     image_fields: set[str | None] = set()
     for shard, length in zip(split.split.filenames, split.split.shard_lengths, strict=True):
-        found = next(results)
-        for key in found.keys:
+        scan = next(results)
+        for key in scan.keys:
             if hash(key) in seen:
-                found.problems.append((key, f"its key stands in {seen[hash(key)]}, too"))
+                scan.problems.append((key, f"its key is repeated: it is also in {seen[hash(key)]}"))
             seen[hash(key)] = shard
-        problems += [Problem(split.name, split.split.name, shard, *each) for each in found.problems]
-        image_fields |= found.image_fields
-        num_samples += found.num_samples
-        num_shards += found.num_bytes > 0
-        num_bytes += found.num_bytes
+        problems += [Problem(split.name, split.split.name, shard, key, problem) for key, problem in scan.problems]
+        image_fields |= scan.image_fields
+        num_samples += scan.num_samples
+        num_shards += scan.num_bytes > 0
+        num_bytes += scan.num_bytes
         bar.set_postfix(bad=len(problems), refresh=False)
         bar.update(length)
-    if problem := check_image_extension(split.split, set() if split.quick else image_fields):
-        problems.append(Problem(split.name, split.split.name, None, None, problem))
+    if extension_problem := check_image_extension(split.split, set() if split.quick else image_fields):
+        problems.append(Problem(split.name, split.split.name, None, None, extension_problem))
     return SplitCounts(split.name, split.split.name, num_samples, num_shards, num_bytes)

@@ -92,7 +92,7 @@ def test_a_rendered_card_has_complete_tables(publish, template):
     for line in measured[2:]:
         split, agreement, several, kl, same_best, crops = line.strip("| ").split(" | ")
         assert split in ("train", "validation")
-        assert all(0 <= float(share.removesuffix(" %")) <= 100 for share in (agreement, several, same_best))
+        assert all(0 <= float(share.removesuffix("%")) <= 100 for share in (agreement, several, same_best))
         assert 0 <= float(kl.removesuffix(" nats")) < 1
         assert crops == "13"
     assert "arxiv.org/abs/2101.05022" in text

@@ -1,4 +1,4 @@
-"""A dataset's card runs nothing and shows no other file; what a manifest holds is inert in the card."""
+"""A card executes no code and shows no other file, and values of a manifest are escaped in it."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def _build(root, split="train", **arguments):
 
 @pytest.fixture
 def root(_made, tmp_path, monkeypatch):
-    """A folder with images and a dataset of them, which is the current one."""
+    """Folder with images and a dataset built from them, which is the working directory."""
     shutil.copytree(_made, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -101,13 +101,13 @@ def root(_made, tmp_path, monkeypatch):
 
 @pytest.fixture
 def evil(root):
-    """A template in the dataset's folder that would make a file, and the file."""
+    """A template in the dataset's folder that would create a file, and the path of that file."""
     template, canary = root / "data" / "evil.md", root / "canary"
     template.write_text(f"---\n{{{{ card_data }}}}\n---\n{{{{ mark }}}}\n{RUN.format(canary)}\n")
     return template, canary
 
 
-# How a card might name a template that is not the package's.
+# Ways in which a card could name a template that is not one of the package's.
 MARKED = {
     "absolute": lambda root: str(root / "data" / "evil.md"),
     "in the current folder": lambda root: "data/evil.md",
@@ -126,7 +126,7 @@ MARKED = {
 
 @pytest.mark.parametrize("name", MARKED.values(), ids=MARKED)
 @pytest.mark.parametrize("how", ["write_card", "build", "verify"])
-def test_a_card_cannot_name_a_template_that_is_not_ours(root, evil, name, how):
+def test_a_card_cannot_name_a_template_outside_of_the_package(root, evil, name, how):
     text = f"{MARK.format(name(root))}\n# Mine\n{RUN.format(evil[1])}\n"
     card = root / "data" / "README.md"
     card.write_text(YAML + text)
@@ -201,7 +201,7 @@ def test_a_mark_counts_only_as_the_first_line_of_the_text(card, name):
     assert marked_template(card) == name
 
 
-def test_a_text_that_quotes_our_mark_is_kept(root):
+def test_a_text_that_quotes_the_mark_is_kept(root):
     text = f"# Mine\n\n{MARK.format('default')}\n\nmy text\n"
     (root / "data" / "README.md").write_text(YAML + text)
     write_card(root / "data")
@@ -209,7 +209,7 @@ def test_a_text_that_quotes_our_mark_is_kept(root):
 
 
 @pytest.mark.parametrize("name", package_templates())
-def test_every_template_of_ours_marks_the_card_such_that_it_is_made_again_from_it(root, name):
+def test_a_card_is_rendered_again_from_the_template_in_its_mark(root, name):
     (root / "data" / "README.md").unlink()
     write_card(root / "data", name)
     card = (root / "data" / "README.md").read_text()
@@ -218,7 +218,7 @@ def test_every_template_of_ours_marks_the_card_such_that_it_is_made_again_from_i
     assert (root / "data" / "README.md").read_text() == card
 
 
-def test_a_name_of_ours_is_not_a_file_of_the_current_folder(root):
+def test_the_name_of_a_template_has_precedence_over_a_file(root):
     (root / "default").write_text("mine")
     assert read_template("default") == (ROOT / "cards" / "default.md").read_text()
     assert read_template("./default") == "mine"
@@ -244,7 +244,7 @@ FORBIDDEN = {
 
 
 @pytest.mark.parametrize("text", FORBIDDEN.values(), ids=FORBIDDEN)
-def test_a_template_of_the_callers_is_sandboxed_and_its_error_names_it(root, text):
+def test_a_template_of_the_user_is_sandboxed_and_named_in_its_errors(root, text):
     template = root / "mine.md"
     template.write_text(f"---\n{{{{ card_data }}}}\n---\n{text}\n")
     (root / "data" / "README.md").unlink()
@@ -255,7 +255,7 @@ def test_a_template_of_the_callers_is_sandboxed_and_its_error_names_it(root, tex
 
 
 @pytest.mark.parametrize("template", ["missing", "missing.md", "../default", "shared", ""])
-def test_a_template_that_is_not_there_is_an_error_and_nothing_is_written(root, template):
+def test_a_missing_template_is_an_error_and_nothing_is_written(root, template):
     before = (root / "data" / "README.md").read_bytes()
     with pytest.raises(FileNotFoundError, match="there is no card template"):
         read_template(template)
@@ -266,7 +266,7 @@ def test_a_template_that_is_not_there_is_an_error_and_nothing_is_written(root, t
 
 
 def _structure(card):
-    """Return what a card's Markdown becomes, without its texts."""
+    """Return the structure of a card's rendered Markdown, without its texts."""
     tokens = MarkdownIt("commonmark", {"html": True}).enable("table").parse(card.split("\n---\n", 1)[1])
     return [
         (token.type, token.tag, [(child.type, child.tag) for child in token.children or ()], sorted(token.attrs))
@@ -294,7 +294,7 @@ def plain_structure(_made, tmp_path_factory):
 
 
 @pytest.mark.parametrize("value", NASTY.values(), ids=NASTY)
-def test_what_a_manifest_holds_changes_neither_the_yaml_nor_the_markdown(root, plain_structure, value):
+def test_values_of_a_manifest_change_neither_yaml_nor_markdown(root, plain_structure, value):
     card = _card_of(root, value)
     names = DatasetCard(card).data["dataset_info"][0]["features"][1]["dtype"]["class_label"]["names"]
     assert names == {"0": value, "1": f"dog {value}", "2": "emu"}
@@ -316,15 +316,18 @@ def test_values_are_one_line_of_markdown_code_and_of_python(value):
 BROKEN = {
     "not UTF-8": (b"---\nlicense: mit\n---\nGr\xfc\xdfe\n", "is not UTF-8"),
     "too large": (YAML.encode() + b"x" * MAX_CARD_BYTES, f"more than {MAX_CARD_BYTES} bytes"),
-    "no YAML": (b"---\n{a: [\n---\ntext\n", "YAML cannot be read"),
-    "Python object": (b"---\na: !!python/object/apply:os.system ['touch canary']\n---\ntext\n", "YAML cannot be read"),
-    "list": (b"---\n- a\n---\ntext\n", "YAML cannot be read"),
-    "deep": (b"---\na: " + b"[" * 1000 + b"\n---\ntext\n", "YAML cannot be read"),
+    "no YAML": (b"---\n{a: [\n---\ntext\n", "YAML cannot be parsed"),
+    "Python object": (
+        b"---\na: !!python/object/apply:os.system ['touch canary']\n---\ntext\n",
+        "YAML cannot be parsed",
+    ),
+    "list": (b"---\n- a\n---\ntext\n", "YAML cannot be parsed"),
+    "deep": (b"---\na: " + b"[" * 1000 + b"\n---\ntext\n", "YAML cannot be parsed"),
 }
 
 
 @pytest.mark.parametrize(("content", "message"), BROKEN.values(), ids=BROKEN)
-def test_a_broken_card_is_an_error_and_stays(root, content, message):
+def test_a_broken_card_is_an_error_and_unchanged(root, content, message):
     card = root / "data" / "README.md"
     card.write_bytes(content)
     with pytest.raises(rd.DatasetError, match=f"README.md.*{message}"):
@@ -334,11 +337,11 @@ def test_a_broken_card_is_an_error_and_stays(root, content, message):
     report = rd.verify(root / "data", num_workers=0, progress=False)
     assert [problem.problem.startswith("README.md cannot be read") for problem in report.problems] == [True]
     if message.startswith("YAML"):
-        with pytest.raises(rd.DatasetError, match="YAML of the dataset's card cannot be read"):
+        with pytest.raises(rd.DatasetError, match="YAML of the dataset's card cannot be parsed"):
             find_restricted_images(content.decode(), [])
 
 
-def test_a_bomb_of_yaml_aliases_is_not_unfolded():
+def test_nested_yaml_aliases_are_not_expanded():
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 12)]
     bomb = "\n".join(lines)
@@ -347,5 +350,5 @@ def test_a_bomb_of_yaml_aliases_is_not_unfolded():
     assert find_restricted_images(f"---\n{bomb}\nrestricted_images: *a11\n---\n", []) == "unknown origin"
 
 
-def test_a_class_name_is_not_read_as_math_in_a_card():
+def test_a_class_name_is_not_rendered_as_math():
     assert re.fullmatch("`.*`", code("$\\int$"))

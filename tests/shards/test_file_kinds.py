@@ -1,4 +1,4 @@
-"""Every kind of file of a dataset, damaged in every way that needs no knowledge of its content."""
+"""Every kind of file of a dataset, damaged in every way that is independent of its content."""
 
 import json
 import shutil
@@ -93,7 +93,7 @@ def test_inspect_and_verify_agree_on_a_damaged_file(root, kind, damage):
 
 
 def rewritten(root, change_map=lambda row, blob: blob, change_index=lambda columns: columns):
-    """Write the label-only config anew with other maps or another index, under hashes that fit."""
+    """Write the label-only config again with other maps or another index, and with valid hashes."""
     folder = root / "labels-only"
     maps = rd.LabelMaps(folder)
     rows = iter(range(len(maps)))
@@ -113,7 +113,7 @@ def rewritten(root, change_map=lambda row, blob: blob, change_index=lambda colum
 
 
 def reseal(folder):
-    """Let the manifest say what is on disk."""
+    """Write the sizes and hashes of the files on disk to the manifest."""
     path = folder / "_info.json"
     content = json.loads(path.read_bytes())
     del content["checksum"]
@@ -128,7 +128,7 @@ def reseal(folder):
     Manifest.load(folder)
 
 
-def test_a_map_of_other_classes_among_its_neighbours_is_refused_by_key(root):
+def test_a_map_with_another_number_of_classes_is_refused_by_key(root):
     other = rd.LabelMap.from_logits(torch.randn(6, 6, 8), canvas_size=(40, 56)).to_safetensors()
     folder = rewritten(root, lambda row, blob: other if row == 4 else blob)
     maps = rd.LabelMaps(folder)
@@ -143,7 +143,7 @@ def test_a_map_of_other_classes_among_its_neighbours_is_refused_by_key(root):
     assert "of 6 classes, the manifest has 3" in report.problems[0].problem
 
 
-def test_a_topk_map_with_a_class_twice_at_a_location_is_named_by_verify(root):
+def test_a_topk_map_with_a_repeated_class_at_a_location_is_named_by_verify(root):
     def twice(row, blob):
         label_map = rd.LabelMap.from_logits(torch.randn(3, 6, 8), "topk", k=2, canvas_size=(40, 56))
         blob = label_map.to_safetensors()
@@ -160,7 +160,7 @@ def test_a_topk_map_with_a_class_twice_at_a_location_is_named_by_verify(root):
 
 
 @pytest.mark.parametrize("label", [-5, 10**9, 3])
-def test_labels_that_are_no_classes_are_refused(root, label):
+def test_labels_that_are_not_class_indices_are_refused(root, label):
     def change(columns):
         columns["label"][4] = label
         return columns
@@ -176,7 +176,7 @@ def test_labels_that_are_no_classes_are_refused(root, label):
 @pytest.mark.parametrize(
     ("column", "value"), [("map_offset", 2**63), ("map_offset", 5), ("map_size", 2**64 - 1), ("map_size", 2**20)]
 )
-def test_a_sample_beyond_its_shard_is_refused_when_it_is_read(root, column, value):
+def test_a_sample_outside_of_its_shard_is_refused_when_it_is_read(root, column, value):
     def change(columns):
         columns[column][4] = value
         return columns

@@ -1,4 +1,4 @@
-"""Image formats: which are read, what they are called in shards, and that every reader reads them there."""
+"""Image formats: which are read, their extensions in shards, and that every reader decodes them."""
 
 import io
 import json
@@ -45,7 +45,7 @@ def test_formats_that_start_another_program_are_refused():
         rd.decode_image(encoded("EPS"))
 
 
-# What the images are, what their paths say, and the extension in shards
+# Formats of the images, extensions of their paths, and their extension in shards
 SPLITS = {
     "JPEG called avif": (["JPEG"] * 4, "{}.avif", "jpg"),
     "JPEG called jp2": (["JPEG"] * 4, "{}.jp2", "jpg"),
@@ -66,7 +66,7 @@ SPLITS = {
 
 
 @pytest.mark.parametrize("name", SPLITS)
-def test_the_extension_in_shards_follows_the_bytes_and_every_reader_reads_them(name, tmp_path, annotator, hf_home):
+def test_the_extension_in_shards_follows_the_bytes_and_every_reader_decodes_it(name, tmp_path, annotator, hf_home):
     kinds, path, extension = SPLITS[name]
     images = [encoded(kind, i) for i, kind in enumerate(kinds)]
     source = rd.data.HFSource(hugging_face(images, [path and path.format(f"k{i}") for i in range(len(images))]))
@@ -77,7 +77,7 @@ def test_the_extension_in_shards_follows_the_bytes_and_every_reader_reads_them(n
 
 
 @pytest.mark.parametrize("where", ["folder", "tar"])
-def test_every_source_names_images_by_their_bytes(where, tmp_path, annotator):
+def test_every_source_chooses_the_extension_by_the_bytes(where, tmp_path, annotator):
     for i in range(3):
         path = tmp_path / "images" / CLASSES[i] / f"k{i}.jpg"
         path.parent.mkdir(parents=True)
@@ -108,7 +108,7 @@ def test_the_first_jpeg_decides_and_missing_images_do_not_count():
     assert read == [0]
 
 
-def test_images_of_every_extension_are_found_in_a_folder_and_the_rest_is_counted(tmp_path, caplog):
+def test_images_of_every_extension_are_found_and_other_files_are_counted(tmp_path, caplog):
     cat = tmp_path / "cat"
     cat.mkdir()
     for extension in IMAGE_EXTENSIONS:
@@ -128,7 +128,7 @@ def test_images_of_every_extension_are_found_in_a_folder_and_the_rest_is_counted
         assert count in message
 
 
-def test_every_extension_is_one_that_pillow_has_for_these_formats():
+def test_every_extension_is_registered_in_pillow_for_these_formats():
     PIL.Image.init()
     known = PIL.Image.registered_extensions()
     assert {known[extension] for extension in IMAGE_EXTENSIONS} == {*FORMATS, "MPO"}
@@ -147,7 +147,7 @@ def png_dataset(tmp_path_factory):
 
 
 class Called:
-    """A source whose images are called something that does not fit their bytes."""
+    """Source whose extension contradicts the bytes of its images."""
 
     def __init__(self, source, extension):
         self.extension = extension
@@ -160,14 +160,14 @@ class Called:
     [
         (["PNG"] * 3, "jpg", "all images are PNG, but their extension is .jpg"),
         (["WEBP"] * 3, "jpg", "all images are WEBP, but their extension is .jpg"),
-        (["PNG", "JPEG", "PNG"], "png", "'b': the image is no PNG, as its extension .png says"),
-        (["WEBP", "WEBP", "BMP"], "webp", "'c': the image is no WEBP, as its extension .webp says"),
-        (["AVIF"] * 3, "avif", "the images have the extension .avif; readers find only those with jpg, .png, .webp"),
+        (["PNG", "JPEG", "PNG"], "png", "'b': the image is not PNG, although its extension is .png"),
+        (["WEBP", "WEBP", "BMP"], "webp", "'c': the image is not WEBP, although its extension is .webp"),
+        (["AVIF"] * 3, "avif", "the images have the extension .avif, but readers find only .jpg, .png, .webp"),
         (["JPEG"] * 3, "jp2", "the images have the extension .jp2"),
         (["BMP"] * 3, "bmp", "the images have the extension .bmp"),
     ],
 )
-def test_verify_reports_an_extension_that_does_not_fit_the_bytes(
+def test_verify_reports_an_extension_that_contradicts_the_bytes(
     kinds, extension, problem, tmp_path, annotator, monkeypatch
 ):
     monkeypatch.setattr(
@@ -182,7 +182,7 @@ def test_verify_reports_an_extension_that_does_not_fit_the_bytes(
     assert json.loads(report.to_json())["ok"] is False
 
 
-def test_a_source_with_another_extension_is_refused_before_any_output(tmp_path, annotator):
+def test_a_source_with_an_unknown_extension_is_refused_before_any_output(tmp_path, annotator):
     source = Called(rd.data.HFSource(hugging_face([encoded("AVIF")] * 2, ["a.avif", "b.avif"])), "avif")
     with pytest.raises(ValueError, match=r"extension must be one of \('jpg', 'png', 'webp'\), .* got 'avif'"):
         rd.build(source, tmp_path / "data", annotator, progress=False)

@@ -49,7 +49,7 @@ DEEP = np.asarray(GREY).astype(np.uint16) * 257  # the same picture in 16 bits
         pytest.param(encoded(GREY.convert("LA")), GREY, 0, id="grey-alpha"),
     ],
 )
-def test_formats_and_modes_become_the_same_rgb(data, expected, tolerance):
+def test_formats_and_modes_are_converted_to_the_same_rgb(data, expected, tolerance):
     assert_close(decode_image(data), expected, tolerance)
 
 
@@ -82,7 +82,7 @@ def test_exif_rotation_is_applied(orientation, mode, kind):
 @pytest.mark.parametrize("orientation", [1, 3, 6])
 @pytest.mark.parametrize(("target", "share"), [((19, 30), 4), ((38, 60), 2), ((76, 120), 1), ((38, 20), 2), (None, 1)])
 def test_a_large_jpeg_may_be_decoded_at_reduced_size(mode, orientation, target, share):
-    """It stays upright, twice as large as the target, and as good as all of it to those who resize it."""
+    """It is upright, at least twice as large as the target, and nearly the same after resizing."""
     exif = PIL.Image.Exif()
     exif[0x0112] = orientation
     data = encoded(picture(0, (160, 250)).convert(mode), "JPEG", quality=95, exif=exif)
@@ -108,7 +108,7 @@ JPEG = encoded(picture(0), "JPEG")
     [b"", b"not an image", JPEG[: len(JPEG) // 2], JPEG[:20], encoded(picture(0))[:-40]],
     ids=["empty", "text", "half-a-jpeg", "header-only", "cut-png"],
 )
-def test_bytes_that_are_no_whole_image_raise_an_error_that_names_the_file(data):
+def test_damaged_images_raise_an_error_that_names_the_file(data):
     with pytest.raises(ImageError, match=r"n01/bad\.JPEG"):
         decode_image(data, "n01/bad.JPEG")
     with pytest.raises(ImageError, match=r"n01/bad\.JPEG"):

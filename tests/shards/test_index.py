@@ -28,7 +28,7 @@ def open_index(path, num_samples, images=True):
     return Index(LocalFolder(path.parent), split, 5)
 
 
-def test_every_row_comes_back_by_number_and_by_key(path):
+def test_every_row_is_found_by_number_and_by_key(path):
     index = open_index(path, len(ROWS))
     assert len(index) == len(ROWS)
     for number, row in enumerate(ROWS):
@@ -40,7 +40,7 @@ def test_every_row_comes_back_by_number_and_by_key(path):
     assert index.row("absent") is None
 
 
-def test_keys_that_share_a_hash_are_told_apart(path, monkeypatch):
+def test_keys_with_the_same_hash_are_distinguished(path, monkeypatch):
     monkeypatch.setattr(index_module, "hash_key", lambda key: len(key))
     path.write_bytes(make_index(ROWS, images=True))
     index = open_index(path, len(ROWS))
@@ -48,7 +48,7 @@ def test_keys_that_share_a_hash_are_told_apart(path, monkeypatch):
     assert index.row("n0000_x") is None
 
 
-def test_keys_beyond_ascii_and_offsets_beyond_4_gib(path):
+def test_non_ascii_keys_and_offsets_above_4_gib(path):
     rows = [Row("katze/größe", 0, 5 << 40, 7), Row("犬/一", 1, 6 << 40, 8)]
     path.write_bytes(make_index(rows, images=False))
     index = open_index(path, 2, images=False)
@@ -57,7 +57,7 @@ def test_keys_beyond_ascii_and_offsets_beyond_4_gib(path):
     assert not index.has_images
 
 
-def test_no_rows_at_all(path):
+def test_an_index_without_rows(path):
     path.write_bytes(make_index([], images=False))
     index = open_index(path, 0, images=False)
     assert len(index) == 0
@@ -69,7 +69,7 @@ def test_a_repeated_key_is_refused_by_name():
         make_index([*ROWS, ROWS[3]], images=True)
 
 
-def test_it_is_the_same_in_another_process(path):
+def test_an_index_is_equal_in_another_process(path):
     index = pickle.loads(pickle.dumps(open_index(path, len(ROWS))))
     assert index.row(ROWS[150].key) == 150
 
@@ -79,7 +79,7 @@ def test_the_same_rows_give_the_same_bytes():
 
 
 def with_header(change, data=b""):
-    """Return a way to change the header of an index file, and to append to its data."""
+    """Return a function that changes the header of an index file and appends to its data."""
 
     def damage(good):
         length = int.from_bytes(good[:8], "little")
@@ -96,7 +96,7 @@ def with_field(column, **fields):
 
 
 def with_column(name, change):
-    """Return a way to change the values of a column."""
+    """Return a function that changes the values of a column."""
 
     def damage(good):
         columns = load(good)
@@ -117,9 +117,12 @@ def set_row(row, value):
 N = len(ROWS)
 BAD = {
     "nothing but zeros": (lambda good: bytes(len(good)), "Expecting value"),
-    "a header length beyond the file": (lambda good: b"\xff" * 8 + good[8:], "not a whole safetensors file"),
-    "a header of 4 GiB": (lambda good: (2**32).to_bytes(8, "little") + good[8:], "not a whole safetensors file"),
-    "a header larger than any": (lambda good: (2**17).to_bytes(8, "little") + b" " * 2**18, "not a whole safetensors"),
+    "a header length beyond the file": (lambda good: b"\xff" * 8 + good[8:], "not a complete safetensors file"),
+    "a header of 4 GiB": (lambda good: (2**32).to_bytes(8, "little") + good[8:], "not a complete safetensors file"),
+    "a header larger than any": (
+        lambda good: (2**17).to_bytes(8, "little") + b" " * 2**18,
+        "not a complete safetensors",
+    ),
     "fewer than 8 bytes": (lambda good: b"1234", "its 4 bytes are not a whole"),
     "a list for a header": (with_header(lambda _: b"[]"), r"the content must be a dict, got \[\]"),
     "a header nested too deep": (with_header(lambda _: b"[" * 60_000), "nested too deeply"),
@@ -172,7 +175,7 @@ def test_a_bad_index_is_refused_by_file_and_column(path, damage, message):
         open_index(path, N)
 
 
-def test_an_index_with_images_is_not_one_of_label_only_shards(path):
+def test_an_index_with_images_is_refused_for_label_only_shards(path):
     with pytest.raises(DatasetError, match="'image_offset' is not a known field"):
         open_index(path, N, images=False)
 
@@ -185,7 +188,7 @@ def test_a_key_that_is_not_utf8_is_refused_when_it_is_read(path):
     assert index.key(1) == ROWS[1].key
 
 
-def test_rows_that_are_no_permutation_lead_to_no_other_sample(path):
+def test_rows_that_are_not_a_permutation_return_no_wrong_sample(path):
     path.write_bytes(with_column("sorted_row", lambda rows: np.zeros_like(rows))(path.read_bytes()))
     index = open_index(path, N)
     assert [index.row(row.key) for row in ROWS] == [0] + [None] * (N - 1)

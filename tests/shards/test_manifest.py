@@ -1,4 +1,4 @@
-"""A manifest with a field of a wrong type, range or length is refused by the name of the file and of the field."""
+"""A manifest with a wrong field is refused, and the error names the file and the field."""
 
 import copy
 import json
@@ -23,7 +23,7 @@ def sealed(content) -> bytes:
 
 
 def changed(content, path, value):
-    """Return the content with another value at a path such as `"splits.train.shard_lengths.1"`."""
+    """Return a copy of the content with another value at a path such as `"splits.train.shard_lengths.1"`."""
     content = copy.deepcopy(content)
     *parents, last = [int(part) if part.isdigit() else part for part in path.split(".")]
     place = content
@@ -111,13 +111,13 @@ def test_a_wrong_field_is_refused_by_file_and_field(content, path, value):
 
 
 @pytest.mark.parametrize("version", [True, 1.0, "1", None, 2, [1], 10**30])
-def test_another_version_is_refused_with_the_way_out(content, version):
+def test_another_version_is_refused_with_advice(content, version):
     with pytest.raises(rd.DatasetError, match=r"some/_info\.json has version .*: update relabel_datasets"):
         Manifest.parse(sealed(changed(content, "version", version)), "some/_info.json")
 
 
 @pytest.mark.parametrize("top", [[], "x", 1, None, [[]]])
-def test_what_is_no_dict_is_refused(top):
+def test_a_manifest_that_is_not_a_dict_is_refused(top):
     with pytest.raises(rd.DatasetError, match=r"some/_info\.json has version None"):
         Manifest.parse(json.dumps(top).encode(), "some/_info.json")
 
@@ -126,12 +126,12 @@ def test_what_is_no_dict_is_refused(top):
     "data",
     [b"", b"{", b"[" * 100_000, b'{"a":' * 100_000, b'{"version": 1, "version": 1}', b'{"version": NaN}', b"\xff\xfe{\0}\0"],
 )  # fmt: skip
-def test_what_is_no_strict_json_is_refused(data):
+def test_a_manifest_that_is_not_strict_json_is_refused(data):
     with pytest.raises(rd.DatasetError, match=r"some/_info.json is damaged, it is not JSON: "):
         Manifest.parse(data, "some/_info.json")
 
 
-def test_what_is_in_no_error_passes(content):
+def test_a_valid_manifest_is_read(content):
     names = {"key": "a", "name": "not UTF-8 \udcff", "error": "\x1b[2J"}
     for path, value in (
         ("classes.1", ""),
@@ -147,7 +147,9 @@ def test_what_is_in_no_error_passes(content):
 @pytest.mark.parametrize(
     "case", ["a float length", "an encoding without a size", "a class that is a number", "no splits"]
 )
-def test_loading_inspect_and_verify_agree_and_verify_goes_to_the_next_config(served_folder, tmp_path, content, case):
+def test_loading_inspect_and_verify_agree_and_verify_continues_with_the_next_config(
+    served_folder, tmp_path, content, case
+):
     path, value = CASES[case]
     root = shutil.copytree(served_folder, tmp_path / "dataset")
     (root / "colours" / MANIFEST_NAME).write_bytes(sealed(changed(content, path, value)))

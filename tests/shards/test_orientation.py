@@ -1,4 +1,4 @@
-"""Every way in which real files state an orientation, through build, verify and every reader."""
+"""Every way in which real files store an orientation, through build, verify and every reader."""
 
 import io
 import struct
@@ -28,7 +28,7 @@ UNDO = [None, None, *range(2, 9)]
 
 
 def exif(kind, count, value, order="<"):
-    """Return EXIF bytes whose only tag is an orientation of any type."""
+    """Return EXIF bytes whose only tag is an orientation of the given type."""
     head = b"Exif\0\0" + (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "I", 8)
     at = 8 + 2 + 12 + 4
     inline = value.ljust(4, b"\0") if len(value) <= 4 else struct.pack(order + "I", at)
@@ -87,7 +87,7 @@ def tiff(kind, value):
 
 
 def png_with_raw_profile(hexadecimal):
-    """As ImageMagick writes EXIF into PNGs."""
+    """Return EXIF as ImageMagick stores it in PNGs."""
     info = PIL.PngImagePlugin.PngInfo()
     info.add_text("Raw profile type exif", f"\nexif\n{len(hexadecimal) // 2:8}\n{hexadecimal}\n", zip=True)
     return encode("PNG", pnginfo=info)
@@ -107,7 +107,7 @@ def xmp(kind, value, **options):
 
 
 def files():
-    """Return the content and the orientation of every member of the family."""
+    """Return the content and the orientation of every file, by name."""
     members = {}
     for kind in FORMATS:
         for name, (data, orientation) in EXIF.items():
@@ -138,7 +138,7 @@ FILES = files()
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    """A dataset of all of them: its folder, and each image as `load_dataset` returns it, by key."""
+    """Dataset of all files: its folder, and the images from `load_dataset` by key."""
     root = tmp_path_factory.mktemp("orientation")
     for name, (data, orientation) in FILES.items():
         path = root / "images" / ("other" if orientation == 1 else "turned") / f"{name.replace('/', '_')}.jpg"
@@ -163,7 +163,7 @@ def test_an_orientation_outside_1_to_8_counts_as_1_and_all_others_are_applied(na
 
 
 def turned(data, orientation):
-    """Return the upright pixels, from those that are stored, by the definition of each orientation in EXIF."""
+    """Return the upright pixels according to the definition of the orientation in EXIF."""
     opened = PIL.Image.open(io.BytesIO(data))
     pixels = np.asarray(STORED if opened.format == "TIFF" else opened.convert("RGB"))  # Pillow itself turns a TIFF
     flips = {1: pixels, 2: pixels[:, ::-1], 3: pixels[::-1, ::-1], 4: pixels[::-1]}
@@ -173,13 +173,13 @@ def turned(data, orientation):
     return {5: transposed, 6: transposed[:, ::-1], 7: transposed[::-1, ::-1], 8: transposed[::-1]}[orientation]
 
 
-def test_verify_accepts_all_of_them(built):
+def test_verify_accepts_all_files(built):
     report = rd.verify(built[0], num_workers=0, progress=False)
     assert report.ok, report.problems[:3]
     assert rd.LabelMaps(built[0]).manifest.splits["train"].skipped == []
 
 
-def test_decode_sample_agrees_on_bytes_and_on_images_that_webdataset_decoded(built):
+def test_decode_sample_agrees_for_bytes_and_images_decoded_by_webdataset(built):
     root, expected = built
     tars = sorted(map(str, root.glob("*/*.tar")))
     seen = set()
@@ -194,8 +194,8 @@ def test_decode_sample_agrees_on_bytes_and_on_images_that_webdataset_decoded(bui
 
 
 @pytest.mark.parametrize("name", [name for name in FILES if not name.startswith("TIFF")])
-def test_the_rule_is_that_of_pillow_wherever_pillow_has_one(name):
-    """Else images that other libraries have turned already would not fit their label maps."""
+def test_the_orientation_is_that_of_pillow_where_pillow_has_one(name):
+    """Otherwise images that other libraries have rotated would not fit their label maps."""
     opened = PIL.Image.open(io.BytesIO(FILES[name][0]))
     try:
         theirs = PIL.ImageOps.exif_transpose(opened)

@@ -1,4 +1,4 @@
-"""Images above Pillow's limit of pixels, and Pillow's switch for truncated ones, through build, verify and the datasets."""
+"""Images above Pillow's pixel limit, and Pillow's switch for truncated images, through build, verify and the datasets."""
 
 import io
 import subprocess
@@ -27,7 +27,7 @@ def encode(size, kind="JPEG", mode="RGB", **options):
 
 
 def in_several_scans(data):
-    """Return a baseline JPEG whose first scan has one of the three components: libjpeg must then keep all of it."""
+    """Return a baseline JPEG whose first scan has one of three components, so that libjpeg must keep all of it in memory."""
     scan = b"\xff\xda\x00\x0c\x03"
     assert data.count(scan) == 1
     start = data.index(scan)
@@ -68,7 +68,7 @@ def _limit(monkeypatch):
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_jpeg_above_the_limit_is_decoded_within_it_and_anything_else_refused(name, monkeypatch):
+def test_above_the_limit_a_jpeg_is_reduced_and_other_formats_are_refused(name, monkeypatch):
     data, size, share = FILES[name]
     if size is None:
         with pytest.raises(
@@ -92,7 +92,7 @@ def test_a_jpeg_above_the_limit_is_decoded_within_it_and_anything_else_refused(n
         assert np.abs(difference).mean() < 4
 
 
-def test_built_and_verified_datasets_hold_what_can_be_decoded_and_list_the_rest(tmp_path):
+def test_images_that_cannot_be_decoded_are_skipped_and_listed(tmp_path):
     for name, (data, size, _) in FILES.items():
         path = tmp_path / "images" / ("bad" if size is None else "good") / f"{name}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -112,7 +112,7 @@ def test_built_and_verified_datasets_hold_what_can_be_decoded_and_list_the_rest(
         assert label_map.canvas_size == (image.height, image.width)
 
 
-def test_truncated_images_are_never_taken_for_whole_ones(tmp_path, image_folder, annotator, monkeypatch):
+def test_truncated_images_never_count_as_complete(tmp_path, image_folder, annotator, monkeypatch):
     whole = (image_folder / "cat" / "photo_00.jpg").read_bytes()
     (image_folder / "cat" / "photo_00.jpg").write_bytes(whole[:-400])
     source = rd.data.ImageFolderSource(image_folder)
@@ -161,7 +161,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
         ("PNG", {"compress_level": 1}, "image: has 300000000 pixels, more than the limit of 178956970", 50),
     ],
 )
-def test_memory_is_bounded_by_the_limit_whatever_the_file_holds(tmp_path, monkeypatch, kind, options, expected, most):
+def test_memory_is_bounded_by_the_limit_for_any_file(tmp_path, monkeypatch, kind, options, expected, most):
     monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", None)
     PIL.Image.new("L", (20_000, 15_000), 90).save(tmp_path / "bomb", kind, **options)
     script = [sys.executable, "-c", BOMB, str(tmp_path / "bomb")]

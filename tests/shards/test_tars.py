@@ -36,7 +36,7 @@ def split_of(info, name="train-0.tar"):
     )
 
 
-def test_tarfile_reads_what_was_written(tmp_path):
+def test_shards_are_read_by_tarfile(tmp_path):
     path = tmp_path / "train-0.tar"
     info = write(path)
     with tarfile.open(path) as tar:
@@ -51,7 +51,7 @@ def test_tarfile_reads_what_was_written(tmp_path):
     assert info.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def test_two_runs_give_equal_bytes(tmp_path):
+def test_two_runs_write_equal_bytes(tmp_path):
     assert write(tmp_path / "1.tar").sha256 == write(tmp_path / "2.tar").sha256
 
 
@@ -81,12 +81,12 @@ def test_an_exception_leaves_no_file(tmp_path):
 
 
 @pytest.mark.parametrize("key", ["img.v1", "", "/absolute"])
-def test_keys_that_readers_would_cut_are_refused(tmp_path, key):
+def test_keys_that_readers_would_split_are_refused(tmp_path, key):
     with ShardWriter(tmp_path / "train-0.tar", None) as writer, pytest.raises(ValueError, match="key"):
         writer.add(key, 0, None, b"")
 
 
-def test_a_shard_of_another_size_is_refused_by_name(tmp_path):
+def test_a_shard_of_wrong_size_is_refused(tmp_path):
     path = tmp_path / "train-0.tar"
     info = write(path)
     path.write_bytes(path.read_bytes()[:-512])
@@ -97,7 +97,7 @@ def test_a_shard_of_another_size_is_refused_by_name(tmp_path):
         ShardReader(LocalFolder(tmp_path), split_of(info)).read(0, (512, 1), "a/one.jpg")
 
 
-def test_a_shard_that_does_not_fit_its_index_is_refused(tmp_path):
+def test_a_shard_that_contradicts_its_index_is_refused(tmp_path):
     info = write(tmp_path / "train-0.tar")
     other = info.rows[1]
     with pytest.raises(DatasetError, match="index and shard"):
@@ -106,5 +106,5 @@ def test_a_shard_that_does_not_fit_its_index_is_refused(tmp_path):
         )
 
 
-def test_names_say_how_many_shards_there_are():
+def test_names_contain_the_number_of_shards():
     assert shard_names("train", 2) == ["train-00000-of-00002.tar", "train-00001-of-00002.tar"]

@@ -1,4 +1,4 @@
-"""verify on real datasets, damaged in every way: it must name what is bad, and nothing else."""
+"""`verify` on real datasets that are damaged in every way: it must report all problems and nothing else."""
 
 import io
 import json
@@ -25,30 +25,30 @@ from tests.servers import FaultyServer
 
 
 @pytest.fixture(scope="module")
-def kept(tmp_path_factory):
-    return tmp_path_factory.mktemp("kept") / "dataset"
+def built(tmp_path_factory):
+    return tmp_path_factory.mktemp("built") / "dataset"
 
 
 @pytest.fixture
-def dataset_folder(kept, tmp_path, request):
-    """A copy of the dataset that all tests share, built once by the fixture of the same name."""
-    if not kept.exists():
-        shutil.copytree(request.getfixturevalue("dataset_folder"), kept)
-    return Path(shutil.copytree(kept, tmp_path / "dataset", dirs_exist_ok=True))
+def dataset_folder(built, tmp_path, request):
+    """Copy of a dataset that is built once for all tests, by the fixture with the same name."""
+    if not built.exists():
+        shutil.copytree(request.getfixturevalue("dataset_folder"), built)
+    return Path(shutil.copytree(built, tmp_path / "dataset", dirs_exist_ok=True))
 
 
 @pytest.fixture
 def colours(dataset_folder):
-    """The folder of the config with images."""
+    """Folder of the config with images."""
     return dataset_folder / "colours"
 
 
-def check(root, name=None, num_workers=0, **kwargs):
-    return rd.verify(root, name, num_workers=num_workers, progress=False, **kwargs)
+def check(root, config=None, num_workers=0, **kwargs):
+    return rd.verify(root, config, num_workers=num_workers, progress=False, **kwargs)
 
 
 def named(report):
-    """Return (config, shard's number, key) of each problem, once."""
+    """Return the set of (config, number of the shard, key) of the problems."""
     assert report.ok is (not report.problems)
     return {(p.config, p.shard and int(p.shard.split("-")[1]), p.key) for p in report.problems}
 
@@ -57,7 +57,7 @@ def texts(report, key):
     return " | ".join(problem.problem for problem in report.problems if problem.key == key)
 
 
-# What is damaged, and how
+# Functions that damage a dataset
 
 
 def shard_of(folder, number):
@@ -74,13 +74,13 @@ def members_of(folder, number):
         return [(member.name, tar.extractfile(member).read()) for member in tar]
 
 
-def places_of(folder, number):
+def positions_of(folder, number):
     with tarfile.open(shard_of(folder, number)) as tar:
         return {member.name: member for member in tar}
 
 
 def write_members(folder, number, members):
-    """Write a shard of any members, in the format that ShardWriter has."""
+    """Write a shard with arbitrary members, in the format of ShardWriter."""
     with shard_of(folder, number).open("wb") as file:
         for name, data in members:
             member = tarfile.TarInfo(name)
@@ -96,21 +96,21 @@ def flip(path, position, bits=0x80):
 
 
 def reseal(folder, *, manifest=None, **split):
-    """Let the manifest say what is on disk: sizes and hashes hide the damage, only samples can tell of it."""
+    """Write the sizes and hashes of the files on disk to the manifest, so that only the samples reveal the damage."""
     old = Manifest.load(folder)
     train = old.splits["train"]
     paths, index = [folder / name for name in train.filenames], folder / train.index
-    found = {
+    actual = {
         "shard_bytes": [path.stat().st_size for path in paths],
         "shard_sha256": [sha256_of(path) for path in paths],
         "index_bytes": index.stat().st_size,
         "index_sha256": sha256_of(index),
     }
-    replace(old, splits={"train": replace(train, **found, **split)}, **(manifest or {})).save(folder)
+    replace(old, splits={"train": replace(train, **actual, **split)}, **(manifest or {})).save(folder)
 
 
 def rewrite(folder, edit):
-    """Write shards and index of a config anew, with samples that `edit(samples)` may change: `[key, label, image, map]`."""
+    """Write shards and index of a config again. `edit(samples)` may change the samples `[key, label, image, map]`."""
     train, images = Manifest.load(folder).splits["train"], folder.name == "colours"
     infos = []
     for number in range(3):
@@ -164,7 +164,7 @@ def test_a_good_dataset_is_ok_and_counted(dataset_folder, num_workers):
     assert str(report).splitlines()[-1].startswith(f"{dataset_folder}: ok, ")
 
 
-def test_one_config_by_name_or_by_its_folder(dataset_folder):
+def test_one_config_is_checked_by_name_or_by_folder(dataset_folder):
     flip(shard_of(dataset_folder / "labels-only", 0), 600)
     for report in (check(dataset_folder, "colours"), check(dataset_folder / "colours")):
         assert report.ok
@@ -172,7 +172,7 @@ def test_one_config_by_name_or_by_its_folder(dataset_folder):
     assert named(check(dataset_folder, "labels-only")) >= {("labels-only", 0, None)}
 
 
-def test_rotated_images_and_long_keys_are_right(image_folder, annotator):
+def test_rotated_images_and_long_keys_are_ok(image_folder, annotator):
     exif = PIL.Image.Exif()
     exif[0x0112] = 6
     picture(3, (40, 56)).save(image_folder / "cat" / "photo_03.jpg", exif=exif)
@@ -180,7 +180,7 @@ def test_rotated_images_and_long_keys_are_right(image_folder, annotator):
     assert check(build(image_folder, annotator)).problems == []
 
 
-# Damage that sizes and hashes show: the samples are named all the same
+# Damage that changes sizes or hashes: the samples are named, too
 
 
 @pytest.mark.parametrize(
@@ -194,40 +194,40 @@ def test_rotated_images_and_long_keys_are_right(image_folder, annotator):
         ("safetensors", -512 + 150, "has no .safetensors"),  # its checksum
     ],
 )
-@pytest.mark.parametrize("place", [0, 2, -1])
-def test_a_flipped_byte_names_shard_and_sample(dataset_folder, extension, offset, message, place):
-    key = keys_of(dataset_folder / "colours", 1)[place]
+@pytest.mark.parametrize("position", [0, 2, -1])
+def test_a_flipped_byte_is_reported_with_shard_and_sample(dataset_folder, extension, offset, message, position):
+    key = keys_of(dataset_folder / "colours", 1)[position]
     path = shard_of(dataset_folder / "colours", 1)
-    flip(path, places_of(dataset_folder / "colours", 1)[f"{key}.{extension}"].offset_data + offset)
+    flip(path, positions_of(dataset_folder / "colours", 1)[f"{key}.{extension}"].offset_data + offset)
     for quick in (False, True):
         report = check(dataset_folder, quick=quick)
         assert named(report) == {("colours", 1, None), ("colours", 1, key)}
         assert message in texts(report, key)
-        assert "its sha256 is" in texts(report, None)
+        assert "its SHA-256 is" in texts(report, None)
         assert report.splits[0].num_samples == report.splits[1].num_samples == 13
 
 
-def test_a_flipped_bit_anywhere_names_the_shard_and_no_other_sample(colours):
+def test_a_flipped_bit_is_reported_for_its_shard_and_no_other_sample(colours):
     path, rng = shard_of(colours, 0), np.random.default_rng(0)
     good = path.read_bytes()
-    places = [(member.offset_data - 512, key.partition(".")[0]) for key, member in places_of(colours, 0).items()]
-    starts = np.array([start for start, _ in places])
+    positions = [(member.offset_data - 512, key.partition(".")[0]) for key, member in positions_of(colours, 0).items()]
+    starts = np.array([start for start, _ in positions])
     headers = rng.choice(starts, 40) + rng.integers(0, 512, 40)
     for position in [*headers, *rng.integers(0, len(good), 60)]:
         flip(path, position, 1 << rng.integers(8))
         report = check(colours)
         assert ("colours", 0, None) in named(report)
-        of_the_bit = places[np.searchsorted(starts, position, "right") - 1][1]
+        of_the_bit = positions[np.searchsorted(starts, position, "right") - 1][1]
         assert named(report) <= {("colours", 0, None), ("colours", 0, of_the_bit)}
         path.write_bytes(good)
 
 
-def test_a_damaged_header_of_a_long_name_names_its_sample(image_folder, annotator):
+def test_a_damaged_header_of_a_long_name_is_reported_for_its_sample(image_folder, annotator):
     long = "x" * 150
     (image_folder / "dog" / "photo_04.jpg").rename(image_folder / "dog" / f"{long}.jpg")
     folder = build(image_folder, annotator) / "colours"
     number = next(number for number in range(3) if long in keys_of(folder, number))
-    start = places_of(folder, number)[f"{long}.cls"].offset
+    start = positions_of(folder, number)[f"{long}.cls"].offset
     good = shard_of(folder, number).read_bytes()
     for offset in (0, 3 * 512 - 512 + 1):  # the header of the name; the member's own header
         flip(shard_of(folder, number), start + offset)
@@ -237,12 +237,12 @@ def test_a_damaged_header_of_a_long_name_names_its_sample(image_folder, annotato
 
 
 @pytest.mark.parametrize("cut", ["member", "inside", "end", "all"])
-def test_a_truncated_shard_names_the_samples_that_are_lost(dataset_folder, cut):
+def test_lost_samples_of_a_truncated_shard_are_named(dataset_folder, cut):
     folder = dataset_folder / "colours"
-    keys, places, path = keys_of(folder, 0), places_of(folder, 0), shard_of(folder, 0)
+    keys, positions, path = keys_of(folder, 0), positions_of(folder, 0), shard_of(folder, 0)
     end = {
-        "member": places[f"{keys[3]}.jpg"].offset,  # two samples are lost, nothing else
-        "inside": places[f"{keys[4]}.safetensors"].offset_data + 10,
+        "member": positions[f"{keys[3]}.jpg"].offset,  # two samples are lost, nothing else
+        "inside": positions[f"{keys[4]}.safetensors"].offset_data + 10,
         "end": path.stat().st_size - 512,
         "all": 0,
     }[cut]
@@ -251,10 +251,10 @@ def test_a_truncated_shard_names_the_samples_that_are_lost(dataset_folder, cut):
     lost = {"member": keys[3:], "inside": keys[4:], "end": [], "all": keys}[cut]
     assert named(report) == {("colours", 0, None), *(("colours", 0, key) for key in lost)}
     assert f"has {end} bytes" in texts(report, None)
-    assert "cut off" in texts(report, None)
+    assert "truncated" in texts(report, None)
 
 
-def test_a_missing_shard_is_named_and_the_others_checked(dataset_folder):
+def test_a_missing_shard_is_named_and_the_others_are_checked(dataset_folder):
     shard_of(dataset_folder / "colours", 1).unlink()
     report = check(dataset_folder)
     assert [(p.config, p.split, p.shard, p.key) for p in report.problems] == [
@@ -264,7 +264,7 @@ def test_a_missing_shard_is_named_and_the_others_checked(dataset_folder):
     assert [(each.num_samples, each.num_shards) for each in report.splits] == [(8, 2), (13, 3)]
 
 
-def test_swapped_shards_are_named_and_not_their_samples(dataset_folder):
+def test_swapped_shards_are_named_without_their_samples(dataset_folder):
     folder = dataset_folder / "labels-only"
     first, second = shard_of(folder, 0), shard_of(folder, 1)
     first.rename(folder / "aside")
@@ -284,7 +284,7 @@ def test_a_shard_that_is_not_in_the_manifest_is_noted(dataset_folder):
     assert f"note: colours/{stray.name}: is not in the manifest" in str(report)
 
 
-def test_an_index_that_is_damaged_or_of_another_build_is_named(dataset_folder):
+def test_an_index_that_is_damaged_or_from_another_build_is_named(dataset_folder):
     path = dataset_folder / "colours" / "train.index.safetensors"
     good = path.read_bytes()
     for bad in (good[:-1], good[:-1] + b"!", None):
@@ -295,11 +295,11 @@ def test_an_index_that_is_damaged_or_of_another_build_is_named(dataset_folder):
         assert [each.num_samples for each in report.splits] == [13, 13]
 
 
-# Damage that sizes and hashes hide
+# Damage that changes neither sizes nor hashes
 
 
 def bad_sample(edit):
-    """Return a way to damage a config with images: one sample is written otherwise, all else fits it."""
+    """Return a function that changes one sample of a config and updates everything else."""
 
     def damage(folder):
         key = keys_of(folder, 1)[2]
@@ -340,7 +340,7 @@ def other_label(text):
 
 
 def other_column(name, change):
-    """Return a way to damage one sample's row of a column of the index."""
+    """Return a function that changes one row of a column of the index."""
 
     def damage(folder):
         key = keys_of(folder, 1)[2]
@@ -363,12 +363,12 @@ def other_column(name, change):
         (set_field(2, b"no image"), "cannot be read as an image"),
         (set_field(2, b""), "cannot be read as an image"),
         (bad_sample(lambda sample: sample.__setitem__(2, sample[2][:-200])), "cannot be read as an image"),
-        (set_field(2, jpeg((41, 56))), "the image is 41x56, its label map is of one of"),
+        (set_field(2, jpeg((41, 56))), "the image is 41x56, its label map is for an image of"),
         (set_field(3, b"no map"), "label map: 6 bytes are not a whole safetensors file"),
         (bad_sample(lambda sample: sample.__setitem__(3, sample[3][:-1])), "label map: the header describes"),
-        (set_field(3, map_bytes(4)), "label map: of 4 classes, the manifest has 3"),
-        (set_field(3, map_bytes(map_size=(5, 8))), "label map: of size [5, 8], the manifest says [6, 8]"),
-        (set_field(3, map_bytes(canvas_size=(4, 5))), "its label map is of one of 4x5"),
+        (set_field(3, map_bytes(4)), "label map: has 4 classes, the manifest has 3"),
+        (set_field(3, map_bytes(map_size=(5, 8))), "label map: has size [5, 8], the manifest says [6, 8]"),
+        (set_field(3, map_bytes(canvas_size=(4, 5))), "its label map is for an image of 4x5"),
         (set_field(1, 3), ".cls must be a class index in 0 .. 2, got b'3'"),
         (set_field(1, -1), ".cls must be a class index in 0 .. 2, got b'-1'"),
         (without("jpg"), "has no .jpg"),
@@ -378,12 +378,12 @@ def other_column(name, change):
         (other_label(b" 1"), "got b' 1'"),
         (other_label(b""), "got b''"),
         (other_column("label", lambda label: (label + 1) % 3), "the index says"),
-        (other_column("map_offset", lambda offset: offset + 512), "not where the index has"),
-        (other_column("image_size", lambda size: size - 1), "not where the index has"),
-        (other_column("sorted_row", lambda row: (row + 1) % 13), "the index finds another sample by its key"),
+        (other_column("map_offset", lambda offset: offset + 512), "not at their positions in the index"),
+        (other_column("image_size", lambda size: size - 1), "not at their positions in the index"),
+        (other_column("sorted_row", lambda row: (row + 1) % 13), "the index returns another sample for its key"),
     ],
 )
-def test_a_bad_sample_under_good_hashes_is_named(dataset_folder, damage, message):
+def test_a_bad_sample_with_valid_hashes_is_named(dataset_folder, damage, message):
     folder = dataset_folder / "colours"
     key = damage(folder)
     reseal(folder)
@@ -397,7 +397,7 @@ def test_a_bad_sample_under_good_hashes_is_named(dataset_folder, damage, message
 
 @pytest.mark.parametrize("at", [0, 4, 15])
 @pytest.mark.parametrize("name", ["readme.txt", "photo_99.json", "photo_00.extra.jpg", "folder/x", ".cls", "a.b/c.jpg"])
-def test_a_member_that_does_not_belong_is_named_by_its_shard(dataset_folder, name, at):
+def test_an_unexpected_member_is_named(dataset_folder, name, at):
     members = members_of(dataset_folder / "colours", 2 if at < 9 else 0)
     members.insert(at, (name, b"1"))
     number = 2 if at < 9 else 0
@@ -405,7 +405,7 @@ def test_a_member_that_does_not_belong_is_named_by_its_shard(dataset_folder, nam
     reseal(dataset_folder / "colours")
     report = check(dataset_folder)
     assert named(report) == {("colours", number, None)}
-    assert f"member {name!r} does not belong here" in texts(report, None)
+    assert f"member {name!r} is unexpected" in texts(report, None)
     assert report.splits[0].num_samples == 13
 
 
@@ -420,11 +420,11 @@ def test_a_repeated_key_is_named(colours, source, with_index):
         (colours / "train.index.safetensors").unlink()
     report = check(colours)
     assert named(report) - {("colours", None, None)} == {("colours", 2, None), ("colours", 2, key)}
-    assert f"its key stands in train-{source:05d}-of-00003.tar, too" in texts(report, key)
+    assert f"its key is repeated: it is also in train-{source:05d}-of-00003.tar" in texts(report, key)
     assert "has 4 samples, the manifest says 3" in texts(report, None)
 
 
-def test_a_sample_that_only_the_shard_has_is_named(colours):
+def test_a_sample_that_is_not_in_the_index_is_named(colours):
     write_members(
         colours, 2, [*members_of(colours, 2), ("new.jpg", jpeg()), ("new.cls", b"0"), ("new.safetensors", map_bytes())]
     )
@@ -432,7 +432,7 @@ def test_a_sample_that_only_the_shard_has_is_named(colours):
     assert named(check(colours)) == {("colours", 2, None), ("colours", 2, "new")}
 
 
-def test_all_samples_are_named_where_the_manifest_has_another_number_of_classes(dataset_folder):
+def test_a_wrong_number_of_classes_in_the_manifest_is_named_for_all_samples(dataset_folder):
     path = dataset_folder / "colours" / "_info.json"
     content = json.loads(path.read_bytes())
     content["classes"].append("fox")
@@ -441,11 +441,11 @@ def test_all_samples_are_named_where_the_manifest_has_another_number_of_classes(
     report = check(dataset_folder)
     keys = {(number, key) for number in range(3) for key in keys_of(path.parent, number)}
     assert named(report) == {("colours", number, key) for number, key in keys}
-    assert "of 3 classes, the manifest has 4" in report.problems[0].problem
+    assert "has 3 classes, the manifest has 4" in report.problems[0].problem
     assert len(str(report).splitlines()) == 2 + 13 + 1
 
 
-def test_the_index_of_another_build_is_told_by_every_shard(colours):
+def test_the_index_of_another_build_is_reported_for_every_shard(colours):
     rewrite(colours, lambda samples: [sample.__setitem__(0, "other_" + sample[0]) for sample in samples])
     other = (colours / "train.index.safetensors").read_bytes()
     rewrite(colours, lambda samples: [sample.__setitem__(0, sample[0][6:]) for sample in samples])
@@ -454,7 +454,7 @@ def test_the_index_of_another_build_is_told_by_every_shard(colours):
     assert named(check(colours)) == {("colours", number, None) for number in range(3)}
 
 
-def test_an_index_that_leads_nowhere_is_named(colours):
+def test_an_index_with_invalid_offsets_is_named(colours):
     other_column("sorted_row", lambda row: 10**6)(colours)
     reseal(colours)
     report = check(colours)
@@ -470,9 +470,9 @@ def test_a_wrong_number_of_samples_in_the_manifest_is_named(colours):
 
 @pytest.mark.parametrize("size", [b"77777777777\0", b"\x80" + b"\xff" * 11, b"\xff" * 12, b"\xff" * 11 + b"\0"])
 @pytest.mark.parametrize("kind", [b"0", b"L", b"S", b"x", b"5"])
-def test_a_header_of_a_wild_size_does_not_end_the_walk(colours, kind, size):
+def test_an_absurd_size_in_a_header_does_not_end_the_check(colours, kind, size):
     path, key = shard_of(colours, 0), keys_of(colours, 0)[2]
-    start = places_of(colours, 0)[f"{key}.cls"].offset
+    start = positions_of(colours, 0)[f"{key}.cls"].offset
     data = bytearray(path.read_bytes())
     data[start + 124 : start + 136], data[start + 156 : start + 157] = size, kind
     data[start + 148 : start + 156] = b"        "
@@ -492,17 +492,17 @@ def test_bytes_after_the_end_are_named(colours):
     assert "two empty blocks" in texts(check(colours), None)
 
 
-def test_members_behind_the_end_are_named(colours):
-    """Other readers stop at the two empty blocks."""
+def test_members_after_the_end_are_named(colours):
+    """Other readers stop at two empty blocks."""
     members, path = members_of(colours, 0), shard_of(colours, 0)
     keys = keys_of(colours, 0)
-    start = places_of(colours, 0)[f"{keys[3]}.jpg"].offset
+    start = positions_of(colours, 0)[f"{keys[3]}.jpg"].offset
     data = path.read_bytes()
     path.write_bytes(data[:start] + bytes(1024) + data[start:])
     reseal(colours)
     report = check(colours)
     assert named(report) == {("colours", 0, None)}
-    assert f"bytes {start} to {start + 1024} are no members" in texts(report, None)
+    assert f"bytes {start} to {start + 1024} are not members" in texts(report, None)
     assert len(members) == 15
 
 
@@ -510,7 +510,7 @@ def test_members_behind_the_end_are_named(colours):
 
 
 @pytest.mark.parametrize("bad", [b"{", b"{}", None])
-def test_a_bad_manifest_is_named_and_other_configs_checked(dataset_folder, bad):
+def test_a_bad_manifest_is_named_and_other_configs_are_checked(dataset_folder, bad):
     path = dataset_folder / "colours" / "_info.json"
     path.unlink() if bad is None else path.write_bytes(bad)
     report = check(dataset_folder)
@@ -520,27 +520,27 @@ def test_a_bad_manifest_is_named_and_other_configs_checked(dataset_folder, bad):
         assert named(check(path.parent)) == {("colours", None, None)}
 
 
-def test_a_config_under_another_name_is_named(dataset_folder):
+def test_a_renamed_config_is_named(dataset_folder):
     (dataset_folder / "colours").rename(dataset_folder / "renamed")
     report = check(dataset_folder)
     assert {(p.config, p.key) for p in report.problems} == {("renamed", None), ("colours", None)}
-    assert "its manifest is that of config 'colours'" in texts(report, None)
+    assert "its manifest belongs to config 'colours'" in texts(report, None)
 
 
 @pytest.mark.parametrize(
     ("edit", "config", "message"),
     [
         (lambda text: None, None, "README.md cannot be read"),
-        (lambda text: "no card", None, "its YAML is missing"),
+        (lambda text: "no card", None, "its YAML header is missing"),
         (
             lambda text: text.replace("config_name: labels-only", "config_name: other"),
             "labels-only",
-            "does not name it",
+            "does not list this config",
         ),
         (lambda text: text.replace("config_name: labels-only", "config_name: other"), "other", "has no _info.json"),
     ],
 )
-def test_a_card_that_does_not_fit_the_configs_is_named(dataset_folder, edit, config, message):
+def test_a_card_that_contradicts_the_configs_is_named(dataset_folder, edit, config, message):
     card = dataset_folder / "README.md"
     text = edit(card.read_text())
     card.unlink() if text is None else card.write_text(text)
@@ -551,7 +551,7 @@ def test_a_card_that_does_not_fit_the_configs_is_named(dataset_folder, edit, con
     assert check(dataset_folder / "colours").ok
 
 
-def test_what_is_no_dataset_raises_as_loading_does(dataset_folder, tmp_path):
+def test_a_path_without_dataset_raises_as_loading_does(dataset_folder, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="no dataset at"):
         check(tmp_path / "empty")
@@ -586,7 +586,7 @@ def test_a_good_remote_dataset_is_ok_and_leaves_nothing_on_disk(server, dataset_
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_bad_samples_of_a_remote_dataset_are_those_of_the_local_one(server, dataset_folder, num_workers):
+def test_problems_of_a_remote_dataset_are_those_of_the_local_one(server, dataset_folder, num_workers):
     folder = dataset_folder / "colours"
     key = set_field(1, 3)(folder)
     report = check(server.url, num_workers=num_workers)
@@ -603,11 +603,11 @@ def test_a_remote_dataset_is_not_read_from_the_cache(server, dataset_folder):
     assert len([dataset[i] for i in range(13)]) == 13
     report = check(server.url)
     assert named(report) == {("colours", 1, None)}
-    assert "its sha256 is" in texts(report, None)
+    assert "its SHA-256 is" in texts(report, None)
     assert [each.num_samples for each in report.splits] == [8, 13]
 
 
-def test_remote_shards_that_are_missing_or_cannot_be_reached_are_named(server, dataset_folder):
+def test_missing_and_unreachable_remote_shards_are_named(server, dataset_folder):
     shard_of(dataset_folder / "colours", 0).unlink()
     server.fail("503", "labels-only/train-00002-of-00003.tar", times=None)
     report = check(server.url)
@@ -616,7 +616,7 @@ def test_remote_shards_that_are_missing_or_cannot_be_reached_are_named(server, d
     assert "times in a row" in report.problems[1].problem
 
 
-def test_a_remote_index_or_manifest_that_is_bad_is_named(server, dataset_folder):
+def test_a_bad_remote_index_or_manifest_is_named(server, dataset_folder):
     (dataset_folder / "labels-only" / "_info.json").write_bytes(b"{")
     (dataset_folder / "colours" / "train.index.safetensors").unlink()
     report = check(server.url)
@@ -624,7 +624,7 @@ def test_a_remote_index_or_manifest_that_is_bad_is_named(server, dataset_folder)
     assert [(each.config, each.num_samples) for each in report.splits] == [("colours", 13)]
 
 
-def test_a_remote_dataset_that_is_not_there_raises(server, dataset_folder):
+def test_a_missing_remote_dataset_raises(server, dataset_folder):
     with pytest.raises(FileNotFoundError, match="no dataset at"):
         check(f"{server.url}/nowhere")
     with pytest.raises(rd.DatasetError, match="no config 'blue'"):

@@ -167,5 +167,5 @@ def test_has_and_check_room_ask_the_cache(tmp_path, http, files):
 
 def test_a_config_that_is_missing_but_in_the_card_is_named(remote, tmp_path):
     remote.server.fail("404", "colours/_info.json", times=None)
-    with pytest.raises(rd.DatasetError, match=r"colours/_info\.json is missing, yet the card names this config"):
+    with pytest.raises(rd.DatasetError, match=r"colours/_info\.json is missing, although the card lists this config"):
         remote.load(tmp_path)

@@ -88,7 +88,7 @@ class TestRevisions:
         hub.repos[REPO].branches["mine"] = hub.repos[REPO].head.oid
         assert contents(load(revision="mine")) == expected
         hub.commit(REPO, {"colours/_info.json": None}, branch="mine")
-        with pytest.raises(DatasetError, match=r"org/photos@.*is missing, yet the card names this config"):
+        with pytest.raises(DatasetError, match=r"org/photos@.*is missing, although the card lists this config"):
             load(revision="mine")
         assert contents(load()) == expected
 
