@@ -140,7 +140,7 @@ def test_a_map_with_another_number_of_classes_is_refused_by_key(root):
     assert maps.at(3).num_classes == 3
     report = rd.verify(root, "labels-only", num_workers=0, progress=False)
     assert [problem.key for problem in report.problems] == [maps.index.key(4)]
-    assert "of 6 classes, the manifest has 3" in report.problems[0].problem
+    assert "has 6 classes, the manifest has 3" in report.problems[0].problem
 
 
 def test_a_topk_map_with_a_repeated_class_at_a_location_is_named_by_verify(root):

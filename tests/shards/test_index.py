@@ -123,7 +123,7 @@ BAD = {
         lambda good: (2**17).to_bytes(8, "little") + b" " * 2**18,
         "not a complete safetensors",
     ),
-    "fewer than 8 bytes": (lambda good: b"1234", "its 4 bytes are not a whole"),
+    "fewer than 8 bytes": (lambda good: b"1234", "its 4 bytes are not a complete"),
     "a list for a header": (with_header(lambda _: b"[]"), r"the content must be a dict, got \[\]"),
     "a header nested too deep": (with_header(lambda _: b"[" * 60_000), "nested too deeply"),
     "a repeated column": (with_header(lambda _: b'{"label": 1, "label": 2}'), "the key 'label' is repeated"),
