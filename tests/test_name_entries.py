@@ -38,7 +38,7 @@ from tests.conftest import ColourNet, picture
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """A folder with a dataset, images, a release of label maps, and an empty `work` to run in."""
-    root = tmp_path_factory.mktemp("place")
+    root = tmp_path_factory.mktemp("names") / "place"  # not beside the files of other tests, which may be huge
     for i, name in enumerate(("cat", "dog", "emu")):
         (root / "images" / name).mkdir(parents=True)
         picture(i).save(root / "images" / name / f"photo_{i}.jpg")
