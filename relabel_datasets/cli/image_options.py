@@ -9,7 +9,8 @@ if TYPE_CHECKING:
     from ..data.joins import Images
 
 IMAGES_HELP = (
-    "images of a dataset without images: an ImageFolder, WebDataset tars, or a Hugging Face dataset (saved, or hf:NAME)"
+    "images to join with label maps that are stored without images: an ImageFolder, WebDataset tars, or a Hugging Face dataset "
+    "(saved, or hf:NAME)"
 )
 
 

@@ -69,7 +69,7 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
         metavar="SPLIT",
         help="name of the validation split (default: %(default)s)",
     )
-    add_images(parser, f"{IMAGES_HELP}, or the parent folder of both splits")
+    add_images(parser, f"{IMAGES_HELP}; also the parent folder of both splits")
     parser.add_argument(
         "--validation-images", metavar="PATH", help="images of the validation split (default: those of --images)"
     )
@@ -149,8 +149,9 @@ def _add_fields(
         elif get_origin(field_type) is Mapping:
             add_model_kwargs(group, default=argparse.SUPPRESS)
         else:
-            metavar = field.name.rpartition("_")[2].upper()
-            group.add_argument(flag, type=_without_none(field_type), metavar=metavar, **common)
+            plain_type = _without_none(field_type)
+            metavar = {int: "N", float: "X"}.get(plain_type, field.name.rpartition("_")[2].upper())
+            group.add_argument(flag, type=plain_type, metavar=metavar, **common)
 
 
 def _values_set(args: argparse.Namespace, cls: type) -> dict[str, Any]:
