@@ -1,4 +1,4 @@
-"""Rules of names: one table for each kind, and agreement with `datasets`."""
+"""Rules for names: one table per type of name, and agreement with `datasets`."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def _check_shard(name, source):
                                  "slash": "a/b", "empty": "", "long": "x" * 17, **OTHER_TYPES}),
     ],
 )  # fmt: skip
-def test_a_bad_name_is_an_error_of_one_line_with_the_name_its_source_and_the_rule(check, value):
+def test_the_error_for_an_invalid_name_has_its_source_the_name_and_the_rule_in_one_line(check, value):
     with pytest.raises(DatasetError) as caught:
         check(value, "--some-option")
     message = str(caught.value)
@@ -63,20 +63,20 @@ def test_a_bad_name_is_an_error_of_one_line_with_the_name_its_source_and_the_rul
 
 
 @pytest.mark.parametrize("name", GOOD_CONFIGS)
-def test_a_good_config_is_returned_and_is_one_for_datasets(name):
+def test_a_valid_config_is_returned_and_is_valid_in_datasets(name):
     assert check_config(name, "config=") == name
     assert BuilderConfig(name=name).name == name
 
 
 @pytest.mark.parametrize("name", GOOD_SPLITS)
-def test_a_good_split_is_returned_and_is_one_for_datasets(name):
+def test_a_valid_split_is_returned_and_is_valid_in_datasets(name):
     assert check_split(name, "split=") == name
     assert re.fullmatch(_split_re, name)
     assert str(datasets.Split(name)) == name
 
 
 @pytest.mark.parametrize("name", ["dash-ed", "a b", "a/b", "", ".a", "a.", "a..b"])
-def test_what_datasets_refuses_as_a_split_is_refused(name):
+def test_a_split_that_datasets_rejects_is_rejected(name):
     assert not re.match(_split_re, name)
     with pytest.raises(DatasetError):
         check_split(name, "split=")
@@ -85,7 +85,7 @@ def test_what_datasets_refuses_as_a_split_is_refused(name):
 @pytest.mark.parametrize(
     "key", ["a", "n01440764/n01440764_10026", "__a", "é", "a b", "a:b", "%2E", "x" * MAX_KEY_BYTES]
 )
-def test_a_good_key_is_returned(key):
+def test_a_valid_key_is_returned(key):
     assert check_key(key, "index") == key
 
 
@@ -96,7 +96,7 @@ def test_an_escaped_name_is_a_key_unless_its_parts_or_its_length_are_wrong(name)
     assert is_key(key) != wrong
 
 
-def test_escaping_loses_nothing():
+def test_escaping_can_be_reversed():
     names = ["a.b", "a%2Eb", "a%b", "a\nb", "a%0Ab", "a\udcffb", "a%FFb", "a\\b"]
     assert len(set(map(escape_key, names))) == len(names)
     assert escape_key("a.b/c%\n\udcff") == "a%2Eb/c%25%0A%FF"

@@ -79,7 +79,7 @@ def test_a_broken_rule_names_field_expectation_and_value(rule, value, message):
         (free_form(name=text()), {"name": "a", "more": [1, 2.5, None, True, {"x": "y"}]}),
     ],
 )
-def test_what_follows_its_rule_passes(rule, value):
+def test_a_value_that_satisfies_its_rule_passes(rule, value):
     assert rule(value, "f") is None
 
 
@@ -112,5 +112,5 @@ def test_strict_json_is_read_as_json_reads_it():
 
 
 @pytest.mark.parametrize("value", ["x" * 10**6, [0] * 10**6, {i: i for i in range(1000)}, 10**4000, [[["y" * 70]] * 3]])
-def test_a_wrong_value_is_shown_in_short(value):
+def test_an_invalid_value_is_abbreviated_in_errors(value):
     assert len(shown(value)) < 100

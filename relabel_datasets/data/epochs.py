@@ -209,7 +209,7 @@ class SharedEpochs(Epochs):
     def __getstate__(self) -> dict[str, Any]:
         if frameworks.starts_workers():
             return self.__dict__
-        copy = SharedEpochs()  # with its own memory: a copy continues by itself
+        copy = SharedEpochs()  # with its own shared memory, since a copy continues independently
         copy.choose(self.upcoming)
         return copy.__dict__
 

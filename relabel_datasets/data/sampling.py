@@ -132,10 +132,10 @@ class RelabelSampler(DistributedSampler[int]):
         shard_lengths: Number of samples in each shard: `dataset.shard_lengths`.
         shuffle: Whether to shuffle.
         seed: Seed of the shuffle order.
-        window: Number of shards that are mixed at a time, for data that is read over a network. Default: all.
+        window: Number of shards that are mixed at a time, for data that is read over a network. Default: All shards.
         remainder: `"drop"`, `"repeat"` or `"uneven"`, see `Order`.
-        rank: Rank of this process. Default: from torch.distributed, else from the environment variable RANK, else 0.
-        world_size: Number of ranks. Default: from torch.distributed, else from WORLD_SIZE, else 1.
+        rank: Rank of this process. Default: The rank of torch.distributed, else the environment variable RANK, else 0.
+        world_size: Number of ranks. Default: The world size of torch.distributed, else the environment variable WORLD_SIZE, else 1.
 
     Raises:
         ValueError: Arguments are out of range.
@@ -162,7 +162,7 @@ class RelabelSampler(DistributedSampler[int]):
         if window is not None and window < 1:
             raise ValueError(f"window must be at least 1 shard, got {window}")
         if (rank is None) != (world_size is None):
-            raise ValueError(f"give rank and world_size both or neither, got {rank} and {world_size}")
+            raise ValueError(f"pass both rank= and world_size=, or neither, got {rank} and {world_size}")
         if rank is not None and world_size is not None and not 0 <= rank < world_size:
             raise ValueError(f"rank must be from 0 to world_size - 1, got {rank} of {world_size}")
         lengths = tuple(map(int, shard_lengths))
@@ -291,8 +291,11 @@ class RelabelSampler(DistributedSampler[int]):
 
         Args:
             num_samples: Number of samples that the training loop has taken since the current iteration began. Default: the
-                number that the sampler has yielded. It is larger where DataLoader workers read ahead; `RelabelLoader` and
-                torchdata's StatefulDataLoader give the right number by themselves.
+                number that the sampler has yielded, which is too large if DataLoader workers read ahead. `RelabelLoader` and
+                torchdata's StatefulDataLoader pass the correct number.
+
+        Returns:
+            A small dict that can be stored as JSON.
         """
         iteration = self.epochs.running
         return self.state_of(iteration if num_samples is None else Iteration(iteration.start, taken=num_samples))

@@ -1,4 +1,4 @@
-"""RelabelStream: iterable dataset that reads shards in order, with shard prefetching; RelabelLoader: its DataLoader."""
+"""Iterable dataset that reads shards in order, with shard prefetching, and a DataLoader with an exact state."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ class RelabelStream(IterableDataset[Any]):
         seed: Seed of the shuffle order.
         window: Number of shards that are mixed at a time, and so the number that is on disk. None mixes all.
         remainder: `"drop"`, `"repeat"` or `"uneven"`, see `sampling.Order`.
-        rank: See `RelabelSampler`.
-        world_size: See `RelabelSampler`.
+        rank: Rank of this process, see `RelabelSampler`.
+        world_size: Number of ranks, see `RelabelSampler`.
         batch_size: Number of samples that are decoded at a time, and that each worker of a DataLoader without batch size reads
             in turn. Default: 1; `RelabelLoader` sets its own.
 
@@ -142,7 +142,10 @@ class RelabelStream(IterableDataset[Any]):
         Args:
             num_samples: Number of samples that the training loop has taken since the current iteration began. Default: the
                 number that the stream has yielded, which this process knows only without DataLoader workers. `RelabelLoader`
-                and torchdata's StatefulDataLoader give the right number by themselves.
+                and torchdata's StatefulDataLoader pass the correct number.
+
+        Returns:
+            A small dict that can be stored as JSON.
 
         Raises:
             RuntimeError: DataLoader workers read the stream and `num_samples` is missing, or accelerate dispatches the
@@ -151,7 +154,7 @@ class RelabelStream(IterableDataset[Any]):
         if frameworks.splits_by_dispatching():
             raise RuntimeError(
                 "accelerate's DataLoaderDispatcher saves states that are ahead of training, so that resuming loses samples: "
-                "give Accelerator DataLoaderConfiguration(dispatch_batches=False, use_stateful_dataloader=True)"
+                "pass Accelerator a DataLoaderConfiguration(dispatch_batches=False, use_stateful_dataloader=True)"
             )
         info = get_worker_info()
         if info is not None:
@@ -189,7 +192,7 @@ class RelabelStream(IterableDataset[Any]):
         if own is not None and info is None:
             if state.get("_steps_since_snapshot"):
                 raise ValueError(
-                    "the state is older than the last batch: give StatefulDataLoader snapshot_every_n_steps=1"
+                    "the state is older than the last batch: pass snapshot_every_n_steps=1 to StatefulDataLoader"
                 )
             taken = _num_taken([worker_state["own"] for worker_state in states])
             self.sampler.load_state_dict(self.sampler.state_dict(taken))
@@ -213,7 +216,7 @@ def _num_taken(own: list[dict[str, int]]) -> int:
     if len(own) != num_workers or any(np.sum(owners == worker["worker"]) != worker["yielded"] for worker in own):
         raise ValueError(
             "the state can only be resumed with the same number of workers, since their batches were not of the stream's "
-            f"batch_size, {batch_size}: give the loader a batch_size"
+            f"batch_size, {batch_size}: pass batch_size= to the loader"
         )
     return taken
 
@@ -371,7 +374,7 @@ class RelabelLoader(DataLoader[Any]):
         if iteration.start.stages:
             self._iterator = None  # persistent workers cannot begin within an epoch
         for batch in super().__iter__():
-            epochs.take(iteration, self.batch_size)  # the last may be smaller: more than all is all
+            epochs.take(iteration, self.batch_size)  # the last batch may be smaller, and a larger count is harmless
             yield batch
 
     def state_dict(self) -> dict[str, Any]:

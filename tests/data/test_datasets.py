@@ -51,8 +51,8 @@ def test_indices_are_those_of_a_sequence(dataset):
     assert dataset.image(-1).tobytes() == last.tobytes()
 
 
-def test_the_map_is_where_the_picture_is(tmp_path, annotator):
-    """Left half red, right half blue: crops of either side get that side's class, whatever the folder's label."""
+def test_label_maps_are_aligned_with_their_images(tmp_path, annotator):
+    """Crops of an image with a red and a blue half have the class of their half, not that of the folder."""
     pixels = np.zeros((48, 64, 3), np.uint8)
     pixels[:, :32, 0] = pixels[:, 32:, 2] = 255
     for name in ("cat", "dog", "emu"):
@@ -77,7 +77,7 @@ def test_label_only_shards_take_their_images_from_a_folder(dataset_folder, datas
         torch.testing.assert_close(label_map.dense(), joined_map.dense(), rtol=0, atol=0)
 
 
-def test_the_folder_may_be_above_the_one_of_the_split(dataset_folder, image_folder, tmp_path):
+def test_images_may_be_the_parent_of_the_folder_of_the_split(dataset_folder, image_folder, tmp_path):
     (tmp_path / "both").mkdir()
     image_folder.rename(tmp_path / "both" / "train")
     splits = rd.load_dataset(dataset_folder, "labels-only", images=tmp_path / "both")
@@ -94,7 +94,7 @@ def test_label_only_shards_take_their_images_from_a_mapping(dataset_folder, imag
         rd.RelabelDataset(dataset_folder, "labels-only", images=images)
 
 
-def test_images_of_another_resolution_keep_their_map(dataset_folder, image_folder):
+def test_images_in_another_resolution_keep_their_label_map(dataset_folder, image_folder):
     for path in image_folder.glob("*/*"):
         PIL.Image.open(path).resize((24, 20)).save(path)
     joined = rd.RelabelDataset(dataset_folder, "labels-only", images=image_folder, transforms=TRAIN)
@@ -103,7 +103,7 @@ def test_images_of_another_resolution_keep_their_map(dataset_folder, image_folde
     torch.testing.assert_close(soft_label.sum(), torch.tensor(1.0))
 
 
-def test_without_images_the_error_says_how_to_give_them(dataset_folder):
+def test_the_error_for_missing_images_names_the_argument(dataset_folder):
     with pytest.raises(rd.DatasetError, match="images="):
         rd.RelabelDataset(dataset_folder, "labels-only")
 
@@ -116,7 +116,7 @@ def test_images_and_label_maps_that_do_not_match_are_counted_and_named(dataset_f
     assert "1 image has no label map, such as 'renamed'" in str(caught.value)
 
 
-def test_an_image_that_became_unreadable_is_named(dataset_folder, image_folder):
+def test_an_unreadable_image_is_named(dataset_folder, image_folder):
     joined = rd.RelabelDataset(dataset_folder, "labels-only", images=image_folder)
     (image_folder / "cat" / "photo_00.jpg").write_bytes(b"gone")
     with pytest.raises(rd.errors.ImageError, match="photo_00"):
@@ -128,12 +128,12 @@ def soft_labels_by_key(loader):
 
 
 def with_key(image, label_map):
-    """A transform that draws nothing at random: key and label of the whole image."""
+    """Deterministic transform that returns the key and the label of the whole image."""
     return label_map.key, rd.LabelPooling()(image, label_map)[1]
 
 
 @pytest.mark.parametrize("context", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
-def test_dataloader_workers_give_what_the_dataset_gives(dataset_folder, context):
+def test_dataloader_workers_return_the_samples_of_the_dataset(dataset_folder, context):
     dataset = rd.RelabelDataset(dataset_folder, "colours", transforms=with_key)
     expected = dict(iter(dataset))
     loader = DataLoader(dataset, 4, num_workers=2, multiprocessing_context=context, shuffle=True)
@@ -144,13 +144,13 @@ def test_dataloader_workers_give_what_the_dataset_gives(dataset_folder, context)
 
 
 class Named(rd.RelabelDataset):
-    """Somebody's own samples."""
+    """Subclass with its own samples."""
 
     def __getitem__(self, index):
         return {"image": super().__getitem__(index)[0], "name": self.keys[index]}
 
 
-def test_a_batch_is_the_samples_of_its_indices(dataset_folder, image_folder):
+def test_a_batch_has_the_samples_of_its_indices(dataset_folder, image_folder):
     (image_folder / "dog" / "photo_04.jpg").unlink()
     joined = rd.RelabelDataset(dataset_folder, "labels-only", images=image_folder, unmatched="skip", transforms=TRAIN)
     indices = [3, -1, 0, 3]
@@ -168,7 +168,7 @@ def test_a_batch_is_the_samples_of_its_indices(dataset_folder, image_folder):
         joined.__getitems__([0, len(joined)])
 
 
-def test_a_subclass_says_what_a_sample_is(dataset_folder):
+def test_a_subclass_defines_its_samples(dataset_folder):
     dataset = Named(dataset_folder, "colours", transforms=TRAIN)
     assert next(iter(DataLoader(dataset, 4)))["name"] == list(dataset.keys[:4])
 
@@ -202,7 +202,7 @@ def test_accelerate_prepares_its_loader(dataset_folder):
     assert torch.isfinite(loss)
 
 
-def test_it_survives_pickling_and_says_what_it_is(dataset):
+def test_a_dataset_can_be_pickled_and_its_repr_describes_it(dataset):
     assert pickle.loads(pickle.dumps(dataset))[2][1].key == dataset.keys[2]
     text = repr(dataset)
     assert "Number of datapoints: 13" in text

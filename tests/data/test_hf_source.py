@@ -156,7 +156,7 @@ def test_an_image_column_of_every_type_is_read(kind, tmp_path, annotator, hf_hom
 @pytest.mark.parametrize(
     ("feature", "cell"), [(datasets.List(datasets.Image()), [{"bytes": jpeg(0), "path": None}]), (value("int64"), 3)]
 )
-def test_a_column_that_is_not_one_image_a_row_is_refused(feature, cell):
+def test_a_column_without_one_image_per_row_is_rejected(feature, cell):
     features = datasets.Features({"photo": feature, "label": class_label()})
     dataset = datasets.Dataset.from_dict({"photo": [cell], "label": [0]}, features=features)
     with pytest.raises(ValueError, match="column 'photo' cannot be the images: expected one image per row"):
@@ -165,7 +165,7 @@ def test_a_column_that_is_not_one_image_a_row_is_refused(feature, cell):
         rd.data.HFSource(dataset)
 
 
-def test_what_is_not_one_split_is_refused():
+def test_a_dict_of_splits_or_a_stream_is_rejected():
     rows = rows_of([0, 1], class_label())
     with pytest.raises(TypeError, match=r"dict of splits: pass one of \['test', 'train'\]"):
         rd.data.HFSource(datasets.DatasetDict({"train": rows, "test": rows}))
@@ -182,7 +182,7 @@ def test_a_split_without_rows_is_refused_before_any_output(tmp_path, annotator):
     assert not (tmp_path / "data").exists()
 
 
-def test_file_names_that_make_no_key_give_way_to_row_numbers(tmp_path):
+def test_keys_are_row_numbers_if_file_names_are_not_valid_keys(tmp_path):
     for path in ("/", ".", f"{'x' * 5000}.jpg"):
         cells = [{"bytes": jpeg(0), "path": "k0.jpg"}, {"bytes": jpeg(1), "path": path}]
         assert list(rd.data.HFSource(rows_of([0, 1], class_label(), cells)).keys) == ["00000000", "00000001"]

@@ -1,4 +1,4 @@
-"""Whatever a manifest, an index, a label map or a card holds: documented errors, little memory, no file outside touched."""
+"""Hostile manifests, indexes, label maps and cards cause documented errors, use little memory and touch no other file."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Label-only shards joined with images that live elsewhere: whatever they were made of, wherever the images are."""
+"""Label-only shards of every source are joined with images of every type."""
 
 import io
 import logging
@@ -55,7 +55,7 @@ def hugging_face(names, **columns):
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory):
-    """The same images in every kind of place; `split/` is named like the split."""
+    """The same images in every supported form. `split/` is named like the split."""
     root = tmp_path_factory.mktemp("images")
     for i, stem in enumerate(STEMS):
         path = root / "folder" / "train" / CLASSES[i % 3] / f"{stem}.png"
@@ -72,7 +72,7 @@ def places(tmp_path_factory):
 
 
 def in_place(kind, root):
-    """Return what `images=` takes."""
+    """Return a value of `images=`."""
     match kind:
         case "folder" | "tars" | "prefixed" | "saved" | "saved-splits":
             return root / kind
@@ -131,7 +131,7 @@ def label_only(tmp_path_factory, places):
 
 
 def number_of(key):
-    """Return which picture a key stands for."""
+    """Return the number of the picture of a key."""
     return int(key.rpartition("_")[2])
 
 
@@ -152,14 +152,14 @@ def assert_images_are_those_of_the_keys(dataset, number=number_of):
         *[("prefixed", kind) for kind in [*BY_STEM, "prefixed"]],
     ],
 )
-def test_every_kind_of_images_is_joined_by_key(label_only, places, config, kind):
+def test_images_of_every_type_are_joined_by_key(label_only, places, config, kind):
     dataset = rd.RelabelDataset(label_only, config, images=in_place(kind, places))
     assert sorted(map(number_of, dataset.keys)) == list(range(NUM_IMAGES))
     assert dataset.unmatched == (0, 0)
     assert_images_are_those_of_the_keys(dataset)
 
 
-def test_a_dataset_without_file_names_is_joined_with_itself_by_running_numbers(label_only, places):
+def test_a_dataset_without_file_names_is_joined_with_itself_by_row_number(label_only, places):
     images = in_place("Dataset without names", places)
     for same in (images, rd.data.HFSource(images), images.remove_columns("label")):
         dataset = rd.RelabelDataset(label_only, "Dataset-without-names", images=same)
@@ -184,7 +184,7 @@ def test_keys_that_cannot_match_are_explained(label_only, places, config, kind, 
         rd.RelabelDataset(label_only, config, images=in_place(kind, places), unmatched=unmatched)
 
 
-def test_keys_that_are_paths_find_tars_of_the_same_paths(tmp_path):
+def test_keys_that_are_paths_match_tars_with_the_same_paths(tmp_path):
     """Stems repeat, and dots of folders are escaped in our keys but not in those of tars."""
     for i in range(6):
         path = tmp_path / "images" / f"{i // 2}.class" / f"{i % 2}.png"
@@ -219,13 +219,13 @@ def other_images(tmp_path):
 COUNTS = r"4 label maps have no image, such as .*'n01_0\d', .*; 2 images have no label map, such as 'n01_77', 'n01_78'"
 
 
-def test_what_has_no_counterpart_is_an_error_with_counts_and_examples(label_only, other_images):
+def test_samples_without_a_counterpart_are_an_error_with_counts_and_examples(label_only, other_images):
     with pytest.raises(rd.DatasetError, match=COUNTS + r"\. .*unmatched='skip'"):
         rd.RelabelDataset(label_only, "ImageFolderSource", images=other_images)
 
 
 @pytest.mark.parametrize("unmatched", ["ignore", None, True])
-def test_other_ways_to_treat_it_are_refused_before_any_work(label_only, unmatched):
+def test_an_unknown_value_of_unmatched_is_rejected_first(label_only, unmatched):
     with pytest.raises(ValueError, match=r"unmatched must be one of \('error', 'skip'\)"):
         rd.RelabelDataset("nowhere", images="nowhere", unmatched=unmatched)
     with pytest.raises(ValueError, match="unmatched must be one of"):
@@ -233,7 +233,7 @@ def test_other_ways_to_treat_it_are_refused_before_any_work(label_only, unmatche
 
 
 @pytest.mark.parametrize("config", ["ImageFolderSource", "tars"])
-def test_what_has_no_counterpart_is_left_out_and_counted(label_only, other_images, config, caplog):
+def test_samples_without_a_counterpart_are_left_out_and_counted(label_only, other_images, config, caplog):
     everything = rd.LabelMaps(label_only, config)
     with caplog.at_level(logging.WARNING):
         dataset = rd.RelabelDataset(label_only, config, images=other_images, unmatched="skip")
@@ -253,7 +253,7 @@ def test_what_has_no_counterpart_is_left_out_and_counted(label_only, other_image
     assert "4 label maps have no image, such as" in record.message
 
 
-def test_shard_lengths_are_of_what_remains(label_only, other_images):
+def test_shard_lengths_count_the_remaining_samples(label_only, other_images):
     dataset = rd.RelabelDataset(label_only, "ImageFolderSource", images=other_images, unmatched="skip")
     keys, shards, start = list(rd.LabelMaps(label_only, "ImageFolderSource")), [], 0
     for length in dataset.label_maps.split.shard_lengths:
@@ -267,7 +267,7 @@ def test_shard_lengths_are_of_what_remains(label_only, other_images):
     assert sorted(label_map.key for _, label_map in stream) == sorted(dataset.keys)
 
 
-def test_a_shard_of_which_nothing_remains_does_no_harm(label_only):
+def test_a_shard_without_remaining_samples_is_harmless(label_only):
     label_maps = rd.LabelMaps(label_only, "tars")
     first, *_, last = label_maps.split.shard_lengths
     keys = list(label_maps)
@@ -278,7 +278,7 @@ def test_a_shard_of_which_nothing_remains_does_no_harm(label_only):
     assert_images_are_those_of_the_keys(dataset)
 
 
-def test_extra_images_alone_leave_all_label_maps(label_only, places, tmp_path):
+def test_extra_images_do_not_remove_label_maps(label_only, places, tmp_path):
     write_tar(tmp_path / "more.tar", [("n01_50", 0, png(50))])
     tars = [*sorted((places / "tars").iterdir()), tmp_path / "more.tar"]
     dataset = rd.RelabelDataset(label_only, "tars", images=rd.data.WebDatasetSource(tars), unmatched="skip")
@@ -315,7 +315,7 @@ def test_several_images_for_one_label_map_are_refused(label_only, tmp_path, unma
 
 
 @pytest.mark.parametrize("images", [["a.tar"], 3, hugging_face(["a.png"]).to_iterable_dataset()])
-def test_what_has_no_images_with_keys_is_refused(label_only, images):
+def test_objects_without_images_and_keys_are_rejected(label_only, images):
     with pytest.raises(TypeError, match=rf"images must be a path, .*got {type(images).__name__}.*join\(\)"):
         rd.RelabelDataset(label_only, "tars", images=images)
 
@@ -325,7 +325,7 @@ def key_and_pixels(image, label_map):
 
 
 @pytest.mark.parametrize("kind", ["tars", "Dataset", "saved", "folder", "mapping"])
-def test_dataloader_workers_read_what_is_joined(label_only, places, kind):
+def test_dataloader_workers_read_joined_samples(label_only, places, kind):
     images = in_place(kind, places)
     dataset = rd.RelabelDataset(label_only, "ImageFolderSource", images=images, transforms=key_and_pixels)
     loader = DataLoader(dataset, 3, num_workers=2, multiprocessing_context="fork", shuffle=True)
@@ -336,13 +336,13 @@ def test_dataloader_workers_read_what_is_joined(label_only, places, kind):
         assert seen[key][1].equal(label)
 
 
-def test_dataloader_workers_read_what_remains(label_only, other_images):
+def test_dataloader_workers_read_the_remaining_samples(label_only, other_images):
     dataset = rd.RelabelDataset(label_only, "tars", images=other_images, unmatched="skip", transforms=key_and_pixels)
     loader = DataLoader(dataset, 2, num_workers=2, multiprocessing_context="fork")
     assert [key for keys, *_ in loader for key in keys] == list(dataset.keys)
 
 
-def test_keys_that_share_a_hash_are_told_apart(tmp_path, monkeypatch):
+def test_keys_with_the_same_hash_are_distinguished(tmp_path, monkeypatch):
     monkeypatch.setattr(index_module, "hash_key", lambda key: number_of(key) % 3)
     path = tmp_path / "index"
     path.write_bytes(index_module.make_index([index_module.Row(stem, 0, 0, 0) for stem in STEMS], images=False))
@@ -381,7 +381,7 @@ def test_streamed_samples_get_their_label_maps(label_only, places, config, kind,
         torch.testing.assert_close(sample["label_map"].dense(), expected.dense(), rtol=0, atol=0)
 
 
-def test_it_is_lazy_and_a_stage_of_a_pipeline(label_only, places):
+def test_join_is_lazy_and_a_stage_of_a_pipeline(label_only, places):
     label_maps = rd.LabelMaps(label_only, "tars")
     stage = partial(rd.data.join, label_maps=label_maps)
     pipeline = tar_samples(places / "tars", "webdataset").compose(stage).to_tuple("png", "label_map")
@@ -401,7 +401,7 @@ def test_the_field_with_the_key_may_have_any_name_and_hold_a_path(label_only):
         list(rd.data.join([{"file": "n01_03"}], label_maps))
 
 
-def test_a_sample_without_label_map_is_an_error_that_says_how_far_it_came(label_only, other_images):
+def test_a_sample_without_a_label_map_is_an_error_that_counts_the_samples_before_it(label_only, other_images):
     label_maps = rd.LabelMaps(label_only, "tars")
     joined = rd.data.join(tar_samples(other_images, "webdataset"), label_maps)
     assert [next(joined)["__key__"] for _ in range(7)]
@@ -410,7 +410,7 @@ def test_a_sample_without_label_map_is_an_error_that_says_how_far_it_came(label_
 
 
 @pytest.mark.parametrize("closed", [False, True])
-def test_samples_without_label_map_are_left_out_and_counted_once(label_only, other_images, caplog, closed):
+def test_samples_without_a_label_map_are_left_out_and_counted_once(label_only, other_images, caplog, closed):
     label_maps = rd.LabelMaps(label_only, "tars")
     samples = [*tar_samples(other_images, "webdataset"), {"__key__": STEMS[0]}]
     joined = rd.data.join(samples, label_maps, unmatched="skip")
@@ -424,7 +424,7 @@ def test_samples_without_label_map_are_left_out_and_counted_once(label_only, oth
 
 @pytest.mark.parametrize("unmatched", ["error", "skip"])
 @pytest.mark.parametrize("complete", [False, True])
-def test_with_complete_every_label_map_must_come_once(label_only, complete, unmatched):
+def test_with_complete_every_label_map_must_occur_once(label_only, complete, unmatched):
     def joined(keys):
         samples = [{"__key__": key} for key in keys]
         label_maps = rd.LabelMaps(label_only, "ImageFolderSource")

@@ -1,4 +1,4 @@
-"""Names as they exist on disks and in tars: valid keys, the same in every reader."""
+"""File names as they occur on disks and in tars become valid keys that are equal in every reader."""
 
 import io
 import os
@@ -95,7 +95,7 @@ def test_names_of_tar_members_become_keys_that_every_reader_reads(tar_of_names, 
     assert_read_everywhere(tmp_path / "data", {key: (i % 3, jpeg(i)) for i, key in enumerate(MEMBERS.values())})
 
 
-def test_label_maps_of_a_tar_join_with_it_at_once_and_as_it_streams(tar_of_names, tmp_path, annotator):
+def test_label_maps_of_a_tar_are_joined_with_it_by_random_access_and_streaming(tar_of_names, tmp_path, annotator):
     options = {"build_config": rd.annotate.BuildConfig(images=False), "progress": False}
     rd.build(rd.data.open_source(tar_of_names), tmp_path / "data", annotator, **options)
     joined = rd.load_dataset(tmp_path / "data", split="train", images=tar_of_names)
@@ -107,7 +107,7 @@ def test_label_maps_of_a_tar_join_with_it_at_once_and_as_it_streams(tar_of_names
 
 
 @pytest.mark.parametrize("prefix", ["", "./", "train/", "v1.0/"])
-def test_label_maps_of_a_folder_join_with_a_tar_of_the_same_files(prefix, tmp_path, annotator):
+def test_label_maps_of_a_folder_are_joined_with_a_tar_of_the_same_files(prefix, tmp_path, annotator):
     names = ["a", "__b", " c", "100%", "d%20e", "größe", "f\\g"]
     for i, name in enumerate(names):
         path = tmp_path / "images" / ("cat", "dog", "emu")[i % 3] / f"{name}.jpg"
@@ -125,7 +125,7 @@ def test_label_maps_of_a_folder_join_with_a_tar_of_the_same_files(prefix, tmp_pa
     assert {sample["label_map"].key: sample["jpg"] for sample in samples} == images
 
 
-def test_a_tar_of_our_own_keeps_its_keys(tar_of_names, tmp_path, annotator):
+def test_a_tar_written_by_this_package_keeps_its_keys(tar_of_names, tmp_path, annotator):
     rd.build(rd.data.open_source(tar_of_names), tmp_path / "data", annotator, progress=False)
     again = rd.data.open_source(tmp_path / "data" / "colours")
     assert sorted(again.keys) == sorted(MEMBERS.values())
@@ -221,12 +221,12 @@ def test_a_key_of_a_tar_that_is_percent_encoded_is_kept():
         assert key_from_member(key) == key_from_path(key) != key
 
 
-def test_keys_are_stems_where_they_are_unique_and_paths_where_not():
+def test_keys_are_stems_if_these_are_unique_and_paths_otherwise():
     assert sample_keys(["a/x.jpg", "b/y.png"]) == ("stem", ["x", "y"])
     assert sample_keys(["a/x.jpg", "b/x.png"]) == ("path", ["a/x", "b/x"])
 
 
-def test_keys_hold_no_dots_and_different_names_get_different_keys():
+def test_keys_have_no_dots_and_different_names_have_different_keys():
     paths = ["a/img.v1.jpg", "a/img.v2.jpg", "a/img%2Ev1.jpg", "a/img.jpg"]
     _, keys = sample_keys(paths)
     assert len(set(keys)) == 4
@@ -234,12 +234,12 @@ def test_keys_hold_no_dots_and_different_names_get_different_keys():
     assert key_of("v1.0/a.jpg", "path") == "v1%2E0/a"
 
 
-def test_files_that_differ_by_extension_only_are_refused_by_name():
+def test_files_that_differ_only_by_extension_are_rejected_by_name():
     with pytest.raises(ValueError, match="'a/x'"):
         sample_keys(["a/x.jpg", "a/x.png"])
 
 
-def test_two_members_of_one_path_are_refused_by_name(tmp_path):
+def test_two_members_with_the_same_path_are_rejected_by_name(tmp_path):
     write_tar(tmp_path / "s.tar", [("a.jpg", jpeg(0)), ("./a.jpg", jpeg(1))])
     with pytest.raises(rd.DatasetError, match=r"s\.tar: 'a' and '\./a' are the same path"):
         rd.data.WebDatasetSource([tmp_path / "s.tar"])

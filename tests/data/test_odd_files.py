@@ -1,4 +1,4 @@
-"""What stands beside images on real disks and in real tars: read, ignored, or skipped with its reason, and never waited for."""
+"""Unusual files on real disks and in real tars are read, ignored, or skipped with a reason, and never block."""
 
 import io
 import logging
@@ -73,7 +73,7 @@ IN_FOLDERS = {  # what is put there, the keys then built, and what is skipped wi
     "Thumbs.db": (lambda root: put(root / "cat" / "Thumbs.db", b"\xd0\xcf\x11\xe0"), KEYS, {}),
     "desktop.ini": (lambda root: put(root / "cat" / "desktop.ini", b"[.ShellClassInfo]"), KEYS, {}),
     "checkpoints": (lambda root: put(root / "cat" / ".ipynb_checkpoints" / "a-checkpoint.jpg", jpeg(1)), KEYS, {}),
-    "checkpoints beside classes": (lambda root: put(root / ".ipynb_checkpoints" / "a.jpg", jpeg(1)), KEYS, {}),
+    "checkpoints next to classes": (lambda root: put(root / ".ipynb_checkpoints" / "a.jpg", jpeg(1)), KEYS, {}),
     "thumbnails of Synology": (lambda root: put(root / "cat" / "@eaDir" / "photo_0.jpg" / "T.jpg", jpeg(1)), KEYS, {}),
     "lost+found": (lambda root: (root / "lost+found").mkdir(), KEYS, {}),
     "hidden image": (lambda root: put(root / "cat" / ".photo.jpg", b"no image"), KEYS, {}),
@@ -125,7 +125,7 @@ def test_odd_files_in_an_image_folder(name, folder, tmp_path):
     assert rd.verify(tmp_path / "data", num_workers=0, progress=False).ok
 
 
-def test_a_loop_of_two_links_ends_and_holds_each_image_once_per_class(folder, caplog):
+def test_a_loop_of_two_links_has_each_image_once_per_class(folder, caplog):
     loop_of_two(folder)
     source = rd.data.ImageFolderSource(folder)
     assert sorted(source.keys) == sorted(
@@ -138,7 +138,7 @@ def test_a_loop_of_two_links_ends_and_holds_each_image_once_per_class(folder, ca
 
 @contextmanager
 def without_privileges():
-    """Root may read everything."""
+    """Drop the privileges of root, which can read every file."""
     is_root = os.geteuid() == 0
     if is_root:
         os.seteuid(65534)
@@ -160,7 +160,7 @@ def open_folder():
         yield root
 
 
-def test_files_that_may_not_be_read_are_skipped_and_folders_that_may_not_are_an_error(open_folder):
+def test_files_without_read_permission_are_skipped_and_such_folders_are_an_error(open_folder):
     (open_folder / "images" / "cat" / "photo_3.jpg").chmod(0)
     with without_privileges():
         manifest = build(rd.data.ImageFolderSource(open_folder / "images"), open_folder / "data")
@@ -173,7 +173,7 @@ def test_files_that_may_not_be_read_are_skipped_and_folders_that_may_not_are_an_
         rd.data.ImageFolderSource(open_folder / "images")
 
 
-def test_files_that_vanish_after_the_scan_are_skipped(folder, tmp_path):
+def test_files_deleted_after_the_scan_are_skipped(folder, tmp_path):
     source = rd.data.ImageFolderSource(folder)
     (folder / "cat" / "photo_0.jpg").unlink()
     manifest = build(source, tmp_path / "data")
@@ -202,7 +202,7 @@ def write_tar(path, members, **options):
 
 
 LONG = "/".join(["a_folder_with_a_long_name"] * 12) + "/k2"
-IN_TARS = {  # members beside samples k0 and k1, the keys then found, and what is skipped with which reason
+IN_TARS = {  # members next to samples k0 and k1, the expected keys, and the skipped members with their reasons
     "AppleDouble": ([member("d/._k0.jpg", APPLE_DOUBLE)], set(), {}),
     "AppleDouble below .": ([member("./._k0.jpg", APPLE_DOUBLE), member("./d/._k0.cls", APPLE_DOUBLE)], set(), {}),
     "__MACOSX": ([member("__MACOSX/d/._k0.jpg", APPLE_DOUBLE), member("__MACOSX/d/k0.jpg", APPLE_DOUBLE)], set(), {}),
@@ -269,7 +269,7 @@ def test_odd_members_of_a_tar(name, tar_format, tmp_path):
         assert reason in reasons[key]
 
 
-def test_tars_of_symbolic_links_alone_say_what_to_do(tmp_path):
+def test_the_error_for_tars_with_symbolic_links_only_says_what_to_do(tmp_path):
     members = [member(f"k{i}.jpg", kind=tarfile.SYMTYPE, target=f"../../blobs/{i}") for i in range(3)]
     with pytest.raises(rd.DatasetError, match=r"no sample with an image: first .*write the tar with --dereference"):
         rd.data.WebDatasetSource([write_tar(tmp_path / "s.tar", members)])
@@ -333,5 +333,5 @@ def test_a_compressed_tar_called_tar_is_refused_with_advice(tmp_path, mode):
         ("$RECYCLE.BIN/a.jpg", True), ("System Volume Information/a.jpg", True), ("a/@eaDir/b.jpg", True),
     ],
 )  # fmt: skip
-def test_what_counts_as_clutter(path, ignored):
+def test_clutter_is_recognized_by_name(path, ignored):
     assert is_clutter(path) is ignored

@@ -1,4 +1,4 @@
-"""Ranks as torchrun starts them, killed and started again in another number."""
+"""Ranks of torchrun that are killed and restarted with another world size."""
 
 import json
 import subprocess
@@ -39,7 +39,7 @@ torch.distributed.destroy_process_group()
 
 
 @pytest.mark.slow
-def test_torchruns_ranks_resume_in_another_number(dataset_folder, tmp_path):
+def test_ranks_of_torchrun_resume_with_another_world_size(dataset_folder, tmp_path):
     script = tmp_path / "rank.py"
     script.write_text(RANK)
 

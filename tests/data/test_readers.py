@@ -1,4 +1,4 @@
-"""The shards as other libraries read them: the same keys, labels, images and label maps, sample by sample."""
+"""Other libraries read the same keys, labels, images and label maps from the shards, sample by sample."""
 
 import io
 
@@ -79,7 +79,7 @@ def test_timm_reads_images_and_labels_by_the_manifest(dataset_folder, ours):
         np.testing.assert_array_equal(np.asarray(image), np.asarray(ours.image(i)))
 
 
-def test_members_hold_the_files_own_bytes(ours, image_folder):
+def test_members_are_the_bytes_of_the_image_files(ours, image_folder):
     for i, key in enumerate(ours.keys):
         (path,) = image_folder.glob(f"*/{key}.jpg")
         assert ours.label_maps.image_bytes(i) == path.read_bytes()

@@ -1,4 +1,4 @@
-"""decode_sample on what `datasets` and `webdataset` read from real shards, compared with RelabelDataset."""
+"""decode_sample on samples that `datasets` and `webdataset` read from real shards, compared with RelabelDataset."""
 
 import io
 import re
@@ -32,7 +32,7 @@ def _hf_cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def root(image_folder, request):
-    """The dataset of `dataset_folder`, with a rotated, a CMYK and a grey image among its images."""
+    """The dataset of `dataset_folder`, with a rotated, a CMYK and a gray image among its images."""
     exif = PIL.Image.Exif()
     exif[0x0112] = 6
     picture(3, (40, 56)).save(image_folder / "cat" / "photo_03.jpg", exif=exif)
@@ -77,7 +77,7 @@ def collate(samples):
 
 
 def assert_same_soft_labels(loader, ours):
-    """The way the README shows, to the end: batches of images and soft labels."""
+    """Train loader of the guide: batches of images and soft labels."""
     images, soft_labels = map(torch.cat, zip(*loader, strict=True))
     expected = [TRANSFORMS(*ours[i]) for i in range(len(ours))]
     torch.testing.assert_close(images, torch.stack([image for image, _ in expected]))
@@ -89,7 +89,7 @@ def test_rows_of_datasets_streaming(root, ours):
     samples = rows.map(rd.decode_sample, remove_columns=rows.column_names)
     assert list(next(iter(samples))) == ["key", "image", "label_map", "label"]
     assert_same_samples(samples, ours)
-    assert_same_samples(rows.map(rd.decode_sample), ours)  # with the row's own columns left beside
+    assert_same_samples(rows.map(rd.decode_sample), ours)  # the row's columns are kept
     assert_same_samples(samples.map(lambda sample: {"more": sample["label_map"].key}), ours)
     assert_same_soft_labels(DataLoader(samples, batch_size=4, collate_fn=collate), ours)
 
@@ -152,7 +152,7 @@ def png(image, **kwargs):
     return buffer.getvalue()
 
 
-def test_16_bit_images_keep_their_upper_8_bits_however_they_come():
+def test_16_bit_images_keep_their_upper_8_bits_in_every_form():
     values = (np.arange(48).reshape(6, 8) * 1000).astype(np.uint16)
     image = PIL.Image.fromarray(values)
     for stored in (image, png(image)):
@@ -160,20 +160,20 @@ def test_16_bit_images_keep_their_upper_8_bits_however_they_come():
         np.testing.assert_array_equal(read, np.repeat((values >> 8)[..., None], 3, 2))
 
 
-def test_a_decoded_image_that_still_has_its_orientation_is_turned():
+def test_a_decoded_image_with_an_orientation_tag_is_turned():
     exif = PIL.Image.Exif()
     exif[0x0112] = 8
     opened = PIL.Image.open(io.BytesIO(png(picture(0, (8, 6)), exif=exif)))
     assert rd.decode_sample(raw_sample(opened))["image"].size == (8, 6)
 
 
-def test_an_image_in_another_resolution_takes_its_label_map_along():
+def test_an_image_in_another_resolution_resizes_its_label_map():
     sample = rd.decode_sample(raw_sample(picture(0, (12, 20))))
     assert sample["label_map"].canvas_size == (12, 20)
 
 
 @pytest.mark.parametrize("label", [b"2", 2, np.int64(2)])
-def test_a_label_as_each_library_has_it_is_an_int(label):
+def test_labels_of_every_library_become_an_int(label):
     decoded = rd.decode_sample(raw_sample(cls=label))["label"]
     assert (type(decoded), decoded) == (int, 2)
 
@@ -181,7 +181,7 @@ def test_a_label_as_each_library_has_it_is_an_int(label):
 MAP = rd.LabelMap.from_logits(torch.randn(3, 2, 2))
 
 
-def test_a_field_of_an_extension_that_another_split_has_is_none_and_no_image():
+def test_an_empty_field_of_the_image_extension_of_another_split_is_ignored():
     assert rd.decode_sample(raw_sample(picture(0, (6, 8)), png=None))["image"].size == (8, 6)
 
 
@@ -207,6 +207,6 @@ def test_a_field_of_an_extension_that_another_split_has_is_none_and_no_image():
         (raw_sample(np.zeros((6, 8, 3))), TypeError, r"one\.jpg must be bytes or a PIL image, got ndarray"),
     ],
 )
-def test_what_cannot_be_decoded_says_why(sample, error, message):
+def test_the_error_for_an_undecodable_sample_says_why(sample, error, message):
     with pytest.raises(error, match=message):
         rd.decode_sample(sample)

@@ -1,4 +1,4 @@
-"""The laws of an epoch's order, over a grid of shards x ranks x windows x remainders x epochs x stop points."""
+"""Properties of the order of an epoch, over a grid of shards x ranks x windows x remainders x epochs x stop points."""
 
 import itertools
 import json
@@ -44,7 +44,7 @@ def test_ranks_are_disjoint_complete_and_equal(world_size):
 
 
 @pytest.mark.parametrize("world_size", WORLDS)
-def test_it_resumes_exactly_at_every_sample_any_number_of_times(world_size):
+def test_an_epoch_resumes_exactly_at_every_sample_any_number_of_times(world_size):
     for order, epoch in itertools.product(orders(), (0, 4)):
         for rank, whole in enumerate(rows_of_ranks(order, world_size, Progress(epoch))):
             for stop in range(len(whole) + 1):
@@ -56,7 +56,7 @@ def test_it_resumes_exactly_at_every_sample_any_number_of_times(world_size):
 
 
 @pytest.mark.parametrize(("first", "second", "third"), [(1, 2, 3), (3, 1, 2), (2, 3, 2), (3, 2, 7), (7, 3, 1)])
-def test_other_numbers_of_ranks_go_on_without_loss_or_repeat(first, second, third):
+def test_other_world_sizes_resume_without_lost_or_repeated_samples(first, second, third):
     for order in orders(["uneven"]):
         count = sum(order.shard_lengths)
         for stop in range(count // first + 1):
@@ -71,7 +71,7 @@ def test_other_numbers_of_ranks_go_on_without_loss_or_repeat(first, second, thir
 
 
 @pytest.mark.parametrize("remainder", ["drop", "repeat"])
-def test_other_numbers_of_ranks_are_equal_again(remainder):
+def test_ranks_are_equal_after_a_change_of_the_world_size(remainder):
     for order in orders([remainder]):
         count = sum(order.shard_lengths)
         for stop in range(count // 3 + 1):
@@ -85,7 +85,7 @@ def test_other_numbers_of_ranks_are_equal_again(remainder):
             assert len(set(seen) | set(rest)) > count - 2
 
 
-def test_the_order_depends_on_seed_and_epoch_alone():
+def test_the_order_depends_only_on_seed_and_epoch():
     lengths = (20, 30, 25)
     order = Order(shard_lengths=lengths, seed=1, window=2, remainder="drop")
     same = Order(shard_lengths=lengths, seed=1, window=2, remainder="drop")
@@ -96,18 +96,18 @@ def test_the_order_depends_on_seed_and_epoch_alone():
         assert rows_of_ranks(order, 3, Progress(epoch)) != rows_of_ranks(order, 3, Progress(epoch + 1))
 
 
-def test_the_first_rows_are_these():  # or else a state of an older version would go on elsewhere, silently
+def test_the_first_rows_are_unchanged():  # otherwise a state of an older version would silently resume elsewhere
     order = Order(shard_lengths=(4, 4, 4), seed=0, window=2, remainder="drop")
     assert rows_of_ranks(order, 2, Progress(5)) == [[3, 0, 2, 1, 4, 5], [6, 7, 11, 10, 9, 8]]
 
 
-def test_without_a_seed_it_is_the_order_of_the_shards():
+def test_without_a_seed_the_order_is_that_of_the_shards():
     order = Order(shard_lengths=(3, 4), seed=None, window=1, remainder="uneven")
     assert rows_of_ranks(order, 2, Progress(9)) == [[0, 1, 2, 3], [4, 5, 6]]
 
 
 @pytest.mark.parametrize("window", [1, 3, 10])
-def test_a_rank_needs_the_shards_of_the_window_at_a_time(window):
+def test_a_rank_reads_only_the_shards_of_its_window_at_a_time(window):
     order = Order(shard_lengths=(50,) * 40, seed=0, window=window, remainder="drop")
     for world_size in (1, 4):
         touched = []
@@ -122,7 +122,7 @@ def test_a_rank_needs_the_shards_of_the_window_at_a_time(window):
         assert len(touched) == 40  # each shard is read by one rank, where they divide
 
 
-def test_no_window_mixes_everything():
+def test_without_a_window_all_shards_are_mixed():
     rows = Order(shard_lengths=(100,) * 20, seed=0, window=None, remainder="drop").rows(Progress(), 1, 0)
     assert len(set((rows[:100] // 100).tolist())) > 15
 
@@ -131,14 +131,14 @@ def sampler(**arguments):
     return RelabelSampler((5, 3, 8, 1), **arguments)
 
 
-def test_a_sampler_gives_the_rows_of_its_rank():
+def test_a_sampler_yields_the_rows_of_its_rank():
     ranks = [list(sampler(rank=rank, world_size=3, remainder="uneven")) for rank in range(3)]
     assert sorted(itertools.chain(*ranks)) == list(range(17))
     assert [len(sampler(rank=rank, world_size=3)) for rank in range(3)] == [5, 5, 5]
     assert list(sampler(shuffle=False)) == list(range(17))
 
 
-def test_a_sampler_resumes_at_every_sample_twice_in_a_row_and_goes_on_with_the_next_epoch():
+def test_a_sampler_resumes_at_every_sample_twice_and_continues_with_the_next_epoch():
     whole = sampler(seed=1)
     epochs = list(itertools.chain(whole, whole, whole))
     for stop, more in itertools.product(range(18), (0, 1, 5)):
@@ -230,7 +230,7 @@ def test_the_rank_is_found_in_torchs_environment(monkeypatch):
     assert copy.rank_and_size == (2, 3)
     monkeypatch.delenv("RANK")
     monkeypatch.delenv("WORLD_SIZE")
-    assert copy.rank_and_size == (0, 1)  # another process has a rank of its own
+    assert copy.rank_and_size == (0, 1)  # another process has its own rank
     assert sampler().rank_and_size == (0, 1)
 
 
@@ -248,17 +248,17 @@ def test_the_rank_is_found_in_torch_distributed(tmp_path):
     [
         ({"remainder": "pad"}, "'drop', 'repeat', 'uneven'"),
         ({"window": 0}, "at least 1 shard"),
-        ({"rank": 1}, "both or neither"),
+        ({"rank": 1}, "pass both rank= and world_size=, or neither"),
         ({"rank": 3, "world_size": 3}, "3 of 3"),
         ({"rank": -1, "world_size": 3}, "-1 of 3"),
     ],
 )
-def test_arguments_out_of_range_are_refused(arguments, message):
+def test_arguments_out_of_range_are_rejected(arguments, message):
     with pytest.raises(ValueError, match=message):
         sampler(**arguments)
 
 
-def test_states_of_another_order_are_refused_by_what_differs():
+def test_states_of_another_order_are_rejected_with_the_differences():
     state = sampler(seed=1, window=4).state_dict(3)
     with pytest.raises(ValueError, match=r"seed is 1 there, 0 here, window is 4 there, None here"):
         sampler().load_state_dict(state)

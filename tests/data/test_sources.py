@@ -72,13 +72,13 @@ def test_webdataset_tars_and_a_folder_or_glob_of_them(tmp_path):
         ([("a.jpg", b"x"), ("a.cls", b"zero")], r"a\.cls must be a class index, got b'zero'"),
     ],
 )
-def test_samples_that_are_not_image_and_class_are_named(tmp_path, members, message):
+def test_samples_without_one_image_and_a_class_are_named(tmp_path, members, message):
     write_tar(tmp_path / "s.tar", members)
     with pytest.raises(rd.DatasetError, match=message):
         _ = rd.data.WebDatasetSource([tmp_path / "s.tar"]).labels
 
 
-def test_keys_that_stand_twice_are_named(tmp_path):
+def test_repeated_keys_are_named(tmp_path):
     write_tar(tmp_path / "1.tar", [("a.jpg", b"x"), ("a.cls", b"0")])
     write_tar(tmp_path / "2.tar", [("a.jpg", b"x"), ("a.cls", b"0")])
     with pytest.raises(rd.DatasetError, match="'a'"):
@@ -88,7 +88,7 @@ def test_keys_that_stand_twice_are_named(tmp_path):
         rd.data.WebDatasetSource([tmp_path / "3.tar"])
 
 
-def test_a_tar_that_is_cut_off_is_refused_wherever_it_is_cut(tmp_path):
+def test_a_truncated_tar_is_rejected(tmp_path):
     path = tmp_path / "s.tar"
     write_tar(path, [(f"k{i}.{field}", data) for i in range(3) for field, data in (("jpg", jpeg(i)), ("cls", b"0"))])
     whole = path.read_bytes()
@@ -100,8 +100,8 @@ def test_a_tar_that_is_cut_off_is_refused_wherever_it_is_cut(tmp_path):
             rd.data.WebDatasetSource([path])
 
 
-def test_a_tar_with_a_damaged_header_is_refused(tmp_path):
-    """tarfile would take the damage for the end."""
+def test_a_tar_with_a_corrupt_header_is_rejected(tmp_path):
+    """tarfile would stop at the header without an error."""
     path = tmp_path / "s.tar"
     write_tar(path, [(f"k{i}.jpg", jpeg(i)) for i in range(4)])
     with tarfile.open(path) as tar:
@@ -122,7 +122,7 @@ def test_tars_of_every_format_with_long_names_folders_and_links(tmp_path, tar_fo
         for i, key in enumerate(keys):
             for name, data in ((f"{key}.jpg", jpeg(i)), (f"{key}.cls", b"%d" % i)):
                 member = tarfile.TarInfo(name)
-                member.size, member.mtime = len(data), 1.5  # half a second needs a header of its own in PAX
+                member.size, member.mtime = len(data), 1.5  # half a second needs an extra header in PAX
                 tar.addfile(member, io.BytesIO(data))
             tar.addfile(_member(f"link{i}.jpg", tarfile.SYMTYPE, linkname="a/k0.jpg"))
     assert samples(rd.data.WebDatasetSource([tmp_path / "s.tar"])) == {key: (i, jpeg(i)) for i, key in enumerate(keys)}
@@ -204,7 +204,7 @@ def test_splits_of_a_saved_hugging_face_dataset(tmp_path):
         rd.data.open_source(tmp_path / "saved")
 
 
-def test_a_hugging_face_dataset_without_file_names_gets_running_numbers():
+def test_a_hugging_face_dataset_without_file_names_has_row_numbers_as_keys():
     features = datasets.Features({"img": datasets.Image(), "y": datasets.Value("int32"), "z": datasets.Image()})
     rows = {"img": [picture(i) for i in range(3)], "y": [2, 0, 1], "z": [picture(0)] * 3}
     loaded = datasets.Dataset.from_dict(rows, features=features)
@@ -222,7 +222,7 @@ def test_a_hugging_face_dataset_without_file_names_gets_running_numbers():
         rd.data.HFSource(loaded, image_column="img", label_column="nope")
 
 
-def test_a_folder_that_is_nothing_of_these_is_refused(tmp_path):
+def test_an_unknown_kind_of_folder_is_rejected(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere"):
         rd.data.open_source(tmp_path / "nowhere")
 

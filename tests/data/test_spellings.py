@@ -1,4 +1,4 @@
-"""Label maps and images whose names differ as they do between real distributions: joined by a safe spelling, or explained."""
+"""Label maps and images whose names differ as in real distributions are joined by a safe spelling or cause a clear error."""
 
 import io
 import logging
@@ -84,7 +84,7 @@ def hugging_face(names):
 
 @pytest.fixture(scope="module")
 def label_only(tmp_path_factory):
-    """Return a function that builds label maps without images, of images with these names, once."""
+    """Return a function that builds label maps of images with given names, without images, once per set of names."""
     built = {}
 
     def build(names):
@@ -106,7 +106,7 @@ def label_only(tmp_path_factory):
 
 
 def images_as(kind, names, folder):
-    """Return what `images=` accepts."""
+    """Return a value of `images=`."""
     match kind:
         case "folder":
             return write_folder(folder / "images", names)
@@ -199,7 +199,7 @@ def test_the_folder_of_kaggles_validation_images_is_found_below_its_root(tmp_pat
             assert picture_of(dataset.image(i)) == int(key.rpartition("_")[2])
 
 
-def test_an_image_beside_tars_or_a_saved_dataset_is_not_taken_for_the_images(label_only, tmp_path):
+def test_an_image_next_to_tars_or_a_saved_dataset_is_ignored(label_only, tmp_path):
     (tmp_path / "tars").mkdir()
     write_tar(tmp_path / "tars" / "s.tar", "hub")
     hugging_face("hub").save_to_disk(tmp_path / "saved")
@@ -229,8 +229,8 @@ def test_names_that_cannot_be_joined_safely_are_explained(
         rd.RelabelDataset(label_only(label_names), images=images, unmatched=unmatched)
 
 
-def test_running_numbers_are_not_spelled_like_file_names(label_only, tmp_path):
-    """`train/00000003.jpg` is no row 3."""
+def test_row_numbers_do_not_match_file_names(label_only, tmp_path):
+    """`train/00000003.jpg` is not row 3."""
     for i in range(COUNT):
         path = tmp_path / "train" / "a" / "b" / f"{i:08d}.JPEG"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -243,8 +243,8 @@ def test_running_numbers_are_not_spelled_like_file_names(label_only, tmp_path):
         list(rd.data.join(stream, rd.LabelMaps(label_only(None))))
 
 
-def test_one_key_that_is_the_same_leaves_all_others_as_they_are(label_only, tmp_path):
-    """The images are then of mixed origin, and nothing is guessed."""
+def test_one_equal_key_rules_out_all_other_spellings(label_only, tmp_path):
+    """The origin of the images is then mixed, so spellings are not compared."""
     images = {NAMES["hub"](i)[:-5]: png(i) for i in range(1, COUNT)} | {f"{synset(0)}_0": png(0)}
     with pytest.raises(rd.DatasetError, match="5 label maps have no image"):
         rd.RelabelDataset(label_only("folder"), images=images)
@@ -255,7 +255,7 @@ def test_one_key_that_is_the_same_leaves_all_others_as_they_are(label_only, tmp_
         list(rd.data.join(samples, rd.LabelMaps(label_only("folder"))))
 
 
-def test_images_without_label_map_count_as_extra_and_skipped_ones_do_not(tmp_path, label_only):
+def test_images_without_a_label_map_count_as_extra_unless_they_were_skipped(tmp_path, label_only):
     root = write_folder(tmp_path / "images", "folder")
     (root / NAMES["folder"](4)).write_bytes(b"broken")
     annotator = rd.ModuleAnnotator(ColourNet(), (24, 32), classes=SYNSETS, name="colours")

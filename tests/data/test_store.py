@@ -15,7 +15,7 @@ def label_maps(dataset_folder):
     return rd.LabelMaps(dataset_folder, "labels-only")
 
 
-def test_it_is_a_mapping_from_key_to_label_map(label_maps):
+def test_label_maps_are_a_mapping_from_key_to_label_map(label_maps):
     assert len(label_maps) == 13
     assert sorted(label_maps) == [f"photo_{i:02d}" for i in range(13)]
     assert "photo_03" in label_maps
@@ -30,16 +30,16 @@ def test_it_is_a_mapping_from_key_to_label_map(label_maps):
         label_maps["nothing"]
 
 
-def test_rows_and_keys_give_the_same_maps(label_maps):
+def test_rows_and_keys_return_the_same_label_maps(label_maps):
     for row, key in enumerate(label_maps):
         torch.testing.assert_close(label_maps.at(row).logits, label_maps[key].logits, rtol=0, atol=0)
 
 
-def test_a_configs_own_folder_may_be_given(dataset_folder):
+def test_the_path_may_be_the_folder_of_a_config(dataset_folder):
     assert list(rd.LabelMaps(dataset_folder / "colours")) == list(rd.LabelMaps(dataset_folder, "colours"))
 
 
-def test_it_works_in_other_processes_forked_or_spawned(label_maps):
+def test_label_maps_work_in_forked_and_spawned_processes(label_maps):
     expected = {key: label_map.logits.sum().item() for key, label_map in label_maps.items()}  # opens the shards first
     copy = pickle.loads(pickle.dumps(label_maps))
     assert {key: label_map.logits.sum().item() for key, label_map in copy.items()} == expected
@@ -79,7 +79,7 @@ def test_missing_datasets_configs_and_splits_are_named(dataset_folder, tmp_path)
         (lambda m: m.pop("classes"), "damaged"),
     ],
 )
-def test_damaged_manifests_are_refused_by_name(dataset_folder, change, message):
+def test_corrupt_manifests_are_rejected_by_name(dataset_folder, change, message):
     path = dataset_folder / "colours" / MANIFEST_NAME
     content = json.loads(path.read_text())
     del content["checksum"]
@@ -91,21 +91,21 @@ def test_damaged_manifests_are_refused_by_name(dataset_folder, change, message):
     assert str(path) in str(caught.value)
 
 
-def test_a_manifest_that_was_changed_is_refused(dataset_folder):
+def test_a_changed_manifest_is_rejected(dataset_folder):
     path = dataset_folder / "colours" / MANIFEST_NAME
     path.write_text(path.read_text().replace('"emu"', '"gnu"'))
     with pytest.raises(rd.DatasetError, match="checksum"):
         rd.LabelMaps(dataset_folder, "colours")
 
 
-def test_a_manifest_that_is_not_json_is_refused(dataset_folder):
+def test_a_manifest_that_is_not_json_is_rejected(dataset_folder):
     path = dataset_folder / "colours" / MANIFEST_NAME
     path.write_text(path.read_text()[:100])
     with pytest.raises(rd.DatasetError, match="not JSON"):
         rd.LabelMaps(dataset_folder, "colours")
 
 
-def test_a_damaged_label_map_is_named_by_its_key(dataset_folder):
+def test_a_corrupt_label_map_is_named_by_its_key(dataset_folder):
     label_maps = rd.LabelMaps(dataset_folder, "labels-only")
     offset, _ = label_maps.index.extent(0, "map")
     path = dataset_folder / "labels-only" / label_maps.split.filenames[0]
@@ -116,7 +116,7 @@ def test_a_damaged_label_map_is_named_by_its_key(dataset_folder):
         label_maps.at(0)
 
 
-def test_one_damaged_label_map_of_many_is_named_by_its_key(dataset_folder):
+def test_one_corrupt_label_map_of_a_batch_is_named_by_its_key(dataset_folder):
     label_maps = rd.LabelMaps(dataset_folder, "labels-only")
     row = 4
     offset, size = label_maps.index.extent(row, "map")
@@ -128,7 +128,7 @@ def test_one_damaged_label_map_of_many_is_named_by_its_key(dataset_folder):
         label_maps.at_rows(range(7))
 
 
-def test_many_maps_are_those_of_each_row_and_are_pickled_alone(label_maps):
+def test_label_maps_of_a_batch_equal_single_ones_and_are_pickled_separately(label_maps):
     rows = [5, 0, 12, 5]
     for row, label_map in zip(rows, label_maps.at_rows(rows), strict=True):
         expected = label_maps.at(row)

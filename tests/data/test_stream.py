@@ -1,4 +1,4 @@
-"""The laws of streams and loaders, over a grid of ranks x workers x stop points, through the real DataLoaders."""
+"""Properties of streams and loaders, over a grid of ranks x workers x stop points, with real DataLoaders."""
 
 import itertools
 import pickle
@@ -170,7 +170,7 @@ def test_two_iterators_of_one_loader_read_two_whole_epochs(folder, num_workers):
     assert [numbers(first), numbers(second), numbers(loader)] == epochs
 
 
-def test_a_copy_of_a_stream_goes_on_by_itself(folder):
+def test_a_copy_of_a_stream_continues_independently(folder):
     whole = stream_of(folder)
     epochs = [list(whole) for _ in range(3)]
     loader, stream = loader_of(PLAIN, folder, num_workers=1)
@@ -237,7 +237,7 @@ def test_a_stream_resumes_at_every_sample_twice_in_a_row(folder):
         *(pytest.param(*case, marks=pytest.mark.slow) for case in [(2, 2, 4), (3, 0, 4)]),
     ],
 )
-def test_a_loader_resumes_at_every_batch_with_other_workers(folder, kind, before, after, batch_size):
+def test_a_loader_resumes_at_every_batch_with_another_number_of_workers(folder, kind, before, after, batch_size):
     def loader(num_workers):
         if kind == "stream":
             return rd.RelabelLoader(stream_of(folder), batch_size, num_workers=num_workers)
@@ -318,7 +318,7 @@ def test_torchdatas_loader_without_batches_of_the_streams_size_resumes_with_the_
     second = loader()
     second.load_state_dict(first.state_dict())
     assert sorted(seen + list(second)) == list(range(NUM_SAMPLES))
-    with pytest.raises(ValueError, match="give the loader a batch_size"):
+    with pytest.raises(ValueError, match="pass batch_size= to the loader"):
         stream_of(folder).load_state_dict(first.state_dict())
 
 

@@ -1,4 +1,4 @@
-"""WebDataset tars as they exist: samples without image or class, classes in other members, empty and compressed tars."""
+"""WebDataset tars with samples without image or class, classes in other members, empty and compressed tars."""
 
 import gzip
 import io
@@ -69,7 +69,7 @@ def test_samples_without_image_or_class_are_skipped_and_listed(tmp_path, annotat
     assert_read_everywhere(tmp_path / "data", {"a": (1, jpeg(0)), "f": (2, jpeg(5))})
 
 
-def test_members_of_a_sample_need_not_be_neighbours(tmp_path):
+def test_members_of_a_sample_need_not_be_adjacent(tmp_path):
     members = [("a.jpg", jpeg(0)), ("b.jpg", jpeg(1)), ("b.cls", b"1"), ("a.cls", b"0")]
     source = rd.data.WebDatasetSource([write_tar(tmp_path / "s.tar", members)])
     assert (list(source.keys), list(source.labels)) == (["a", "b"], [0, 1])
@@ -107,7 +107,7 @@ def test_image_and_class_may_be_in_members_of_any_extension(tmp_path):
 @pytest.mark.parametrize(
     "text", [b"[1]", b'{"label": true}', b'{"label": 1.5}', b'{"label": [1]}', b'{"label": "1"', b"1"]
 )
-def test_json_without_a_class_index_is_refused_by_name(text, tmp_path):
+def test_json_without_a_class_index_is_rejected_by_name(text, tmp_path):
     path = write_tar(tmp_path / "s.tar", [("a.jpg", jpeg(0)), ("a.json", text)])
     if text == b"1":
         assert list(rd.data.open_source(path, label_column="label").labels) == [1]
@@ -116,7 +116,7 @@ def test_json_without_a_class_index_is_refused_by_name(text, tmp_path):
         _ = rd.data.open_source(path, label_column="label").labels
 
 
-def test_sparse_and_compressed_tars_are_not_read_wrong(tmp_path):
+def test_sparse_and_compressed_tars_are_skipped_or_rejected(tmp_path):
     data = jpeg(0)
     (tmp_path / "a.jpg").write_bytes(data + bytes(1 << 20))
     (tmp_path / "b.jpg").write_bytes(jpeg(1))
@@ -135,7 +135,7 @@ def test_sparse_and_compressed_tars_are_not_read_wrong(tmp_path):
 
 
 def empty(kind, folder):
-    """Return what IMAGES is, and the error that `build` shows."""
+    """Return the argument IMAGES and the expected error of `relabel build`."""
     match kind:
         case "a tar without members":
             return write_tar(folder / "s.tar", []), "no sample with an image: no files"
@@ -210,7 +210,7 @@ def empty(kind, folder):
         "damaged images",
     ],
 )  # fmt: skip
-def test_images_that_are_not_there_are_a_clear_error_and_leave_no_output(kind, tmp_path, capsys, hf_home):
+def test_missing_images_are_a_clear_error_and_write_no_output(kind, tmp_path, capsys, hf_home):
     (tmp_path / "images").mkdir()
     images, message = empty(kind, tmp_path / "images")
     annotator = tmp_path / "colours.py"
