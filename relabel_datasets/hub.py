@@ -16,7 +16,6 @@ import logging
 import os
 import re
 import shutil
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -36,6 +35,7 @@ from .shards.manifest import Manifest
 from .shards.verification import verify
 from .storage.folders import CARD_NAME, MANIFEST_NAME, LocalFolder, local_path, read_card
 from .storage.hub import PAUSES_S, HubRepo, with_hub_errors
+from .storage.retries import Failure, retry
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
@@ -138,6 +138,14 @@ def publish(
     return PublishResult(repo_id, commit, tag, f"{publisher.api.endpoint}/datasets/{repo_id}", line)
 
 
+class _CommitError(Exception):
+    """Temporary failure of a commit, after which the repository must be compared again."""
+
+    def __init__(self, reason: UnavailableError) -> None:
+        super().__init__(str(reason))
+        self.reason = reason
+
+
 class _Publisher:
     """Publishes configs in a repository.
 
@@ -174,37 +182,39 @@ class _Publisher:
 
     def commit(self, tag: str | None, restricted_images: str | None) -> str:
         """Commit the configs if the repository differs, and return the commit that contains them. See `publish` for arguments."""
-        for pause in (*_COMMIT_PAUSES_S, None):
-            head = str(self._call(lambda: self.api.dataset_info(self._repo.repo_id)).sha)
-            existing = self._tree(head)
-            self._stage(replace(self._repo, revision=head), existing, restricted_images)
-            operations = list(self._operations(existing))
-            if not operations:
-                return head
-            if tag is not None and tag in self._tags():
-                raise DatasetError(
-                    f"{self._repo.repo_id} already has a tag {tag!r} for other content: choose another tag"
-                )
-            try:
-                # Fails if the repository has changed since `head`; the next attempt compares again.
-                return self._call(
-                    lambda head=head, operations=operations: (
-                        self.api.create_commit(  # type: ignore[misc]
-                            self._repo.repo_id,
-                            operations,
-                            repo_type=_REPO_TYPE,
-                            commit_message=f"Publish {', '.join(self._manifests)}",
-                            parent_commit=head,
-                        ).oid
-                    ),
-                    pauses_s=(),
-                )
-            except UnavailableError as error:
-                if pause is None:
-                    raise
-                logger.warning("%s; retry in %d s", error, pause)
-                time.sleep(pause)
-        raise AssertionError
+
+        def explain(error: Exception) -> Failure:
+            if isinstance(error, _CommitError):
+                return Failure(error.reason, error.reason.__cause__, is_temporary=True)
+            return Failure(error)
+
+        return retry(lambda: self._commit_once(tag, restricted_images), explain, _COMMIT_PAUSES_S)
+
+    def _commit_once(self, tag: str | None, restricted_images: str | None) -> str:
+        head = str(self._call(lambda: self.api.dataset_info(self._repo.repo_id)).sha)
+        existing = self._tree(head)
+        self._stage(replace(self._repo, revision=head), existing, restricted_images)
+        operations = list(self._operations(existing))
+        if not operations:
+            return head
+        if tag is not None and tag in self._tags():
+            raise DatasetError(f"{self._repo.repo_id} already has a tag {tag!r} for other content: choose another tag")
+        try:
+            # Fails if the repository has changed since `head`; the next attempt compares again.
+            return self._call(
+                lambda: (
+                    self.api.create_commit(
+                        self._repo.repo_id,
+                        operations,
+                        repo_type=_REPO_TYPE,
+                        commit_message=f"Publish {', '.join(self._manifests)}",
+                        parent_commit=head,
+                    ).oid
+                ),
+                pauses_s=(),
+            )
+        except UnavailableError as error:
+            raise _CommitError(error) from error
 
     def check(self, commit: str) -> None:
         """Raise DatasetError unless all published files have the expected size and sha256."""
