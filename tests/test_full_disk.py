@@ -3,7 +3,7 @@
 import os
 import resource
 import shutil
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -47,18 +47,20 @@ def test_an_atomically_written_file_keeps_its_previous_content(small_disk):
     assert contents(small_disk) == {"a.json": b"new"}
 
 
-@pytest.fixture
-def small_files():
-    """Limit the size of files to 100 bytes."""
+@contextmanager
+def file_size_limit(num_bytes):
+    """Limit the size of files. Not a fixture, which would also limit the file that the output of pytest may go to."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_limit_of_the_file_size_is_treated_like_a_full_disk(tmp_path, small_files):
+def test_a_limit_of_the_file_size_is_treated_like_a_full_disk(tmp_path):
     write_atomically(tmp_path / "a", b"old")
-    with pytest.raises(OSError, match=r"is full \(File too large\), a was not written"):
+    with file_size_limit(100), pytest.raises(OSError, match=r"is full \(File too large\), a was not written"):
         write_atomically(tmp_path / "a", b"new" * 1000)
     assert contents(tmp_path) == {"a": b"old"}
 
