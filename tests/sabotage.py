@@ -1,4 +1,4 @@
-"""Things that are done to a folder at a moment that a test names: when Python is about to change or list it."""
+"""Damage a folder at a moment chosen by a test: just before Python changes or lists it."""
 
 import shutil
 import sys
@@ -6,20 +6,21 @@ from contextlib import contextmanager
 
 
 def at_once(root):
+    """Remove a folder in one step."""
     if root.exists():
         root.rename(root.with_name("removed"))
         shutil.rmtree(root.with_name("removed"))
 
 
 def files_first(root):
-    """Remove the files only, as `rm -r` does before it removes their folder."""
+    """Remove only the files, as `rm -r` does before it removes their folder."""
     for path in root.rglob("*"):
         if path.is_file():
             path.unlink()
 
 
 class _Hook:
-    """An audit hook, of which Python cannot get rid again: this one looks away unless a test is in `sabotaged`."""
+    """Audit hook, which Python cannot remove. It is inactive outside of `sabotaged`."""
 
     EVENTS = ("open", "os.scandir", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree")
 
@@ -31,7 +32,7 @@ class _Hook:
         if self.root is None or event not in self.EVENTS or not str(arguments[0]).startswith(self.root):
             return
         if self.is_moment(event, str(arguments[0]).rpartition("/")[2]):
-            self.root = None  # what is done now makes no moments
+            self.root = None  # the events of the damage itself are ignored
             self.do()
 
 
@@ -40,7 +41,11 @@ _HOOK = _Hook()
 
 @contextmanager
 def sabotaged(root, is_moment, do):
-    """Do it to the root once, before the first event for which `is_moment(event, name of file)`; yield whether it came."""
+    """Call `do(root)` once, before the first event for which `is_moment(event, file_name)` is True.
+
+    Yields:
+        Function that returns whether that event has occurred.
+    """
     _HOOK.is_moment, _HOOK.do, _HOOK.root = is_moment, lambda: do(root), str(root)
     try:
         yield lambda: _HOOK.root is None
@@ -49,7 +54,7 @@ def sabotaged(root, is_moment, do):
 
 
 def nth(number):
-    """Return the moment of the n-th event."""
+    """Return a function that is True for the n-th event."""
     left = number
 
     def is_moment(event, name):

@@ -134,6 +134,9 @@ def upright(image: PIL.Image.Image) -> PIL.Image.Image:
     Args:
         image: Image from `PIL.Image.open`.
 
+    Returns:
+        The converted image.
+
     Raises:
         ImageError: The image has float pixels, whose range is unknown.
     """
@@ -219,6 +222,9 @@ def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
 
     Args:
         image: Image from `PIL.Image.open`.
+
+    Returns:
+        The converted image.
 
     Raises:
         ImageError: The image has float pixels, whose range is unknown.

@@ -57,11 +57,18 @@ class Output(Protocol):
         ...
 
     def clean(self, names: Iterable[str]) -> None:
-        """Remove the temporary files that killed processes left of these files. No other process may be writing them."""
+        """Remove the temporary files that killed processes left of these files. No other process may be writing them.
+
+        Args:
+            names: Names of the complete files.
+        """
         ...
 
     def read(self, name: str) -> bytes:
         """Return the content of a small file.
+
+        Args:
+            name: Name of the file.
 
         Raises:
             FileNotFoundError: There is no such file.
@@ -69,7 +76,12 @@ class Output(Protocol):
         ...
 
     def write(self, name: str, content: bytes) -> None:
-        """Write a small file, completely or not at all."""
+        """Write a small file, completely or not at all.
+
+        Args:
+            name: Name of the file.
+            content: Bytes to write.
+        """
         ...
 
     def shard_path(self, name: str) -> Path:
@@ -85,7 +97,13 @@ class Output(Protocol):
         ...
 
     def has(self, name: str, num_bytes: int, sha256: str) -> bool:
-        """Return whether a file exists with this SHA-256; in a remote folder, with this size."""
+        """Return whether a file exists with this content. In a remote folder, only the size is compared.
+
+        Args:
+            name: Name of the file.
+            num_bytes: Expected size in bytes.
+            sha256: Expected SHA-256, in hex.
+        """
         ...
 
     def remove(self, name: str) -> None:
