@@ -99,7 +99,7 @@ def add_model_kwargs(parser: Any, **kwargs: Any) -> None:
     """Add `--model-kwargs`."""
     parser.add_argument(
         "--model-kwargs", nargs="+", type=_key_value, action=_KeyValues, metavar="KEY=VALUE",
-        help="more arguments of timm.create_model, such as pad_type=same drop_path_rate=0.1", **{"default": {}, **kwargs},
+        help="additional arguments of timm.create_model, such as pad_type=same drop_path_rate=0.1", **{"default": {}, **kwargs},
     )  # fmt: skip
 
 
