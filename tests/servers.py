@@ -1,4 +1,4 @@
-"""Servers on 127.0.0.1 for tests of remote reading: a file server and proxy that fails as it is told, and an S3."""
+"""Servers on 127.0.0.1 for tests of remote reading: a file server and proxy with faults on request, and an S3 server."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ class Fault:
     kind: str
     method: str | None  # None: any
     path: str  # the end of the paths
-    times: int | None  # None: for ever
-    after: int  # so many requests are left alone first
+    times: int | None  # None: always
+    after: int  # number of requests that succeed first
     longer_than: int  # as are shorter answers, or shorter bodies of uploads
     headers: dict[str, str]  # sent along
 

@@ -40,7 +40,7 @@ class Order:
         shard_lengths: Number of samples in each shard.
         seed: Seed of the shuffle order; None keeps the order of the shards.
         window: Number of shards that are mixed at a time; None mixes all.
-        remainder: What happens to the samples that remain when the ranks get equal shares. `"drop"` leaves them out of the
+        remainder: Treatment of the samples that remain when the ranks get equal shares. `"drop"` leaves them out of the
             epoch; which ones changes from epoch to epoch. `"repeat"` adds the first samples until the shares are equal.
             `"uneven"` gives the first ranks one sample more than the others.
     """

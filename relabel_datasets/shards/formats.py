@@ -36,7 +36,7 @@ def field_of(head: bytes) -> str | None:
     """Detect the format of an image, which is its field in shards.
 
     Args:
-        head: At least the first `HEAD_BYTES` bytes of the file.
+        head: First bytes of the file, at least `HEAD_BYTES`.
 
     Returns:
         `"jpg"`, `"png"` or `"webp"`; None for other formats and for bytes that are not an image.

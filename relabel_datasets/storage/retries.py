@@ -21,7 +21,7 @@ class Failure:
         error: The error to raise if there is no further attempt.
         cause: The `__cause__` of that error. Default: none.
         is_temporary: Whether the same request may succeed later.
-        summary: What the log says before the next attempt. Default: the error's message.
+        summary: Text of the log record before the next attempt. Default: the error's message.
         min_pause_s: Shortest pause before the next attempt in seconds, such as the server's `Retry-After`. Default: 0.
     """
 

@@ -56,7 +56,7 @@ class TokenStudent(nn.Module):
     mode, the output is that of the classifier. The unwrapped state dict is that of the classifier.
 
     Args:
-        model: timm model to train.
+        model: Model to train, from timm.
         name: Name of the model, for error messages.
         image_size: Side of the training images in pixels.
 
