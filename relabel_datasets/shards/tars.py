@@ -270,7 +270,7 @@ def read_rows(path: Path) -> list[Row]:
         try:
             extents = _member_extents(file)
         except DAMAGED_TAR as error:
-            raise DatasetError(f"{path} is not an uncompressed tar, or is damaged: {shown(str(error))}") from error
+            raise DatasetError(f"{path} is not an uncompressed tar, or damaged: {shown(str(error))}") from error
         rows = []
         for key, members in extents.items():
             missing = {"cls", "safetensors"} - members.keys()
@@ -297,7 +297,7 @@ def _member_extents(file: BinaryIO) -> dict[str, dict[str, tuple[int, int]]]:
         for member in tar:
             # A negative size would send tarfile back to earlier members, in an endless loop.
             if not member.isfile() or member.issparse() or not 0 <= member.size <= num_bytes - member.offset_data:
-                raise tarfile.TarError(f"member {member.name!r} is truncated or not a regular file")
+                raise tarfile.TarError(f"member {member.name!r} is not a complete regular file")
             folder, _, name = member.name.rpartition("/")
             stem, _, field = name.partition(".")
             key = f"{folder}/{stem}" if folder else stem

@@ -166,9 +166,12 @@ def _header(**fields):
     ("content", "message"),
     [
         (_header(size=-1024) * 3, r"bad\.tar is not an uncompressed tar, or damaged"),
-        (_header(size=2**40) + bytes(2048), "member 'a.cls' is not a whole file"),
-        (_header(type=tarfile.DIRTYPE) + bytes(2048), "member 'a.cls' is not a whole file"),
-        (_header(type=tarfile.SYMTYPE, linkname="/etc/passwd") + bytes(2048), "member 'a.cls' is not a whole file"),
+        (_header(size=2**40) + bytes(2048), "member 'a.cls' is not a complete regular file"),
+        (_header(type=tarfile.DIRTYPE) + bytes(2048), "member 'a.cls' is not a complete regular file"),
+        (
+            _header(type=tarfile.SYMTYPE, linkname="/etc/passwd") + bytes(2048),
+            "member 'a.cls' is not a complete regular file",
+        ),
         (
             _header(type=tarfile.GNUTYPE_SPARSE, size=512) + bytes(2048),
             r"bad\.tar is not an uncompressed tar, or damaged",
