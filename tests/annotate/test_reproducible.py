@@ -1,5 +1,6 @@
 """Bytes of a build with real networks do not depend on shards, threads or interruptions. Libraries select kernels by batch shape."""
 
+import gc
 import json
 import tarfile
 from functools import partial
@@ -218,8 +219,9 @@ def test_the_recorded_device_is_that_of_the_wrapped_networks():
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # warnings in the code of Ray
 def test_the_local_engine_and_ray_write_equal_shards_of_a_real_network(tmp_path, images):
-    pytest.importorskip("ray")
+    ray = pytest.importorskip("ray")
     from relabel_datasets.annotate.ray_engine import RayEngine
 
     weights = tmp_path / "weights.safetensors"
@@ -234,10 +236,14 @@ def test_the_local_engine_and_ray_write_equal_shards_of_a_real_network(tmp_path,
         torch.set_num_threads(threads)
     build_config = rd.annotate.BuildConfig(batch_size=BATCH_SIZE, images=False)
     engine = RayEngine(num_actors=2, cpus_per_actor=1)
-    rd.build(
-        source, tmp_path / "ray", make, config="net", shard_size=17, build_config=build_config, engine=engine,
-        progress=False,
-    )  # fmt: skip
+    try:
+        rd.build(
+            source, tmp_path / "ray", make, config="net", shard_size=17, build_config=build_config, engine=engine,
+            progress=False,
+        )  # fmt: skip
+    finally:
+        ray.shutdown()
+        gc.collect()  # here, where the warnings of Ray's processes are ignored
     assert shards_of(tmp_path / "ray") == shards_of(tmp_path / "local")
 
 

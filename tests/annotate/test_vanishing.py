@@ -12,7 +12,8 @@ MESSAGES = "|".join(
         "cannot be written to",  # before the build has started
         "was removed during the build",
         "was removed or changed during the build",
-        "is not finished",
+        "its build is unfinished",
+        "there is no such folder",
         "not on disk",
         "has no config",
     )
