@@ -176,7 +176,7 @@ def open_source(
         ValueError: Columns are given for an ImageFolder, whose classes are its folders.
     """
     text = os.fspath(images)
-    if text.startswith("hf:"):
+    if text.startswith("hf:") and not text.startswith("hf://"):  # a URL is refused below, without its secrets
         import datasets  # heavy
 
         with explaining_hub_errors(HubItem(redact_path(text[3:]), kind="images")):
