@@ -25,9 +25,8 @@ class ManyClasses(torch.nn.Module):
         return logits
 
 
-@pytest.mark.parametrize(
-    ("encoding", "tolerance"), [("heatmaps", 0.02), pytest.param("topk", 0.2, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("encoding", "tolerance"), [("heatmaps", 0.02), ("topk", 0.2)])
 def test_21841_classes_in_maps_of_32_x_32_locations(tmp_path, encoding, tolerance):
     for i in range(3):
         gray = np.random.default_rng(i).integers(0, 256, (50, 70), np.uint8)

@@ -523,6 +523,7 @@ print(json.dumps({"damage": damage.read_text() if damage.exists() else "", "serv
 """
 
 
+@pytest.mark.slow
 def test_killed_readers_damage_nothing(tmp_path, http, files, expected):
     """Kill 50 processes that share a cache so small that it deletes files all the time."""
     limit = sum(sorted(file.num_bytes for file in files)[-2:])

@@ -239,6 +239,7 @@ def many_shards(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_600_shards_of_two_datasets_are_read_with_256_open_files(many_shards):
     here, there, streamed = run_with_limit(READS_ALL, many_shards, num_files=256)
     expected = [[8, f"{i:03d}"] for i in range(300)]
