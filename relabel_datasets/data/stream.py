@@ -112,7 +112,10 @@ class RelabelStream(IterableDataset[Any]):
         info = get_worker_info()
         if info is None:
             return self._read(self._epochs.begin, 0, 1)  # begins with the first sample
-        iteration = self._epochs.begin()  # at once: the main process may choose another epoch now
+        try:
+            iteration = self._epochs.begin()  # at once: the main process may choose another epoch now
+        except RuntimeError as error:  # raised with the first sample, because an error here would kill the worker
+            return _raise_later(error)
         return self._read(lambda: iteration, info.id, info.num_workers)
 
     def _read(self, begin: Callable[[], Iteration], worker: int, num_workers: int) -> Iterator[Any]:
@@ -187,7 +190,7 @@ class RelabelStream(IterableDataset[Any]):
             here = (info.num_workers, info.id, self._batch_size)
             if (own["num_workers"], own["worker"], own["batch_size"]) != here:
                 raise ValueError(f"the state is of (workers, worker, batch_size) {tuple(own.values())}, this is {here}")
-            self._resumed = own["yielded"]
+            self._resumed = self._yielded = own["yielded"]  # also the state before the first sample
         self.sampler.load_state_dict(states[0])
         if own is not None and info is None:
             if state.get("_steps_since_snapshot"):
@@ -196,6 +199,12 @@ class RelabelStream(IterableDataset[Any]):
                 )
             taken = _num_taken([worker_state["own"] for worker_state in states])
             self.sampler.load_state_dict(self.sampler.state_dict(taken))
+
+
+def _raise_later(error: Exception) -> Iterator[Any]:
+    """Raise an error when the first sample is requested."""
+    yield from ()
+    raise error
 
 
 def _find_states(state: object) -> Iterator[Mapping[str, Any]]:
