@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import socket
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -116,6 +118,23 @@ def picture(seed: int, size: tuple[int, int] = (40, 56)) -> PIL.Image.Image:
     """Return a smooth random RGB image of (height, width), which JPEG keeps well."""
     small = np.random.default_rng(seed).integers(0, 256, (4, 5, 3), np.uint8)
     return PIL.Image.fromarray(small).resize((size[1], size[0]), PIL.Image.Resampling.BICUBIC)
+
+
+def jpeg(seed: int) -> bytes:
+    """Return the bytes of a JPEG file of `picture`."""
+    buffer = io.BytesIO()
+    picture(seed).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def write_tar(path: Path, members: Iterable[tuple[str, bytes]]) -> Path:
+    """Write a tar of (name, content) and return its path."""
+    with tarfile.open(path, "w") as tar:
+        for name, data in members:
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    return path
 
 
 @pytest.fixture

@@ -1,9 +1,7 @@
 """File names as they occur on disks and in tars become valid keys that are equal in every reader."""
 
-import io
 import os
 import re
-import tarfile
 from urllib.parse import unquote_to_bytes
 
 import datasets
@@ -17,7 +15,7 @@ import relabel_datasets as rd
 from relabel_datasets.data.clutter import is_clutter
 from relabel_datasets.data.keys import key_from_member, key_from_path, key_of, sample_keys
 from relabel_datasets.naming import is_key
-from tests.conftest import picture
+from tests.conftest import jpeg, write_tar
 from tests.readers import IGNORED_WARNINGS, assert_read_everywhere
 
 pytestmark = [pytest.mark.filterwarnings(each) for each in IGNORED_WARNINGS]
@@ -51,20 +49,6 @@ MEMBERS = {
 }
 # Members that webdataset does not read as samples, and one in a hidden folder, see `clutter`
 IGNORED = [".a.jpg", "__meta__/a.jpg", "README", "x/LICENSE", ".hidden/none.jpg"]
-
-
-def jpeg(seed):
-    buffer = io.BytesIO()
-    picture(seed).save(buffer, "JPEG")
-    return buffer.getvalue()
-
-
-def write_tar(path, members):
-    with tarfile.open(path, "w") as tar:
-        for name, data in members:
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
 
 
 @pytest.fixture

@@ -9,27 +9,13 @@ import webdataset
 
 import relabel_datasets as rd
 from relabel_datasets.data.sources import source_sha256
-from tests.conftest import picture
+from tests.conftest import jpeg, picture, write_tar
 
 # webdataset leaves its tars to the garbage collector
 pytestmark = [
     pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
-
-
-def jpeg(seed):
-    buffer = io.BytesIO()
-    picture(seed).save(buffer, "JPEG")
-    return buffer.getvalue()
-
-
-def write_tar(path, members):
-    with tarfile.open(path, "w") as tar:
-        for name, data in members:
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
 
 
 def samples(source):

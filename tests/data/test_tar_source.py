@@ -1,7 +1,6 @@
 """WebDataset tars with samples without image or class, classes in other members, empty and compressed tars."""
 
 import gzip
-import io
 import subprocess
 import tarfile
 
@@ -9,25 +8,10 @@ import pytest
 
 import relabel_datasets as rd
 from relabel_datasets.cli import main
-from tests.conftest import picture
+from tests.conftest import jpeg, write_tar
 from tests.readers import IGNORED_WARNINGS, assert_read_everywhere
 
 pytestmark = [pytest.mark.filterwarnings(each) for each in IGNORED_WARNINGS]
-
-
-def jpeg(seed):
-    buffer = io.BytesIO()
-    picture(seed).save(buffer, "JPEG")
-    return buffer.getvalue()
-
-
-def write_tar(path, members):
-    with tarfile.open(path, "w") as tar:
-        for name, data in members:
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
-    return path
 
 
 # Text of a .cls, and its class index; -1: no class; None: an error
