@@ -9,6 +9,7 @@ from tests.conftest import ROOT
 
 # From the lowest layer to the highest.
 LAYERS = [
+    "_version",
     "words",
     "errors",
     "keywords",

@@ -8,12 +8,12 @@ import sys
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from typing import Any, NamedTuple, cast
 
 import torch
 from tqdm.auto import tqdm
 
+from .._version import __version__
 from ..data.skipped import Skipped
 from ..data.sources import ImageSource, source_sha256
 from ..data.spellings import check_distinct
@@ -134,7 +134,7 @@ def build(
             "image_extension": source.extension if build_config.images else None,
             "shard_size": shard_size,
             "source_sha256": source_sha256(source),
-            "made_with": f"relabel_datasets {version('relabel-datasets')}",
+            "made_with": f"relabel_datasets {__version__}",
             "batch_size": build_config.batch_size,
             "device": workers.description.device,
             "torch": torch.__version__.partition("+")[0],  # without the tag of the build

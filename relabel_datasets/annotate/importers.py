@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +22,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from .._version import __version__
 from ..data.skipped import Skipped
 from ..data.sources import source_sha256
 from ..errors import DatasetError, ImageError, LabelMapError
@@ -297,7 +297,7 @@ def _finish_import(folder: Path, split: str, job: _Job, written: _Written) -> Ma
         },
         encoding={"name": "topk", "k": job.shape[0], "dtype": job.storage_dtype, "map_size": list(job.map_size)},
         splits={split: entry},
-        made_with=f"relabel_datasets {version('relabel-datasets')}",
+        made_with=f"relabel_datasets {__version__}",
     )
     manifest.save(folder)
     if entry.skipped:

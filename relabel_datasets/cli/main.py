@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any
 
+from .._version import __version__
 from ..naming import check_config, check_split
 from . import (
     analyze,
@@ -78,9 +79,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 class _Version(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *args: Any) -> None:
-        from importlib.metadata import version
-
-        sys.stdout.write(f"relabel-datasets {version('relabel-datasets')}\n")
+        sys.stdout.write(f"relabel-datasets {__version__}\n")
         parser.exit()
 
 

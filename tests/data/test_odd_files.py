@@ -161,6 +161,8 @@ def open_folder():
 
 
 def test_files_without_read_permission_are_skipped_and_such_folders_are_an_error(open_folder):
+    # Imports all modules that a build needs. Without privileges, the environment may be out of reach.
+    build(rd.data.ImageFolderSource(open_folder / "images"), open_folder / "first")
     (open_folder / "images" / "cat" / "photo_3.jpg").chmod(0)
     with without_privileges():
         manifest = build(rd.data.ImageFolderSource(open_folder / "images"), open_folder / "data")
