@@ -82,7 +82,9 @@ def _entries(args: argparse.Namespace, preset: str, configs: list[str]) -> list[
     """Return one entry per config if the preset uses label maps, else one in total."""
     from ..train.comparison import ComparisonEntry
 
-    recipe = PRESETS[preset].changed(**recipe_values(args))
+    # A temperature or a label weight is meant for the rows with soft labels. The baselines next to them have none.
+    values = {name: value for name, value in recipe_values(args).items() if PRESETS[preset].uses(name)}
+    recipe = PRESETS[preset].changed(**values)
     entries = []
     for config in configs if recipe.label_config.pooled else configs[:1]:
         name = f"{preset}, {config}" if recipe.label_config.pooled else preset

@@ -20,6 +20,9 @@ RECIPE_HELP = {
     "labels": "targets of the student: the class index (single, smoothed), the pooled label map (relabel), an ablation of it "
     "(global-multi, localized-single, global-single), the output of the annotator on each crop (distilled), or labels of crops "
     "and tokens (tokens)",
+    "temperature": "divisor of the logits of label maps or of the annotator before the softmax; values above 1 soften the label. "
+    "The student's logits are not divided, and the loss is not multiplied by the squared temperature",
+    "label_weight": "weight W of the original class label, 0 to 1: the target is (1 - W) * soft label + W * one-hot label",
     "model": "name of a timm model",
     "model_kwargs": "additional arguments of timm.create_model, such as drop_rate=0.1",
     "image_size": "side of a training crop in pixels",

@@ -17,9 +17,11 @@ from torch import Tensor
 from torch.utils.data._utils.collate import collate as torch_collate
 from torch.utils.data._utils.collate import default_collate_fn_map
 
+from .blending import blend_labels, label_tensor
 from .label_map import LabelMap, View
 from .packed_base import PackedBaseBatch
 from .pooling import pool_views
+from .pooling_checks import check_label_weight
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class LabelMapBatch:
         num_classes: Number of classes C.
         views: View of each image, B in total.
         labels: Original class index of each image, or None for an image without one.
+        keys: Key of each image, or None for an image without one.
     """
 
     logits: Tensor
@@ -41,6 +44,7 @@ class LabelMapBatch:
     num_classes: int
     views: tuple[View, ...]
     labels: tuple[int | None, ...]
+    keys: tuple[str | None, ...]
 
     @classmethod
     def of(cls, label_maps: Sequence[LabelMap]) -> LabelMapBatch:
@@ -70,6 +74,7 @@ class LabelMapBatch:
             label_maps[0].num_classes,
             tuple(label_map.view for label_map in label_maps),
             tuple(label_map.label for label_map in label_maps),
+            tuple(label_map.key for label_map in label_maps),
         )
 
     def __len__(self) -> int:
@@ -83,12 +88,21 @@ class LabelMapBatch:
         """Return the batch in pinned memory. DataLoader calls this if its `pin_memory` is set."""
         return self._changed(lambda tensor: tensor.pin_memory())
 
-    def pool(self, output_size: int | Sequence[int] = 1, temperature: float = 1.0) -> Tensor:
-        """Return the soft labels `[B, C]`, or `[B, C, h, w]` for a grid; see `LabelPooling` for the arguments."""
-        return pool_views(
+    def pool(
+        self, output_size: int | Sequence[int] = 1, temperature: float = 1.0, *, label_weight: float = 0.0
+    ) -> Tensor:
+        """Return the soft labels `[B, C]`, or `[B, C, h, w]` for a grid; see `LabelPooling` for the arguments.
+
+        Raises:
+            ValueError: An argument is out of range, or `label_weight` is above 0 and an image has no label.
+        """
+        check_label_weight(label_weight)
+        labels = label_tensor(self.labels, self.keys, self.num_classes) if label_weight else None
+        soft = pool_views(
             self.logits, self.classes, self.views, num_classes=self.num_classes, base=self.dense_base(),
             output_size=output_size, temperature=temperature,
         )  # fmt: skip
+        return soft if labels is None else blend_labels(soft, labels, label_weight)
 
     def dense_base(self) -> Tensor | None:
         """Return the base `[B, C]` as floats, or None for 0."""

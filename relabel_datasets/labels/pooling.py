@@ -19,8 +19,17 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from .blending import blend_labels
 from .label_map import LabelMap, View
-from .pooling_checks import check_class_range, check_finite, check_inputs, resolve_grid, to_array
+from .pooling_checks import (
+    check_class_range,
+    check_finite,
+    check_inputs,
+    check_label_weight,
+    check_labels,
+    resolve_grid,
+    to_array,
+)
 from .precision import full_precision, pooling_dtype
 from .weights import BoxWeights, box_weights, line_weights, view_weights
 
@@ -44,6 +53,8 @@ def pool_labels(
     base: Tensor | None = None,
     output_size: int | Sequence[int] = 1,
     temperature: float = 1.0,
+    labels: Tensor | None = None,
+    label_weight: float = 0.0,
 ) -> Tensor:
     """Pool the logits under one box of each of B images into soft labels, on the device of the logits.
 
@@ -68,21 +79,30 @@ def pool_labels(
         output_size: 1 for one label `[B, C]` per box; (h, w), or n for (n, n), for one label per cell of a grid over
             the box.
         temperature: Positive divisor of the pooled logits before the softmax; values above 1 soften the labels.
+        labels: Class index of each image, integers `[B]` in 0 .. C - 1, for `label_weight`. The range is checked on the CPU
+            only; on a GPU, an index out of range has no one-hot label. Default: none.
+        label_weight: Weight w of the one-hot label of each image, 0 to 1. The result is `(1 - w) * softmax(pooled /
+            temperature) + w * one_hot(labels)`, in every cell of a grid. Default: 0.
 
     Returns:
         Soft labels `[B, C]` or `[B, C, h, w]` that sum to 1 over C: float64 for float64 logits, else float32.
 
     Raises:
         ValueError: The shapes, dtypes or devices do not fit together, a box is not finite, a class index is out of
-            range (CPU), or `num_classes`, `output_size` or `temperature` is not positive.
+            range (CPU), `num_classes`, `output_size` or `temperature` is not positive, `label_weight` is not in 0 .. 1, or it
+            is above 0 without `labels`.
         TypeError: An argument is not a tensor or not a number, the call is inside a transform of `torch.func` such as
             `vmap`, or `boxes_xyxy` has no values that can be read, such as a meta tensor or a `FakeTensor`.
     """
     batch, _, height, width = check_inputs(logits, classes, num_classes, base, temperature)
     boxes = to_array("boxes_xyxy", boxes_xyxy, (batch, 4), pooling_dtype(logits))
     check_finite("boxes_xyxy", boxes)
+    check_label_weight(label_weight)
+    if label_weight:
+        labels = check_labels(labels, batch, num_classes)
     weights = box_weights(boxes, resolve_grid(output_size), (height, width)).to(logits.device)
-    return _pool(logits, classes, base, num_classes, weights, temperature, output_size)
+    soft = _pool(logits, classes, base, num_classes, weights, temperature, output_size)
+    return blend_labels(soft, labels, label_weight) if label_weight and labels is not None else soft
 
 
 @_eagerly

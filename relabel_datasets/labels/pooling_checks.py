@@ -88,6 +88,37 @@ def check_temperature(temperature: object) -> None:
         raise ValueError(f"temperature must be positive and finite, got {temperature!r}")
 
 
+def check_label_weight(weight: object) -> None:
+    """Raise unless `weight` is a number from 0 to 1."""
+    if not isinstance(weight, Real):
+        raise TypeError(f"label_weight must be a number, got {weight!r}")
+    if not 0 <= float(weight) <= 1:
+        raise ValueError(f"label_weight must be from 0 to 1, got {weight!r}")
+
+
+def check_labels(labels: Tensor | None, batch: int, num_classes: int) -> Tensor:
+    """Return class labels `[B]` after checking them. The range is checked on the CPU only, without waiting for a GPU.
+
+    Raises:
+        ValueError: They are missing, have another shape, are not integers, or are out of range.
+        TypeError: They are not a tensor.
+    """
+    if labels is None:
+        raise ValueError(
+            "label_weight above 0 blends in class labels, but labels is None: pass labels, or label_weight=0"
+        )
+    check_tensor("labels", labels)
+    if labels.shape != (batch,) or labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise ValueError(f"labels must be integers of shape ({batch},), got {labels.dtype} {tuple(labels.shape)}")
+    if labels.device.type == "cpu":
+        outside = ((labels < 0) | (labels >= num_classes)).nonzero().flatten().tolist()
+        if outside:
+            raise ValueError(
+                f"labels must be in 0 .. {num_classes - 1}, got {int(labels[outside[0]])} for image {outside[0]} of the batch"
+            )
+    return labels
+
+
 def resolve_grid(output_size: int | Sequence[int]) -> tuple[int, int]:
     """Return an output size as (height, width).
 

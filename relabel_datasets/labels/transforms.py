@@ -19,9 +19,10 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from ..keywords import checked_keywords
+from .blending import blend_labels, label_tensor
 from .label_map import LabelMap, View
 from .pooling import pool_label_map
-from .pooling_checks import check_temperature, resolve_grid
+from .pooling_checks import check_label_weight, check_temperature, resolve_grid
 
 Size = Sequence[int] | int
 FiveLabelMaps = tuple[LabelMap, LabelMap, LabelMap, LabelMap, LabelMap]
@@ -228,16 +229,21 @@ class LabelPooling(v2.Transform):
     `v2.CutMix` and `v2.MixUp` accept batches of it, and timm's `Mixup` (timm 1.0.31 or later) does with
     `multi_label=True, label_smoothing=0`.
 
+    The target is `(1 - w) * soft + w * one_hot(label)` with `soft = softmax(pooled logits / temperature)`, w = `label_weight`
+    and the original class label of the image. In a grid, this holds for each cell.
+
     Args:
         output_size: Grid of labels per image. 1 returns `[C]`. (h, w), or n for (n, n), returns one label per cell,
             `[C, h, w]`, as used for token labels. Default: 1.
         temperature: Divisor of the pooled logits before the softmax. Values above 1 soften the label. Default: 1.
+        label_weight: Weight of the one-hot label of the original class, 0 to 1. Default: 0.
         localized: Whether to pool the view. False pools the whole image regardless of the view. Default: True.
         multi_label: Whether to keep all classes. False returns a one-hot label of the top class. With `localized=False`,
             that is a single label per image as in the original dataset. Default: True.
 
     Raises:
-        ValueError: An argument is out of range. When called: the image size differs from the canvas size of the label map.
+        ValueError: An argument is out of range. When called: the image size differs from the canvas size of the label map, or
+            `label_weight` is above 0 and the label map has no label.
         TypeError: When called: the sample holds no LabelMap.
 
     Example:
@@ -255,14 +261,17 @@ class LabelPooling(v2.Transform):
         output_size: int | Sequence[int] = 1,
         temperature: float = 1.0,
         *,
+        label_weight: float = 0.0,
         localized: bool = True,
         multi_label: bool = True,
     ) -> None:
         super().__init__()
         grid = resolve_grid(output_size)
         check_temperature(temperature)
+        check_label_weight(label_weight)
         self.output_size = output_size if isinstance(output_size, int) else grid
         self.temperature = temperature
+        self.label_weight = label_weight
         self.localized = localized
         self.multi_label = multi_label
 
@@ -280,21 +289,28 @@ class LabelPooling(v2.Transform):
 
     def transform(self, inpt: LabelMap, params: dict[str, Any]) -> Tensor:
         view = inpt.view if self.localized else View()
-        return self.to_target(pool_label_map(inpt, view, self.output_size, self.temperature), 0)
+        soft = pool_label_map(inpt, view, self.output_size, self.temperature)
+        return soft if self.multi_label and not self.label_weight else self.to_targets(soft[None], [inpt])[0]
 
-    def to_target(self, soft: Tensor, class_dim: int) -> Tensor:
-        """Convert soft labels to one-hot argmax targets unless `multi_label`.
+    def to_targets(self, soft: Tensor, label_maps: Sequence[LabelMap]) -> Tensor:
+        """Convert pooled soft labels to targets, as `multi_label` and `label_weight` say.
 
         Args:
-            soft: Soft labels.
-            class_dim: Dimension of the classes.
+            soft: Soft labels `[B, C, ...]`.
+            label_maps: The B label maps, which have the original class labels.
 
         Returns:
             Targets of the same shape.
+
+        Raises:
+            ValueError: `label_weight` is above 0 and a label map has no label.
         """
-        if self.multi_label:
+        if not self.multi_label:
+            soft = torch.zeros_like(soft).scatter_(1, soft.argmax(1, keepdim=True), 1.0)
+        if not self.label_weight:
             return soft
-        return torch.zeros_like(soft).scatter_(class_dim, soft.argmax(class_dim, keepdim=True), 1.0)
+        labels, keys = zip(*((label_map.label, label_map.key) for label_map in label_maps), strict=True)
+        return blend_labels(soft, label_tensor(labels, keys, soft.shape[1]), self.label_weight)
 
 
 def _image_size(flat_inputs: list[Any]) -> tuple[int, int] | None:

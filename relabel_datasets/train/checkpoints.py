@@ -154,7 +154,9 @@ class Checkpoints:
             return {"epoch": 0, "seconds": 0.0, **EPOCH_START}
         path = max(states)[2]
         state = load_checkpoint(path, device)
-        saved, current = state["args"].recipe, self._args.recipe
+        current = self._args.recipe
+        # A value that the run's release did not have yet had the effect of today's default.
+        saved = {**{name: getattr(Recipe(), name) for name in current}, **state["args"].recipe}
         if changed := sorted(name for name in current if saved.get(name) != current[name]):
             raise ValueError(
                 f"{self._folder} contains a run with another recipe: "

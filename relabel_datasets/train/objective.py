@@ -17,6 +17,7 @@ from torchvision.transforms.v2 import functional as F
 
 from ..annotate.annotator import Annotator
 from ..annotate.classes import match_classes
+from ..labels.blending import blend_labels
 from .classifier import Normalize, autocast
 from .recipe import Recipe
 from .tokens import MixToken, token_label_loss
@@ -55,7 +56,8 @@ class Objective:
         )  # type: ignore[no-untyped-call]
         self._erase = RandomErasing(recipe.random_erasing, mode="pixel", device=self._device.type)  # type: ignore[no-untyped-call]
         self._cross_entropy = SoftTargetCrossEntropy()  # type: ignore[no-untyped-call]
-        self._teacher = Teacher(annotator, classes) if recipe.label_config.distilled else None
+        config = recipe.label_config
+        self._teacher = Teacher(annotator, classes, config.temperature) if config.distilled else None
 
     def loss(self, student: nn.Module, images: Tensor, targets: Any) -> Tensor:
         """Return the mean loss of a batch.
@@ -66,7 +68,9 @@ class Objective:
             targets: Targets from the loader, see `train_loader`.
         """
         if self._teacher is not None:
-            targets = self._teacher(images.to(self._device, non_blocking=True))
+            class_labels, targets = targets, self._teacher(images.to(self._device, non_blocking=True))
+            if weight := self.recipe.label_config.label_weight:
+                targets = blend_labels(targets, class_labels, weight)
         inputs = self._normalize(images)
         if self.recipe.label_config.tokens:
             return self._token_loss(student, inputs, targets)
@@ -106,15 +110,16 @@ class Teacher:
     Args:
         annotator: Annotator whose mean logits over a crop, resized to its input size, are the label.
         classes: Names of the classes of the dataset.
+        temperature: Divisor of the logits before the softmax. Default: 1.
 
     Raises:
         ValueError: The annotator is None, lacks a class, or has no fixed input size.
     """
 
-    def __init__(self, annotator: Annotator | None, classes: Sequence[str]) -> None:
+    def __init__(self, annotator: Annotator | None, classes: Sequence[str], temperature: float = 1.0) -> None:
         if annotator is None:
             raise ValueError("labels='distilled' needs an annotator, but none was given: give annotator=")
-        self._annotator = annotator
+        self._annotator, self._temperature = annotator, temperature
         self._rows: list[int] | None = None
         if annotator.classes is None or tuple(annotator.classes) != tuple(classes):
             self._rows = match_classes(annotator.classes, classes, None, annotator.num_classes)
@@ -131,4 +136,5 @@ class Teacher:
         """Return the soft labels `[B, C]` of uint8 crops `[B, 3, s, s]`."""
         resized = F.resize(images, self._size, interpolation=F.InterpolationMode.BICUBIC, antialias=True)
         logits = self._annotator(resized).mean((2, 3))
-        return (logits if self._rows is None else logits[:, self._rows]).softmax(1)
+        logits = logits if self._rows is None else logits[:, self._rows]
+        return (logits if self._temperature == 1 else logits / self._temperature).softmax(1)

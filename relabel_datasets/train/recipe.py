@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
@@ -22,6 +23,8 @@ class LabelConfig:
         smoothing: Label smoothing of class indices, 0 to 1. Default: 0.
         distilled: Whether targets are the output of the annotator on each crop, computed during training. Default: False.
         tokens: Whether each token has a target in addition to the crop. Default: False.
+        temperature: Divisor of the logits of soft labels before their softmax. Default: 1.
+        label_weight: Weight of the original class label in the target of a crop, 0 to 1. Default: 0.
     """
 
     pooled: bool = False
@@ -30,6 +33,13 @@ class LabelConfig:
     smoothing: float = 0.0
     distilled: bool = False
     tokens: bool = False
+    temperature: float = 1.0
+    label_weight: float = 0.0
+
+    @property
+    def soft(self) -> bool:
+        """Whether targets come from label maps or from the annotator, not only from class labels."""
+        return self.pooled or self.distilled
 
 
 LABELS = {
@@ -52,6 +62,11 @@ class Recipe:
         labels: Targets of the student, a name in `LABELS`: the class index (`single`, `smoothed`), the pooled label map
             (`relabel`), an ablation of it (`global-multi`, `localized-single`, `global-single`), the output of the annotator on
             each crop (`distilled`), or labels of crops and tokens (`tokens`). Default: "relabel".
+        temperature: Divisor of the logits of label maps, or of the annotator for `distilled`, before the softmax that makes the
+            soft label. Values above 1 soften it. The loss is the cross-entropy with the student's logits at temperature 1,
+            without a factor of the squared temperature. Default: 1.
+        label_weight: Weight w of the original class label, 0 to 1: the target is `(1 - w) * soft label + w * one-hot label`.
+            Labels of tokens are not blended. Default: 0.
         model: Name of a timm model. Default: "resnet50".
         model_kwargs: Additional keyword arguments of `timm.create_model`. Default: none.
         image_size: Side of a training crop in pixels. Default: 224.
@@ -83,6 +98,8 @@ class Recipe:
     """
 
     labels: str = "relabel"
+    temperature: float = 1.0
+    label_weight: float = 0.0
     model: str = "resnet50"
     model_kwargs: Mapping[str, Any] = field(default_factory=dict)
     image_size: int = 224
@@ -122,8 +139,12 @@ class Recipe:
         for name in ("min_area", "crop_pct"):
             if not 0 < getattr(self, name) <= 1:
                 raise ValueError(f"{name}= must be above 0 and at most 1, got {getattr(self, name)}")
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate= must be positive, got {self.learning_rate}")
+        for name in ("learning_rate", "temperature"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name}= must be positive and finite, got {getattr(self, name)}")
+        if not 0 <= self.label_weight <= 1:
+            raise ValueError(f"label_weight= must be from 0 to 1, got {self.label_weight}")
+        self._check_blending()
         if self.epochs <= self.warmup_epochs:
             raise ValueError(
                 f"epochs={self.epochs} must be more than warmup_epochs={self.warmup_epochs}: raise epochs= or lower "
@@ -135,10 +156,29 @@ class Recipe:
                 "cutmix="
             )
 
+    def _check_blending(self) -> None:
+        for name, neutral in (("temperature", 1), ("label_weight", 0)):
+            if getattr(self, name) != neutral and not self.uses(name):
+                raise ValueError(
+                    f"{name}={getattr(self, name)} has no effect on labels={self.labels}, which are one-hot: leave out {name}=, or "
+                    "choose other labels="
+                )
+
+    def uses(self, name: str) -> bool:
+        """Return whether the targets of the recipe can depend on a value.
+
+        Args:
+            name: Name of an attribute. Only `temperature` and `label_weight` are without effect on some labels.
+        """
+        config = LABELS[self.labels]
+        if name == "temperature":
+            return config.soft and config.multi_label
+        return config.soft if name == "label_weight" else True
+
     @property
     def label_config(self) -> LabelConfig:
         """Targets of the student."""
-        return LABELS[self.labels]
+        return replace(LABELS[self.labels], temperature=self.temperature, label_weight=self.label_weight)
 
     def changed(self, **values: Any) -> Recipe:
         """Return a copy of the recipe with other values.
@@ -199,6 +239,7 @@ class RuntimeConfig:
 
 
 # ReLabel: Yun et al., 2021, section 4.1. Tokens: Jiang et al., "All Tokens Matter", 2021, section 4.1 (LV-ViT's settings on DeiT-S).
+# Both publications have temperature 1 and no weight of the class label, so no preset changes these.
 PRESETS = {
     "relabel": Recipe(),
     "relabel-cutmix": Recipe(cutmix=1.0),

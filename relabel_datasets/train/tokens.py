@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from ..annotate.timm_models import make_dense
 from ..labels.label_map import LabelMap
-from ..labels.pooling import pool_label_map
 from ..labels.precision import full_precision, pooling_dtype
 from ..labels.transforms import LabelPooling
 
@@ -30,9 +29,11 @@ class TokenLabelPooling(LabelPooling):
     Args:
         output_size: Number of tokens (h, w), or n for (n, n).
         temperature: Temperature of the softmax, see `LabelPooling`. Default: 1.
+        label_weight: Weight of the original class label in the label of the crop, see `LabelPooling`. Labels of tokens are not
+            blended, because the class label does not say where the object is. Default: 0.
 
     Raises:
-        ValueError: An argument is out of range.
+        ValueError: An argument is out of range. In use: `label_weight` is above 0 and a label map has no label.
         TypeError: The sample contains no LabelMap. Raised in use.
 
     Example:
@@ -40,12 +41,15 @@ class TokenLabelPooling(LabelPooling):
         >>> image, (soft_label, token_labels) = transforms(image, label_map)  # [C], [C, 14, 14]
     """
 
-    def __init__(self, output_size: int | Sequence[int], temperature: float = 1.0) -> None:
+    def __init__(
+        self, output_size: int | Sequence[int], temperature: float = 1.0, *, label_weight: float = 0.0
+    ) -> None:
         super().__init__((output_size, output_size) if isinstance(output_size, int) else output_size, temperature)
+        self._crop = LabelPooling(temperature=temperature, label_weight=label_weight)
 
     def transform(self, inpt: LabelMap, params: dict[str, Any]) -> Any:
         """Return the labels of the crop and of its tokens."""
-        return pool_label_map(inpt, inpt.view, 1, self.temperature), super().transform(inpt, params)
+        return self._crop.transform(inpt, params), super().transform(inpt, params)
 
 
 class TokenStudent(nn.Module):

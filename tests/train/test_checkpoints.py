@@ -21,10 +21,10 @@ class Harm:
         return os.system, ("touch harmed",)
 
 
-def checkpoints(folder, model=None):
+def checkpoints(folder, model=None, recipe=Recipe()):
     model = torch.nn.Linear(2, 2) if model is None else model
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
-    return Checkpoints(folder, Recipe(), model, optimizer, ema=None, scaler=None, classes=("cat", "dog"))
+    return Checkpoints(folder, recipe, model, optimizer, ema=None, scaler=None, classes=("cat", "dog"))
 
 
 def progress_at(step):
@@ -56,6 +56,17 @@ def test_resume_loads_the_most_advanced_checkpoint(tmp_path):
     kept.drop_steps()
     assert not list(tmp_path.glob("recovery*"))
     assert kept.best == 0.5
+
+
+def test_a_run_whose_recipe_lacks_a_newer_value_is_resumed_if_the_value_is_the_default(tmp_path):
+    checkpoints(tmp_path).save_epoch(0, 0.5, 2.0)
+    state = load_checkpoint(tmp_path / "last.pth.tar")
+    del state["args"].recipe["temperature"]
+    torch.save(state, tmp_path / "last.pth.tar")
+    assert resumed(tmp_path)["epoch"] == 1
+    changed = checkpoints(tmp_path, recipe=Recipe(temperature=2.0))
+    with pytest.raises(ValueError, match=r"temperature=1.0 in that run, 2.0 now"):
+        changed.resume(torch.device("cpu"))
 
 
 def test_the_best_metric_survives_a_resume(tmp_path):

@@ -7,9 +7,11 @@ import statistics
 import pytest
 
 import relabel_datasets as rd
-from relabel_datasets.cli import main
+from relabel_datasets.cli import main, make_parser
+from relabel_datasets.cli.compare import _entries
 from relabel_datasets.train import comparison as module
 from relabel_datasets.train.comparison import Comparison, ComparisonEntry, compare, score_label_maps
+from relabel_datasets.train.recipe import PRESETS
 from tests.train.tiny import OPTIONS
 
 
@@ -36,6 +38,17 @@ def test_the_command_scores_label_maps_trains_students_and_reuses_results(scenes
     assert capsys.readouterr().out == printed
     with pytest.raises(pytest.fail.Exception, match="trained again"):  # another recipe needs a new student
         main([*command, "--learning-rate", "0.2"])
+
+
+def test_a_temperature_applies_to_the_rows_with_soft_labels():
+    args = make_parser().parse_args(["compare", "data", "--temperature", "2", "--label-weight", "0.5"])
+    recipes = {preset: _entries(args, preset, ["a"])[0].recipe for preset in PRESETS}
+    assert {preset for preset, recipe in recipes.items() if recipe.label_weight == 0.5} == PRESETS.keys() - {
+        "single-label",
+        "label-smoothing",
+    }
+    assert (recipes["relabel"].temperature, recipes["single-label"].temperature) == (2, 1)
+    assert (recipes["global-single-label"].temperature, recipes["distillation"].temperature) == (1, 2)
 
 
 def test_without_presets_only_label_maps_are_scored(scenes, capsys):

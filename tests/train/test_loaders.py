@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import relabel_datasets as rd
-from relabel_datasets.train.loaders import CenterCrops, ClassIndex, train_loader
+from relabel_datasets.train.loaders import CenterCrops, ClassIndex, target_transform, train_loader
 from relabel_datasets.train.recipe import LABELS
 from relabel_datasets.train.seeds import SeededTransforms, seed_all
 
@@ -57,6 +57,26 @@ def test_pooled_labels_belong_to_the_same_crops(scenes, tiny, single, labels):
         assert torch.equal(targets, soft)
     else:
         assert torch.equal(targets, torch.nn.functional.one_hot(soft.argmax(1), 12).float())
+
+
+@pytest.mark.parametrize("labels", [name for name, config in LABELS.items() if config.pooled and not config.tokens])
+def test_pooled_labels_have_the_temperature_and_the_class_label_of_the_recipe(scenes, tiny, single, labels):
+    recipe = tiny.changed(labels=labels)
+    values = {"label_weight": 0.25, **({"temperature": 2.0} if recipe.uses("temperature") else {})}
+    _, soft = batches(scenes, recipe)
+    if "temperature" in values:
+        soft = soft.sqrt() / soft.sqrt().sum(1, keepdim=True)  # softmax(x / 2) from softmax(x)
+    _, targets = batches(scenes, recipe.changed(**values))
+    expected = 0.75 * soft + 0.25 * torch.nn.functional.one_hot(single[1], 12)
+    torch.testing.assert_close(targets, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_labels_of_tokens_have_the_values_of_the_recipe(tiny):
+    label_config = tiny.changed(labels="tokens", temperature=2.0, label_weight=0.25).label_config
+    label_map = rd.LabelMap.from_logits(torch.randn(12, 4, 4), label=3)
+    soft, tokens = target_transform(label_config, (2, 2))(label_map)
+    assert torch.equal(soft, rd.LabelPooling(temperature=2.0, label_weight=0.25)(label_map))
+    assert torch.equal(tokens, rd.LabelPooling((2, 2), 2.0)(label_map))
 
 
 def test_only_global_labels_are_equal_for_all_crops(scenes, tiny):

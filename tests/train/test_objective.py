@@ -108,6 +108,20 @@ def test_distilled_labels_are_the_output_of_the_annotator_on_the_crops(scenes, t
     torch.testing.assert_close(targets, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_distilled_labels_have_a_temperature_and_a_class_label_and_the_loss_has_no_other_factor(tiny):
+    """The student's logits stay at temperature 1, and nothing is multiplied by the squared temperature."""
+    annotator = ModuleAnnotator(ColourNet(), 16, classes=CLASSES, name="colours", device="cpu")
+    images, class_labels = batch(), torch.tensor([0, 2, 1, 1])
+    soft = Teacher(annotator, CLASSES)(images)
+    softened = soft.sqrt() / soft.sqrt().sum(1, keepdim=True)
+    torch.testing.assert_close(Teacher(annotator, CLASSES, 2.0)(images), softened)
+    recipe = tiny.changed(labels="distilled", temperature=2.0, label_weight=0.25)
+    student = Remember()
+    loss = objective(recipe, annotator=annotator).loss(student, images, class_labels)
+    target = 0.75 * softened + 0.25 * nnf.one_hot(class_labels, 3)
+    torch.testing.assert_close(loss, nnf.cross_entropy(student(images), target))
+
+
 def test_classes_of_the_teacher_are_matched_by_name_and_renormalized():
     annotator = ModuleAnnotator(ColourNet(), 16, classes=CLASSES, name="colours", device="cpu")
     images = batch()

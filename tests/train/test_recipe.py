@@ -1,4 +1,4 @@
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 
@@ -33,11 +33,35 @@ def test_presets_are_those_of_the_paper_and_cover_all_labels():
         ({"crop_pct": 1.5}, "crop_pct= must be above 0 and at most 1, got 1.5"),
         ({"learning_rate": float("nan")}, "learning_rate= must be positive"),
         ({"labels": "tokens", "mixup": 0.2}, "set mixup=0"),
+        ({"temperature": 0.0}, "temperature= must be positive and finite, got 0.0"),
+        ({"temperature": float("inf")}, "temperature= must be positive and finite, got inf"),
+        ({"label_weight": 1.1}, "label_weight= must be from 0 to 1, got 1.1"),
+        ({"label_weight": float("nan")}, "label_weight= must be from 0 to 1, got nan"),
+        (
+            {"labels": "single", "label_weight": 0.5},
+            "label_weight=0.5 has no effect on labels=single, which are one-hot",
+        ),
+        ({"labels": "smoothed", "temperature": 2.0}, "temperature=2.0 has no effect on labels=smoothed"),
+        (
+            {"labels": "localized-single", "temperature": 2.0},
+            "temperature=2.0 has no effect on labels=localized-single",
+        ),
     ],
 )
 def test_a_recipe_value_out_of_range_is_an_error(values, message):
     with pytest.raises(ValueError, match=message):
         Recipe(**values)
+
+
+@pytest.mark.parametrize("labels", LABELS)
+def test_temperature_and_label_weight_are_values_of_all_labels_that_use_them(labels):
+    recipe = Recipe(labels=labels)
+    assert (recipe.label_config.temperature, recipe.label_config.label_weight) == (1, 0)
+    values = {name: value for name, value in (("temperature", 2.0), ("label_weight", 0.3)) if recipe.uses(name)}
+    config = recipe.changed(**values).label_config
+    assert config == replace(LABELS[labels], **values)
+    assert ("label_weight" in values) is (labels not in ("single", "smoothed"))
+    assert ("temperature" in values) is (config.soft and config.multi_label)
 
 
 @pytest.mark.parametrize(
@@ -70,11 +94,17 @@ def test_options_become_values_of_their_fields():
     ]
     args = make_parser().parse_args(
         [*arguments, "--ema-decay", "0.99", "--auto-augment", "rand-m9", "--eval-size", "64",
-         "--dtype", "bfloat16", "--no-progress", "--compile", "--window", "3"]
+         "--temperature", "2", "--label-weight", "0.25", "--dtype", "bfloat16", "--no-progress", "--compile", "--window", "3"]
     )  # fmt: skip
     kwargs = {"depth": 12, "flag": True, "pad": "same", "sizes": [1, 2]}
     assert PRESETS["relabel"].changed(**recipe_values(args)) == Recipe(
-        model_kwargs=kwargs, ema_decay=0.99, auto_augment="rand-m9", eval_size=64, dtype="bfloat16"
+        model_kwargs=kwargs,
+        ema_decay=0.99,
+        auto_augment="rand-m9",
+        eval_size=64,
+        dtype="bfloat16",
+        temperature=2.0,
+        label_weight=0.25,
     )
     assert runtime_from(args) == RuntimeConfig(progress=False, compile=True, window=3)
 
