@@ -64,7 +64,9 @@ def test_a_copied_transform_pools_the_same(copying):
     label_map = cropped()[1]
     assert torch.equal(copying(transform)(label_map), transform(label_map))
     assert repr(copying(transform)) == repr(transform)
-    assert "output_size=(2, 3), temperature=1.5, label_weight=0.25, localized=False, multi_label=False" in repr(transform)
+    assert "output_size=(2, 3), temperature=1.5, label_weight=0.25, localized=False, multi_label=False" in repr(
+        transform
+    )
 
 
 @pytest.mark.parametrize(
