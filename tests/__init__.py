@@ -1,4 +1,45 @@
-import os
+"""Tests of the package. Importing this sets the environment of all tests and their processes, before any library reads it."""
 
-# Else a thread of torch's that waits for another keeps a core busy: the other's, where a machine has more to do than cores.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+import os
+import random
+import socket
+import sys
+import tempfile
+from contextlib import suppress
+
+
+def _free_port() -> int:
+    """Return a port that systems do not choose by themselves, so that no other socket has it when a test needs it."""
+    choice = random.SystemRandom()
+    while True:
+        port = choice.randrange(20_000, 30_000)
+        with suppress(OSError), socket.socket() as listener:
+            listener.bind(("127.0.0.1", port))
+            return port
+
+
+def _set_environment(worker: str) -> None:
+    """Give a worker of pytest-xdist, or the process without workers, its own Hub: no test may reach the real one."""
+    assert "huggingface_hub" not in sys.modules  # it reads its variables when it is imported
+    port = _free_port()
+    os.environ.update(
+        RELABEL_TESTS_WORKER=worker,
+        RELABEL_TESTS_HUB_PORT=str(port),
+        HF_ENDPOINT=f"http://127.0.0.1:{port}",
+        HF_HOME=tempfile.mkdtemp(prefix="hf-home-"),
+        HF_HUB_DISABLE_XET="1",
+        HF_HUB_DISABLE_TELEMETRY="1",
+        NO_PROXY="127.0.0.1,localhost",
+        no_proxy="127.0.0.1,localhost",
+    )
+    for name in (
+        "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_OFFLINE", "HF_HUB_CACHE", "HF_HUB_DISABLE_PROGRESS_BARS"
+    ):  # fmt: skip
+        os.environ.pop(name, None)
+
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # workers share the cores, and sums depend on the number of threads
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # a waiting thread, in tests with several, must not occupy a core
+_worker = os.environ.get("PYTEST_XDIST_WORKER", "")
+if os.environ.get("RELABEL_TESTS_WORKER") != _worker:  # else this is a process that a test has started
+    _set_environment(_worker)

@@ -5,11 +5,8 @@ from __future__ import annotations
 import io
 import os
 import shutil
-import socket
 import subprocess
-import sys
 import tarfile
-import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -23,38 +20,17 @@ import torch
 from tests.hub import LocalHub
 
 ROOT = Path(__file__).parents[1]
-pytest_plugins = ["tests.fixtures"]  # loaded after this module, so after the environment is set
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
-# huggingface_hub reads these once, when it is imported: no test may reach the real Hub, or use a real account.
-if "RELABEL_TESTS_HUB_PORT" not in os.environ:  # else this is a process that a test has started
-    assert "huggingface_hub" not in sys.modules
-    _port = _free_port()
-    os.environ.update(
-        RELABEL_TESTS_HUB_PORT=str(_port),
-        HF_ENDPOINT=f"http://127.0.0.1:{_port}",
-        HF_HOME=tempfile.mkdtemp(prefix="hf-home-"),
-        HF_HUB_DISABLE_XET="1",
-        HF_HUB_DISABLE_TELEMETRY="1",
-        NO_PROXY="127.0.0.1,localhost",
-        no_proxy="127.0.0.1,localhost",
-    )
-    for _name in (
-        "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_OFFLINE", "HF_HUB_CACHE", "HF_HUB_DISABLE_PROGRESS_BARS"
-    ):  # fmt: skip
-        os.environ.pop(_name, None)
+pytest_plugins = ["tests.fixtures"]
 HUB_PORT = int(os.environ["RELABEL_TESTS_HUB_PORT"])
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _no_home_of_ours_is_left():
-    yield
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Run in two processes, but a single file in one: starting others would take longer than its tests."""
+    return 0 if any(".py" in argument for argument in config.args) else 2
+
+
+def pytest_unconfigure() -> None:
+    """Remove the home of huggingface_hub."""
     shutil.rmtree(os.environ["HF_HOME"], ignore_errors=True)
 
 

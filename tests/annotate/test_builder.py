@@ -207,7 +207,7 @@ def test_shards_of_another_version_are_not_extended(tmp_path, image_folder, anno
     else:
         with pytest.raises(Interrupted):
             rd.build(source, tmp_path, annotator_of(StopsAfter(3)), **arguments)
-    monkeypatch.setattr("relabel_datasets.annotate.builder.version", lambda _: "99.0")
+    monkeypatch.setattr("relabel_datasets.annotate.builder.__version__", "99.0")
     if finished:
         rd.build(source, tmp_path, annotator, **arguments)  # no shard is missing
         (tmp_path / "colours" / "train-00001-of-00004.tar").unlink()
