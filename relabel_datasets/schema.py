@@ -174,13 +174,15 @@ def list_of(rule: Rule, low: int = 0, high: int = MAX_INT) -> Rule:
     return check
 
 
-def tuple_of(*rules: Rule) -> Rule:
-    """Return the rule for a list with one value for each of `rules`."""
+def tuple_of(*rules: Rule, num_optional: int = 0) -> Rule:
+    """Return the rule for a list with one value for each of `rules`, of which the last `num_optional` may be missing."""
+    low, high = len(rules) - num_optional, len(rules)
+    expected = f"a list of {high} values" if low == high else f"a list of {low} to {high} values"
 
     def check(value: Any, name: str) -> None:
-        if not isinstance(value, list) or len(value) != len(rules):
-            fail(name, f"a list of {len(rules)} values", value)
-        for position, (rule, entry) in enumerate(zip(rules, value, strict=True)):
+        if not isinstance(value, list) or not low <= len(value) <= high:
+            fail(name, expected, value)
+        for position, (rule, entry) in enumerate(zip(rules, value, strict=False)):
             try:
                 rule(entry, name)
             except ValueError:

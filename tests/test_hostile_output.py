@@ -79,6 +79,15 @@ def test_no_command_prints_control_characters(case, hostile, image_folder, tmp_p
         assert err.splitlines()[-1].startswith(f"relabel {case.partition(' ')[0]}: ") or case.startswith("verify")
 
 
+def test_tables_hold_no_control_characters(hostile, tmp_path):
+    assert main(["analyze", str(hostile), "--num-crops", "26", "--out", str(tmp_path / "tables")]) == 0
+    tables = {path.stem: path.read_text() for path in (tmp_path / "tables").glob("*.csv")}
+    assert {"classes", "confused", "suspects"} <= tables.keys()
+    for name, text in tables.items():
+        assert all(line.isprintable() for line in text.split("\n")), name
+    assert "cat\\x1b[2J" in tables["classes"]
+
+
 def test_file_names_that_are_not_utf8_do_not_crash_the_output(tmp_path, capfd):
     folder = tmp_path / "images" / "cat"
     folder.mkdir(parents=True)

@@ -18,10 +18,11 @@ from .._lazy import import_lazily
 if TYPE_CHECKING:
     from .analysis import Analysis, Table, analyze
     from .boxes import read_boxes
-    from .label_maps import MapMeasures, find_suspects, measure_maps
+    from .label_maps import MapMeasures, measure_images, measure_maps
     from .metrics import Metrics, mean_average_precision, real_labels
     from .objects import Objects, find_objects
     from .overlap import Overlaps, overlaps
+    from .suspects import find_suspects, label_margins
 
 _MODULES = {
     "Analysis": "analysis",
@@ -32,8 +33,10 @@ _MODULES = {
     "Table": "analysis",
     "analyze": "analysis",
     "find_objects": "objects",
-    "find_suspects": "label_maps",
+    "find_suspects": "suspects",
+    "label_margins": "suspects",
     "mean_average_precision": "metrics",
+    "measure_images": "label_maps",
     "measure_maps": "label_maps",
     "overlaps": "overlap",
     "read_boxes": "boxes",
@@ -49,7 +52,9 @@ __all__ = [
     "analyze",
     "find_objects",
     "find_suspects",
+    "label_margins",
     "mean_average_precision",
+    "measure_images",
     "measure_maps",
     "overlaps",
     "read_boxes",

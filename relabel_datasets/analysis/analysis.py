@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,16 +16,25 @@ import numpy as np
 from ..data.store import LabelMaps
 from ..keywords import checked_keywords
 from ..labels.crops import random_resized_crops
-from ..labels.statistics import CONFIDENT, Statistics, add_up
+from ..labels.statistics import total
+from ..labels.windows import DEFINITION as SHOWN_DEFINITION
 from ..shards.manifest import Manifest, Split
 from ..storage.folders import Folder
 from ..storage.resolve import open_folder
+from ..words import printable
 from .boxes import read_boxes
-from .label_maps import IOU_LEVELS, SHARE, MapMeasures, find_suspects, measure_maps
+from .label_maps import IOU_LEVELS, SHARE, MapMeasures, measure_maps
 from .objects import Objects, in_classes
 from .overlap import Overlaps, overlaps, share_above
+from .suspects import DEFINITION as SUSPECT_DEFINITION
+from .suspects import find_suspects
 
 _BINS = np.linspace(0, 1, 11)  # of intersection over union
+_SEVERAL = "images that show several classes, share"
+_SUSPECT = "images with a suspect label"
+_FORMULA = ("=", "+", "-", "@")  # first characters of formulas in spreadsheets
+_INDENT = " " * 6  # of definitions in text
+_DEFINITIONS = {_SEVERAL: SHOWN_DEFINITION, _SUSPECT: SUSPECT_DEFINITION}
 
 
 @dataclass(frozen=True)
@@ -42,13 +52,16 @@ class Table:
     def to_csv(self) -> str:
         """Return the table as CSV text.
 
+        Names of a dataset are made safe for terminals and spreadsheets: control characters are escaped, see `printable`, and a
+        name that a spreadsheet would compute as a formula (`=1+1`) starts with an apostrophe, as OWASP recommends.
+
         Returns:
             A header line and one line per row. NaN becomes an empty cell.
         """
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(self.columns)
-        writer.writerows([[_rounded(value) for value in row] for row in self.rows])
+        writer.writerows([[_csv_cell(value) for value in row] for row in self.rows])
         return text.getvalue()
 
 
@@ -83,7 +96,11 @@ class Analysis:
         lines = []
         for topic, values in self.summary.items():
             lines.append(topic)
-            lines += [f"  {name:<52} {_shown(name, value)}" for name, value in values.items()]
+            for name, value in values.items():
+                lines.append(f"  {name:<52} {_shown(name, value)}")
+                lines += textwrap.wrap(
+                    _DEFINITIONS.get(name, ""), 100, initial_indent=_INDENT, subsequent_indent=_INDENT
+                )
         return "\n".join(lines)
 
 
@@ -101,8 +118,7 @@ def analyze(
 ) -> Analysis:
     """Measure crop-object overlap and label map statistics.
 
-    - Of a dataset: number of classes in images and crops, pairs of confused classes, images whose maps contradict their labels,
-      and fidelity of the stored maps to the annotator's output.
+    - Of a dataset: number of classes in images and crops, pairs of confused classes, images whose label may be wrong, and fidelity of the stored maps to the annotator's output.
     - Of boxes: overlap of random crops (`RandomResizedCrop`, 8 % to 100 % of the area) with the objects.
     - Of both, for the images that have boxes: confidence and agreement by overlap, and how well heatmaps localize the objects.
 
@@ -183,13 +199,14 @@ def _map_summary(measures: MapMeasures) -> dict[str, Any]:
     return {
         "images": len(images["key"]),
         "images that agree with their label, share": _mean(images["best"] == images["label"]),
-        "confident classes an image": _mean(images["num_confident"]),
-        "images of several confident classes, share": _mean(images["num_confident"] > 1),
+        "classes that an image shows": _mean(images["num_shown"]),
+        _SEVERAL: _mean(images["num_shown"] > 1),
+        _SUSPECT: len(find_suspects(images)),
         "entropy of whole images": _mean(images["entropy"]),
         "crops": len(crops["best"]),
         "crops that agree with their image's label, share": _mean(crops["agrees"]),
-        "classes a crop": _mean(crops["num_classes"]),
-        "crops of several classes, share": _mean(crops["num_classes"] > 1),
+        f"classes of at least {SHARE:.0%} in a crop's label": _mean(crops["num_classes"]),
+        f"crops with several classes of at least {SHARE:.0%}, share": _mean(crops["num_classes"] > 1),
         "confidence of crops": _mean(crops["confidence"]),
         "entropy of crops": _mean(crops["entropy"]),
     }
@@ -197,7 +214,7 @@ def _map_summary(measures: MapMeasures) -> dict[str, Any]:
 
 def _split_fidelity(split: Split) -> dict[str, Any]:
     """Return how well stored labels match the dense logits; empty unless the build measured it."""
-    statistics = add_up([Statistics(), *split.shard_statistics])
+    statistics = total(split.shard_statistics)
     if not statistics.crops:
         return {}
     return {
@@ -252,34 +269,31 @@ def _overlap_table(measures: MapMeasures) -> Table:
 
 def _map_tables(measures: MapMeasures, classes: Sequence[str]) -> dict[str, Table]:
     images, crops = measures.images, measures.crops
-    highest_count = int(max(images["num_confident"].max(), crops["num_classes"].max()))
+    highest_count = int(max(images["num_shown"].max(), crops["num_classes"].max()))
     class_counts = [
-        (count, _mean(images["num_confident"] == count), _mean(crops["num_classes"] == count))
+        (count, _mean(images["num_shown"] == count), _mean(crops["num_classes"] == count))
         for count in range(highest_count + 1)
     ]
     per_class = []
     for label, name in enumerate(classes):
         chosen = images["label"] == label
-        columns = (images["best"] == label, images["p_label"], images["entropy"], images["num_confident"])
+        columns = (images["best"] == label, images["p_label"], images["entropy"], images["num_shown"])
         per_class.append((name, int(chosen.sum()), *(_mean(column[chosen]) for column in columns)))
-    suspects = find_suspects(images)
-    pairs, counts = np.unique(
-        np.stack([images["label"][suspects], images["best"][suspects]]), axis=1, return_counts=True
-    )
+    differs = images["label"] != images["best"]
+    pairs, counts = np.unique(np.stack([images["label"][differs], images["best"][differs]]), axis=1, return_counts=True)
     confused = [
         (classes[label], classes[best], int(count))
         for label, best, count in sorted(zip(*pairs.tolist(), counts.tolist(), strict=True), key=lambda row: -row[2])
     ]
     suspect_rows = [
-        (str(images["key"][i]), classes[images["label"][i]], classes[images["best"][i]], float(images["p_label"][i]),
-         float(images["p_best"][i]))
-        for i in suspects.tolist()
-    ]  # fmt: skip
+        (str(images["key"][i]), classes[images["label"][i]], classes[images["best"][i]], float(images["margin"][i]))
+        for i in find_suspects(images).tolist()
+    ]
     return {
-        "num_classes": Table(("classes", f"images_confident_{CONFIDENT}", f"crops_share_{SHARE}"), class_counts),
-        "classes": Table(("class", "images", "agreement", "p_label", "entropy", "num_confident"), per_class),
+        "num_classes": Table(("classes", "images_shown", f"crops_share_{SHARE}"), class_counts),
+        "classes": Table(("class", "images", "agreement", "p_label", "entropy", "num_shown"), per_class),
         "confused": Table(("label", "best", "images"), confused),
-        "suspects": Table(("key", "label", "best", "p_label", "p_best"), suspect_rows),
+        "suspects": Table(("key", "label", "suggestion", "margin"), suspect_rows),
     }
 
 
@@ -291,6 +305,13 @@ def _rounded(value: Any) -> Any:
     if isinstance(value, float):
         return None if np.isnan(value) else round(value, 6)
     return value
+
+
+def _csv_cell(value: Any) -> Any:
+    if not isinstance(value, str):
+        return _rounded(value)
+    name = printable(value)
+    return f"'{name}" if name.startswith(_FORMULA) else name
 
 
 def _shown(name: str, value: Any) -> str:

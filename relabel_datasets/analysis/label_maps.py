@@ -22,9 +22,10 @@ from ..labels.batch import LabelMapBatch
 from ..labels.crops import random_resized_crops
 from ..labels.encoding import Encoded
 from ..labels.pooling import pool_labels
-from ..labels.statistics import confident_classes
+from ..labels.windows import measure_windows, pool_box
 from .objects import Objects, find_objects
 from .overlap import Floats, overlaps
+from .suspects import label_margins
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +34,7 @@ SHARE = 0.1  # lowest probability at which a class counts as present in a crop
 IOU_LEVELS = (0.3, 0.5, 0.7)
 _THRESHOLDS = np.linspace(0, 1, 21)[1:]  # of heatmaps that are scaled to 0..1
 _BATCH_CROPS = 4096
+_BATCH_IMAGES = 256
 _BATCH_MAPS = 1024
 
 
@@ -43,8 +45,8 @@ class MapMeasures:
     Attributes:
         images: One row per image. `key`: sample key. `label`: original class. `best`: class with the highest probability in the
             pooled label of the whole image. `p_label`, `p_best`: probabilities of these classes. `entropy`: entropy of the
-            pooled label in nats. `num_confident`: number of classes that have a probability of at least 0.5 at a location
-            where they are stored.
+            pooled label in nats. `margin`: log odds of the original class in the image and its parts, see `label_margins`.
+            `num_shown`: number of classes that the image shows, see `labels.windows.DEFINITION`.
         crops: One row per random crop. `image`: row in `images`. `best`: class with the highest probability. `confidence`:
             probability of `best`. `agrees`: whether `best` is the original class. `entropy`: entropy in nats. `num_classes`:
             number of classes with a probability of at least 0.1. `best_iou`, only if objects are given: highest
@@ -95,9 +97,9 @@ def measure_maps(
     if not len(label_maps):
         raise ValueError(f"split {label_maps.split.name!r} has no samples to measure: choose another split")
     by_row = {} if objects is None else _objects_by_row(label_maps, objects)
-    rows = _spread(range(len(label_maps)) if objects is None else list(by_row), num_samples)
+    rows = spread_rows(range(len(label_maps)) if objects is None else list(by_row), num_samples)
     per_image = math.ceil(num_crops / len(rows))
-    size = max(1, min(256, _BATCH_CROPS // per_image))
+    size = max(1, min(_BATCH_IMAGES, _BATCH_CROPS // per_image))
     generator = np.random.default_rng(seed)
     images, crops, localization = _Columns(), _Columns(), _Columns()
     with tqdm(total=len(rows), desc="pool", unit="img", disable=not progress) as bar:
@@ -120,18 +122,29 @@ def measure_maps(
     return MapMeasures(images.joined(), crops.joined(), localization.joined())
 
 
-def find_suspects(images: Mapping[str, Column]) -> npt.NDArray[np.int_]:
-    """Find images that may have a wrong label: their map ranks another class first.
+def measure_images(label_maps: LabelMaps, rows: Sequence[int], *, progress: bool = True) -> dict[str, Column]:
+    """Pool the labels of whole images and measure them.
 
     Args:
-        images: Columns `label`, `best`, `p_label` and `p_best` of images, see `MapMeasures.images`.
+        label_maps: Label maps of a split.
+        rows: Rows of the images in the split, at least one.
+        progress: Whether to show a progress bar on stderr. Default: True.
 
     Returns:
-        Rows of these images, sorted by decreasing odds of `best` against `label`.
+        The columns of `MapMeasures.images`.
     """
-    odds = np.log(np.maximum(images["p_best"], 1e-30)) - np.log(np.maximum(images["p_label"], 1e-30))
-    wrong = np.flatnonzero(images["best"] != images["label"])
-    return wrong[np.argsort(-odds[wrong], kind="stable")]
+    images = _Columns()
+    for start in tqdm(range(0, len(rows), _BATCH_IMAGES), desc="pool", unit="batch", disable=not progress):
+        encoded, keys, labels, _ = _stack(label_maps, list(rows[start : start + _BATCH_IMAGES]))
+        images.add(key=np.array(keys), **_measure_images(encoded, labels))
+    return images.joined()
+
+
+def spread_rows(rows: Sequence[int], num_samples: int | None) -> list[int]:
+    """Return `num_samples` of the rows, evenly spaced; all if it is None or too large."""
+    if num_samples is None or num_samples >= len(rows):
+        return list(rows)
+    return [rows[i] for i in np.linspace(0, len(rows) - 1, num_samples).round().astype(int)]
 
 
 class _Columns:
@@ -146,12 +159,6 @@ class _Columns:
 
     def joined(self) -> dict[str, Column]:
         return {name: np.concatenate(parts) for name, parts in self._parts.items()}
-
-
-def _spread(rows: Sequence[int], num_samples: int | None) -> list[int]:
-    if num_samples is None or num_samples >= len(rows):
-        return list(rows)
-    return [rows[i] for i in np.linspace(0, len(rows) - 1, num_samples).round().astype(int)]
 
 
 def _objects_by_row(label_maps: LabelMaps, objects: Mapping[str, Objects]) -> dict[int, Objects]:
@@ -192,16 +199,17 @@ def _stack(label_maps: LabelMaps, rows: list[int]) -> tuple[Encoded, list[str], 
 
 
 def _measure_images(encoded: Encoded, labels: Tensor) -> dict[str, Column]:
-    whole = torch.tensor([[0.0, 0.0, 1.0, 1.0]]).expand(len(labels), -1)
-    soft = _pool(encoded, whole)
+    soft = pool_box(encoded, (0, 0, 1, 1))
     p_best, best = soft.max(1)
+    windows = measure_windows(encoded, labels)
     return {
         "label": labels.numpy(),
         "best": best.numpy(),
-        "p_label": soft.gather(1, labels[:, None])[:, 0].numpy(),
+        "p_label": windows.p_label[0][:, 0].numpy(),
         "p_best": p_best.numpy(),
         "entropy": _entropy(soft),
-        "num_confident": confident_classes(encoded).sum(1).numpy(),
+        "margin": label_margins(windows.p_label).numpy(),
+        "num_shown": windows.shown.sum(1).numpy(),
     }
 
 

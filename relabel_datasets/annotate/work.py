@@ -107,7 +107,7 @@ class Work:
         try:
             record = self._read(f"{self.names[number]}.json") or {}
             rows, num_bytes, sha256, statistics = record["info"]
-            info = ShardInfo([Row(*row) for row in rows], num_bytes, sha256, Statistics(*statistics))
+            info = ShardInfo([Row(*row) for row in rows], num_bytes, sha256, Statistics.from_list(statistics))
             annotated = Annotated(info, [Skipped(*fields) for fields in record["skipped"]], record["map_size"])
         except (KeyError, TypeError, ValueError):
             return None  # not finished, or the record is damaged
@@ -158,7 +158,7 @@ class Work:
                 rows = read_rows(self.output.shard_path(self.file(name)))
                 keys = map(self.source.keys.__getitem__, self.shards[number])
                 size = None if map_size is None else (map_size[0], map_size[1])
-                statistics = Statistics(*split.shard_statistics[number])  # type: ignore[arg-type]
+                statistics = Statistics.from_list(split.shard_statistics[number])
                 info = ShardInfo(rows, num_bytes, sha256, statistics)
                 self.store(number, Annotated(info, [skipped[key] for key in keys if key in skipped], size))
                 num_valid += 1

@@ -5,9 +5,8 @@ Shapes: B images, C classes, K logits kept at each location, H x W locations.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,8 +17,9 @@ from .crops import random_resized_crops
 from .encoding import Encoded
 from .label_map import LabelMap
 from .pooling import pool_labels
+from .windows import measure_windows, pool_box
 
-CONFIDENT = 0.5  # a class with at least this probability at a location is called confident there
+_NUM_OLD = 5  # values that early versions stored, the second of them by another definition
 
 
 class Statistics(NamedTuple):
@@ -27,67 +27,68 @@ class Statistics(NamedTuple):
 
     Attributes:
         agreeing: Number of images whose map, pooled over the whole image, ranks the original class first.
-        several: Number of images with more than one confident class at any location.
+        several: Number of images that show more than one class, see `windows.DEFINITION`. None if it was not measured.
         crops: Number of random crops on which stored and dense labels were compared, 0 if they were not.
         kl: Sum over these crops of the divergence KL(dense || stored) in nats.
         same_best: Number of these crops for which both labels have the same top class.
+        shown: Number of classes that the images show, summed over images. None if it was not measured.
     """
 
     agreeing: int = 0
-    several: int = 0
+    several: int | None = 0
     crops: int = 0
     kl: float = 0.0
     same_best: int = 0
+    shown: int | None = 0
+
+    @classmethod
+    def from_list(cls, values: Sequence[Any]) -> Statistics:
+        """Read the values of a manifest.
+
+        Args:
+            values: Six values in the order of the attributes. In lists of five, which early versions wrote, the second value
+                counts something else and is ignored.
+        """
+        read = cls(*values)
+        return read._replace(several=None, shown=None) if len(values) == _NUM_OLD else read
+
+    def to_list(self) -> list[float]:
+        """Return the values for a manifest, so that `from_list` reads the same statistics."""
+        if self.several is None or self.shown is None:
+            return [self.agreeing, 0, self.crops, self.kl, self.same_best]
+        return [self.agreeing, self.several, self.crops, self.kl, self.same_best, self.shown]
 
 
-def add_up(parts: Iterable[Sequence[float]]) -> Statistics:
-    """Return the sum of partial statistics."""
-    sums = [sum(values) for values in zip(*parts, strict=True)]
-    return Statistics(*sums)
+def add_up(parts: Iterable[Statistics]) -> Statistics:
+    """Return the sum of partial statistics. What was not measured in one part is None in the sum."""
+    columns = zip(Statistics(), *parts, strict=True)
+    return Statistics(*(None if None in values else sum(values) for values in columns))  # type: ignore[arg-type]
+
+
+def total(shard_statistics: Iterable[Sequence[float]]) -> Statistics:
+    """Return the statistics of a split.
+
+    Args:
+        shard_statistics: Values of its shards, as in `shards.manifest.Split`.
+    """
+    return add_up(map(Statistics.from_list, shard_statistics))
 
 
 def image_statistics(encoded: Encoded, labels: Sequence[int]) -> Statistics:
-    """Count agreement with the original labels and images with several confident classes.
+    """Count agreement with the original labels, and the classes that images show.
 
     Args:
         encoded: Encoded maps of B images.
         labels: Original class indices of the B images.
 
     Returns:
-        Statistics with `agreeing` and `several` set.
+        Statistics with `agreeing`, `several` and `shown` set.
     """
-    device = encoded.logits.device
-    whole = torch.tensor([[0.0, 0.0, 1.0, 1.0]], device=device).expand(len(labels), -1)
-    pooled = pool_labels(
-        encoded.logits, encoded.classes, whole, num_classes=encoded.num_classes, base=encoded.base
-    )  # fmt: skip
-    agreeing = pooled.argmax(1) == torch.tensor(labels, device=device)
-    several = confident_classes(encoded).sum(1) > 1
-    return Statistics(*torch.stack([agreeing.sum(), several.sum()]).tolist())
-
-
-def confident_classes(encoded: Encoded, threshold: float = CONFIDENT) -> Tensor:
-    """Find the classes that reach a probability at any location of a map.
-
-    Args:
-        encoded: Encoded maps of B images.
-        threshold: Probability above 0. A class counts only at locations where its logit is stored.
-
-    Returns:
-        Mask `[B, C]` bool.
-    """
-    logits = encoded.logits.float()
-    # Softmax at each location without a dense map: over the stored logits and the sum of all other classes. That sum is
-    # computed directly. Subtracting the stored classes from the sum of all bases would lose it to rounding.
-    if encoded.base is None:
-        rest = logits.new_full((len(logits),), encoded.num_classes - logits.shape[1]).log()
-    else:
-        rest = encoded.base.float().scatter(1, encoded.classes[:, :, 0, 0], -torch.inf).logsumexp(1)
-    log_total = torch.logaddexp(logits.logsumexp(1, keepdim=True), rest[:, None, None, None])
-    confident = logits >= log_total + math.log(threshold)
-    found = logits.new_zeros(len(logits), encoded.num_classes)
-    classes = encoded.classes.expand_as(logits).flatten(1)
-    return found.scatter_reduce(1, classes, confident.flatten(1).float(), "amax") > 0
+    index = torch.tensor(labels, device=encoded.logits.device)
+    agreeing = pool_box(encoded, (0, 0, 1, 1)).argmax(1) == index
+    num_shown = measure_windows(encoded, index).shown.sum(1)
+    counts = torch.stack([agreeing.sum(), (num_shown > 1).sum(), num_shown.sum()]).tolist()
+    return Statistics(agreeing=counts[0], several=counts[1], shown=counts[2])
 
 
 def crop_fidelity(

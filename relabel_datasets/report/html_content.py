@@ -12,17 +12,20 @@ from xml.etree import ElementTree
 from markupsafe import Markup
 
 from ..analysis.analysis import Analysis, Table
+from ..analysis.suspects import DEFINITION as SUSPECT_DEFINITION
 from ..data.store import LabelMaps
-from ..labels.statistics import CONFIDENT
+from ..labels.windows import DEFINITION as SHOWN_DEFINITION
 from ..shards.manifest import Manifest
 from ..storage.folders import Folder
+from ..words import counted
 from .plots import plot, to_bytes
 
+NUM_SUSPECTS = 100  # images with suspect labels that are always in the page
 _MAX_ROWS = 50  # of tables that may be long
 _CLASS_COLUMNS = {
     "classes": ("class",),
     "confused": ("label", "best"),
-    "suspects": ("label", "best"),
+    "suspects": ("label", "suggestion"),
 }  # columns that hold class names, by table
 _TITLES = {
     "overlap": "Overlap of random crops with objects",
@@ -122,15 +125,16 @@ def statistics(analysis: Analysis, names: Mapping[str, str]) -> dict[str, Any]:
     maps = analysis.summary["label maps"]
     return {
         "scope": (
-            f"Measured on all {maps['images']:,} images and {maps['crops']:,} random crops of 8 % to 100 % of the area. A class is "
-            f"confident if its probability is at least {CONFIDENT} at any location. A map agrees with the label if the label has the "
-            "highest probability when pooled over the whole image. Entropies are in nats."
+            f"Measured on all {maps['images']:,} images and {maps['crops']:,} random crops of 8 % to 100 % of the area. A map agrees "
+            "with the label if the label has the highest probability when pooled over the whole image. Entropies are in nats. "
+            f"{SHOWN_DEFINITION}"
         ),
+        "suspects": f"{_suspects(len(analysis.tables['suspects'].rows))} {SUSPECT_DEFINITION}",
         "about_labels": [
             _Fact("Maps agree with labels", _number("share", maps["images that agree with their label, share"])),
             _Fact(
-                "Several confident classes",
-                _number("share", maps["images of several confident classes, share"]),
+                "Show several classes",
+                _number("share", maps["images that show several classes, share"]),
                 "of images",
             ),
         ],
@@ -144,6 +148,15 @@ def statistics(analysis: Analysis, names: Mapping[str, str]) -> dict[str, Any]:
         ],
         "tables": [_table(name, table, names) for name, table in analysis.tables.items() if table.rows],
     }
+
+
+def _suspects(count: int) -> str:
+    shown = (
+        ""
+        if count <= NUM_SUSPECTS
+        else f" The {NUM_SUSPECTS} most suspect ones of the split are shown, and others among the samples."
+    )
+    return f"{counted(count, 'image has a suspect label', 'images have suspect labels')}.{shown}"
 
 
 def _table(name: str, table: Table, names: Mapping[str, str]) -> dict[str, Any]:
@@ -169,7 +182,7 @@ def _number(name: str, value: Any) -> str:
         return str(value)
     if value != value:  # NaN: no images
         return "-"
-    is_share = any(word in name for word in ("share", "confidence", "agreement", "p_", "same_best", "confident_"))
+    is_share = any(word in name for word in ("share", "confidence", "agreement", "p_", "same_best", "images_shown"))
     return f"{value:.1%}" if is_share else f"{value:.3f}"
 
 

@@ -15,8 +15,8 @@ from typing import Any
 
 from markupsafe import Markup
 
-from ..analysis.analysis import analyze
-from ..analysis.label_maps import measure_maps
+from ..analysis.analysis import Analysis, analyze
+from ..analysis.label_maps import measure_images, spread_rows
 from ..data.datasets import RelabelDataset
 from ..data.joins import Images
 from ..data.store import LabelMaps
@@ -26,14 +26,14 @@ from ..shards.card import find_restricted_images
 from ..storage.folders import Folder, local_path
 from ..storage.local import write_atomically
 from ..storage.resolve import open_folder
-from .html_content import provenance, statistics
+from .html_content import NUM_SUSPECTS, provenance, statistics
 from .html_samples import ReadImage, sample_contents, sample_index
 from .names import legible_names
 
 logger = logging.getLogger(__name__)
 
 _PAGE = Path(__file__).parent / "page"
-_SCRIPTS = ("label_map.js", "stage.js", "gallery.js", "page.js")
+_SCRIPTS = ("label_map.js", "stage.js", "gallery.js", "sheet.js", "page.js")
 
 
 @checked_keywords()
@@ -61,8 +61,8 @@ def write_report(
         out: File to write. Its folder is created if it does not exist. Default: "report.html".
         config: Name of the config. Default: the only config of the dataset.
         split: Name of the split. Default: "train".
-        num_samples: Maximum number of samples in the page, spread evenly over the split. Statistics always cover all samples.
-            Default: 1000.
+        num_samples: Maximum number of samples in the page, spread evenly over the split. The 100 images with the most suspect
+            labels are added to them. Statistics always cover all samples. Default: 1000.
         images: Images of the samples. True uses those in the shards, False shows heatmaps without images. For a label-only
             dataset, give the location of the images, see `RelabelDataset`. Default: True.
         restricted_images: Name of images that must not be redistributed, as in the card (`restricted_images:`), to include
@@ -94,17 +94,24 @@ def write_report(
     read_image, note = _find_images(folder, label_maps, images, restricted_images)
     out.parent.mkdir(parents=True, exist_ok=True)  # fail before minutes of work
     analysis = analyze(folder, config, split, boxes=boxes, num_crops=num_crops, progress=progress)
-    measures = measure_maps(label_maps, num_crops=1, num_samples=num_samples, progress=False)
+    measured = measure_images(label_maps, _choose_rows(label_maps, num_samples, analysis), progress=False)
     names = legible_names(label_maps.manifest.classes)
     page = _render(
         **provenance(folder, label_maps),
         **statistics(analysis, dict(zip(label_maps.manifest.classes, names, strict=True))),
         note=note,
-        index=sample_index(measures, names),
-        samples=sample_contents(label_maps, measures.images["key"].tolist(), read_image, progress=progress),
+        index=sample_index(measured, names),
+        samples=sample_contents(label_maps, measured["key"].tolist(), read_image, progress=progress),
     )
     write_atomically(out, page.encode())
     return out
+
+
+def _choose_rows(label_maps: LabelMaps, num_samples: int, analysis: Analysis) -> list[int]:
+    """Return the rows of the samples in the page, in the order of the split."""
+    keys = [key for key, *_ in analysis.tables["suspects"].rows[:NUM_SUSPECTS]]
+    suspects = {row for key in keys if (row := label_maps.index.row(key)) is not None}
+    return sorted(suspects.union(spread_rows(range(len(label_maps)), num_samples)))
 
 
 def _find_images(

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
+import numpy.typing as npt
 import PIL.Image
 from tqdm import tqdm
 
-from ..analysis.label_maps import MapMeasures
 from ..data.store import LabelMaps
 from .tiles import CLASS_COLORS
 
@@ -21,19 +20,16 @@ _JPEG_QUALITY = 75
 ReadImage = Callable[[int], PIL.Image.Image]  # row -> RGB image
 
 
-def sample_index(measures: MapMeasures, names: Sequence[str]) -> dict[str, Any]:
+def sample_index(images: Mapping[str, npt.NDArray[Any]], names: Sequence[str]) -> dict[str, Any]:
     """Return the index of the samples for the page: columns of equal length, and the names and colors of classes.
 
     Args:
-        measures: Measures of the samples.
+        images: Measures of the samples, see `analysis.label_maps.measure_images`.
         names: Legible names of the classes, by index.
 
     Returns:
         The content of the page's JSON element `index`.
     """
-    images = measures.images
-    smallest = np.finfo(np.float32).tiny
-    doubt = np.log(images["p_best"]) - np.log(np.maximum(images["p_label"], smallest))
     return {
         "classes": list(names),
         "colors": CLASS_COLORS,
@@ -41,10 +37,10 @@ def sample_index(measures: MapMeasures, names: Sequence[str]) -> dict[str, Any]:
             "key": images["key"].tolist(),
             "label": images["label"].tolist(),
             "best": images["best"].tolist(),
-            "confident": images["num_confident"].tolist(),
+            "shown": images["num_shown"].tolist(),
             "p_label": images["p_label"].round(4).tolist(),
             "p_best": images["p_best"].round(4).tolist(),
-            "doubt": doubt.round(4).tolist(),
+            "margin": images["margin"].round(4).tolist(),
         },
     }
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..analysis.label_maps import find_suspects, measure_maps
+from ..analysis.label_maps import measure_images, spread_rows
+from ..analysis.suspects import find_suspects
 from ..data.datasets import RelabelDataset
 from ..labels.transforms import LabelPooling
 from ..words import counted
@@ -20,8 +21,8 @@ from .tiles import CLASS_COLORS, OTHER_COLOR, Line, heading, side_by_side, stack
 _PAIRS_PER_ROW = 3
 _CLASSES_PER_TILE = 4
 _LEGEND = "Right: best class at each location, more opaque for higher probability; below, its highest probability at any location."
-_SEVERAL = f"Images with the most classes above 50 % at any location. {_LEGEND}"
-_SUSPECTS = f"Suspect labels: the map ranks another class first. Sorted by decreasing odds. {_LEGEND}"
+_SEVERAL = f"Images that show the most classes. {_LEGEND}"
+_SUSPECTS = f"Suspect labels: the map ranks another class first. The most suspect ones first. {_LEGEND}"
 
 
 def draw_pictures(
@@ -38,8 +39,8 @@ def draw_pictures(
 
     With `keys`, the files are figures of these samples, `<key>.png`. Without `keys`, they are:
 
-    - `several_classes.png`: images whose maps have the most confident classes
-    - `suspects.png`: images whose maps contradict their labels, if there are any
+    - `several_classes.png`: images that show the most classes
+    - `suspects.png`: images whose label may be wrong, if there are any
     - `<key>.png`: figures of samples spread evenly over the dataset
 
     Args:
@@ -73,8 +74,9 @@ def draw_pictures(
 def _save_sheets(
     dataset: RelabelDataset, folder: Path, count: int, num_samples: int | None, progress: bool
 ) -> list[Path]:
-    images = measure_maps(dataset.label_maps, num_crops=1, num_samples=num_samples, progress=progress).images
-    several = np.lexsort((-images["entropy"], -images["num_confident"]))
+    label_maps = dataset.label_maps
+    images = measure_images(label_maps, spread_rows(range(len(label_maps)), num_samples), progress=progress)
+    several = np.lexsort((-images["entropy"], -images["num_shown"]))
     paths = []
     for name, title, order in (("several_classes", _SEVERAL, several), ("suspects", _SUSPECTS, find_suspects(images))):
         if chosen := _present(dataset, images["key"][order].tolist(), count):

@@ -130,21 +130,15 @@ def _by_overlap(axes: Axes, table: Table, analysis: Analysis) -> None:
 def _num_classes(axes: Axes, table: Table, analysis: Analysis) -> None:
     counts = [str(count) for count in _column(table, "classes")]
     positions = range(len(counts))
+    threshold = table.columns[2].rpartition("_")[2]
     for shift, name, label, color in (
-        (-0.2, table.columns[1], "images, confident at a location", _COLORS[0]),
-        (0.2, table.columns[2], "crops, probability", _COLORS[1]),
+        (-0.2, table.columns[1], "shown by an image", _COLORS[0]),
+        (0.2, table.columns[2], f"of at least {threshold} in the label of a crop", _COLORS[1]),
     ):
         shares = [100 * value for value in _column(table, name)]
-        threshold = name.rpartition("_")[2]
-        axes.bar(
-            [position + shift for position in positions],
-            shares,
-            0.4,
-            color=color,
-            label=f"{label} (at least {threshold})",
-        )
+        axes.bar([position + shift for position in positions], shares, 0.4, color=color, label=label)
     axes.set_xticks(list(positions), counts)
-    axes.set(xlabel="classes", ylabel="%")
+    axes.set(xlabel="classes", ylabel="images or crops, %")
     axes.legend(frameon=False)
 
 

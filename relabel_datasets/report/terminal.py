@@ -15,8 +15,9 @@ from ..data.store import LabelMaps
 from ..errors import DatasetError
 from ..keywords import checked_keywords
 from ..labels.label_map import LabelMap
-from ..labels.statistics import Statistics, add_up
+from ..labels.statistics import total
 from ..labels.transforms import LabelPooling
+from ..labels.windows import DEFINITION as SHOWN_DEFINITION
 from ..shards.configs import find_split, open_config
 from ..shards.manifest import Manifest, Split
 from ..shards.tars import read_rows
@@ -141,6 +142,8 @@ def _describe_config(folder: Folder, manifest: Manifest) -> Iterator[str]:
         size = f"{sum(split.shard_bytes) / 1e6:,.1f} MB"
         yield f"  {split.name:<10} {split.num_samples:,} samples in {shards}, {images}, {size}{skipped}"
         yield from _describe_statistics(split)
+    if any(total(split.shard_statistics).several is not None for split in manifest.splits.values()):
+        yield from textwrap.wrap(SHOWN_DEFINITION, 110, initial_indent=" " * 13, subsequent_indent=" " * 13)
 
 
 def _input_of(annotator: dict[str, object]) -> str:
@@ -149,12 +152,12 @@ def _input_of(annotator: dict[str, object]) -> str:
 
 
 def _describe_statistics(split: Split) -> Iterator[str]:
-    statistics = add_up([Statistics(), *split.shard_statistics])
+    statistics = total(split.shard_statistics)
     if split.num_samples:
-        yield (
-            f"{'':13}{statistics.agreeing / split.num_samples:.1%} agree with their label, "
-            f"{statistics.several / split.num_samples:.1%} show several classes"
+        several = (
+            "" if statistics.several is None else f", {statistics.several / split.num_samples:.1%} show several classes"
         )
+        yield f"{'':13}{statistics.agreeing / split.num_samples:.1%} agree with their label{several}"
 
 
 def _describe_samples(

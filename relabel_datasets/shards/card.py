@@ -18,7 +18,8 @@ from typing import Any
 from yaml import YAMLError
 
 from ..errors import DatasetError
-from ..labels.statistics import CONFIDENT, Statistics, add_up
+from ..labels.statistics import total
+from ..labels.windows import DEFINITION as SHOWN_DEFINITION
 from ..naming import check_config
 from ..storage.folders import CARD_NAME, MANIFEST_NAME, LocalFolder, read_card
 from ..storage.local import write_atomically
@@ -90,7 +91,7 @@ def write_card(root: Path, template: str | os.PathLike[str] | None = None, *, re
                 "folder": repo_id or _FOLDER,
                 "url": f"hf://datasets/{repo_id}" if repo_id else _FOLDER,
                 "images": images,
-                "confident": CONFIDENT,
+                "shown_definition": SHOWN_DEFINITION,
             }
 
         text = render_card(name, DatasetCardData(**metadata).to_yaml(), use)
@@ -291,7 +292,7 @@ def _as_size(size: object) -> str | None:
 
 def _describe_split(folder: Path, split: Split, num_classes: int) -> dict[str, Any]:
     num_samples = max(1, split.num_samples)
-    statistics = add_up([Statistics(), *split.shard_statistics])
+    statistics = total(split.shard_statistics)
     last = len(split.filenames) - 1
     return {
         "name": split.name,
@@ -304,7 +305,7 @@ def _describe_split(folder: Path, split: Split, num_classes: int) -> dict[str, A
         "num_skipped": len(split.skipped),
         "shards": f"{split.name}-{{00000..{last:05d}}}-of-{last + 1:05d}.tar",
         "agreement": statistics.agreeing / num_samples,
-        "several": statistics.several / num_samples,
+        "several": None if statistics.several is None else statistics.several / num_samples,
         "num_crops": statistics.crops,
         "kl": statistics.kl / max(1, statistics.crops),
         "same_best": statistics.same_best / max(1, statistics.crops),

@@ -183,7 +183,8 @@ class Manifest:
 
 
 _COUNT = integer(0, MAX_SAMPLES)
-_STATISTICS = tuple_of(_COUNT, _COUNT, _COUNT, number(), _COUNT)  # see labels.statistics.Statistics
+# See labels.statistics.Statistics. Early versions wrote five values.
+_STATISTICS = tuple_of(_COUNT, _COUNT, _COUNT, number(), _COUNT, integer(), num_optional=1)
 _COMPUTED_WITH = record(batch_size=integer(1), device=optional(text()), torch=text())
 _SPLIT_FIELDS: dict[str, Rule] = {
     "name": check_split,
@@ -250,7 +251,7 @@ def _check_shards(split: dict[str, Any], field: str) -> None:
     if sum(lengths) != split["num_samples"]:
         fail(f"{field}.num_samples", f"{sum(lengths)}, the sum of shard_lengths", split["num_samples"])
     for shard, (length, statistics) in enumerate(zip(lengths, split["shard_statistics"], strict=True)):
-        agreeing, several, crops, _, same_best = statistics
+        agreeing, several, crops, _, same_best, *_ = statistics
         if max(agreeing, several, crops) > length or same_best > crops:
             fail(f"{field}.shard_statistics[{shard}]", f"counts of at most {length} samples", statistics)
 

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 import relabel_datasets as rd
-from relabel_datasets.analysis import Analysis, Table, analyze, measure_maps, read_boxes
+from relabel_datasets.analysis import Analysis, Table, analyze, measure_maps, read_boxes, suspects
 from relabel_datasets.demo.scenes import CLASSES, read_objects
+from relabel_datasets.labels import windows
 from relabel_datasets.labels.crops import random_resized_crops
 
 MAP_TABLES = {"num_classes", "classes", "confused", "suspects", "fidelity"}
@@ -121,24 +122,33 @@ def test_label_map_tables_equal_a_reference_in_plain_loops(both, measures):
         chosen = [i for i in range(48) if CLASSES[images["label"][i]] == row["class"]]
         assert row["images"] == len(chosen) == 4
         assert row["agreement"] == sum(images["best"][i] == images["label"][i] for i in chosen) / 4
-        for name in ("p_label", "entropy", "num_confident"):
+        for name in ("p_label", "entropy", "num_shown"):
             assert row[name] == pytest.approx(sum(float(images[name][i]) for i in chosen) / 4)
     pairs = Counter((CLASSES[a], CLASSES[b]) for a, b in zip(images["label"], images["best"], strict=True) if a != b)
     confused = both.tables["confused"].rows
     assert Counter({(label, best): count for label, best, count in confused}) == pairs
     assert [row[2] for row in confused] == sorted((row[2] for row in confused), reverse=True)
-    suspects = _rows(both, "suspects")
-    assert {row["key"] for row in suspects} == {
-        key for key, a, b in zip(images["key"], images["label"], images["best"], strict=True) if a != b
+    rows = _rows(both, "suspects")
+    assert {row["key"] for row in rows} == {
+        key
+        for key, a, b, margin in zip(images["key"], images["label"], images["best"], images["margin"], strict=True)
+        if a != b and margin < 0
     }
-    odds = [row["p_best"] / row["p_label"] for row in suspects]
-    assert odds == sorted(odds, reverse=True)
+    margins = [row["margin"] for row in rows]
+    assert margins == sorted(margins)
+    for row in rows:
+        i = images["key"].tolist().index(row["key"])
+        assert (row["label"], row["suggestion"]) == (CLASSES[images["label"][i]], CLASSES[images["best"][i]])
     for row in _rows(both, "num_classes"):
-        assert row["images_confident_0.5"] == pytest.approx(np.mean(images["num_confident"] == row["classes"]))
+        assert row["images_shown"] == pytest.approx(np.mean(images["num_shown"] == row["classes"]))
         assert row["crops_share_0.1"] == pytest.approx(np.mean(crops["num_classes"] == row["classes"]))
     numbers = both.summary["label maps"]
-    assert numbers["images that agree with their label, share"] == pytest.approx(1 - len(suspects) / 48)
-    assert numbers["classes a crop"] == pytest.approx(np.mean(crops["num_classes"]))
+    assert numbers["images that agree with their label, share"] == pytest.approx(
+        np.mean(images["best"] == images["label"])
+    )
+    assert numbers["images with a suspect label"] == len(rows) > 10
+    assert numbers["images that show several classes, share"] == pytest.approx(np.mean(images["num_shown"] > 1))
+    assert numbers["classes of at least 10% in a crop's label"] == pytest.approx(np.mean(crops["num_classes"]))
 
 
 def test_fidelity_compares_the_encodings_of_all_configs(scenes, both):
@@ -175,9 +185,39 @@ def test_nan_is_empty_in_csv_and_null_in_json():
 def test_the_text_form_has_one_line_per_number_under_its_topic(both):
     lines = str(both).splitlines()
     assert [line for line in lines if not line.startswith(" ")] == list(both.summary)
-    assert len(lines) == sum(1 + len(numbers) for numbers in both.summary.values())
+    numbers = [line for line in lines if line.startswith("  ") and not line.startswith("   ")]
+    assert len(numbers) == sum(map(len, both.summary.values()))
     share = both.summary["label maps"]["images that agree with their label, share"]
     assert any("agree with their label" in line and f"{share:.1%}" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("name", "definition"),
+    [("images that show several classes", windows.DEFINITION), ("images with a suspect label", suspects.DEFINITION)],
+)
+def test_a_definition_follows_its_number(both, name, definition):
+    text = " ".join(str(both).split())
+    number = text.index(name)
+    assert text.index(definition) - number < len(name) + 20
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("=1+1", "'=1+1"),
+        ("+1", "'+1"),
+        ("-cat", "'-cat"),
+        ("@SUM(A1)", "'@SUM(A1)"),
+        ("\t=1", "\\t=1"),
+        ("\r=1", "\\r=1"),
+        ("cat\x1b[2J\n", "cat\\x1b[2J\\n"),
+        ("a=b", "a=b"),
+        ('é, "x"', 'é, "x"'),
+    ],
+)
+def test_names_in_csv_are_no_formulas_and_have_no_control_characters(name, expected):
+    text = Table(("label", "margin"), [(name, -1.5)]).to_csv()
+    assert list(csv.reader(io.StringIO(text))) == [["label", "margin"], [expected, "-1.5"]]
 
 
 def test_maps_that_agree_with_all_labels_have_no_suspects(tmp_path, image_folder):

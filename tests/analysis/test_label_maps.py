@@ -11,7 +11,7 @@ from torchvision.ops import roi_align
 import relabel_datasets as rd
 from relabel_datasets.analysis import label_maps as module
 from relabel_datasets.analysis.boxes import Objects, read_boxes
-from relabel_datasets.analysis.label_maps import MapMeasures, find_suspects, measure_maps
+from relabel_datasets.analysis.label_maps import MapMeasures, measure_images, measure_maps
 from relabel_datasets.demo.scenes import CLASSES
 from tests.analysis.conftest import ENCODINGS
 
@@ -54,6 +54,27 @@ def _pooled(dense, box):
     return roi_align(dense[None], scaled, 1, aligned=True)[0, :, 0, 0].softmax(0).tolist()
 
 
+WINDOWS = [
+    [(x, y, x + side, y + side) for y in starts for x in starts]
+    for side, starts in ((1, [0]), (0.7, [0, 0.3]), (0.4, [0, 0.15, 0.3, 0.45, 0.6]))
+]
+
+
+def _num_shown(windows):
+    """Return the number of classes that the smallest windows show."""
+    ranked = [sorted(soft, reverse=True) for soft in windows]
+    leads = [math.log(first / second) for first, second, *_ in ranked]
+    shown = [lead >= max(leads) / 4 and first >= 0.5 for lead, (first, *_) in zip(leads, ranked, strict=True)]
+    return len({soft.index(max(soft)) for soft, is_shown in zip(windows, shown, strict=True) if is_shown})
+
+
+def _margin(windows, label):
+    """Return the log odds of the power mean of the label's probabilities."""
+    means = [sum(soft[label] ** 0.3 for soft in scale) / len(scale) for scale in windows]
+    support = (sum(means) / len(means)) ** (1 / 0.3)
+    return math.log(support / (1 - support))
+
+
 def _iou(first, second):
     width = min(first[2], second[2]) - max(first[0], second[0])
     height = min(first[3], second[3]) - max(first[1], second[1])
@@ -79,20 +100,14 @@ def test_measures_of_whole_images_equal_a_reference_in_plain_loops(measured):
     for i, label_map in enumerate(label_maps.values()):
         label = _pooled(label_map.dense(), (0, 0, 1, 1))
         best = max(range(len(label)), key=label.__getitem__)
-        stored = label_map.classes.expand(label_map.shape).flatten(1).T.tolist()  # only stored classes count
-        probabilities = label_map.dense().flatten(1).softmax(0).T.tolist()
-        confident = {
-            index
-            for classes, location in zip(stored, probabilities, strict=True)
-            for index in classes
-            if location[index] >= 0.5
-        }
+        windows = [[_pooled(label_map.dense(), box) for box in boxes] for boxes in WINDOWS]
         image = {name: column[i] for name, column in measures.images.items()}
-        assert (image["label"], image["best"], image["num_confident"]) == (label_map.label, best, len(confident))
+        assert (image["label"], image["best"], image["num_shown"]) == (label_map.label, best, _num_shown(windows[-1]))
+        assert image["margin"] == pytest.approx(_margin(windows, label_map.label), abs=1e-3)
         assert image["p_best"] == pytest.approx(label[best], abs=1e-5)
         assert image["p_label"] == pytest.approx(label[label_map.label], abs=1e-5)
         assert image["entropy"] == pytest.approx(_entropy(label), abs=1e-4)
-    assert len(set(measures.images["num_confident"].tolist())) > 2  # otherwise the comparison would be trivial
+    assert len(set(measures.images["num_shown"].tolist())) > 2  # otherwise the comparison would be trivial
 
 
 def test_measures_of_crops_equal_a_reference_in_plain_loops(measured, rows):
@@ -197,14 +212,14 @@ def test_samples_are_matched_by_image_name_and_repeated_names_raise_an_error(ima
         measure_maps(label_maps, objects={"photo_02": box}, progress=False)
 
 
-def test_suspects_are_sorted_by_decreasing_odds():
-    images = {
-        "label": np.array([0, 1, 2, 0]),
-        "best": np.array([1, 1, 0, 2]),
-        "p_label": np.array([0.3, 0.9, 0.0, 0.1]),
-        "p_best": np.array([0.4, 0.9, 0.5, 0.6]),
-    }
-    assert find_suspects(images).tolist() == [2, 3, 0]
+def test_images_are_measured_by_row_and_in_any_batch(scenes, monkeypatch):
+    label_maps = rd.LabelMaps(scenes / "dataset", "topk")
+    expected = measure_maps(label_maps, num_crops=1, progress=False).images
+    monkeypatch.setattr(module, "_BATCH_IMAGES", 5)
+    rows = [40, 3, *range(20, 27)]
+    images = measure_images(label_maps, rows, progress=False)
+    for name, column in expected.items():
+        assert images[name].tolist() == pytest.approx(column[rows].tolist()) if name != "key" else column[rows].tolist()
 
 
 def test_columns_of_one_attribute_have_the_same_length(measured):

@@ -11,7 +11,8 @@ from relabel_datasets.labels import codec
 from relabel_datasets.labels.crops import random_resized_crops
 from relabel_datasets.labels.encoding import encode_logits
 from relabel_datasets.labels.label_map import LabelMap
-from relabel_datasets.labels.statistics import Statistics, add_up, confident_classes, crop_fidelity, image_statistics
+from relabel_datasets.labels.statistics import Statistics, add_up, crop_fidelity, image_statistics, total
+from relabel_datasets.labels.windows import measure_windows
 
 SIZES = [(40, 60), (90, 30), (50, 50), (64, 48)] * 5
 
@@ -31,41 +32,17 @@ def dense_of(blob: bytes) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("encoding", ["heatmaps", "topk"])
-def test_confident_classes_are_those_of_the_dense_map(dense, encoding):
+def test_agreement_and_shown_classes_are_counted(dense, encoding):
     encoded = encode_logits(dense, encoding, 4)
-    blobs = codec.encode(encoded, SIZES, "float16")
-    highest = torch.stack([dense_of(blob).softmax(0) for blob in blobs]).amax((2, 3))
-    assert not ((highest - 0.5).abs() < 0.001).any()  # else float16 could decide
-    expected = highest >= 0.5
-    assert confident_classes(encoded).equal(expected)
-    counts = expected.sum(1)
-    assert {0, 1, 2} <= set(counts.tolist())
-    labels = [int(row) for row in torch.randint(12, (len(SIZES),))]
-    pooled = torch.stack([roi_align(dense_of(blob)[None], [torch.tensor([[0.0, 0, 5, 6]])], 1, aligned=True)[0, :, 0, 0]
-                          for blob in blobs])  # fmt: skip
-    found = image_statistics(encoded, labels)
-    assert found == Statistics(int((pooled.argmax(1) == torch.tensor(labels)).sum()), int((counts > 1).sum()))
-
-
-@pytest.mark.parametrize("encoding", ["heatmaps", "topk"])
-@pytest.mark.parametrize("k", [2, 4])
-def test_a_class_is_no_more_confident_where_another_is_far_below_its_mean(encoding, k):
-    dense = torch.tensor([[0.0, 0.4, 0.1, -0.2], [60.0, 60.0, 60.0, -30.0]]).mT.reshape(1, 4, 1, 2)
-    dense[0, 0, 0, 1] = 90
-    encoded = encode_logits(dense, encoding, k)
-    stored = torch.stack(
-        [LabelMap.from_safetensors(blob).dense() for blob in codec.encode(encoded, [(1, 2)], "float16")]
+    maps = torch.stack([dense_of(blob) for blob in codec.encode(encoded, SIZES, "float16")])
+    whole = roi_align(maps, [torch.tensor([[0.0, 0, 5, 6]])] * len(maps), 1, aligned=True)[..., 0, 0]
+    labels = [3 * i % 12 for i in range(len(SIZES))]
+    num_shown = measure_windows(encoded, torch.tensor(labels)).shown.sum(1)
+    assert {0, 1, 2} <= set(num_shown.tolist())
+    agreeing = int((whole.argmax(1) == torch.tensor(labels)).sum())
+    assert image_statistics(encoded, labels) == Statistics(
+        agreeing=agreeing, several=int((num_shown > 1).sum()), shown=int(num_shown.sum())
     )
-    expected = stored.softmax(1).amax((2, 3)) >= 0.5
-    kept = torch.zeros_like(expected).scatter(1, encoded.classes.flatten(1), True)
-    assert confident_classes(encoded).equal(expected & kept)
-
-
-def test_the_threshold_of_confidence_counts():
-    encoded = encode_logits(torch.tensor([1.0, 0.0, -50.0]).log_softmax(0)[None, :, None, None], "heatmaps", 3)
-    assert confident_classes(encoded, 0.73).sum() == 1
-    assert confident_classes(encoded, 0.74).sum() == 0
-    assert confident_classes(encoded, 0.26).sum() == 2
 
 
 @pytest.mark.parametrize(("encoding", "dtype"), [("heatmaps", "uint4"), ("topk", "float16")])
@@ -97,5 +74,17 @@ def test_fidelity_does_not_depend_on_batches(dense):
 
 
 def test_statistics_of_nothing_add_up_to_nothing():
-    assert add_up([Statistics()]) == Statistics()
-    assert add_up([Statistics(1, 2, 3, 0.5, 4), [1, 1, 1, 0.25, 1]]) == Statistics(2, 3, 4, 0.75, 5)
+    assert add_up([Statistics()]) == add_up([]) == total([]) == Statistics()
+    assert total([[1, 2, 3, 0.5, 4, 5], [1, 1, 1, 0.25, 1, 9]]) == Statistics(2, 3, 4, 0.75, 5, 14)
+
+
+@pytest.mark.parametrize("statistics", [Statistics(1, 2, 3, 0.5, 4, 5), Statistics(1, None, 3, 0.5, 4, None)])
+def test_statistics_are_read_as_they_were_written(statistics):
+    assert Statistics.from_list(statistics.to_list()) == statistics
+    assert Statistics.from_list(list(statistics)) == statistics  # as JSON stores the record of a finished shard
+
+
+def test_the_several_classes_of_early_versions_are_not_counted():
+    old, new = [10, 9, 3, 0.5, 2], [10, 1, 3, 0.5, 2, 11]
+    assert total([old]) == Statistics(10, None, 3, 0.5, 2, None)
+    assert total([old, new]) == total([new, old]) == Statistics(20, None, 6, 1.0, 4, None)

@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 
 import relabel_datasets as rd
+from relabel_datasets.analysis import analyze
 from relabel_datasets.cli import main
 from relabel_datasets.report import html_report
 from relabel_datasets.shards.card import write_card
@@ -89,7 +90,7 @@ def test_strings_of_the_dataset_are_escaped(write, hostile_dataset):
     assert [tag for tag, attributes in page.tags if tag == "script" and attributes.get("type") is None] == ["script"]
     assert len(page.scripts) == 1
     assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
-    assert [tag for tag, _ in page.tags if tag in ("img", "i", "b", "iframe")].count("img") == 1  # the one of the page
+    assert [tag for tag, _ in page.tags if tag in ("img", "i", "b", "iframe")].count("img") == 2  # those of the page
     assert ("i", {}) not in page.tags
     texts = [text.strip() for text in page.texts]
     assert {clean, DISPLAYED_CLASSES[5]} <= set(texts)
@@ -125,11 +126,17 @@ def test_ids_are_unique_across_all_plots(write, tmp_path, hostile_dataset):
     assert set(references) - {"y"} <= set(ids)  # y is part of a class name
 
 
-def test_num_samples_limits_samples_but_not_statistics(write):
+def test_num_samples_limits_samples_but_neither_statistics_nor_suspects(write, hostile_dataset, monkeypatch):
+    suspects = analyze(hostile_dataset, "heatmaps", **QUICK).tables["suspects"].rows
+    monkeypatch.setattr(html_report, "NUM_SUSPECTS", 3)
     page = write(num_samples=5)
     source = HostileImages()
-    assert len([name for name in page.data if name.startswith("sample-")]) == 5
-    assert len(set(page.data["index"]["samples"]["key"])) == 5
+    keys = page.data["index"]["samples"]["key"]
+    assert len([name for name in page.data if name.startswith("sample-")]) == len(keys) == len(set(keys))
+    assert 5 < len(keys) <= 8
+    assert {key for key, *_ in suspects[:3]} < set(keys)
+    order = list(rd.LabelMaps(hostile_dataset, "heatmaps"))
+    assert keys == sorted(keys, key=order.index)
     assert f"Measured on all {len(source.keys)} images" in "".join(page.texts)
 
 

@@ -22,11 +22,9 @@ def analysis():
             ("iou_from", "iou_to", "crops", "confidence", "agreement"),
             [(*bounds, 9, 0.9, 0.8) for bounds in IOU[:9]] + [(*IOU[9], 0, float("nan"), float("nan"))],
         ),
-        "num_classes": Table(
-            ("classes", "images_confident_0.5", "crops_share_0.1"), [(0, 0, 0.1), (1, 0.7, 0.9), (2, 0.3, 0)]
-        ),
+        "num_classes": Table(("classes", "images_shown", "crops_share_0.1"), [(0, 0, 0.1), (1, 0.7, 0.9), (2, 0.3, 0)]),
         "confused": Table(("label", "best", "images"), confused),
-        "suspects": Table(("key", "label", "best", "p_label", "p_best"), []),
+        "suspects": Table(("key", "label", "suggestion", "margin"), []),
     }
     return Analysis({"crops and objects": shares}, tables)
 
@@ -60,7 +58,7 @@ def test_svg_text_is_kept_as_text(analysis):
     assert "largest box: 25.0% above 0.5" in texts["overlap"]
     assert "box around all: 28.0% above 0.5" in texts["overlap"]
     assert {"mean confidence", "agrees with the original label"} <= set(texts["by_overlap"])
-    assert "images, confident at a location (at least 0.5)" in texts["num_classes"]
+    assert {"shown by an image", "of at least 0.1 in the label of a crop"} <= set(texts["num_classes"])
 
 
 def test_class_names_are_legible_and_literal(analysis):

@@ -153,7 +153,7 @@ def test_everything_can_be_done_with_the_keyboard(open_report, hostile_dataset):
             assert "3px" in outline, name
         if name == "random":
             break
-    for name in ("text", "class", "agreement", "confident", "order", "option", "box", "all", "none", "left", "whole"):
+    for name in ("text", "class", "agreement", "shown", "order", "option", "box", "all", "none", "left", "whole"):
         assert name in reached, name
     assert reached.index("option") < reached.index("box") < reached.index("all") < reached.index("left")
     assert reached.count("option") == 1  # one tab stop for all samples
@@ -232,17 +232,79 @@ def test_filters_show_the_matching_samples(open_report, report_paths):
         page.locator("#class").select_option(name)
         check(lambda row, index=index: index in (row["label"], row["best"]))
     page.locator("#class").select_option("")
-    for number in {row["confident"] for row in rows}:
-        page.locator("#confident").select_option(str(number))
-        check(lambda row, number=number: row["confident"] == number)
-    page.locator("#confident").select_option("")
-    page.locator("#order").select_option("doubt")
-    doubts = {row["key"]: row["doubt"] for row in rows}
-    shown = [doubts[key] for key in report.shown_keys()]
-    assert shown == sorted(shown, reverse=True)
-    assert shown[0] > 0
+    for number in {row["shown"] for row in rows}:
+        page.locator("#shown").select_option(str(number))
+        check(lambda row, number=number: row["shown"] == number)
+    page.locator("#shown").select_option("")
+    page.locator("#order").select_option("suspect")
+    margins = {row["key"]: row["margin"] for row in rows}
+    shown = [margins[key] for key in report.shown_keys()]
+    assert shown == sorted(shown)
+    assert shown[0] < 0
     page.locator("#text").fill("no such key")
     check(lambda row: False)
+
+
+SHEET = ("key", "label", "best", "p_label", "p_best", "margin", "count")
+
+
+@pytest.mark.parametrize("config", ["heatmaps", "topk", "maps"])
+def test_the_sheet_shows_suspect_labels_by_button_click_and_key(open_report, config):
+    page = open_report(config).page
+    index = page.evaluate("JSON.parse(document.getElementById('index').textContent)")
+    columns, classes = index["samples"], index["classes"]
+    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    suspects = sorted(
+        (row for row in rows if row["best"] != row["label"] and row["margin"] < 0), key=lambda row: row["margin"]
+    )
+    assert len(suspects) > 5
+
+    def check(position: int) -> None:
+        row = suspects[position]
+        expected = {
+            "key": row["key"],
+            "label": classes[row["label"]],
+            "best": classes[row["best"]],
+            "margin": f"{row['margin']:.2f}".replace("-", "\u2212"),
+            "count": f"{position + 1} of {len(suspects)}",
+        }
+        for name in SHEET:  # everything is visible without hovering
+            assert page.locator(f"#sheet-{name}").is_visible()
+        assert {name: page.locator(f"#sheet-{name}").text_content() for name in expected} == expected
+        assert page.locator("#sheet-p_label").text_content() == page.evaluate("p => percent(p)", row["p_label"])
+        assert page.locator("#sheet-picture").is_visible() == (config != "maps")
+
+    check(0)
+    page.locator("#sheet-next").click()
+    check(1)
+    page.locator("#sheet-image").click()
+    check(2)
+    page.locator("#sheet-previous").click()
+    check(1)
+    position = 1
+    for key, expected in (("ArrowRight", 2), ("End", len(suspects) - 1), ("ArrowRight", len(suspects) - 1),
+                          ("ArrowLeft", len(suspects) - 2), ("Home", 0), ("ArrowLeft", 0), ("ArrowRight", 1)):  # fmt: skip
+        page.keyboard.press(key)
+        position = expected
+        check(position)
+    painted = page.evaluate("""() => {
+        const {width, height} = document.getElementById("sheet-heatmap");
+        return document.getElementById("sheet-heatmap").getContext("2d").getImageData(0, 0, width, height).data.some(Boolean);
+    }""")
+    assert painted
+
+
+def test_the_sheet_opens_an_image_among_the_samples_despite_filters(open_report):
+    report = open_report()
+    page = report.page
+    page.locator("#text").fill("no such key")
+    assert report.shown_keys() == []
+    page.locator("#sheet-next").click()
+    key = page.locator("#sheet-key").text_content()
+    page.locator("#sheet-open").click()
+    page.wait_for_function("key => document.getElementById('key').textContent === key", arg=key)
+    assert page.evaluate("document.activeElement.title") == key
+    assert len(report.shown_keys()) == len(HostileImages().keys)
 
 
 TWICE = """

@@ -7,7 +7,9 @@ import torch
 
 import relabel_datasets as rd
 from relabel_datasets.cli import main
+from relabel_datasets.labels.windows import DEFINITION
 from relabel_datasets.report.terminal import _heatmap, _heatmap_row, describe
+from tests.bad_names import change_manifest
 from tests.conftest import ColourNet, picture
 from tests.servers import FaultyServer
 
@@ -78,8 +80,27 @@ def test_a_dataset_is_described_by_its_configs_and_first_samples(folder):
 def test_agreement_and_several_classes_equal_those_of_analyze(folder):
     numbers = rd.analysis.analyze(folder, "colours", num_crops=1, progress=False).summary["label maps"]
     agree = numbers["images that agree with their label, share"]
-    several = numbers["images of several confident classes, share"]
-    assert f"{agree:.1%} agree with their label, {several:.1%} show several classes" in describe(folder, "colours")
+    several = numbers["images that show several classes, share"]
+    text = describe(folder, "colours")
+    assert f"{agree:.1%} agree with their label, {several:.1%} show several classes" in text
+    assert DEFINITION in " ".join(text.split())  # next to the number
+
+
+def test_several_classes_of_early_versions_are_not_shown(folder, tmp_path):
+    folder = shutil.copytree(folder, tmp_path / "old")
+
+    def shorten(content):
+        split = content["splits"]["train"]
+        split["shard_statistics"] = [values[:5] for values in split["shard_statistics"]]
+
+    for config in ("colours", "labels-only"):
+        assert DEFINITION in " ".join(describe(folder).split())
+        change_manifest(folder / config / "_info.json", shorten)
+    text = describe(folder)
+    assert text.count("agree with their label\n") == 2
+    assert "several classes" not in text
+    assert DEFINITION not in " ".join(text.split())
+    assert rd.verify(folder, num_workers=0, progress=False).ok
 
 
 def test_config_and_split_select_the_samples(folder):

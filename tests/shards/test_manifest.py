@@ -66,6 +66,8 @@ CASES = {
     "a hash with a newline": (f"{TRAIN}.shard_sha256.0", "a" * 64 + "\n"),
     "a short hash": (f"{TRAIN}.index_sha256", "a" * 63),
     "statistics of four": (f"{TRAIN}.shard_statistics.0", [1, 1, 1, 0.5]),
+    "statistics of seven": (f"{TRAIN}.shard_statistics.0", [1, 1, 1, 0.5, 1, 1, 1]),
+    "statistics of a negative number of classes": (f"{TRAIN}.shard_statistics.0", [1, 1, 1, 0.5, 1, -1]),
     "statistics of more samples than there are": (f"{TRAIN}.shard_statistics.0", [6, 0, 0, 0.0, 0]),
     "statistics of text": (f"{TRAIN}.shard_statistics.0", ["1", 0, 0, 0.0, 0]),
     "statistics of half samples": (f"{TRAIN}.shard_statistics.0", [1.5, 0, 0, 0.0, 0]),

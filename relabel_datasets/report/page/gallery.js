@@ -127,22 +127,22 @@ function makeFilters(samples, onChange) {
   const names = new Set(samples.flatMap(({ label, best }) => [label, best]));
   fill("class", "all", [...names].sort().map((name) => [name, name]));
   const counts = new Map();
-  for (const { confident } of samples) counts.set(confident, (counts.get(confident) ?? 0) + 1);
+  for (const { shown } of samples) counts.set(shown, (counts.get(shown) ?? 0) + 1);
   const byNumber = [...counts].sort(([a], [b]) => a - b);
-  fill("confident", "any", byNumber.map(([number, count]) => [String(number), `${number} (${count} ${count === 1 ? "sample" : "samples"})`]));
+  fill("shown", "any", byNumber.map(([number, count]) => [String(number), `${number} (${count} ${count === 1 ? "sample" : "samples"})`]));
 
   const orders = {
-    doubt: (a, b) => samples[b].doubt - samples[a].doubt,
-    confident: (a, b) => samples[b].confident - samples[a].confident,
+    suspect: (a, b) => samples[a].margin - samples[b].margin,
+    shown: (a, b) => samples[b].shown - samples[a].shown,
   };
   const apply = () => {
     const chosen = Object.fromEntries(new FormData(form));
     const text = chosen.text.trim().toLowerCase();
-    const passes = ({ key, label, best, confident }) =>
+    const passes = ({ key, label, best, shown }) =>
       key.toLowerCase().includes(text) &&
       (!chosen.class || chosen.class === label || chosen.class === best) &&
       (!chosen.agreement || (chosen.agreement === "agree") === (label === best)) &&
-      (!chosen.confident || Number(chosen.confident) === confident);
+      (!chosen.shown || Number(chosen.shown) === shown);
     const passing = [...samples.keys()].filter((number) => passes(samples[number]));
     if (chosen.order) passing.sort(orders[chosen.order]);
     document.getElementById("count").textContent = `${passing.length} of ${samples.length} samples`;

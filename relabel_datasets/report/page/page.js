@@ -10,14 +10,15 @@ const samples = columns.key.map((key, i) => ({
   label: classes[columns.label[i]],
   best: classes[columns.best[i]],
   labelIndex: columns.label[i],
-  confident: columns.confident[i],
-  doubt: columns.doubt[i], // log odds of the best class against the label
+  bestIndex: columns.best[i],
+  shown: columns.shown[i], // number of classes that the image shows
+  margin: columns.margin[i], // log odds of the label in the image and its parts
   pLabel: columns.p_label[i],
   pBest: columns.p_best[i],
 }));
 
 const current = { sample: null, map: null, strongest: [], box: [0.2, 0.2, 0.8, 0.8] };
-const shown = new Set([0, 1, 2]); // ranks of the classes whose heatmaps are shown, for all samples
+const visible = new Set([0, 1, 2]); // ranks of the classes whose heatmaps are shown, for all samples
 let speaking;
 
 /** Return {map, image} of a sample: its decoded label map, and the data URL of its picture or null. */
@@ -67,10 +68,10 @@ function showSample(number) {
 
 function toggle({ index, highest, color }, rank) {
   const input = make("input", { type: "checkbox" });
-  input.checked = shown.has(rank);
+  input.checked = visible.has(rank);
   input.addEventListener("change", () => {
-    if (input.checked) shown.add(rank);
-    else shown.delete(rank);
+    if (input.checked) visible.add(rank);
+    else visible.delete(rank);
     showHeatmaps();
   });
   const label = make("label", { title: classes[index] });
@@ -79,13 +80,13 @@ function toggle({ index, highest, color }, rank) {
 }
 
 function toggleAll(on) {
-  colors.forEach((_, rank) => (on ? shown.add(rank) : shown.delete(rank)));
+  colors.forEach((_, rank) => (on ? visible.add(rank) : visible.delete(rank)));
   document.querySelectorAll("#toggles input").forEach((input) => (input.checked = on));
   showHeatmaps();
 }
 
 function showHeatmaps() {
-  const layers = current.strongest.filter((_, rank) => shown.has(rank));
+  const layers = current.strongest.filter((_, rank) => visible.has(rank));
   paintHeatmaps(document.getElementById("heatmap"), current.map, layers, current.hasImage ? STRENGTH : 1);
 }
 
@@ -138,6 +139,13 @@ const gallery = makeGallery(samples, drawThumbnail, showSample);
 makeFilters(samples, (numbers) => {
   document.getElementById("gallery").classList.toggle("none", numbers.length === 0);
   gallery.show(numbers);
+});
+makeSheet(samples, readSample, colors, (number) => {
+  document.getElementById("filters").reset(); // the filters may hide the sample
+  setTimeout(() => {
+    gallery.select(number, true);
+    document.getElementById("samples").scrollIntoView();
+  });
 });
 document.getElementById("all").addEventListener("click", () => toggleAll(true));
 document.getElementById("none").addEventListener("click", () => toggleAll(false));

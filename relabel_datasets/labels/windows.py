@@ -1,0 +1,98 @@
+"""Labels of windows of an image: which classes an image shows, and where its original label is supported.
+
+A softmax over few classes is confident even where it sees only background. There, its *lead* (log odds of the best class
+against the second) is small compared with the lead where it sees an object. A lead does not change if a constant is added to
+all logits of a location.
+
+Shapes: B images, C classes, W windows of one scale.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .encoding import Encoded
+from .pooling import pool_labels
+
+SCALES = (
+    (1.0, 1),
+    (0.7, 2),
+    (0.4, 5),
+)  # side of a window as a share of the image's, and number of positions along each side
+MIN_PROBABILITY = 0.5  # of a class that a window shows
+MIN_LEAD = 0.25  # of a class that a window shows, as a share of the largest lead of any window of the image
+_SIDE, _STEPS = SCALES[-1]
+DEFINITION = (
+    f"An image shows a class if one of {_STEPS**2} windows, each {_SIDE:.0%} of the image's width and height, gives it a "
+    f"probability of at least {MIN_PROBABILITY:.0%}, and a lead over the second class (log odds) of at least {MIN_LEAD:.0%} of "
+    "the largest lead in any window of the image."
+)
+
+
+class WindowMeasures(NamedTuple):
+    """Measures of the windows of B images.
+
+    Attributes:
+        shown: Classes that the images show, see `DEFINITION`, `[B, C]` bool.
+        p_label: Probability of the original label in the windows of each scale, from the whole image to the smallest windows,
+            `[B, W]` float32 each.
+    """
+
+    shown: Tensor
+    p_label: tuple[Tensor, ...]
+
+
+def measure_windows(encoded: Encoded, labels: Tensor) -> WindowMeasures:
+    """Pool the labels of all windows, and measure them.
+
+    Args:
+        encoded: Encoded maps of B images.
+        labels: Original class indices `[B]`.
+
+    Returns:
+        The measures of the windows.
+    """
+    index = labels.to(encoded.logits.device)[:, None]
+    p_label, top = [], []
+    for side, steps in SCALES:
+        p_of_scale, top = [], []
+        for box in _boxes(side, steps):
+            soft = pool_box(encoded, box)
+            p_of_scale.append(soft.gather(1, index))
+            top.append(soft.topk(2))
+        p_label.append(torch.cat(p_of_scale, 1))
+    return WindowMeasures(_shown_classes(top, encoded.num_classes), tuple(p_label))
+
+
+def _shown_classes(top: Sequence[tuple[Tensor, Tensor]], num_classes: int) -> Tensor:
+    """Return the classes `[B, C]` that windows show, from the probabilities and indices `[B, 2]` of their best two classes."""
+    p = torch.stack([values for values, _ in top], 1)  # [B, W, 2]
+    log_p = p.clamp_min(torch.finfo(p.dtype).tiny).log()
+    lead = log_p[..., 0] - log_p[..., 1]
+    is_shown = (p[..., 0] >= MIN_PROBABILITY) & (lead >= MIN_LEAD * lead.amax(1, keepdim=True))
+    best = torch.stack([indices[:, 0] for _, indices in top], 1)
+    return p.new_zeros(len(p), num_classes).scatter_add(1, best, is_shown.to(p.dtype)) > 0
+
+
+def _boxes(side: float, steps: int) -> list[tuple[float, float, float, float]]:
+    starts = [i * (1 - side) / max(1, steps - 1) for i in range(steps)]
+    return [(x, y, x + side, y + side) for y, x in itertools.product(starts, starts)]
+
+
+def pool_box(encoded: Encoded, box_xyxy: tuple[float, float, float, float]) -> Tensor:
+    """Pool one box of all images.
+
+    Args:
+        encoded: Encoded maps of B images.
+        box_xyxy: Box in units of the whole image, 0..1.
+
+    Returns:
+        Soft labels `[B, C]`.
+    """
+    boxes = torch.tensor([box_xyxy], device=encoded.logits.device).expand(len(encoded.logits), -1)
+    return pool_labels(encoded.logits, encoded.classes, boxes, num_classes=encoded.num_classes, base=encoded.base)

@@ -1,0 +1,220 @@
+"""Rank images by how likely their label is wrong, compared with cleanlab on the same probabilities.
+
+    python tests/benchmarks/label_errors.py [IMAGES --annotator MODEL --checkpoint FILE ...] [--scenes DATASET]
+
+IMAGES is an ImageFolder, of which `--num-images` random images are annotated, with the classes of the folder and with all classes of
+the annotator. Mosaics of two to four of these images show several objects; their label is the largest. DATASET is the output of
+`relabel demo`, whose scenes show several objects, too. Its label maps are those of the demo.
+
+A share of the labels is replaced by classes that are not in the image: uniform noise draws any class, pair noise takes the next one.
+AUROC is that of the margin for wrong against correct labels. Precision is the share of wrong labels among as many images with the
+lowest margin as there are wrong labels. cleanlab gets the label pooled over the whole image; for each row and column, the best of its
+five rankings counts. The last columns compare the images that `relabel analyze` lists with those of cleanlab's `find_label_issues`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import PIL.Image
+import torch
+
+import relabel_datasets as rd
+from relabel_datasets.analysis.suspects import find_suspects, label_margins
+from relabel_datasets.annotate.classes import match_classes
+from relabel_datasets.cli.annotator_options import add_annotator_arguments, annotator_from
+from relabel_datasets.demo.scenes import CLASSES, read_objects
+from relabel_datasets.labels.batch import LabelMapBatch
+from relabel_datasets.labels.encoding import Encoded, encode_logits
+from relabel_datasets.labels.windows import WindowMeasures, measure_windows, pool_box
+
+RATES = (0.05, 0.2, 0.4)
+NOISES = ("uniform", "pair")
+RANKINGS = [(method, adjust) for method in ("self_confidence", "normalized_margin") for adjust in (False, True)]
+RANKINGS.append(("confidence_weighted_entropy", False))
+MOSAIC_SIDE = 320  # pixels
+_BATCH = 32
+
+
+class Pictures(NamedTuple):
+    """Label maps of pictures, their labels, and the classes that each picture really shows as far as known."""
+
+    name: str
+    encoded: list[Encoded]  # in batches
+    labels: np.ndarray
+    present: list[set[int]]
+    num_classes: int
+
+
+def mosaics(
+    images: Sequence[PIL.Image.Image], labels: Sequence[int], count: int
+) -> tuple[list[PIL.Image.Image], list[list[int]]]:
+    """Return mosaics of two to four images of different classes, and their classes, the largest first."""
+    random = np.random.default_rng(0)
+    pictures, classes = [], []
+    by_class = {label: np.flatnonzero(np.array(labels) == label) for label in sorted(set(labels))}
+    for i in range(count):
+        order = [list(by_class)[i % len(by_class)]]
+        order += random.permutation([label for label in by_class if label != order[0]])[
+            : random.integers(1, 4)
+        ].tolist()
+        side, middle = MOSAIC_SIDE, round(MOSAIC_SIDE * random.uniform(0.5, 0.65))
+        cells = {
+            2: [(0, 0, middle, side), (middle, 0, side, side)],
+            3: [(0, 0, middle, side), (middle, 0, side, side // 2), (middle, side // 2, side, side)],
+            4: [
+                (0, 0, middle, middle),
+                (middle, 0, side, middle),
+                (0, middle, middle, side),
+                (middle, middle, side, side),
+            ],
+        }[len(order)]
+        picture = PIL.Image.new("RGB", (side, side))
+        for label, (x1, y1, x2, y2) in zip(order, cells, strict=True):
+            picture.paste(images[random.choice(by_class[label])].resize((x2 - x1, y2 - y1)), (x1, y1))
+        pictures.append(picture)
+        classes.append(order)
+    return pictures, classes
+
+
+def annotate(annotator: rd.Annotator, images: Sequence[PIL.Image.Image]) -> Iterator[torch.Tensor]:
+    """Yield the dense logits of the images, in batches."""
+    for start in range(0, len(images), _BATCH):
+        pixels = torch.stack([annotator.preprocess(image) for image in images[start : start + _BATCH]])
+        with torch.inference_mode():
+            yield annotator(pixels).float().cpu()
+
+
+def real_pictures(annotator: rd.Annotator, folder: Path, num_images: int, num_mosaics: int) -> list[Pictures]:
+    """Return the photos with the classes of the folder, the photos with all classes of the annotator, and the mosaics."""
+    source = rd.data.ImageFolderSource(folder)
+    chosen = np.random.default_rng(0).permutation(len(source.keys))[:num_images].tolist()
+    images = [rd.decode_image(source.read(i), source.name(i)) for i in chosen]
+    labels = [source.labels[i] for i in chosen]
+    rows = match_classes(annotator.classes, source.classes)
+    few, every = [], []
+    for dense in annotate(annotator, images):
+        few.append(encode_logits(dense[:, rows]))
+        every.append(encode_logits(dense))
+    pictures, classes = mosaics(images, labels, num_mosaics)
+    mosaic_maps = [encode_logits(dense[:, rows]) for dense in annotate(annotator, pictures)]
+    in_all = [rows[label] for label in labels]
+    return [
+        Pictures("photos", few, np.array(labels), [{label} for label in labels], len(rows)),
+        Pictures("photos", every, np.array(in_all), [{label} for label in in_all], len(annotator.classes)),
+        Pictures("mosaics", mosaic_maps, np.array([order[0] for order in classes]), list(map(set, classes)), len(rows)),
+    ]
+
+
+def scenes(path: Path, split: str = "validation") -> Pictures:
+    """Return the scenes of the demo."""
+    label_maps = rd.LabelMaps(path, split=split)
+    maps = list(label_maps.values())
+    objects = read_objects(path / "pictures" / f"{split}-boxes.csv")
+    encoded = []
+    for start in range(0, len(maps), _BATCH):
+        batch = LabelMapBatch.of(maps[start : start + _BATCH])
+        encoded.append(Encoded(batch.logits, batch.classes, batch.dense_base(), batch.num_classes))
+    present = [{scene_object.label for scene_object in objects[key]} for key in label_maps]
+    return Pictures("scenes", encoded, np.array([m.label for m in maps]), present, len(CLASSES))
+
+
+def replace_labels(pictures: Pictures, noise: str, rate: float, seed: int) -> np.ndarray:
+    """Return the labels, of which a share is replaced by classes that the pictures do not show."""
+    random = np.random.default_rng(seed)
+    labels = pictures.labels.copy()
+    for i in random.permutation(len(labels))[: round(rate * len(labels))].tolist():
+        others = np.arange(1, pictures.num_classes)
+        candidates = (labels[i] + (random.permutation(others) if noise == "uniform" else others)) % pictures.num_classes
+        labels[i] = next(label for label in candidates.tolist() if label not in pictures.present[i])
+    return labels
+
+
+def measure(pictures: Pictures, labels: np.ndarray) -> WindowMeasures:
+    """Return the measures of all batches together."""
+    parts, start = [], 0
+    for encoded in pictures.encoded:
+        size = len(encoded.logits)
+        parts.append(measure_windows(encoded, torch.from_numpy(labels[start : start + size])))
+        start += size
+    p_label = tuple(torch.cat(scale) for scale in zip(*(part.p_label for part in parts), strict=True))
+    return WindowMeasures(torch.cat([part.shown for part in parts]), p_label)
+
+
+def score(pictures: Pictures, whole: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Return the values of one row for one seed. `whole` are the labels `[N, C]` pooled over the whole pictures."""
+    from cleanlab.filter import find_label_issues
+    from cleanlab.rank import get_label_quality_scores
+    from sklearn.metrics import roc_auc_score
+
+    wrong = labels != pictures.labels
+    margins = label_margins(measure(pictures, labels).p_label).numpy()
+    rankings = {"margin": margins}
+    for method, adjust in RANKINGS:
+        scores = get_label_quality_scores(labels, whole, method=method, adjust_pred_probs=adjust)
+        rankings[f"cleanlab {method} {adjust}"] = scores
+    values = {}
+    for name, quality in rankings.items():
+        values[f"AUROC {name}"] = float(roc_auc_score(wrong, -quality))
+        values[f"precision {name}"] = float(wrong[np.argsort(quality, kind="stable")[: wrong.sum()]].mean())
+    suspects = find_suspects({"label": labels, "best": whole.argmax(1), "margin": margins})
+    issues = find_label_issues(labels, whole, return_indices_ranked_by="self_confidence", n_jobs=1)
+    for name, listed in (("suspects", suspects), ("cleanlab issues", issues)):
+        values[f"listed precision {name}"] = float(wrong[listed].mean()) if len(listed) else float("nan")
+        values[f"listed recall {name}"] = float(wrong[listed].sum() / wrong.sum())
+    return values
+
+
+def row(pictures: Pictures, noise: str, rate: float, seeds: int) -> str:
+    """Return one line of the table: means over the seeds."""
+    whole = torch.cat([pool_box(encoded, (0, 0, 1, 1)) for encoded in pictures.encoded]).double()
+    probabilities = (whole / whole.sum(1, keepdim=True)).numpy()
+    runs = [score(pictures, probabilities, replace_labels(pictures, noise, rate, seed)) for seed in range(seeds)]
+    mean = {name: float(np.mean([run[name] for run in runs])) for name in runs[0]}
+    best = {
+        kind: max(v for name, v in mean.items() if name.startswith(f"{kind} cleanlab"))
+        for kind in ("AUROC", "precision")
+    }
+    cells = [
+        pictures.name, str(len(pictures.labels)), str(pictures.num_classes), noise, f"{rate:.0%}",
+        f"{mean['AUROC margin']:.4f}", f"{best['AUROC']:.4f}", f"{mean['precision margin']:.1%}", f"{best['precision']:.1%}",
+        *(f"{mean[f'listed precision {name}']:.0%} / {mean[f'listed recall {name}']:.0%}" for name in ("suspects", "cleanlab issues")),
+    ]  # fmt: skip
+    return f"| {' | '.join(cells)} |"
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("images", type=Path, metavar="IMAGES", nargs="?", help="ImageFolder to annotate")
+    parser.add_argument("--num-images", type=int, default=2000, help="number of images (default: %(default)s)")
+    parser.add_argument("--num-mosaics", type=int, default=500, help="number of mosaics (default: %(default)s)")
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds (default: %(default)s)")
+    parser.add_argument("--scenes", type=Path, metavar="DATASET", help="scenes with label maps, from `relabel demo`")
+    add_annotator_arguments(parser, default="mobilenetv2_100")
+    args = parser.parse_args()
+    try:
+        import cleanlab  # noqa: F401
+    except ImportError:
+        sys.exit("label_errors.py compares with cleanlab: pip install cleanlab")
+    sets = real_pictures(annotator_from(args), args.images, args.num_images, args.num_mosaics) if args.images else []
+    sets += [scenes(args.scenes)] if args.scenes else []
+    columns = (
+        "pictures", "number", "classes", "noise", "wrong labels", "AUROC", "cleanlab", "precision", "cleanlab",
+        "listed: precision / recall", "cleanlab",
+    )  # fmt: skip
+    print(f"| {' | '.join(columns)} |")
+    print("| --- | ---: | ---: | --- |" + " ---: |" * (len(columns) - 4))
+    for pictures in sets:
+        for noise in NOISES:
+            for rate in RATES:
+                print(row(pictures, noise, rate, args.seeds), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,149 @@
+"""Compare the classes that images show, by their label maps, with the truth.
+
+    python tests/benchmarks/shown_classes.py [IMAGES --annotator MODEL --checkpoint FILE ...] [--full-size IMAGES] [--scenes DATASET]
+
+IMAGES is an ImageFolder of photos of one object each. They are annotated with the classes of the folder and with all classes of the
+annotator, and mosaics of two to four of them with the classes of the folder. `--full-size` adds a folder of other photos, annotated
+with all classes. For scenes of the demo, drawn here, maps are drawn from the true boxes (8x8 locations, a logit of 8 in the box of an
+object); DATASET is the output of `relabel demo`, with the maps of its annotator.
+
+*Several* is the share of pictures that show several classes. *Old measure* is that share by the measure of early versions: a
+probability of at least 0.5 at any location. Precision and recall are those of the pairs of picture and class. Of photos, only the
+label is known.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import torch
+from label_errors import Pictures, annotate, measure, mosaics
+from label_errors import scenes as demo_scenes
+
+import relabel_datasets as rd
+from relabel_datasets.annotate.classes import match_classes
+from relabel_datasets.cli.annotator_options import add_annotator_arguments, annotator_from
+from relabel_datasets.demo.scenes import CLASSES, Scene, draw_clean, draw_scene
+from relabel_datasets.labels.encoding import Encoded, encode_logits
+from relabel_datasets.labels.windows import DEFINITION
+
+_GRID, _LOGIT = 8, 8.0
+
+
+def confident(encoded: Encoded) -> torch.Tensor:
+    """Return the number of classes with a probability of at least 0.5 at any location, `[B]`."""
+    size = encoded.logits.shape[2:]
+    base = torch.zeros(len(encoded.logits), encoded.num_classes) if encoded.base is None else encoded.base.float()
+    dense = base[:, :, None, None].expand(-1, -1, *size).clone()
+    dense.scatter_(1, encoded.classes.expand(-1, -1, *size), encoded.logits.float())
+    return (dense.softmax(1).amax((2, 3)) >= 0.5).sum(1)
+
+
+def drawn_map(scene: Scene) -> torch.Tensor:
+    """Return the logits `[C, 8, 8]` of a perfect annotator."""
+    width, height = scene.image.size
+    dense = torch.zeros(len(CLASSES), _GRID, _GRID)
+    x, y = (torch.arange(_GRID) + 0.5) / _GRID * width, (torch.arange(_GRID) + 0.5) / _GRID * height
+    for label, _, (x1, y1, x2, y2) in scene.objects:
+        inside = ((y1 <= y) & (y < y2))[:, None] & ((x1 <= x) & (x < x2))
+        dense[label][inside] = _LOGIT
+    return dense
+
+
+def drawn(name: str, pictures: Sequence[Scene]) -> Pictures:
+    """Return pictures of the demo with perfect maps."""
+    encoded = [encode_logits(torch.stack(list(map(drawn_map, pictures))), k=len(CLASSES))]
+    present = [{scene_object.label for scene_object in scene.objects} for scene in pictures]
+    labels = np.array([scene.objects[0].label for scene in pictures])
+    return Pictures(name, encoded, labels, present, len(CLASSES))
+
+
+def photos(annotator: rd.Annotator, folder: Path, num_images: int, num_mosaics: int) -> list[Pictures]:
+    """Return photos with the classes of their folder and with all classes of the annotator, and mosaics of them."""
+    source = rd.data.ImageFolderSource(folder)
+    chosen = np.random.default_rng(0).permutation(len(source.keys))[:num_images].tolist()
+    images: list[PIL.Image.Image] = [rd.decode_image(source.read(i), source.name(i)) for i in chosen]
+    labels = [source.labels[i] for i in chosen]
+    rows = match_classes(annotator.classes, source.classes)
+    dense = list(annotate(annotator, images))
+    sets = []
+    if num_mosaics:
+        few = [encode_logits(batch[:, rows]) for batch in dense]
+        sets.append(Pictures("photos", few, np.array(labels), [{label} for label in labels], len(rows)))
+    every, in_all = [encode_logits(batch) for batch in dense], [rows[label] for label in labels]
+    name = "photos" if num_mosaics else "full-size photos"
+    sets.append(Pictures(name, every, np.array(in_all), [{label} for label in in_all], len(annotator.classes)))
+    if num_mosaics:
+        pictures, classes = mosaics(images, labels, num_mosaics)
+        encoded = [encode_logits(batch[:, rows]) for batch in annotate(annotator, pictures)]
+        first = np.array([order[0] for order in classes])
+        sets.append(Pictures("mosaics of photos", encoded, first, list(map(set, classes)), len(rows)))
+    return sets
+
+
+def row(pictures: Pictures) -> str:
+    """Return one line of the table."""
+    shown = measure(pictures, pictures.labels).shown.numpy()
+    old = torch.cat([confident(encoded) for encoded in pictures.encoded]).numpy() > 1
+    truth = np.zeros_like(shown)
+    for i, classes in enumerate(pictures.present):
+        truth[i, list(classes)] = True
+    several, true_several, hits = shown.sum(1) > 1, truth.sum(1) > 1, (shown & truth).sum()
+    is_known = "photos" not in pictures.name or "mosaics" in pictures.name
+    cells = [
+        pictures.name, str(len(shown)), str(pictures.num_classes), f"{true_several.mean():.1%}" if is_known else "unknown",
+        f"{several.mean():.1%}", f"{old.mean():.1%}", f"{(several == true_several).mean():.1%}" if is_known else "",
+        f"{hits / max(1, shown.sum()):.1%}" if is_known else "", f"{hits / truth.sum():.1%}",
+        f"{truth.sum(1).mean():.2f}" if is_known else "", f"{shown.sum(1).mean():.2f}",
+    ]  # fmt: skip
+    return f"| {' | '.join(cells)} |"
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("images", type=Path, metavar="IMAGES", nargs="?", help="ImageFolder of photos of one object")
+    parser.add_argument("--num-images", type=int, default=500, help="number of photos (default: %(default)s)")
+    parser.add_argument("--num-mosaics", type=int, default=500, help="number of mosaics (default: %(default)s)")
+    parser.add_argument("--full-size", type=Path, metavar="IMAGES", help="ImageFolder of other photos")
+    parser.add_argument("--scenes", type=Path, metavar="DATASET", help="scenes with label maps, from `relabel demo`")
+    add_annotator_arguments(parser, default="mobilenetv2_100")
+    args = parser.parse_args()
+    print(f"{DEFINITION}\n")
+    columns = (
+        "pictures",
+        "number",
+        "classes",
+        "several, truth",
+        "several",
+        "old measure",
+        "right",
+        "precision",
+        "recall",
+        "classes per picture, truth",
+        "classes per picture",
+    )
+    print(f"| {' | '.join(columns)} |")
+    print("| --- |" + " ---: |" * (len(columns) - 1))
+    generator = np.random.default_rng(0)
+    one, many = draw_clean(470), [draw_scene(generator, i % len(CLASSES), (96, 128)) for i in range(400)]
+    sets = [
+        drawn("scenes, perfect maps", many),
+        drawn("one object, perfect maps", [scene for scene in one if scene.objects]),
+    ]
+    sets += [demo_scenes(args.scenes)] if args.scenes else []
+    for pictures in sets:
+        print(row(pictures), flush=True)
+    if args.images or args.full_size:
+        annotator = annotator_from(args)
+        for folder, num_mosaics in ((args.images, args.num_mosaics), (args.full_size, 0)):
+            for pictures in photos(annotator, folder, args.num_images, num_mosaics) if folder else []:
+                print(row(pictures), flush=True)
+
+
+if __name__ == "__main__":
+    main()
