@@ -29,11 +29,13 @@ SMALL = {  # IMAGES stands for an ImageFolder, CHECKPOINT for the weights of the
     "annotators": "IMAGES --num-images 2 --num-crops 1 --steps 1",
     "building": "IMAGES/train --annotator resnet18 --checkpoint CHECKPOINT --input-size 64 --batch-size 4",
     "fidelity": "IMAGES/train --annotator resnet18 --checkpoint CHECKPOINT --num-images 4 --num-crops 2 --sizes 64",
+    "label_errors": "IMAGES/train --annotator resnet18 --checkpoint CHECKPOINT --input-size 64 --num-mosaics 20 --seeds 1",
     "loading": "--num-images 8 --rounds 1 --num-workers 0",
     "lookup": "",
     "pooling": "",
     "readers": "--num-samples 128 --rounds 1",
     "shuffling": "--num-shards 8 --num-samples 50 --epochs 1",
+    "shown_classes": "IMAGES/train --annotator resnet18 --checkpoint CHECKPOINT --input-size 64 --num-mosaics 20 --full-size IMAGES/val",
     "sizes": "",
     "streaming": "--num-samples 192 --num-shards 4 --rounds 1",
     "training": "--rounds 1 --num-images 32 --batch-size 8 --steps 1 --step-batch-size 2",
@@ -43,6 +45,8 @@ SMALL = {  # IMAGES stands for an ImageFolder, CHECKPOINT for the weights of the
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(path.stem for path in FOLDER.glob("*.py")))
 def test_a_benchmark_runs_and_prints_a_table(name, tmp_path):
+    if name == "label_errors":
+        pytest.importorskip("cleanlab")
     for split in ("train", "val"):
         for i in range(40):
             path = tmp_path / split / SYNSETS[i % 10] / f"{split}{i}.jpg"

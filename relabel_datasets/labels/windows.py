@@ -58,7 +58,8 @@ def measure_windows(encoded: Encoded, labels: Tensor) -> WindowMeasures:
         The measures of the windows.
     """
     index = labels.to(encoded.logits.device)[:, None]
-    p_label, top = [], []
+    p_label: list[Tensor] = []
+    top: list[tuple[Tensor, Tensor]] = []  # of the last scale
     for side, steps in SCALES:
         p_of_scale, top = [], []
         for box in _boxes(side, steps):
