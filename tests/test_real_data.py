@@ -7,7 +7,11 @@ import timm
 import torch
 
 import relabel_datasets as rd
+from relabel_datasets.analysis import label_margins, measure_images
 from relabel_datasets.annotate.classes import match_classes
+from relabel_datasets.labels.batch import LabelMapBatch
+from relabel_datasets.labels.encoding import Encoded
+from relabel_datasets.labels.windows import measure_windows
 
 MODEL = {"checkpoint": "mobilenetv2_100.safetensors", "mean": (0.5,) * 3, "std": (0.5,) * 3, "pad_type": "same"}
 
@@ -69,3 +73,19 @@ def test_the_pooled_label_of_the_whole_image_is_usually_the_true_class(dataset):
     pool = rd.LabelPooling()
     right = sum(int(pool(label_map).argmax()) == label_map.label for _, label_map in dataset)
     assert right >= 95  # the annotator is right on 98.8 % of Imagenette among its ten classes
+
+
+def test_few_photos_of_one_object_show_several_classes(dataset):
+    images = measure_images(dataset.label_maps, range(len(dataset)), progress=False)
+    assert (
+        images["num_shown"] > 1
+    ).mean() < 0.25  # a probability of 0.5 at a location is reached by several classes in most
+    assert (images["num_shown"] > 0).mean() > 0.95
+
+
+def test_replaced_labels_have_lower_margins_than_correct_ones(dataset):
+    batch = LabelMapBatch.of(list(dataset.label_maps.values()))
+    encoded = Encoded(batch.logits, batch.classes, batch.dense_base(), batch.num_classes)
+    labels = torch.from_numpy(dataset.label_maps.index.labels.astype("int64"))
+    correct, wrong = (label_margins(measure_windows(encoded, given).p_label) for given in (labels, (labels + 1) % 10))
+    assert (wrong[:, None] < correct).double().mean() > 0.98  # area under the ROC curve
