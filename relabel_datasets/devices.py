@@ -9,7 +9,7 @@ def find_device(device: str | torch.device | None = None) -> torch.device:
     """Return a device that can be used.
 
     Args:
-        device: Such as `"cuda"`, `"cuda:1"` or `"cpu"`. Default: the current CUDA device, or the CPU if there is none.
+        device: Such as `"cuda"`, `"cuda:1"`, `"mps"` or `"cpu"`. Default: the current CUDA device, or the CPU if there is none.
 
     Raises:
         ValueError: PyTorch does not know the device, or cannot use it on this machine.
@@ -25,10 +25,16 @@ def find_device(device: str | torch.device | None = None) -> torch.device:
             torch.empty(1, device=found)
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # of torch without CUDA, of drivers
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        usable = "cpu" + "".join(f", cuda:{index}" for index in range(torch.cuda.device_count()))
+        mps = ["mps"] if torch.backends.mps.is_available() else []
+        usable = ", ".join(["cpu", *mps, *(f"cuda:{index}" for index in range(torch.cuda.device_count()))])
         raise ValueError(
             f"the device {str(device)!r} of device= cannot be used on this machine: {reason}. Usable devices: {usable}"
         ) from error
     if found.type == "meta":
         raise ValueError("the device 'meta' computes nothing: give cpu or cuda")
     return found
+
+
+def widest_float(device: torch.device) -> torch.dtype:
+    """Return the dtype for sums on a device: float64, or float32 on MPS, which has no float64."""
+    return torch.float32 if device.type == "mps" else torch.float64

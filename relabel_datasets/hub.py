@@ -17,7 +17,6 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -34,7 +33,7 @@ from .shards.configs import open_manifest
 from .shards.manifest import Manifest
 from .shards.verification import verify
 from .storage.folders import CARD_NAME, MANIFEST_NAME, LocalFolder, local_path, read_card
-from .storage.hub import PAUSES_S, HubRepo, with_hub_errors
+from .storage.hub import PAUSES_S, HubRepo, progress_bars, with_hub_errors
 from .storage.retries import Failure, retry
 
 if TYPE_CHECKING:
@@ -125,7 +124,7 @@ def publish(
         if not report.ok:
             raise DatasetError(f"{root} is corrupt, nothing was published:\n{report}")
     manifests = {name: open_manifest(LocalFolder(root), name) for name in names}
-    with TemporaryDirectory(prefix="relabel-publish-") as staging, _progress_bars(progress):
+    with TemporaryDirectory(prefix="relabel-publish-") as staging, progress_bars(progress):
         publisher = _Publisher(root, manifests, HubRepo(repo_id, token=token), Path(staging) / "card", card)
         publisher.create(public)
         commit = publisher.commit(tag, restricted_images)
@@ -370,18 +369,3 @@ def _find_configs(root: Path, config: str | None) -> list[str]:
     if config is not None and config not in names:
         raise DatasetError(f"{root} has no config {config!r}: expected one of {names}")
     return names if config is None else [config]
-
-
-@contextmanager
-def _progress_bars(show: bool) -> Iterator[None]:
-    """Switch the progress bars of huggingface_hub on or off."""
-    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-
-    if show or are_progress_bars_disabled():
-        yield
-        return
-    disable_progress_bars()
-    try:
-        yield
-    finally:
-        enable_progress_bars()

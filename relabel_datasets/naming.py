@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Iterable
 
 from .errors import DatasetError
 
@@ -60,6 +61,22 @@ def check_config(name: object, source: str) -> str:
         DatasetError: The name is not valid. The message contains the source, the name and the rule.
     """
     return _checked(isinstance(name, str) and is_config(name), name, source, "config name", CONFIG_RULE)
+
+
+def check_case(name: str, existing: Iterable[str], source: str) -> None:
+    """Raise DatasetError if an existing name differs only in case: macOS and Windows usually have one folder for both.
+
+    Args:
+        name: Config name.
+        existing: Names of the configs of the dataset.
+        source: Option, argument or file that the name comes from, as shown in errors, such as `--config`.
+    """
+    for other in existing:
+        if other != name and other.lower() == name.lower():
+            raise DatasetError(
+                f"{source} {name!r} differs only in case from the existing config {other!r}, which is the same folder on macOS "
+                f"and Windows: use {other!r} or a different name"
+            )
 
 
 def check_split(name: object, source: str) -> str:

@@ -8,7 +8,7 @@ import hashlib
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta, timezone
 from functools import cached_property
 from pathlib import PurePosixPath
 from typing import Any
@@ -22,7 +22,7 @@ LFS_PATTERNS = (
     *("*.pt", "*.pth", "*.rar", "*.safetensors", "*.tar", "*.tgz", "*.wasm", "*.xz", "*.zip", "*.zst", "*tfevents*"),
     *("*.flac", "*.mp3", "*.ogg", "*.wav", "*.bmp", "*.gif", "*.png", "*.tiff", "*.jpg", "*.jpeg", "*.webp", "*.mp4"),
 )
-_BORN = datetime(2026, 1, 1, tzinfo=UTC)  # of every repository: commits have the same ids in every run
+_BORN = datetime(2026, 1, 1, tzinfo=timezone.utc)  # of every repository: commits have the same ids in every run
 _HTTP_OF = {"RevisionNotFound": 404, "EntryNotFound": 404, "GatedRepo": 403, "RepoNotFound": 404}
 
 

@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 from urllib.request import Request as Upload
 from urllib.request import urlopen
@@ -117,7 +117,7 @@ class FaultyServer:
         self._lock = threading.Lock()
         self.stopping = threading.Event()
 
-    def __enter__(self) -> Self:
+    def __enter__(self):
         handler = type("Handler", (_Handler,), {"faulty": self})
         self._server = _Server(("127.0.0.1", self.port), handler)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)

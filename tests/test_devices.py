@@ -2,10 +2,14 @@ import re
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import relabel_datasets as rd
 from relabel_datasets.cli import main
-from relabel_datasets.devices import find_device
+from relabel_datasets.devices import find_device, widest_float
+from relabel_datasets.labels.precision import autocast
+from tests.conftest import picture
 
 
 @pytest.mark.parametrize("device", ["cuda:99", "gpu", "cpu:x", "meta", "xla", "mps:7", ""])
@@ -62,3 +66,40 @@ def test_an_invalid_class_mapping_is_one_line(content, message, image_folder, tm
     shown = capsys.readouterr().err.splitlines()[-1]
     assert re.search(f"mapping.json {message}.*--class-mapping must be a JSON object", shown)
     assert len(shown) < 500
+
+
+class _WithoutFloat64(TorchDispatchMode):
+    """Refuse float64 where the annotator computes, as MPS does."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if any(leaf.dtype == torch.float64 for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)):
+            raise TypeError(f"Cannot convert a MPS Tensor to float64 dtype: {func}")
+        return result
+
+
+@pytest.mark.parametrize("model", ["test_resnet", "test_vit"])
+def test_annotators_compute_without_float64(model):
+    annotator = rd.annotate.FlipAveraged(rd.TimmAnnotator(model))
+    images = annotator.preprocess(picture(0))[None]
+    with _WithoutFloat64():
+        logits = annotator(images)
+    assert logits.dtype == torch.float32
+
+
+def test_sums_are_float64_except_on_mps():
+    assert widest_float(torch.device("mps")) == torch.float32
+    assert widest_float(torch.device("cpu")) == widest_float(torch.device("cuda")) == torch.float64
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda", "mps", "meta"])
+def test_float32_needs_no_autocast_of_the_device(device, monkeypatch):
+    monkeypatch.setattr(torch.amp, "is_autocast_available", lambda name: name == "cpu")  # as torch 2.4 on a Mac
+    with autocast(torch.device(device), torch.float32):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
+
+
+def test_an_mps_device_is_listed_where_there_is_one(monkeypatch):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    with pytest.raises(ValueError, match="Usable devices: cpu, mps"):
+        find_device("cuda:99")

@@ -10,6 +10,7 @@ from tests.conftest import ROOT
 # From the lowest layer to the highest.
 LAYERS = [
     "_version",
+    "compatibility",
     "words",
     "errors",
     "keywords",

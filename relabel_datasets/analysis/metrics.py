@@ -83,6 +83,8 @@ class Metrics:
             ValueError: The shapes do not match, a class index is not in 0..C - 1, or a logit is NaN.
         """
         self._check(logits, labels)
+        if logits.device.type == "mps":  # MPS has no float64
+            logits = logits.cpu()
         objects, agreed = (
             None if classes is None else self._multi_hot(classes, len(logits)).to(logits.device)
             for classes in (present, real)

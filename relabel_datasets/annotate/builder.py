@@ -21,7 +21,7 @@ from ..errors import DatasetError
 from ..keywords import checked_keywords
 from ..labels.codec import resolve_storage_dtype
 from ..labels.encoding import resolve_k
-from ..naming import check_config, check_split, default_config
+from ..naming import check_case, check_config, check_split, default_config
 from ..shards.card import read_template, write_output_card
 from ..shards.formats import FIELDS
 from ..shards.images import check_refuses_truncated
@@ -140,6 +140,7 @@ def build(
             "torch": torch.__version__.partition("+")[0],  # without the tag of the build
         }
         config = config or default_config(str(plan["annotator"]["name"]))
+        check_case(config, (file.partition("/")[0] for file in output.find(MANIFEST_NAME)), "config=")
         work = Work(output, config, split, plan, classes.source, build_config, classes.rows)
         with output.lock(work.lock_name, f"split {split!r} of {work.folder}"):
             return _build(work, workers, card, progress)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ..labels.precision import full_precision
 from .resample import resample_area
 
 HEADS = ("local", "linearised")
@@ -284,7 +285,7 @@ def _forward_mode(device: torch.device) -> Iterator[None]:
     with (
         torch.inference_mode(False),
         torch.no_grad(),
-        torch.autocast(device.type, enabled=False),
+        full_precision(device),
         sdpa_kernel(SDPBackend.MATH),
     ):
         yield

@@ -25,16 +25,16 @@ def resample_area(maps: Tensor, grid: tuple[int, int]) -> Tensor:
     """
     height, width = maps.shape[-2:]
     if height != grid[0]:
-        maps = _overlaps(height, grid[0]).to(maps) @ maps
+        maps = _overlaps(height, grid[0], maps) @ maps
     if width != grid[1]:
-        maps = maps @ _overlaps(width, grid[1]).to(maps).T
+        maps = maps @ _overlaps(width, grid[1], maps).T
     return maps
 
 
-def _overlaps(old: int, new: int) -> Tensor:
+def _overlaps(old: int, new: int, like: Tensor) -> Tensor:
     """Return the share of each new cell that lies in each old cell, `[new, old]`. Rows sum to 1, columns to new / old."""
     old_edges = torch.arange(old + 1, dtype=torch.float64) / old
     new_edges = torch.arange(new + 1, dtype=torch.float64) / new
     right = torch.minimum(new_edges[1:, None], old_edges[None, 1:])
     left = torch.maximum(new_edges[:-1, None], old_edges[None, :-1])
-    return (right - left).clamp(min=0) * new
+    return ((right - left).clamp(min=0) * new).to(like.dtype).to(like.device)  # MPS has no float64

@@ -183,6 +183,8 @@ class _Encoder:
 
     def _encode(self, loaded: list[_LoadedImage], dense: Tensor) -> None:
         source, build_config = self._source, self._build_config
+        if dense.device.type not in ("cpu", "cuda"):  # others, such as MPS, lack operations of the encodings
+            dense = dense.cpu()
         encoded = encode_logits(dense, build_config.encoding, build_config.k).first(len(loaded))
         blobs = codec.encode(encoded, [item.size for item in loaded], build_config.storage_dtype)
         labels = [source.labels[item.position] for item in loaded]

@@ -73,7 +73,7 @@ def add_annotator_arguments(parser: argparse.ArgumentParser, default: str | None
         "--dtype", choices=["float32", "bfloat16", "float16"], default="float32",
         help="precision of the forward pass (default: %(default)s)",
     )  # fmt: skip
-    group.add_argument("--device", help="device such as cuda or cpu (default: cuda if available)")
+    group.add_argument("--device", help="device such as cuda, mps or cpu (default: cuda if available)")
     group.add_argument(
         "--compile", action="store_true", help="compile the model with torch.compile: slower start, faster inference"
     )

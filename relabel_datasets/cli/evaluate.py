@@ -85,7 +85,7 @@ def add_parser(commands: Any) -> None:
         metavar="N",
         help="worker processes that read images (default: %(default)s)",
     )
-    group.add_argument("--device", help="device such as cuda or cpu (default: cuda if available)")
+    group.add_argument("--device", help="device such as cuda, mps or cpu (default: cuda if available)")
     add_json(parser, "the metrics")
 
 

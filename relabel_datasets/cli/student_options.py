@@ -49,7 +49,7 @@ RECIPE_HELP = {
     "seed": "seed of the weights, the order, the crops and the mixing",
 }
 RUNTIME_HELP = {
-    "device": "device such as cuda or cpu (default: a GPU if available; under torchrun, one per rank)",
+    "device": "device such as cuda, mps or cpu (default: a GPU if available; under torchrun, one per rank)",
     "num_workers": "worker processes per rank that load crops",
     "channels_last": "use the memory format that convolutions prefer",
     "compile": "compile the student with torch.compile",

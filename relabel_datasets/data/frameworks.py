@@ -14,6 +14,8 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
+from ..compatibility import qualified_name
+
 _ACCELERATE = "accelerate.data_loader"
 _FABRIC = ("lightning.fabric.wrappers", "lightning_fabric.wrappers")
 _DATA_LOADERS = ("torch.utils.data.dataloader", "torchdata.stateful_dataloader.stateful_dataloader")
@@ -22,12 +24,12 @@ _LIGHTNING = ("lightning.pytorch.", "pytorch_lightning.")
 
 def splits_samples() -> bool:
     """Return whether accelerate reads samples or lengths, which it splits among its processes."""
-    return any(not frame.f_code.co_qualname.startswith("Skip") for frame in _frames_of(_ACCELERATE))
+    return any(not qualified_name(frame).startswith("Skip") for frame in _frames_of(_ACCELERATE))
 
 
 def splits_by_dispatching() -> bool:
     """Return whether accelerate's `DataLoaderDispatcher` reads on one process for several."""
-    names = [frame.f_code.co_qualname for frame in _frames_of(_ACCELERATE)]
+    names = [qualified_name(frame) for frame in _frames_of(_ACCELERATE)]
     return any(name.startswith("DataLoaderDispatcher.") for name in names) and num_accelerate_processes() > 1
 
 
@@ -52,7 +54,7 @@ def batch_size_of_workers() -> int | None:
     for frame in _frames():
         module = frame.f_globals.get("__name__")
         owner: Any = frame.f_locals.get("self")
-        if module == _ACCELERATE and frame.f_code.co_qualname == "IterableDatasetShard.__iter__":
+        if module == _ACCELERATE and qualified_name(frame) == "IterableDatasetShard.__iter__":
             return int(owner.batch_size * (1 if owner.split_batches else owner.num_processes))
         if module in _DATA_LOADERS and isinstance(owner, DataLoader):
             return owner.batch_size
@@ -74,7 +76,7 @@ def skips_batches() -> bool:
     for frame in _frames_of(_ACCELERATE):
         owner: Any = frame.f_locals.get("self")
         state = getattr(getattr(owner, "base_dataloader", None), "next_iter_state", None)
-        if frame.f_code.co_qualname.startswith("Skip") or getattr(owner, "skip_batches", False) or state is not None:
+        if qualified_name(frame).startswith("Skip") or getattr(owner, "skip_batches", False) or state is not None:
             return True
     return False
 
@@ -83,7 +85,7 @@ def epoch_of_trainer() -> int | None:
     """Return the epoch of the Trainer of transformers; accelerate does not forward it to a sampler that it skips batches of."""
     if any(True for _ in _frames_of("transformers.trainer")):
         for frame in _frames_of(_ACCELERATE):
-            if frame.f_code.co_qualname in ("DataLoaderShard.__iter__", "DataLoaderDispatcher.__iter__"):
+            if qualified_name(frame) in ("DataLoaderShard.__iter__", "DataLoaderDispatcher.__iter__"):
                 return int(frame.f_locals["self"].iteration)
     return None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, TypedDict, Unpack, overload
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
 
 from ..keywords import checked_keywords
 from ..storage.folders import Folder
@@ -13,6 +13,9 @@ from .joins import Images, OnUnmatched
 from .sampling import Remainder
 from .store import find_config
 from .stream import RelabelStream
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 _HINTS = {
     "batch_sampler": "pass it to the DataLoader",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import tarfile
 from array import array
@@ -11,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+from ..compatibility import read_at
 from ..errors import DatasetError
 from ..naming import KEY_RULE, is_key
 from ..shards.formats import IMAGE_EXTENSIONS
@@ -131,10 +131,10 @@ def _read_contents(tar: Path) -> _Contents:
                 end = sum(member.extent) + -member.extent[1] % _BLOCK
                 _add_member(contents, tar, member)
         except tarfile.TarError as error:
-            _refuse_compressed(tar, os.pread(file.fileno(), 6, 0))
+            _refuse_compressed(tar, read_at(file.fileno(), 6, 0))
             raise DatasetError(f"{tar} is not an uncompressed tar, or it is corrupt: {error}") from error
         # A tar ends with two empty blocks, but tarfile also stops at the end of the file and at corrupt headers.
-        if os.pread(file.fileno(), 2 * _BLOCK, end) != bytes(2 * _BLOCK):
+        if read_at(file.fileno(), 2 * _BLOCK, end) != bytes(2 * _BLOCK):
             raise DatasetError(
                 f"{tar} is truncated or corrupt at byte {end}: expected a member or two empty blocks there"
             )
@@ -176,7 +176,7 @@ def _members(file: BinaryIO) -> Iterator[_Member]:
     Plain headers are parsed here, six times as fast as in tarfile. From the first other header on, tarfile reads all of them.
     """
     offset = 0
-    while plain := _plain_member(os.pread(file.fileno(), _BLOCK, offset)):
+    while plain := _plain_member(read_at(file.fileno(), _BLOCK, offset)):
         name, size = plain
         yield _Member(name, (offset + _BLOCK, size), "file")
         offset += _BLOCK + size + -size % _BLOCK

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from ..compatibility import read_at
 from ..errors import DatasetError
 from ..keywords import checked_keywords
 from ..shards.formats import HEAD_BYTES, common_field
@@ -135,7 +136,7 @@ class WebDatasetSource:
         offset, size = self._extents[index, 2:].tolist()
         if offset < 0:
             return _NO_CLASS
-        text = os.pread(file.fileno(), size, offset)
+        text = read_at(file.fileno(), size, offset)
         name = f"{file.name}: {self.keys[index]}"
         if self._label_column is not None and text.lstrip().startswith(b"{"):
             value, name = _json_value(text, self._label_column, name), f"{name}.json: {self._label_column}"

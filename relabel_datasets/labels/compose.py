@@ -23,6 +23,7 @@ from torchvision.transforms import v2
 from .batch import LabelMapBatch, batch_key
 from .label_map import LabelMap, View
 from .transforms import LabelPooling
+from .v2_hooks import CHECK_INPUTS, MAKE_PARAMS, TRANSFORM
 
 _PLAIN_FORWARD = v2.Transform.forward
 _RANDOM_APPLY_FORWARD = v2.RandomHorizontalFlip.forward  # shared by all random-apply transforms
@@ -114,18 +115,17 @@ def run_transform(transform: Any, inputs: Any) -> Any:
     """Return `transform(*inputs)` for one transform of a pipeline."""
     if not _is_plain(transform, inputs):
         return transform(*inputs)
-    transform.check_inputs(list(inputs))
+    getattr(transform, CHECK_INPUTS)(list(inputs))
     if type(transform).forward is _RANDOM_APPLY_FORWARD and torch.rand(1) >= transform.p:
         return inputs
     image, target = inputs
     kinds = transform._transformed_types
     # v2 treats the first plain tensor as an image only if there is no other image, so a pooled label passes through.
     uses_image, uses_target = _is_of(image, kinds), isinstance(target, tv_tensors.TVTensor) and _is_of(target, kinds)
-    params = transform.make_params([inpt for inpt, used in ((image, uses_image), (target, uses_target)) if used])
-    return (
-        transform.transform(image, params) if uses_image else image,
-        transform.transform(target, params) if uses_target else target,
-    )
+    used = [inpt for inpt, is_used in ((image, uses_image), (target, uses_target)) if is_used]
+    params = getattr(transform, MAKE_PARAMS)(used)
+    apply = getattr(transform, TRANSFORM)
+    return apply(image, params) if uses_image else image, apply(target, params) if uses_target else target
 
 
 def _is_plain(transform: Any, inputs: Any) -> bool:
@@ -140,7 +140,7 @@ def _is_plain(transform: Any, inputs: Any) -> bool:
 
 def _ignores_labels(transform: Any) -> bool:
     """Return whether a plain transform never looks at labels. Only those whose `check_inputs` is torchvision's are known not to."""
-    return bool(type(transform).check_inputs.__module__.startswith("torchvision."))
+    return bool(getattr(type(transform), CHECK_INPUTS).__module__.startswith("torchvision."))
 
 
 def _is_of(value: object, kinds: tuple[type | Callable[[Any], bool], ...]) -> bool:

@@ -38,8 +38,8 @@ R = TypeVar("R")
 
 
 def _eagerly(function: Callable[P, R]) -> Callable[P, R]:
-    """Exclude a function from `torch.compile`, which then calls it instead of tracing it."""
-    eager: Callable[P, R] = torch.compiler.disable(function, reason="pooling computes its weights in NumPy")  # type: ignore[no-untyped-call]
+    """Exclude a function from `torch.compile`, which cannot trace the NumPy that computes the weights."""
+    eager: Callable[P, R] = torch.compiler.disable(function)  # type: ignore[no-untyped-call]
     return eager
 
 

@@ -18,3 +18,8 @@ def full_precision(device: torch.device) -> AbstractContextManager[None]:
     if not torch.amp.is_autocast_available(device.type) or not torch.is_autocast_enabled(device.type):
         return nullcontext()
     return torch.autocast(device.type, enabled=False)
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[None]:
+    """Return a context in which a forward pass on `device` runs in `dtype`; float32 works on devices without autocast."""
+    return full_precision(device) if dtype == torch.float32 else torch.autocast(device.type, dtype)

@@ -15,7 +15,6 @@ import PIL.Image
 import torch
 from torch import Tensor
 from torchvision import tv_tensors
-from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from ..keywords import checked_keywords
@@ -23,6 +22,7 @@ from .blending import blend_labels, label_tensor
 from .label_map import LabelMap, View
 from .pooling import pool_label_map
 from .pooling_checks import check_label_weight, check_temperature, resolve_grid
+from .v2_hooks import Transform
 
 Size = Sequence[int] | int
 FiveLabelMaps = tuple[LabelMap, LabelMap, LabelMap, LabelMap, LabelMap]
@@ -73,9 +73,9 @@ def resize_label_map(
 ) -> LabelMap:
     if isinstance(size, Sequence) and len(size) == 2:
         canvas_size = (size[0], size[1])
-    else:  # use torchvision's own rule for one side, through a kernel that computes nothing else
-        sides = [size] if isinstance(size, int) else size if size is None else list(size)
-        _, canvas_size = F.resize_keypoints(torch.empty(0, 2), sides, label_map.canvas_size, max_size=max_size)
+    else:  # torchvision's own rule for one side
+        nothing = tv_tensors.BoundingBoxes(torch.empty(0, 4), format="XYXY", canvas_size=label_map.canvas_size)
+        canvas_size = F.resize(nothing, size, max_size=max_size).canvas_size
     return LabelMap.wrap(label_map.logits, like=label_map, canvas_size=(canvas_size[0], canvas_size[1]))
 
 
@@ -222,7 +222,7 @@ _refuse(F.elastic, "the result is not an affine view of the image")
 _refuse(F.uniform_temporal_subsample, "a label map belongs to one image, not to a video")
 
 
-class LabelPooling(v2.Transform):
+class LabelPooling(Transform):
     """Pool each `LabelMap` of a sample over its view into the soft label of what the image now shows.
 
     Place it after the geometric transforms of a `v2.Compose`. The soft label is a plain float32 tensor of probabilities, so

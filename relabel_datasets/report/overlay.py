@@ -204,7 +204,7 @@ def contact_sheet(dataset: RelabelDataset, count: int = 4) -> Image.Image:
 
 
 def save_overlays(dataset: RelabelDataset, folder: Path, count: int = 10) -> list[Path]:
-    """Write figures of samples spread evenly over a dataset as `<key>.png`.
+    """Write figures of samples spread evenly over a dataset as `<key>.png`, with `_` for `/` and after a name that is used already.
 
     Args:
         dataset: Dataset without transforms, so that its samples are whole images.
@@ -218,10 +218,14 @@ def save_overlays(dataset: RelabelDataset, folder: Path, count: int = 10) -> lis
         ValueError: The dataset has transforms.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    paths = []
+    paths: list[Path] = []
+    used: set[str] = set()  # in lower case: macOS and Windows usually have one file for `A.png` and `a.png`
     for key, picture in draw_figures(dataset, spread(dataset, count)):
-        paths.append(folder / f"{key.replace('/', '_')}.png")
-        save_png(picture, paths[-1])
+        name = key.replace("/", "_")
+        while name.lower() in used:
+            name += "_"
+        used.add(name.lower())
+        paths.append(save_png(picture, folder / f"{name}.png"))
     return paths
 
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 
+from ..compatibility import read_at
 from ..data.store import LabelMaps
 from ..errors import DatasetError
 from ..keywords import checked_keywords
@@ -180,7 +181,7 @@ def _read_samples(path: Path, count: int) -> Iterator[_Sample]:
     rows = read_rows(path)
     with open_regular(path) as file:
         for row in rows[:count]:
-            blob = os.pread(file.fileno(), row.map_size, row.map_offset)
+            blob = read_at(file.fileno(), row.map_size, row.map_offset)
             label_map = LabelMap.from_safetensors(blob, key=row.key, label=row.label)
             if row.label >= label_map.num_classes:
                 raise DatasetError(

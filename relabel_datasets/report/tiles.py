@@ -95,7 +95,7 @@ def _font() -> ImageFont.FreeTypeFont:
     """Return the font that comes with matplotlib; the one of Pillow has only English letters."""
     import matplotlib as mpl  # slow to import
 
-    return ImageFont.truetype(Path(mpl.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), 13)
+    return ImageFont.truetype(str(Path(mpl.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")), 13)
 
 
 def side_by_side(tiles: Sequence[Image.Image]) -> Image.Image:

@@ -7,7 +7,6 @@ memory map kills the process.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import tarfile
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from torch.utils.data import Dataset
 
+from ..compatibility import sha256_digest
 from ..errors import DatasetError, ImageError, LabelMapError
 from ..labels.label_map import LabelMap
 from ..naming import KEY_RULE, is_key
@@ -116,7 +116,7 @@ def compare_sha256(file: BinaryIO, name: str, expected: str) -> None:
     Raises:
         DatasetError: The SHA-256 differs.
     """
-    sha256 = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+    sha256 = sha256_digest(file).hexdigest()
     if sha256 != expected:
         raise DatasetError(
             f"{name}: its SHA-256 is {sha256}, the manifest says {expected}: it is damaged or from another build; download or "

@@ -21,6 +21,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from tqdm.auto import tqdm
 
+from ..compatibility import read_at
 from ..errors import DatasetError
 from ..labels.statistics import Statistics
 from ..naming import check_key
@@ -277,7 +278,7 @@ def read_rows(path: Path) -> list[Row]:
             if missing:
                 raise DatasetError(f"{path} is not a shard of label maps: sample {key!r} has no .{min(missing)}")
             offset, size = members["cls"]
-            text = os.pread(file.fileno(), min(size, 20), offset)
+            text = read_at(file.fileno(), min(size, 20), offset)
             label = parse_label(text)
             if label is None:
                 raise DatasetError(f"{path}: sample {key!r}: .cls must be a class index, got {text!r}")

@@ -9,7 +9,6 @@ releases the lock of a killed process.
 from __future__ import annotations
 
 import errno
-import fcntl
 import logging
 import os
 import re
@@ -19,6 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from ..compatibility import HAS_FILE_LOCKS, lock_file
 from ..errors import DatasetError
 from ..naming import check_sha256
 from .local import is_explained
@@ -185,7 +185,7 @@ def _delete(path: Path) -> bool:
         return True
     try:
         with path.open("r+b") as file:  # for writing: NFS cannot lock a read-only file exclusively
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock_file(file.fileno(), wait=False)
             if is_open_at(path, file.fileno()):
                 path.unlink()
                 return True
@@ -197,10 +197,16 @@ def _delete(path: Path) -> bool:
 @contextmanager
 def _locked(path: Path) -> Iterator[BinaryIO]:
     """Open a file for reading and writing under an exclusive lock. The file and its folder are created if missing."""
+    if not HAS_FILE_LOCKS:
+        raise OSError(
+            errno.ENOTSUP,
+            "the cache of remote datasets does not work on Windows, which lacks its file locks: copy the dataset to a local folder, "
+            "or use Linux, macOS or WSL",
+        )
 
     def lock(descriptor: int) -> None:
         with _explaining(path.parent, "is on a file system without file locks"):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            lock_file(descriptor, wait=True)
 
     with _explaining(path.parent, "cannot be written to"):
         descriptor = acquire(path, lock)

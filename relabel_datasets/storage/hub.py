@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from inspect import signature
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar, cast
+from typing import Any, BinaryIO, TypeVar
 
 from tqdm import tqdm
 
@@ -83,17 +84,23 @@ class HubRepo:
         """
         from huggingface_hub import hf_hub_download  # slow to import, and not needed for local datasets
 
+        # Without progress bars: shards are downloaded throughout the run.
+        has_class = "tqdm_class" in signature(hf_hub_download).parameters  # huggingface_hub 1.3
+        options: dict[str, Any] = {"tqdm_class": partial(tqdm, disable=True)} if has_class else {}
+
         def download() -> str:
-            return hf_hub_download(
-                self.repo_id,
-                name,
-                repo_type="dataset",
-                revision=self.revision,
-                token=self.token,
-                cache_dir=None if self.cache_dir is None else self.cache_dir / "hub",
-                force_download=force,
-                tqdm_class=cast(Any, partial(tqdm, disable=True)),  # shards are downloaded throughout the run
-            )
+            with progress_bars(has_class):
+                path: str = hf_hub_download(
+                    self.repo_id,
+                    name,
+                    repo_type="dataset",
+                    revision=self.revision,
+                    token=self.token,
+                    cache_dir=None if self.cache_dir is None else self.cache_dir / "hub",
+                    force_download=force,
+                    **options,
+                )
+                return path
 
         return Path(with_hub_errors(download, self, name))
 
@@ -222,3 +229,18 @@ def with_hub_errors(
         return Failure(explained, redacted_cause(error, item.secrets), is_temporary=is_temporary)
 
     return retry(call, explain, pauses_s)
+
+
+@contextmanager
+def progress_bars(show: bool) -> Iterator[None]:
+    """Switch the progress bars of huggingface_hub on or off in this process."""
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    if show or are_progress_bars_disabled():
+        yield
+        return
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        enable_progress_bars()

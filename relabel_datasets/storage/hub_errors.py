@@ -107,7 +107,7 @@ def explain_hub_error(error: BaseException, item: HubItem) -> Exception | None:
             f"the disk of the Hub's cache {constants.HF_HUB_CACHE} is full: free some space, or choose another folder with "
             "cache_dir= or the environment variable HF_HOME",
         )
-    is_client_error = type(error).__module__.partition(".")[0] in ("httpx", "httpx2", "httpcore")
+    is_client_error = type(error).__module__.partition(".")[0] in ("httpx", "httpx2", "httpcore", "requests", "urllib3")
     is_not_json = isinstance(error, json.JSONDecodeError)  # such as the page of a proxy
     is_truncated = type(error) is OSError and error.errno is None  # a download has the wrong length
     is_refused = isinstance(error, ConnectionError)  # raised by `datasets` without a cause

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ..compatibility import sha256_digest
 from .regular_files import create_new, open_regular
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no space, quota exceeded, or file size limit exceeded
@@ -71,4 +71,4 @@ def write_atomically(path: Path, content: bytes) -> None:
 def sha256_of(path: Path) -> str:
     """Return the SHA-256 of a regular file, in hex."""
     with open_regular(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+        return sha256_digest(file).hexdigest()

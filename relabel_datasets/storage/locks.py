@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
@@ -12,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
+from ..compatibility import HAS_FILE_LOCKS, lock_file, read_at, unlock_file
 from ..errors import DatasetError
 from .regular_files import open_without_links
 
@@ -47,7 +47,7 @@ def acquire(path: Path, flock: Callable[[int], None]) -> int:
 def release(descriptor: int) -> None:
     """Unlock and close a file."""
     with suppress(OSError):  # the file system has no locks
-        fcntl.flock(descriptor, fcntl.LOCK_UN)  # closing is not enough: a forked process also has the file open
+        unlock_file(descriptor)  # closing is not enough: a forked process also has the file open
     os.close(descriptor)
 
 
@@ -73,7 +73,8 @@ def _open(path: Path) -> int:
 class FileLock:
     """Lock on a path, for a `with` statement. The lock file exists only while the lock is held.
 
-    On NFS the lock holds between machines if the file system supports locks. If it does not, a warning is logged.
+    On NFS the lock holds between machines if the file system supports locks. If it does not, and on
+    Windows, a warning is logged instead.
 
     Args:
         path: Path of the lock file, which records host and process of the holder. Its folder is created if it is missing.
@@ -89,6 +90,10 @@ class FileLock:
         self._file = -1
 
     def __enter__(self) -> FileLock:
+        if not HAS_FILE_LOCKS:
+            logger.warning("%s cannot be locked on Windows: make sure that no other process builds it", self._what)
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            return self
         self._file = acquire(self._path, self._lock)
         os.ftruncate(self._file, 0)
         os.pwrite(self._file, json.dumps({"host": platform.node(), "pid": os.getpid()}).encode(), 0)
@@ -97,15 +102,21 @@ class FileLock:
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        if not HAS_FILE_LOCKS:
+            self._remove_empty_folder()
+            return
         if is_open_at(self._path, self._file):  # else the folder was removed, and another process may have its own lock
             self._path.unlink(missing_ok=True)
-            with suppress(OSError):  # the folder is not empty
-                self._path.parent.rmdir()
+            self._remove_empty_folder()
         release(self._file)
+
+    def _remove_empty_folder(self) -> None:
+        with suppress(OSError):  # the folder is not empty
+            self._path.parent.rmdir()
 
     def _lock(self, descriptor: int) -> None:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if self._wait else fcntl.LOCK_NB))
+            lock_file(descriptor, wait=self._wait)
         except BlockingIOError:
             raise DatasetError(
                 f"{self._what} is being built by {_holder(descriptor)}: wait for it, or stop it"
@@ -116,7 +127,7 @@ class FileLock:
 
 def _holder(descriptor: int) -> str:
     try:
-        holder = json.loads(os.pread(descriptor, 1000, 0))
+        holder = json.loads(read_at(descriptor, 1000, 0))
         return f"process {holder['pid']} on {holder['host']}"
     except (ValueError, KeyError, TypeError):
         return "another process"  # it has not recorded itself yet

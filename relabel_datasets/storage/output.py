@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 import fsspec
 
+from ..compatibility import is_alive, user_id
 from ..errors import DatasetError
 from .folders import MAX_SMALL_BYTES, is_url, without_file_scheme
 from .local import is_explained, sha256_of, temp_path_for, write_atomically
@@ -200,7 +201,7 @@ class LocalOutput:
         shutil.rmtree(self._path(name), ignore_errors=True)
 
     def find(self, name: str) -> list[str]:
-        return sorted(str(path.relative_to(self._root)) for path in self._root.glob(f"*/{name}"))
+        return sorted(path.relative_to(self._root).as_posix() for path in self._root.glob(f"*/{name}"))
 
     def _path(self, name: str) -> Path:
         """Return the path of a file.
@@ -249,7 +250,7 @@ class RemoteOutput:
     def clean(self, names: Iterable[str]) -> None:
         """Remove all temporary files of killed processes of this machine."""
         for folder in self._scratch().glob(f"{platform.node()}-*"):
-            if not _is_alive(int(folder.name.rpartition("-")[2])):
+            if not is_alive(int(folder.name.rpartition("-")[2])):
                 shutil.rmtree(folder, ignore_errors=True)
 
     def read(self, name: str) -> bytes:
@@ -311,10 +312,10 @@ class RemoteOutput:
     def _scratch(self) -> Path:
         """Return the temporary folder of this user for this URL. The next build finds the remains of a killed one there."""
         digest = hashlib.sha256(str(self).encode()).hexdigest()[:16]
-        folder = Path(tempfile.gettempdir()) / f"relabel-build-{os.getuid()}-{digest}"
+        folder = Path(tempfile.gettempdir()) / f"relabel-build-{user_id()}-{digest}"
         folder.mkdir(mode=0o700, exist_ok=True)
         status = folder.lstat()  # in /tmp, another user could have created a link to a folder of this user
-        if status.st_uid != os.getuid() or not stat.S_ISDIR(status.st_mode):
+        if status.st_uid != user_id() or not stat.S_ISDIR(status.st_mode):
             raise PermissionError(f"{folder} belongs to another user: set TMPDIR to another folder for temporary files")
         return folder
 
@@ -387,13 +388,3 @@ def _with_reason(error: OSError, text: str) -> OSError:
 def _fresh_size(files: Any, path: str) -> int:
     files.invalidate_cache(re.sub(r"/[^/]*$", "", path))
     return int(files.info(path)["size"])
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True

@@ -7,10 +7,10 @@ so that it reaches the workers and every command.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from typing import BinaryIO
 
+from ..compatibility import sha256_digest
 from ..errors import DatasetError
 
 VARIABLE = "RELABEL_CHECK_ON_OPEN"
@@ -38,7 +38,7 @@ def has_other_content(file: BinaryIO, sha256: str) -> bool:
         identity = sha256, stat.st_dev, stat.st_ino, stat.st_size
         if identity in _checked:
             return False
-        actual = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+        actual = sha256_digest(file).hexdigest()
         file.seek(0)
     except BaseException:
         file.close()

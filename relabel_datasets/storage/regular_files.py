@@ -12,6 +12,7 @@ import stat
 from pathlib import Path
 from typing import BinaryIO
 
+from ..compatibility import open_flags
 from ..errors import DatasetError
 
 _KINDS = {
@@ -38,7 +39,9 @@ def open_regular(path: Path) -> BinaryIO:
         OSError: The file cannot be opened.
     """
     _check_regular(path, path.stat().st_mode)  # before opening: opening some devices has effects
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # does not block if it has become a FIFO
+    descriptor = os.open(
+        path, open_flags("O_RDONLY", "O_NONBLOCK", "O_CLOEXEC")
+    )  # does not block if it has become a FIFO
     try:
         _check_regular(path, os.fstat(descriptor).st_mode)
         return os.fdopen(descriptor, "rb")
@@ -108,7 +111,9 @@ def open_without_links(path: Path, flags: int) -> int:
         OSError: The file cannot be opened, is a symbolic link, or is not a regular file.
     """
     try:
-        descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+        if not hasattr(os, "O_NOFOLLOW") and path.is_symlink():  # Windows
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+        descriptor = os.open(path, flags | open_flags("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC"), 0o666)
     except OSError as error:
         if error.errno not in (errno.ELOOP, errno.EMLINK):  # EMLINK: FreeBSD
             raise

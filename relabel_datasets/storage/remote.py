@@ -6,7 +6,6 @@ refused requests are repeated after pauses that double, with jitter. The SHA-256
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import time
@@ -17,6 +16,7 @@ from urllib.parse import quote
 import fsspec
 from fsspec.asyn import AsyncFileSystem, sync
 
+from ..compatibility import sha256_digest
 from ..errors import DatasetError, RefusedError
 from .redaction import redact, redact_path, redacted_cause, secrets_of
 from .retries import Failure, growing_pauses, retry
@@ -118,7 +118,7 @@ class RemoteFiles:
         """
         for _ in range(_WHOLE_ATTEMPTS):
             file.seek(0)
-            digest = hashlib.file_digest(file, "sha256")  # type: ignore[arg-type]
+            digest = sha256_digest(file)
             if file.tell() > num_bytes:
                 file.truncate(0)
                 continue

@@ -18,6 +18,7 @@ from timm.utils.model import unwrap_model
 from timm.utils.model_ema import ModelEmaV3
 from torch import nn
 
+from ..compatibility import safe_globals
 from ..storage.folders import local_path
 from ..storage.local import explaining_full_disk, write_atomically
 from .recipe import Recipe
@@ -204,7 +205,7 @@ def load_checkpoint(
         raise FileNotFoundError(
             f"no checkpoint at {path}: check the path. A training run writes {BEST} and {LAST} to its folder"
         )
-    with torch.serialization.safe_globals([argparse.Namespace]):
+    with safe_globals([argparse.Namespace]):
         try:
             state = torch.load(path, map_location=device, weights_only=True, mmap=mmap)
         except Exception as error:  # any type, from a bad zip file to a pickle that is not allowed

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ..annotate.timm_models import create_model, imagenet_classes
 from ..devices import find_device
 from ..keywords import checked_keywords
+from ..labels.precision import autocast
 from ..storage.folders import is_url, local_path
 from ..storage.redaction import redact_path
 from .checkpoints import load_checkpoint
@@ -74,14 +75,9 @@ class Classifier:
     dtype: Dtype = "float32"
 
     def __call__(self, images: Tensor) -> Tensor:
-        with autocast(self.normalize.device, self.dtype):
+        with autocast(self.normalize.device, getattr(torch, self.dtype)):
             logits: Tensor = self.model(self.normalize(images))
         return logits.float()
-
-
-def autocast(device: torch.device, dtype: Dtype) -> torch.autocast:
-    """Return the autocast context of a forward pass in `dtype`, disabled for float32."""
-    return torch.autocast(device.type, getattr(torch, dtype), enabled=dtype != "float32")
 
 
 def make_student(recipe: Recipe, num_classes: int) -> nn.Module:

@@ -15,13 +15,14 @@ from ..data.datasets import RelabelDataset
 from ..data.stream import RelabelLoader, RelabelStream
 from ..labels.label_map import LabelMap
 from ..labels.transforms import LabelPooling
+from ..labels.v2_hooks import Transform
 from .recipe import LabelConfig, Recipe
 from .seeds import SeededTransforms
 from .timm_augmentation import TimmTransforms, timm_transforms
 from .tokens import TokenLabelPooling
 
 
-class ClassIndex(v2.Transform):
+class ClassIndex(Transform):
     """Replace each label map by the class index of its sample.
 
     Raises:

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from ..annotate.annotator import Annotator
 from ..data.datasets import RelabelDataset
-from ..devices import find_device
+from ..devices import find_device, widest_float
 from ..keywords import checked_keywords
 from ..storage.folders import local_path
 from .checkpoints import EPOCH_START, Checkpoints, CsvLog
@@ -215,7 +215,8 @@ class _Run:
         started, seconds_before, first_step = time.perf_counter(), self.seconds, step
         # [sum, count] of losses: of the epoch over all ranks, and of this rank since the last row of steps.csv.
         total, window = (
-            torch.tensor(start[name], device=self.device, dtype=torch.float64) for name in ("losses", "window")
+            torch.tensor(start[name], device=self.device, dtype=widest_float(self.device))
+            for name in ("losses", "window")
         )
         if self.rank > 0:
             window.zero_()
@@ -224,7 +225,7 @@ class _Run:
             for images, targets in self.loader if step < self.steps_per_epoch else ():
                 loss = self._step(epoch, step, images, targets)
                 step += 1
-                window += torch.stack([loss.double(), torch.ones_like(loss, dtype=torch.float64)])
+                window += torch.stack([loss.to(window.dtype), torch.ones_like(loss, dtype=window.dtype)])
                 self.seconds = seconds_before + time.perf_counter() - started
                 if step % self.runtime.log_every == 0:
                     total += self._sum_over_ranks(window, epoch, step)

@@ -18,7 +18,8 @@ from torchvision.transforms.v2 import functional as F
 from ..annotate.annotator import Annotator
 from ..annotate.classes import match_classes
 from ..labels.blending import blend_labels
-from .classifier import Normalize, autocast
+from ..labels.precision import autocast
+from .classifier import Normalize
 from .recipe import Recipe
 from .tokens import MixToken, token_label_loss
 
@@ -51,9 +52,7 @@ class Objective:
         self.num_classes = len(classes)
         self.mixing = True
         self._normalize, self._device = normalize, normalize.device
-        self._mixup = Mixup(
-            recipe.mixup, recipe.cutmix, label_smoothing=0.0, num_classes=self.num_classes, multi_label=True
-        )  # type: ignore[no-untyped-call]
+        self._mixup = SoftMixup(recipe.mixup, recipe.cutmix)  # type: ignore[no-untyped-call]
         self._erase = RandomErasing(recipe.random_erasing, mode="pixel", device=self._device.type)  # type: ignore[no-untyped-call]
         self._cross_entropy = SoftTargetCrossEntropy()  # type: ignore[no-untyped-call]
         config = recipe.label_config
@@ -79,7 +78,7 @@ class Objective:
             inputs, soft = self._mixup(inputs, soft)
         if self.recipe.random_erasing:
             inputs = self._erase(inputs)
-        with autocast(self._device, self.recipe.dtype):
+        with autocast(self._device, getattr(torch, self.recipe.dtype)):
             logits = student(inputs)
         loss: Tensor = self._cross_entropy(logits.float(), soft)
         return loss
@@ -90,7 +89,7 @@ class Objective:
             inputs, (soft, tokens) = MixToken(self.recipe.cutmix)(inputs, (soft, tokens))
         if self.recipe.random_erasing:
             inputs = self._erase(inputs)
-        with autocast(self._device, self.recipe.dtype):
+        with autocast(self._device, getattr(torch, self.recipe.dtype)):
             class_logits, token_logits = student(inputs)
         return token_label_loss(class_logits.float(), token_logits.float(), soft, tokens)
 
@@ -102,6 +101,15 @@ class Objective:
         shape = len(targets), self.num_classes
         soft = torch.full(shape, smoothing / self.num_classes, dtype=torch.float32, device=targets.device)
         return soft.scatter_(1, targets[:, None], 1 - smoothing + smoothing / self.num_classes)
+
+
+class SoftMixup(Mixup):
+    """timm's `Mixup` of soft labels `[B, C]`. Before timm 1.0.31, `Mixup` accepts class indices only."""
+
+    def __call__(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Mix the images in place, and return them with the mixed labels."""
+        share = self._mix_batch(x)  # type: ignore[no-untyped-call]
+        return x, target * share + target.flip(0) * (1 - share)
 
 
 class Teacher:

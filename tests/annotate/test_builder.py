@@ -216,6 +216,14 @@ def test_shards_of_another_version_are_not_extended(tmp_path, image_folder, anno
             rd.build(source, tmp_path, annotator, split=split, **arguments)
 
 
+def test_a_config_that_differs_only_in_case_from_another_is_refused(tmp_path, image_folder, annotator):
+    source, root = rd.data.ImageFolderSource(image_folder), tmp_path / "out"
+    rd.build(source, root, annotator, config="Colours", progress=False)
+    with pytest.raises(rd.DatasetError, match=r"'colours' differs only in case from the existing config 'Colours'"):
+        rd.build(source, root, annotator, config="colours", progress=False)
+    assert [path.name for path in root.iterdir() if path.is_dir()] == ["Colours"]
+
+
 def test_splits_are_added_to_a_config(tmp_path, image_folder, annotator):
     for split in ("train", "validation"):
         manifest = rd.build(

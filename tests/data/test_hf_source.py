@@ -81,7 +81,11 @@ def test_labels_of_every_type_are_class_indices_or_skipped_and_listed(name, tmp_
         ([0, 3, 1], class_label(), r"row 1 of column 'label' is 3: expected a class index in 0 \.\. 2"),
         ([0, 2**40, 1], value("int64"), r"row 1 of column 'label' is 1099511627776: expected a class index"),
         ([0.0, float("inf"), 1.0], value("float64"), r"row 1 of column 'label' is inf: expected a class index"),
-        ([[0], [1, 2], []], datasets.List(value("int64")), r"column 'label' cannot be the labels: .*List"),
+        (
+            [[0], [1, 2], []],
+            datasets.Sequence(value("int64")),
+            r"column 'label' cannot be the labels: .*(List|Sequence)",
+        ),
         ([{"a": 0}] * 3, {"a": value("int64")}, r"column 'label' cannot be the labels"),
         ([b"0"] * 3, value("binary"), r"column 'label' cannot be the labels: .*binary"),
         ([None] * 3, class_label(), r"no image has a class \(3 images\), first row 0 of column 'image' \(k0\)"),
@@ -154,7 +158,8 @@ def test_an_image_column_of_every_type_is_read(kind, tmp_path, annotator, hf_hom
 
 
 @pytest.mark.parametrize(
-    ("feature", "cell"), [(datasets.List(datasets.Image()), [{"bytes": jpeg(0), "path": None}]), (value("int64"), 3)]
+    ("feature", "cell"),
+    [(datasets.Sequence(datasets.Image()), [{"bytes": jpeg(0), "path": None}]), (value("int64"), 3)],
 )
 def test_a_column_without_one_image_per_row_is_rejected(feature, cell):
     features = datasets.Features({"photo": feature, "label": class_label()})

@@ -6,6 +6,7 @@ from torchvision.transforms import v2
 import relabel_datasets as rd
 from relabel_datasets.labels.batch import LabelMapBatch
 from relabel_datasets.labels.compose import run_batch, run_pipeline
+from relabel_datasets.labels.v2_hooks import Transform
 from tests.conftest import picture
 
 
@@ -116,7 +117,7 @@ class LabelPoolingOfOne(rd.LabelPooling):
         return super().transform(inpt, params) ** 2
 
 
-class Watching(v2.Transform):
+class Watching(Transform):
     """Somebody's own transform that looks at the labels of its samples."""
 
     def __init__(self):

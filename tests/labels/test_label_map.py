@@ -8,6 +8,7 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
 import relabel_datasets as rd
+from tests.versions import needs_wrap
 
 from .samples import (
     CANVAS_SIZE,
@@ -33,7 +34,7 @@ COPIES = {
     "pickle": lambda label_map: pickle.loads(pickle.dumps(label_map)),
     "requires_grad_": lambda label_map: label_map.requires_grad_(False),
     "to its own device": lambda label_map: label_map.to("cpu"),
-    "wrap": lambda label_map: tv_tensors.wrap(label_map.logits, like=label_map),
+    "wrap": lambda label_map: rd.LabelMap.wrap(label_map.logits, like=label_map),
     "rebuild": lambda m: rd.LabelMap(
         m.logits, m.classes, num_classes=m.num_classes, base=m.base, canvas_size=m.canvas_size, view=m.view,
         key=m.key, label=m.label,
@@ -75,9 +76,11 @@ def test_classes_and_base_follow_the_device(encoding, device):
     assert {part.device.type for part in parts} == {device}
 
 
-def test_wrap_overrides_single_fields():
+@pytest.mark.parametrize("wrap", [rd.LabelMap.wrap, pytest.param(tv_tensors.wrap, marks=needs_wrap)])
+def test_wrap_overrides_single_fields(wrap):
     label_map = random_map()
-    wrapped = tv_tensors.wrap(2 * label_map, like=label_map, canvas_size=(3, 4), key="b")
+    assert_same_map(wrap(label_map.logits, like=label_map), label_map)
+    wrapped = wrap(2 * label_map, like=label_map, canvas_size=(3, 4), key="b")
     assert (wrapped.canvas_size, wrapped.key, wrapped.label) == ((3, 4), "b", label_map.label)
     assert torch.equal(wrapped.logits, 2 * label_map.logits)
     assert (label_map.canvas_size, label_map.key) == (CANVAS_SIZE, "images/a_1")

@@ -16,6 +16,7 @@ from torchvision.transforms.v2 import functional as F
 
 import relabel_datasets as rd
 from relabel_datasets.labels.pooling import pool_label_map
+from tests.versions import needs
 
 from .samples import CANVAS_SIZE, ENCODINGS, NUM_CLASSES, random_map
 
@@ -101,7 +102,7 @@ def test_temperature_softens(encoding):
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_the_ablation_takes_away_the_place_or_all_but_the_best_class(encoding, output_size):
     whole, (_, label_map) = random_map(encoding), cropped(encoding)
-    label_map = tv_tensors.wrap(whole, like=whole, view=label_map.view)
+    label_map = rd.LabelMap.wrap(whole, like=whole, view=label_map.view)
     soft = rd.LabelPooling(output_size)(label_map)
     globally = rd.LabelPooling(output_size, localized=False)(label_map)
     torch.testing.assert_close(globally, rd.LabelPooling(output_size)(whole))
@@ -201,6 +202,10 @@ def test_torchvision_mixes_soft_labels_as_it_mixes_images(batch, mix):
     torch.testing.assert_close(mixed, share * labels + (1 - share) * labels.roll(1, 0), rtol=0, atol=1e-5)
 
 
+mixes_soft_labels = needs("timm", 1, 0, 31)
+
+
+@mixes_soft_labels
 @pytest.mark.parametrize("mode", ["batch", "pair", "elem"])
 @pytest.mark.parametrize(
     "alphas", [{"mixup_alpha": 0.8, "cutmix_alpha": 0.0}, {"mixup_alpha": 0.0, "cutmix_alpha": 1.0}]
@@ -218,6 +223,7 @@ def test_timm_mixes_soft_labels_as_it_mixes_images(batch, mode, alphas):
     torch.testing.assert_close(mixed.sum(1), torch.ones(8))
 
 
+@mixes_soft_labels
 def test_timms_soft_target_loss_takes_pooled_and_mixed_labels(batch):
     images, labels = (part.clone() for part in batch)
     mix = timm.data.Mixup(num_classes=NUM_CLASSES, multi_label=True, label_smoothing=0.0)
@@ -229,6 +235,7 @@ def test_timms_soft_target_loss_takes_pooled_and_mixed_labels(batch):
         loss.backward()
 
 
+@mixes_soft_labels
 def test_timms_collating_mixup_takes_soft_labels():
     collate = timm.data.FastCollateMixup(
         mixup_alpha=0.8, num_classes=NUM_CLASSES, multi_label=True, label_smoothing=0.0

@@ -4,17 +4,20 @@ import warnings
 
 import pytest
 import torch
+import torchvision
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 from torchvision.transforms.v2.functional._utils import _KERNEL_REGISTRY
 
 import relabel_datasets as rd
+from tests.versions import installed
 
 from .ramps import FILL, KINDS, assert_follows, ramp_images, ramp_map, read
 from .samples import CANVAS_SIZE, ENCODINGS, assert_same_map, random_map
 
 BILINEAR = v2.InterpolationMode.BILINEAR
+HAS_SIZE_NONE = installed("torchvision") >= (0, 20)
 
 # Functionals
 
@@ -37,7 +40,7 @@ FOLLOWED = {
         {"size": 20},
         {"size": [16], "max_size": 24},
         {"size": [12], "max_size": 18},
-        {"size": None, "max_size": 30},
+        *([{"size": None, "max_size": 30}] if HAS_SIZE_NONE else []),
         {"size": [12, 9], "margin": 3.0, "tolerance": 0.01},
     ],
     "resized_crop": [
@@ -153,7 +156,7 @@ def test_only_view_and_canvas_size_change(encoding):
     for name, cases in FOLLOWED.items():
         followed = apply(name, label_map, cases[0])
         assert followed.logits.data_ptr() == label_map.logits.data_ptr()
-        assert_same_map(tv_tensors.wrap(followed, like=label_map), label_map)
+        assert_same_map(rd.LabelMap.wrap(followed, like=label_map), label_map)
         assert (followed.key, followed.label, followed.num_classes) == ("images/a_1", 4, 13)
         assert (label_map.view, label_map.canvas_size) == (rd.labels.View(), CANVAS_SIZE)
 
@@ -163,7 +166,7 @@ def test_every_functional_of_torchvision_is_followed_or_refused_or_of_pixels_onl
     geometric = set(FOLLOWED) | REFUSED | {"five_crop", "ten_crop", "get_size"}
     assert set(by_name) == geometric | PIXELS_ONLY
     assert {name for name, kernels in by_name.items() if rd.LabelMap in kernels} == geometric
-    moved_types = {tv_tensors.BoundingBoxes, tv_tensors.KeyPoints, tv_tensors.Mask}
+    moved_types = {tv_tensors.BoundingBoxes, getattr(tv_tensors, "KeyPoints", tv_tensors.Mask), tv_tensors.Mask}
     assert {name for name, kernels in by_name.items() if moved_types & set(kernels)} - {"to_dtype"} <= geometric
 
 
@@ -193,6 +196,17 @@ def test_get_size_is_the_canvas():
 
 # Transforms
 
+
+def _newer(name: str, *args):
+    """Return a transform that the oldest supported torchvision lacks; None if this one lacks it."""
+    return getattr(v2, name)(*args) if hasattr(v2, name) else None
+
+
+def _skip_if_lacking(what: object, name: str) -> None:
+    if what is None:
+        pytest.skip(f"torchvision {torchvision.__version__} has no {name}")
+
+
 GEOMETRIC = {
     "CenterCrop": [v2.CenterCrop(9), v2.CenterCrop((25, 8))],
     "Pad": [v2.Pad([1, 2, 3, 4], fill=FILL)],
@@ -205,7 +219,7 @@ GEOMETRIC = {
     "RandomShortestSize": [v2.RandomShortestSize([12, 20], max_size=40)],
     "RandomVerticalFlip": [v2.RandomVerticalFlip(1)],
     "RandomZoomOut": [v2.RandomZoomOut(FILL, p=1)],
-    "Resize": [v2.Resize(20), v2.Resize((20, 30)), v2.Resize(None, max_size=25)],
+    "Resize": [v2.Resize(20), v2.Resize((20, 30)), *([v2.Resize(None, max_size=25)] if HAS_SIZE_NONE else [])],
     "ScaleJitter": [v2.ScaleJitter((20, 20), (0.9, 2))],
 }
 CANNOT_FOLLOW = {
@@ -216,7 +230,7 @@ CANNOT_FOLLOW = {
 }
 KEEP_POSITIONS = {
     "ClampBoundingBoxes": v2.ClampBoundingBoxes(),
-    "ClampKeyPoints": v2.ClampKeyPoints(),
+    "ClampKeyPoints": _newer("ClampKeyPoints"),
     "ColorJitter": v2.ColorJitter(0.5, 0.5, 0.5, 0.3),
     "ConvertBoundingBoxFormat": v2.ConvertBoundingBoxFormat("XYWH"),
     "ConvertImageDtype": v2.ConvertImageDtype(torch.float32),
@@ -238,7 +252,7 @@ KEEP_POSITIONS = {
     "RandomPhotometricDistort": v2.RandomPhotometricDistort(p=1),
     "RandomPosterize": v2.RandomPosterize(4, p=1),
     "RandomSolarize": v2.RandomSolarize(0.5, p=1),
-    "SetClampingMode": v2.SetClampingMode("soft"),
+    "SetClampingMode": _newer("SetClampingMode", "soft"),
     "ToDtype": v2.ToDtype(torch.float32, scale=True),
     "ToImage": v2.ToImage(),
     "ToPILImage": v2.ToPILImage(),
@@ -254,7 +268,8 @@ ELSEWHERE = set(
 
 def test_every_transform_of_torchvision_is_tested_or_excused():
     names = {name for name, value in vars(v2).items() if isinstance(value, type) and issubclass(value, v2.Transform)}
-    assert names == set(GEOMETRIC) | set(CANNOT_FOLLOW) | set(KEEP_POSITIONS) | ELSEWHERE
+    tested = set(GEOMETRIC) | set(CANNOT_FOLLOW) | set(KEEP_POSITIONS) | ELSEWHERE
+    assert names == {name for name in tested if hasattr(v2, name)}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -308,8 +323,9 @@ def test_a_transform_that_cannot_be_followed_raises(transform):
         transform(image, ramp_map())
 
 
-@pytest.mark.parametrize("transform", KEEP_POSITIONS.values(), ids=KEEP_POSITIONS)
-def test_a_transform_of_colours_leaves_the_map_the_same_object(transform):
+@pytest.mark.parametrize(("name", "transform"), KEEP_POSITIONS.items(), ids=KEEP_POSITIONS)
+def test_a_transform_of_colours_leaves_the_map_the_same_object(name, transform):
+    _skip_if_lacking(transform, name)
     image, label_map = tv_tensors.Image(torch.randint(256, (3, *CANVAS_SIZE), dtype=torch.uint8)), ramp_map()
     assert transform(image, label_map)[1] is label_map
 

@@ -56,3 +56,13 @@ def test_save_overlays_names_files_after_keys(dataset_folder, tmp_path):
             assert drawn.width > 500
     with pytest.raises(ValueError, match="without transforms"):
         save_overlays(rd.load_dataset(dataset_folder, "colours", "train", transforms=rd.LabelPooling()), tmp_path)
+
+
+def test_save_overlays_writes_a_file_per_sample_also_where_case_is_ignored(dataset_folder, tmp_path, monkeypatch):
+    dataset = rd.load_dataset(dataset_folder, "colours", "train")
+    keys = ["a/b", "a_b", "A_B", "a_b_", "c"]
+    figures = [(key, Image.new("RGB", (2, 2))) for key in keys]
+    monkeypatch.setattr("relabel_datasets.report.overlay.draw_figures", lambda *_: figures)
+    names = [path.name for path in save_overlays(dataset, tmp_path)]
+    assert names == ["a_b.png", "a_b_.png", "A_B__.png", "a_b___.png", "c.png"]
+    assert len({name.lower() for name in names}) == len(keys)

@@ -99,11 +99,9 @@ def test_a_flipped_bit_in_the_hub_cache_is_detected_if_the_check_is_on(served_fo
 def test_each_file_is_hashed_once_in_a_process_and_its_forked_workers(dataset_folder, monkeypatch):
     monkeypatch.setenv("RELABEL_CHECK_ON_OPEN", "1")
     hashed = []
-    real = recheck.hashlib.file_digest
+    real = recheck.sha256_digest
     monkeypatch.setattr(
-        recheck.hashlib,
-        "file_digest",
-        lambda file, name: hashed.append(os.fstat(file.fileno()).st_ino) or real(file, name),
+        recheck, "sha256_digest", lambda file: hashed.append(os.fstat(file.fileno()).st_ino) or real(file)
     )
     for _ in range(3):
         dataset = rd.load_dataset(dataset_folder, "colours", "train")
@@ -126,5 +124,5 @@ def test_an_invalid_value_is_refused(dataset_folder, monkeypatch, value):
 
 def test_the_check_is_off_by_default(dataset_folder, monkeypatch):
     monkeypatch.delenv("RELABEL_CHECK_ON_OPEN", raising=False)
-    monkeypatch.setattr(recheck.hashlib, "file_digest", None)
+    monkeypatch.setattr(recheck, "sha256_digest", None)
     assert len(list(rd.load_dataset(dataset_folder, "colours", "train").label_maps.values())) == 13
