@@ -45,6 +45,7 @@ def train_loader(
     recipe: Recipe,
     *,
     interpolation: str,
+    crop_size: tuple[int, int] | None = None,
     grid: tuple[int, int] | None = None,
     rank: int,
     world_size: int,
@@ -60,6 +61,7 @@ def train_loader(
         dataset: Training dataset. Its transforms are replaced.
         recipe: Recipe of the run.
         interpolation: Name of the interpolation of the resize, as in timm.
+        crop_size: (height, width) of the crops in pixels. Default: the image size of the recipe.
         grid: (h, w) of the tokens, for labels of tokens.
         rank: Rank of this process, from 0.
         world_size: Number of ranks.
@@ -78,7 +80,7 @@ def train_loader(
             f"mixup= and cutmix= mix images in pairs, so each rank needs an even batch size, not {batch_size}: change batch_size="
         )
     target = target_transform(recipe.label_config, grid)
-    transforms = SeededTransforms(crop_transforms(recipe, interpolation, target), recipe.seed)
+    transforms = SeededTransforms(crop_transforms(recipe, interpolation, target, crop_size), recipe.seed)
     dataset.transforms = transforms
     stream = RelabelStream(dataset, seed=recipe.seed, window=window, rank=rank, world_size=world_size)
     if len(stream) < batch_size:
@@ -97,16 +99,19 @@ def train_loader(
     return loader, transforms
 
 
-def crop_transforms(recipe: Recipe, interpolation: str, target: v2.Transform | None) -> TimmTransforms:
+def crop_transforms(
+    recipe: Recipe, interpolation: str, target: v2.Transform | None, crop_size: tuple[int, int] | None = None
+) -> TimmTransforms:
     """Return the transforms of training images and their label maps. Images stay uint8 and are normalized later.
 
     Args:
         recipe: Recipe with the parameters of the augmentation.
         interpolation: Name of the interpolation of the resize, as in timm.
         target: Transform from label maps to targets. None leaves the label maps.
+        crop_size: (height, width) of the crops in pixels. Default: the image size of the recipe.
     """
     return timm_transforms(
-        recipe.image_size,
+        crop_size or recipe.image_size,
         pooling=target,
         scale=(recipe.min_area, 1.0),
         color_jitter=recipe.color_jitter or None,

@@ -159,8 +159,8 @@ class _Run:
         )
         self.scaler = NativeScaler(device.type) if recipe.dtype == "float16" else None  # type: ignore[no-untyped-call]
         self.loader, self.transforms = train_loader(
-            dataset, recipe, interpolation=config["interpolation"], grid=grid, rank=rank, world_size=world_size,
-            num_workers=runtime.num_workers, window=runtime.window,
+            dataset, recipe, interpolation=config["interpolation"], crop_size=self.objective.crop_size, grid=grid, rank=rank,
+            world_size=world_size, num_workers=runtime.num_workers, window=runtime.window,
         )  # fmt: skip
         self.steps_per_epoch = len(self.loader)  # a resumed epoch's loader has fewer
         self.schedule, _ = create_scheduler_v2(

@@ -35,6 +35,8 @@ class Objective:
 
     Attributes:
         mixing: Whether mixup and CutMix of the recipe are active. Default: True.
+        crop_size: (height, width) of the crops that the loader must return. It is larger than the image size of the recipe if
+            distilled labels come from an annotator with a larger input, which must not see an enlarged crop.
 
     Raises:
         ValueError: The labels of the recipe are distilled, but there is no annotator or it lacks classes.
@@ -57,17 +59,24 @@ class Objective:
         self._cross_entropy = SoftTargetCrossEntropy()  # type: ignore[no-untyped-call]
         config = recipe.label_config
         self._teacher = Teacher(annotator, classes, config.temperature) if config.distilled else None
+        self._student_size = recipe.image_size, recipe.image_size
+        self.crop_size = self._student_size
+        if self._teacher is not None and min(self._teacher.input_size) > recipe.image_size:
+            self.crop_size = self._teacher.input_size
 
     def loss(self, student: nn.Module, images: Tensor, targets: Any) -> Tensor:
         """Return the mean loss of a batch.
 
         Args:
             student: Model that maps normalized images to logits `[B, C]`, or a `TokenStudent`.
-            images: Crops from the loader, uint8 `[B, 3, s, s]`.
+            images: Crops from the loader, uint8 `[B, 3, s, s]`. If they are larger than those of the student, see `crop_size`, it
+                is trained on reduced ones.
             targets: Targets from the loader, see `train_loader`.
         """
         if self._teacher is not None:
-            class_labels, targets = targets, self._teacher(images.to(self._device, non_blocking=True))
+            images = images.to(self._device, non_blocking=True)
+            class_labels, targets = targets, self._teacher(images)
+            images = _resize(images, self._student_size)
             if weight := self.recipe.label_config.label_weight:
                 targets = blend_labels(targets, class_labels, weight)
         inputs = self._normalize(images)
@@ -120,6 +129,9 @@ class Teacher:
         classes: Names of the classes of the dataset.
         temperature: Divisor of the logits before the softmax. Default: 1.
 
+    Attributes:
+        input_size: (height, width) of the input of the annotator in pixels.
+
     Raises:
         ValueError: The annotator is None, lacks a class, or has no fixed input size.
     """
@@ -137,12 +149,17 @@ class Teacher:
                 f"labels='distilled' needs an annotator with an attribute `input_size` (height, width), but "
                 f"{type(annotator).__name__} has none: choose another annotator"
             )
-        self._size = list(size)
+        self.input_size: tuple[int, int] = (size[0], size[1])
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
         """Return the soft labels `[B, C]` of uint8 crops `[B, 3, s, s]`."""
-        resized = F.resize(images, self._size, interpolation=F.InterpolationMode.BICUBIC, antialias=True)
-        logits = self._annotator(resized).mean((2, 3))
+        logits = self._annotator(_resize(images, self.input_size)).mean((2, 3))
         logits = logits if self._rows is None else logits[:, self._rows]
         return (logits if self._temperature == 1 else logits / self._temperature).softmax(1)
+
+
+def _resize(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize uint8 images to (height, width). Images of that size are returned unchanged."""
+    resized: Tensor = F.resize(images, list(size), interpolation=F.InterpolationMode.BICUBIC, antialias=True)
+    return resized

@@ -54,6 +54,19 @@ def test_each_kind_of_labels_trains_and_is_logged(fit, labels, teacher):
     ]  # fmt: skip
 
 
+def test_the_annotator_of_distillation_is_given_crops_that_are_not_enlarged(fit, teacher, monkeypatch):
+    shapes = []
+    label = loop.Objective.loss
+
+    def loss(objective, student, images, targets):
+        shapes.append(tuple(images.shape))
+        return label(objective, student, images, targets)
+
+    monkeypatch.setattr(loop.Objective, "loss", loss)
+    fit(labels="distilled", annotator=teacher, validation=False)
+    assert set(shapes) == {(16, 3, 64, 64)}
+
+
 def test_a_step_equals_that_of_torch(scenes, fit, tiny, cpu):
     trained = fit(validation=False, labels="relabel", batch_size=48, learning_rate=0.05)
     dataset = rd.load_dataset(scenes, split="train")

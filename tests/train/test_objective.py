@@ -148,6 +148,23 @@ def test_classes_of_the_teacher_are_matched_by_name_and_renormalized():
         Teacher(None, CLASSES)
 
 
+@pytest.mark.parametrize(("annotator_size", "crop_size"), [(64, 64), (32, 32), (16, 32)])
+def test_distillation_needs_crops_of_the_larger_of_the_inputs_of_annotator_and_student(tiny, annotator_size, crop_size):
+    annotator = ModuleAnnotator(ColourNet(), annotator_size, classes=CLASSES, name="colours", device="cpu")
+    distillation = objective(tiny.changed(labels="distilled", image_size=32), annotator=annotator)
+    assert distillation.crop_size == (crop_size, crop_size)
+    images, student = torch.randint(0, 256, (4, 3, crop_size, crop_size), dtype=torch.uint8), Remember()
+    loss = distillation.loss(student, images, torch.tensor([0, 1, 2, 0]))
+    torch.testing.assert_close(loss, nnf.cross_entropy(student(images), Teacher(annotator, CLASSES)(images)))
+    distillation.loss(student, images, torch.tensor([0, 1, 2, 0]))
+    reduced = F.resize(images, [32, 32], interpolation=F.InterpolationMode.BICUBIC, antialias=True)
+    torch.testing.assert_close(student.inputs, F.normalize(reduced / 255, MEAN, STD), rtol=1e-5, atol=1e-5)
+
+
+def test_other_labels_need_crops_of_the_size_of_the_student(tiny):
+    assert objective(tiny).crop_size == (tiny.image_size, tiny.image_size)
+
+
 def test_the_loss_of_distillation_uses_the_labels_of_the_teacher(tiny):
     annotator = ModuleAnnotator(ColourNet(), 16, classes=CLASSES, name="colours", device="cpu")
     student, images = Remember(), batch()
