@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
+import PIL.Image
 import pytest
 import timm
 import torch
@@ -37,16 +39,16 @@ SMALL = {  # IMAGES stands for an ImageFolder, CHECKPOINT for the weights of the
     "shuffling": "--num-shards 8 --num-samples 50 --epochs 1",
     "shown_classes": "IMAGES/train --annotator resnet18 --checkpoint CHECKPOINT --input-size 64 --num-mosaics 20 --full-size IMAGES/val",
     "sizes": "",
+    "students": "few IMAGES --out out --results results --annotator resnet18 --checkpoint CHECKPOINT --input-size 64 --teacher-size 48 "
+    "--image-size 32 --epochs 1 --batch-size 4 --seeds 1",
     "streaming": "--num-samples 192 --num-shards 4 --rounds 1",
     "training": "--rounds 1 --num-images 32 --batch-size 8 --steps 1 --step-batch-size 2",
 }
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(path.stem for path in FOLDER.glob("*.py")))
-def test_a_benchmark_runs_and_prints_a_table(name, tmp_path):
-    if name == "label_errors":
-        pytest.importorskip("cleanlab")
+@pytest.fixture
+def run(tmp_path):
+    """Function that runs a benchmark with the arguments in a string and returns the rows of its tables."""
     for split in ("train", "val"):
         for i in range(40):
             path = tmp_path / split / SYNSETS[i % 10] / f"{split}{i}.jpg"
@@ -54,11 +56,49 @@ def test_a_benchmark_runs_and_prints_a_table(name, tmp_path):
             picture(i, (80, 64)).save(path)
     torch.save(timm.create_model("resnet18").state_dict(), tmp_path / "weights.pt")
     paths = {"IMAGES": str(tmp_path), "CHECKPOINT": str(tmp_path / "weights.pt")}
-    arguments = SMALL[name]
-    for word, path in paths.items():
-        arguments = arguments.replace(word, path)
-    command = [sys.executable, str(FOLDER / f"{name}.py"), *arguments.split()]
-    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
-    assert result.returncode == 0, result.stderr[-3000:]
-    rows = [line for line in result.stdout.splitlines() if line.startswith("| ") and "---" not in line]
-    assert len(rows) > 1, result.stdout
+
+    def run(name, arguments):
+        for word, path in paths.items():
+            arguments = arguments.replace(word, path)
+        command = [sys.executable, str(FOLDER / f"{name}.py"), *arguments.split()]
+        result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+        assert result.returncode == 0, result.stderr[-3000:]
+        rows = [line for line in result.stdout.splitlines() if line.startswith("| ") and "---" not in line]
+        assert len(rows) > 1, result.stdout
+        return rows
+
+    return run
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(path.stem for path in FOLDER.glob("[!_]*.py")))
+def test_a_benchmark_runs_and_prints_a_table(name, run):
+    if name == "label_errors":
+        pytest.importorskip("cleanlab")
+    run(name, SMALL[name])
+
+
+@pytest.mark.slow
+def test_students_are_trained_once_and_their_tables_come_from_the_results(run, tmp_path):
+    options = SMALL["students"].removeprefix("few ")
+    results = tmp_path / "results" / "few.json"
+    run("students", f"noise {options}")
+    first = json.loads(results.read_text())["runs"]
+    assert [(row["labels"], row["noise"]) for row in first] == [
+        ("single label", 0), ("single label", 40), ("single label", 20), ("ReLabel", 0), ("ReLabel + CutMix", 0),
+        ("label smoothing", 0), ("label smoothing", 40), ("label smoothing", 20),
+    ]  # fmt: skip
+    rows = run("students", f"noise {options} --seeds 2 --figure figure.png")
+    both = json.loads(results.read_text())["runs"]
+    assert both[: len(first)] == first
+    assert [row["seed"] for row in both] == [0] * len(first) + [1] * len(first)
+    assert len({row["accuracy"] for row in both}) > 1
+    with PIL.Image.open(tmp_path / "figure.png") as figure:
+        assert figure.format == "PNG"
+    assert run("students", "noise --results results") == rows
+    run("students", f"mosaics {options}")
+    assert len(json.loads((results.parent / "mosaics.json").read_text())["runs"]) == 4
+
+
+def test_the_names_of_all_benchmarks_have_small_arguments():
+    assert sorted(SMALL) == sorted(path.stem for path in FOLDER.glob("[!_]*.py"))

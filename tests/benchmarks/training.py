@@ -155,7 +155,7 @@ def compute_bound(args: argparse.Namespace) -> None:
     soft = maps.pool()
 
     def loss_of(labels: str, targets: Tensor, cutmix: float = 0.0) -> Callable[[], Tensor]:
-        recipe = rd.train.Recipe(labels=labels, cutmix=cutmix, dtype=dtype)
+        recipe = rd.train.Recipe(labels=labels, image_size=size, cutmix=cutmix, dtype=dtype)
         objective = Objective(recipe, CLASSES, normalize, annotator=annotator)
         return lambda: objective.loss(student, images, targets)
 
