@@ -62,7 +62,7 @@ def measure_windows(encoded: Encoded, labels: Tensor) -> WindowMeasures:
     top: list[tuple[Tensor, Tensor]] = []  # of the last scale
     for side, steps in SCALES:
         p_of_scale, top = [], []
-        for box in _boxes(side, steps):
+        for box in window_boxes(side, steps):
             soft = pool_box(encoded, box)
             p_of_scale.append(soft.gather(1, index))
             top.append(soft.topk(2))
@@ -80,7 +80,13 @@ def _shown_classes(top: Sequence[tuple[Tensor, Tensor]], num_classes: int) -> Te
     return p.new_zeros(len(p), num_classes).scatter_add(1, best, is_shown.to(p.dtype)) > 0
 
 
-def _boxes(side: float, steps: int) -> list[tuple[float, float, float, float]]:
+def window_boxes(side: float, steps: int) -> list[tuple[float, float, float, float]]:
+    """Return the boxes of the windows of a scale, xyxy in units of the whole image, row by row.
+
+    Args:
+        side: Side of a window, as a share of the image's.
+        steps: Number of positions along each side.
+    """
     starts = [i * (1 - side) / max(1, steps - 1) for i in range(steps)]
     return [(x, y, x + side, y + side) for y, x in itertools.product(starts, starts)]
 

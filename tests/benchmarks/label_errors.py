@@ -31,7 +31,7 @@ from relabel_datasets.cli.annotator_options import add_annotator_arguments, anno
 from relabel_datasets.demo.scenes import CLASSES, read_objects
 from relabel_datasets.labels.batch import LabelMapBatch
 from relabel_datasets.labels.encoding import Encoded, encode_logits
-from relabel_datasets.labels.windows import WindowMeasures, measure_windows, pool_box
+from relabel_datasets.labels.windows import SCALES, pool_box, window_boxes
 
 RATES = (0.05, 0.2, 0.4)
 NOISES = ("uniform", "pair")
@@ -135,25 +135,25 @@ def replace_labels(pictures: Pictures, noise: str, rate: float, seed: int) -> np
     return labels
 
 
-def measure(pictures: Pictures, labels: np.ndarray) -> WindowMeasures:
-    """Return the measures of all batches together."""
-    parts, start = [], 0
-    for encoded in pictures.encoded:
-        size = len(encoded.logits)
-        parts.append(measure_windows(encoded, torch.from_numpy(labels[start : start + size])))
-        start += size
-    p_label = tuple(torch.cat(scale) for scale in zip(*(part.p_label for part in parts), strict=True))
-    return WindowMeasures(torch.cat([part.shown for part in parts]), p_label)
+def pool_windows(pictures: Pictures) -> list[torch.Tensor]:
+    """Return the labels `[N, W, C]` of the windows of each scale. They do not depend on the noise."""
+    return [
+        torch.cat(
+            [torch.stack([pool_box(encoded, box) for box in window_boxes(*scale)], 1) for encoded in pictures.encoded]
+        )
+        for scale in SCALES
+    ]
 
 
-def score(pictures: Pictures, whole: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+def score(pictures: Pictures, windows: list[torch.Tensor], whole: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """Return the values of one row for one seed. `whole` are the labels `[N, C]` pooled over the whole pictures."""
     from cleanlab.filter import find_label_issues
     from cleanlab.rank import get_label_quality_scores
     from sklearn.metrics import roc_auc_score
 
     wrong = labels != pictures.labels
-    margins = label_margins(measure(pictures, labels).p_label).numpy()
+    every = torch.arange(len(labels))
+    margins = label_margins([soft[every, :, torch.from_numpy(labels)] for soft in windows]).numpy()
     rankings = {"margin": margins}
     for method, adjust in RANKINGS:
         scores = get_label_quality_scores(labels, whole, method=method, adjust_pred_probs=adjust)
@@ -170,11 +170,13 @@ def score(pictures: Pictures, whole: np.ndarray, labels: np.ndarray) -> dict[str
     return values
 
 
-def row(pictures: Pictures, noise: str, rate: float, seeds: int) -> str:
+def row(pictures: Pictures, windows: list[torch.Tensor], noise: str, rate: float, seeds: int) -> str:
     """Return one line of the table: means over the seeds."""
-    whole = torch.cat([pool_box(encoded, (0, 0, 1, 1)) for encoded in pictures.encoded]).double()
+    whole = windows[0][:, 0].double()
     probabilities = (whole / whole.sum(1, keepdim=True)).numpy()
-    runs = [score(pictures, probabilities, replace_labels(pictures, noise, rate, seed)) for seed in range(seeds)]
+    runs = [
+        score(pictures, windows, probabilities, replace_labels(pictures, noise, rate, seed)) for seed in range(seeds)
+    ]
     mean = {name: float(np.mean([run[name] for run in runs])) for name in runs[0]}
     best = {
         kind: max(v for name, v in mean.items() if name.startswith(f"{kind} cleanlab"))
@@ -192,8 +194,8 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("images", type=Path, metavar="IMAGES", nargs="?", help="ImageFolder to annotate")
-    parser.add_argument("--num-images", type=int, default=2000, help="number of images (default: %(default)s)")
-    parser.add_argument("--num-mosaics", type=int, default=500, help="number of mosaics (default: %(default)s)")
+    parser.add_argument("--num-images", type=int, default=1500, help="number of images (default: %(default)s)")
+    parser.add_argument("--num-mosaics", type=int, default=400, help="number of mosaics (default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds (default: %(default)s)")
     parser.add_argument("--scenes", type=Path, metavar="DATASET", help="scenes with label maps, from `relabel demo`")
     add_annotator_arguments(parser, default="mobilenetv2_100")
@@ -211,9 +213,10 @@ def main() -> None:
     print(f"| {' | '.join(columns)} |")
     print("| --- | ---: | ---: | --- |" + " ---: |" * (len(columns) - 4))
     for pictures in sets:
+        windows = pool_windows(pictures)
         for noise in NOISES:
             for rate in RATES:
-                print(row(pictures, noise, rate, args.seeds), flush=True)
+                print(row(pictures, windows, noise, rate, args.seeds), flush=True)
 
 
 if __name__ == "__main__":
