@@ -13,8 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DatasetError
-from .annotator import ModuleAnnotator
+from ..words import counted
+from .annotator import Annotator, ModuleAnnotator
+from .combine import Ensemble, FlipAveraged
 from .timm_annotator import TimmAnnotator
+
+Checkpoint = str | Path | None
 
 # timm model, `org/name` on the Hub, or `hf-hub:org/name@revision`. Paths and `local-dir:` do not match.
 _MODEL_NAME = re.compile(r"(hf-hub:|hf_hub:)?[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?(@[A-Za-z0-9][\w.-]*)?", re.ASCII)
@@ -30,26 +34,74 @@ _LOADING = frozenset(
 def remake_annotator(
     description: Mapping[str, Any],
     *,
-    checkpoint: str | Path | None = None,
+    checkpoint: Checkpoint | Sequence[Checkpoint] = None,
     input_size: int | Sequence[int] | None = None,
     device: str | None = None,
-) -> ModuleAnnotator:
-    """Create the annotator that a manifest describes.
+) -> Annotator:
+    """Create the annotator that a manifest describes: a named model, or an ensemble of named models.
 
     Args:
         description: Field `annotator` of the manifest.
-        checkpoint: File with the weights. Default: the weights of this name on timm or the Hub.
-        input_size: (height, width) in pixels, or an int for both. Default: that of the label maps.
+        checkpoint: File with the weights. For an ensemble of several models, one file per model in the order of the manifest;
+            members with equal weights, such as one model at several input sizes, count once. None stands for the weights of this
+            name on timm or the Hub. Default: None for all models.
+        input_size: (height, width) in pixels, or an int for both. Default: that of the label maps, for each member.
         device: Device of the forward pass. Default: the current CUDA device if available, else the CPU.
 
     Returns:
         The annotator, with the same weights as the one that made the label maps.
 
     Raises:
-        FileNotFoundError: The checkpoint does not exist.
-        DatasetError: The description contains a path as the name of the model, or arguments that load files.
-        ValueError: The weights differ from those that made the maps, or the annotator is not a single named model.
+        FileNotFoundError: A checkpoint does not exist.
+        DatasetError: The description contains a path as the name of a model, or arguments that load files.
+        ValueError: The weights differ from those that made the maps, the number of checkpoints is not that of the models, or the
+            annotator does not consist of named models.
     """
+    models = _models(description)
+    weights = list(dict.fromkeys((str(model.get("name")), str(model.get("weights_sha256"))) for model in models))
+    files = [checkpoint] if checkpoint is None or isinstance(checkpoint, (str, Path)) else list(checkpoint)
+    if files == [None]:
+        files *= len(weights)
+    if len(files) != len(weights):
+        raise ValueError(
+            f"the label maps were made by {counted(len(weights), 'model')} ({', '.join(name for name, _ in weights)}), but "
+            f"{counted(len(files), 'checkpoint')} {'was' if len(files) == 1 else 'were'} given: give checkpoint= once per model, "
+            "in this order"
+        )
+    file_of = dict(zip(weights, files, strict=True))
+    annotators = [
+        _remake_model(model, file_of[str(model.get("name")), str(model.get("weights_sha256"))], input_size, device)
+        for model in models
+    ]
+    return Ensemble(annotators) if description.get("kind") == "ensemble" else annotators[0]
+
+
+def _models(description: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return the description of each model, which for an ensemble are those of its members.
+
+    Raises:
+        DatasetError: The members of an ensemble are not a list of descriptions.
+    """
+    if description.get("kind") != "ensemble":
+        return [description]
+    members = description.get("annotators")
+    if not isinstance(members, list) or not members or not all(isinstance(member, Mapping) for member in members):
+        raise DatasetError(f"the ensemble in the manifest must have a list of annotators, got {members!r:.100}")
+    if any("rows_sha256" in member for member in members):  # the order of the classes is known by its hash only
+        raise ValueError(
+            f"the ensemble {description.get('name')} cannot be recreated from its manifest, because its members have selected "
+            "classes: create it in Python and pass it to train_student(annotator=...)"
+        )
+    return members
+
+
+def _remake_model(
+    description: Mapping[str, Any],
+    checkpoint: Checkpoint,
+    input_size: int | Sequence[int] | None,
+    device: str | None,
+) -> Annotator:
+    """Create the annotator of a named model, and check its weights."""
     recorded = {key: description.get(key) for key in ("mean", "std", "interpolation", "dtype", "head")}
     options = {key: value for key, value in recorded.items() if value is not None}
     size = description.get("input_size") if input_size is None else input_size
@@ -77,9 +129,9 @@ def remake_annotator(
     if expected != actual:
         raise ValueError(
             f"the weights of {name} are not those that made the label maps (SHA-256 {actual[:12]}..., expected "
-            f"{str(expected)[:12]}...): pass the file with those weights as checkpoint"
+            f"{str(expected)[:12]}...): give the file with those weights, checkpoint="
         )
-    return annotator
+    return FlipAveraged(annotator) if description.get("flip_averaged") else annotator
 
 
 def _model_kwargs(description: Mapping[str, Any]) -> dict[str, Any]:

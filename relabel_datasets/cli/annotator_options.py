@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from .options import add_model_kwargs, path_argument, positive
+from ..storage.folders import local_path
+from ..words import counted
+from .options import Repeated, add_model_kwargs, path_argument, positive
 
 if TYPE_CHECKING:
     from ..annotate.annotator import Annotator
 
+REPEATABLE = ("checkpoint", "input_size", "mean", "std", "interpolation", "classes_file")
+PRETRAINED = "pretrained"  # in place of a file of --checkpoint
+_PER_ANNOTATOR = "; for an ensemble, once for all or once per --annotator (default: that of the model)"
 _TIMM_SOURCES = ("hf-hub:", "hf_hub:", "local-dir:", "modelscope:")  # prefixes of timm.create_model
 
 
@@ -25,34 +30,32 @@ def add_annotator_arguments(parser: argparse.ArgumentParser, default: str | None
     """
     group = parser.add_argument_group("annotator")
     group.add_argument(
-        "--annotator", metavar="MODEL", required=default is None, default=default,
-        help="timm model, hf:NAME for a transformers model, or a function: package.module:function or path/to/file.py:function"
-        + (f" (default: {default})" if default else ""),
+        "--annotator", metavar="MODEL", required=default is None, default=[default] if default else [], action=Repeated,
+        help="timm model, hf:NAME for a transformers model, or a function: package.module:function or path/to/file.py:function. "
+        "Repeat it for an ensemble, whose logits are averaged" + (f" (default: {default})" if default else ""),
     )  # fmt: skip
     group.add_argument(
-        "--checkpoint", type=path_argument, metavar="FILE",
-        help="file with the weights of a timm model (default: timm's pretrained weights, downloaded)",
+        "--checkpoint", metavar="FILE", action=Repeated,
+        help="file with the weights of a timm model; for an ensemble, once per --annotator in the same order, where "
+        f"{PRETRAINED!r} stands for timm's weights (default: timm's pretrained weights, downloaded)",
     )  # fmt: skip
     group.add_argument(
-        "--input-size", type=positive, nargs="+", metavar="PX",
-        help="size that images are resized to in pixels, one side or height and width (default: that of the model)",
+        "--input-size", type=positive, nargs="+", metavar="PX", action=Repeated,
+        help=f"size that images are resized to in pixels, one side or height and width{_PER_ANNOTATOR}",
     )  # fmt: skip
     group.add_argument(
-        "--mean",
-        type=float,
-        nargs=3,
-        metavar=("R", "G", "B"),
-        help="mean of normalized pixels (default: that of the model)",
-    )
-    group.add_argument(
-        "--std", type=float, nargs=3, metavar=("R", "G", "B"),
-        help="standard deviation of normalized pixels (default: that of the model)",
+        "--mean", type=float, nargs=3, metavar=("R", "G", "B"), action=Repeated,
+        help=f"mean of normalized pixels{_PER_ANNOTATOR}",
     )  # fmt: skip
-    group.add_argument("--interpolation", help="interpolation of the resize (default: that of the model)")
+    group.add_argument(
+        "--std", type=float, nargs=3, metavar=("R", "G", "B"), action=Repeated,
+        help=f"standard deviation of normalized pixels{_PER_ANNOTATOR}",
+    )  # fmt: skip
+    group.add_argument("--interpolation", action=Repeated, help=f"interpolation of the resize{_PER_ANNOTATOR}")
     add_model_kwargs(group)
     group.add_argument(
-        "--classes-file", type=path_argument, metavar="FILE",
-        help="text file with the names of the annotator's classes, one per line (default: those of the model)",
+        "--classes-file", type=path_argument, metavar="FILE", action=Repeated,
+        help=f"text file with the names of the annotator's classes, one per line{_PER_ANNOTATOR}",
     )  # fmt: skip
     group.add_argument(
         "--head", choices=["local", "linearised"], default="local",
@@ -91,25 +94,36 @@ def annotator_from(args: argparse.Namespace) -> Annotator:
     Raises:
         ValueError: The options do not fit the annotator.
     """
-    create = _factory(args)
-    annotator = create(parse_size(args.input_size))
-    annotators = [annotator]
+    for name in REPEATABLE:
+        _value_of(args, name, 0)  # before a model is loaded or downloaded
+    members = [member for position in range(len(args.annotator)) for member in _members(args, position)]
+    if len(args.annotator) == 1 and not args.scales:
+        return members[0]
+    from ..annotate.combine import Ensemble
+
+    return Ensemble(members)
+
+
+def _members(args: argparse.Namespace, position: int) -> list[Annotator]:
+    """Create one annotator, or one for each of `--scales`, for the `--annotator` at a position."""
+    create = _factory(args, position)
+    annotator = create(parse_size(_value_of(args, "input_size", position)))
+    members = [annotator]
     if args.scales:
         size = getattr(annotator, "input_size", None)
         grid = getattr(annotator, "map_size", None)
         if size is None or grid is None:
             raise ValueError(
-                f"--scales needs a model with variable input size, but the input size of {args.annotator} is fixed: leave out "
-                "--scales"
+                f"--scales needs a model with variable input size, but the input size of {args.annotator[position]} is fixed: "
+                "leave out --scales"
             )
         sizes = [_scaled(size, grid, scale) for scale in args.scales]
-        annotators = [annotator if scaled_size == size else create(scaled_size) for scaled_size in sizes]
-    if args.flip or args.scales:
-        from ..annotate.combine import Ensemble, FlipAveraged
+        members = [annotator if scaled_size == size else create(scaled_size) for scaled_size in sizes]
+    if args.flip:
+        from ..annotate.combine import FlipAveraged
 
-        members: Sequence[Annotator] = [FlipAveraged(member) for member in annotators] if args.flip else annotators
-        return Ensemble(members) if args.scales else members[0]
-    return annotator
+        return [FlipAveraged(member) for member in members]
+    return members
 
 
 def parse_size(values: Sequence[int] | None) -> tuple[int, int] | None:
@@ -131,38 +145,62 @@ def parse_size(values: Sequence[int] | None) -> tuple[int, int] | None:
     return values[0], values[-1]
 
 
-def _factory(args: argparse.Namespace) -> Callable[[tuple[int, int] | None], Annotator]:
-    """Return a function that creates the annotator for an input size."""
+def _value_of(args: argparse.Namespace, name: str, position: int) -> Any:
+    """Return the value of a repeatable option for the annotator at a position, or None if the option was not given.
+
+    Raises:
+        ValueError: The option was given neither once nor once per annotator. Weights are never shared.
+    """
+    values, expected = getattr(args, name), len(args.annotator)
+    if not values:
+        return None
+    if len(values) == 1 and name != "checkpoint":
+        return values[0]
+    if len(values) != expected:
+        option = f"--{name.replace('_', '-')}"
+        pretrained = f", where {PRETRAINED!r} stands for timm's weights" if name == "checkpoint" else ""
+        raise ValueError(
+            f"{option} was given {counted(len(values), 'time')} for {counted(expected, 'annotator')}: give it once per "
+            f"--annotator, in the same order{pretrained}"
+        )
+    return values[position]
+
+
+def _factory(args: argparse.Namespace, position: int) -> Callable[[tuple[int, int] | None], Annotator]:
+    """Return a function that creates the annotator at a position for an input size."""
+    checkpoint = _value_of(args, "checkpoint", position)
+    checkpoint = None if checkpoint in (None, PRETRAINED) else local_path(checkpoint, "--checkpoint")
     values = {
-        "mean": args.mean,
-        "std": args.std,
-        "interpolation": args.interpolation,
+        "mean": _value_of(args, "mean", position),
+        "std": _value_of(args, "std", position),
+        "interpolation": _value_of(args, "interpolation", position),
         "dtype": None if args.dtype == "float32" else args.dtype,
         "device": args.device,
         "compile": args.compile or None,
-        "classes": _read_classes(args.classes_file),
+        "classes": _read_classes(_value_of(args, "classes_file", position)),
     }
     options = {key: value for key, value in values.items() if value is not None}
-    name = args.annotator
+    name = args.annotator[position]
+    given = {"--checkpoint": checkpoint, "--model-kwargs": args.model_kwargs}
     if name.startswith("hf:"):
         from ..annotate.hf_annotator import HFAnnotator
 
-        _refuse(args, name, "checkpoint", "model_kwargs")
+        _refuse(name, given)
         hf = partial(HFAnnotator, name.removeprefix("hf:"), head=args.head, **options)
         return lambda size: hf(input_size=size)
     if ":" in name and not name.startswith(_TIMM_SOURCES):
         from ..annotate.custom import load_annotator
 
-        _refuse(args, name, "checkpoint", "model_kwargs", *(["head"] if args.head != "local" else []))
+        _refuse(name, {**given, "--head": args.head != "local"})
         return lambda size: load_annotator(name, **options, **({} if size is None else {"input_size": size}))
     from ..annotate.timm_annotator import TimmAnnotator  # timm takes seconds to import
 
-    weights = {"pretrained": args.checkpoint is None, "checkpoint": args.checkpoint}
+    weights = {"pretrained": checkpoint is None, "checkpoint": checkpoint}
     return lambda size: TimmAnnotator(name, input_size=size, head=args.head, **weights, **options, **args.model_kwargs)
 
 
-def _refuse(args: argparse.Namespace, name: str, *options: str) -> None:
-    wrong = [f"--{option.replace('_', '-')}" for option in options if getattr(args, option)]
+def _refuse(name: str, given: Mapping[str, object]) -> None:
+    wrong = [option for option, value in given.items() if value]
     if wrong:
         verb, them = ("applies", "it") if len(wrong) == 1 else ("apply", "them")
         raise ValueError(f"{' and '.join(wrong)} only {verb} to a timm model, got --annotator {name}: leave {them} out")

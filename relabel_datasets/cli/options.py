@@ -159,6 +159,16 @@ def _key_value(text: str) -> tuple[str, Any]:
     return key, value  # a plain word
 
 
+class Repeated(argparse.Action):
+    """Action that collects the values of an option that may be given several times. They replace the default."""
+
+    def __call__(
+        self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: str | None = None
+    ) -> None:
+        given = getattr(namespace, self.dest)
+        setattr(namespace, self.dest, [*([] if given is self.default else given), values])
+
+
 class _KeyValues(argparse.Action):
     """Action that collects the pairs of `--model-kwargs`, which may be given several times."""
 

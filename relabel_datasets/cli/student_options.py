@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get
 
 from ..train.recipe import Recipe, RuntimeConfig
 from .image_options import IMAGES_HELP, add_images, images_to_join
-from .options import add_model_kwargs, add_path, add_split, path_argument, positive
+from .options import Repeated, add_model_kwargs, add_path, add_split, path_argument, positive
 
 if TYPE_CHECKING:
     from ..annotate.annotator import Annotator
@@ -80,8 +80,10 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--checkpoint",
         type=path_argument,
+        action=Repeated,
         metavar="FILE",
-        help="file with the weights of the annotator (default: timm's pretrained weights, downloaded)",
+        help="file with the weights of the annotator; for an ensemble, once per model in the order of the manifest (default: "
+        "timm's pretrained weights, downloaded)",
     )
     group.add_argument(
         "--annotator-input-size", type=positive, metavar="PX",

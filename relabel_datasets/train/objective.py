@@ -17,6 +17,7 @@ from torchvision.transforms.v2 import functional as F
 
 from ..annotate.annotator import Annotator
 from ..annotate.classes import match_classes
+from ..annotate.combine import Ensemble, FlipAveraged
 from ..labels.blending import blend_labels
 from ..labels.precision import autocast
 from .classifier import Normalize
@@ -130,7 +131,7 @@ class Teacher:
         temperature: Divisor of the logits before the softmax. Default: 1.
 
     Attributes:
-        input_size: (height, width) of the input of the annotator in pixels.
+        input_size: (height, width) of the input of the annotator in pixels, of an ensemble the largest of its members.
 
     Raises:
         ValueError: The annotator is None, lacks a class, or has no fixed input size.
@@ -143,18 +144,20 @@ class Teacher:
         self._rows: list[int] | None = None
         if annotator.classes is None or tuple(annotator.classes) != tuple(classes):
             self._rows = match_classes(annotator.classes, classes, None, annotator.num_classes)
-        size = getattr(annotator, "input_size", None)
-        if size is None:
-            raise ValueError(
-                f"labels='distilled' needs an annotator with an attribute `input_size` (height, width), but "
-                f"{type(annotator).__name__} has none: choose another annotator"
-            )
-        self.input_size: tuple[int, int] = (size[0], size[1])
+        sizes = []
+        for model in _models(annotator):
+            if getattr(model, "input_size", None) is None:
+                raise ValueError(
+                    f"labels='distilled' needs an annotator with an attribute `input_size` (height, width), but "
+                    f"{type(model).__name__} has none: choose another annotator"
+                )
+            sizes.append(_input_size(model))
+        self.input_size = max(height for height, _ in sizes), max(width for _, width in sizes)
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
         """Return the soft labels `[B, C]` of uint8 crops `[B, 3, s, s]`."""
-        logits = self._annotator(_resize(images, self.input_size)).mean((2, 3))
+        logits = _crop_logits(self._annotator, images)
         logits = logits if self._rows is None else logits[:, self._rows]
         return (logits if self._temperature == 1 else logits / self._temperature).softmax(1)
 
@@ -163,3 +166,25 @@ def _resize(images: Tensor, size: tuple[int, int]) -> Tensor:
     """Resize uint8 images to (height, width). Images of that size are returned unchanged."""
     resized: Tensor = F.resize(images, list(size), interpolation=F.InterpolationMode.BICUBIC, antialias=True)
     return resized
+
+
+def _input_size(model: Annotator) -> tuple[int, int]:
+    height, width = model.input_size  # type: ignore[attr-defined]
+    return height, width
+
+
+def _crop_logits(annotator: Annotator, images: Tensor) -> Tensor:
+    """Return the mean logits `[B, C]` over crops, uint8 `[B, 3, s, s]`, which each model sees at its own input size."""
+    if isinstance(annotator, Ensemble):  # the mean over its map is the average of the means of its members
+        members = [_crop_logits(member, images) for member in annotator.annotators]
+        return torch.stack([logits.to(members[0].device) for logits in members]).mean(0)
+    if isinstance(annotator, FlipAveraged):
+        return (_crop_logits(annotator.annotator, images) + _crop_logits(annotator.annotator, images.flip(-1))) / 2
+    return annotator(_resize(images, _input_size(annotator))).mean((2, 3))
+
+
+def _models(annotator: Annotator) -> list[Annotator]:
+    """Return the annotators whose input is one image, which for an ensemble are its members."""
+    if isinstance(annotator, Ensemble):
+        return [model for member in annotator.annotators for model in _models(member)]
+    return _models(annotator.annotator) if isinstance(annotator, FlipAveraged) else [annotator]

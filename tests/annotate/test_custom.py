@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
+import timm
 import torch
+from safetensors.torch import save_file
 
 import relabel_datasets as rd
 from relabel_datasets.annotate.custom import load_annotator
@@ -109,6 +112,86 @@ def test_scales_and_flips_create_an_ensemble(source):
     assert annotator(images).shape == (1, 4, 5, 8)
     assert all(member["flip_averaged"] for member in annotator.describe()["annotators"])
     assert isinstance(choose(*options[:4], "64", "--flip"), rd.annotate.FlipAveraged)
+
+
+def weights(folder, *seeds):
+    paths = []
+    for seed in seeds:
+        torch.manual_seed(seed)
+        paths.append(str(folder / f"{seed}.safetensors"))
+        save_file(timm.create_model("mobilenetv3_small_050", num_classes=3).state_dict(), paths[-1])
+    return paths
+
+
+def test_several_annotators_create_an_ensemble_each_with_its_own_options(tmp_path):
+    first, second = weights(tmp_path, 0, 1)
+    shared = ["--model-kwargs", "num_classes=3", "--device", "cpu", "--std", "0.2", "0.3", "0.4"]
+    pair = ["--annotator", "mobilenetv3_small_050", "--checkpoint", first, "--annotator", "mobilenetv3_small_050"]
+    sizes = [
+        "--input-size",
+        "64",
+        "--input-size",
+        "96",
+        "64",
+        "--mean",
+        "0.1",
+        "0.1",
+        "0.1",
+        "--mean",
+        "0.5",
+        "0.5",
+        "0.5",
+    ]
+    annotator = choose(*pair, "--checkpoint", second, *sizes, *shared)
+    members = annotator.describe()["annotators"]
+    assert [member["input_size"] for member in members] == [[64, 64], [96, 64]]
+    assert [member["mean"] for member in members] == [[0.1] * 3, [0.5] * 3]
+    assert [member["std"] for member in members] == [[0.2, 0.3, 0.4]] * 2
+    assert len({member["weights_sha256"] for member in members}) == 2
+    logits = [member(member.preprocess(picture(0))[None]).mean((2, 3)) for member in annotator.annotators]
+    pixels = annotator.preprocess(picture(0))[None]
+    torch.testing.assert_close(annotator(pixels).mean((2, 3)), (logits[0] + logits[1]) / 2)
+    scaled = choose(*pair, "--checkpoint", second, "--input-size", "64", "--scales", "1", "1.5", "--flip", *shared)
+    sizes = [member["input_size"][0] for member in scaled.describe()["annotators"]]
+    assert sizes == [64, 96, 64, 96]
+    assert all(member["flip_averaged"] for member in scaled.describe()["annotators"])
+
+
+@pytest.mark.parametrize(
+    ("option", "values", "message"),
+    [
+        ("--checkpoint", ["a.pt"], "--checkpoint was given 1 time for 2 annotators: .*'pretrained' stands for timm's"),
+        ("--checkpoint", ["a.pt"] * 3, "--checkpoint was given 3 times for 2 annotators: give it once per --annotator"),
+        ("--interpolation", ["bicubic"] * 3, "--interpolation was given 3 times for 2 annotators"),
+        ("--input-size", ["64"] * 3, "--input-size was given 3 times for 2 annotators"),
+    ],
+)
+def test_options_given_another_number_of_times_than_annotators_are_an_error(option, values, message):
+    arguments = [argument for value in values for argument in (option, value)]
+    with pytest.raises(ValueError, match=message):
+        choose("--annotator", "test_resnet", "--annotator", "test_vit", *arguments)
+    with pytest.raises(ValueError, match=r"was given 2 times for 1 annotator"):
+        choose("--annotator", "test_resnet", *[argument for value in ("8", "9") for argument in (option, value)])
+
+
+def test_pretrained_in_place_of_a_checkpoint_loads_timms_weights(tmp_path, monkeypatch):
+    created = []
+    monkeypatch.setattr(
+        "relabel_datasets.annotate.timm_annotator.TimmAnnotator", lambda *args, **options: created.append(options)
+    )
+    monkeypatch.setattr("relabel_datasets.annotate.combine.Ensemble", list)
+    choose("--annotator", "a", "--checkpoint", "pretrained", "--annotator", "b", "--checkpoint", "b.pt")
+    assert [(options["pretrained"], options["checkpoint"]) for options in created] == [
+        (True, None),
+        (False, Path("b.pt")),
+    ]
+
+
+def test_a_default_annotator_is_replaced_by_those_given():
+    parser = argparse.ArgumentParser()
+    add_annotator_arguments(parser, default="resnet50")
+    assert parser.parse_args([]).annotator == ["resnet50"]
+    assert parser.parse_args(["--annotator", "a", "--annotator", "b"]).annotator == ["a", "b"]
 
 
 def test_scales_must_be_positive_and_require_a_model_of_any_size(source):

@@ -34,9 +34,9 @@ from relabel_datasets.cli.annotator_options import add_annotator_arguments, anno
 
 def timm_model(args: argparse.Namespace, annotator: rd.TimmAnnotator) -> torch.nn.Module:
     """Create timm's model with the same weights, without code of this package."""
-    model = timm.create_model(args.annotator, pretrained=args.checkpoint is None, **annotator.model_kwargs)
+    model = timm.create_model(args.annotator[0], pretrained=not args.checkpoint, **annotator.model_kwargs)
     if args.checkpoint:
-        timm.models.load_checkpoint(model, str(args.checkpoint))
+        timm.models.load_checkpoint(model, args.checkpoint[0])
     return model.to(annotator.device, memory_format=torch.channels_last).eval()
 
 

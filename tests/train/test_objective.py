@@ -9,6 +9,7 @@ from torchvision.transforms.v2 import functional as F
 
 import relabel_datasets as rd
 from relabel_datasets.annotate.annotator import ModuleAnnotator
+from relabel_datasets.annotate.combine import Ensemble, FlipAveraged
 from relabel_datasets.annotate.remake import remake_annotator
 from relabel_datasets.train.classifier import Normalize
 from relabel_datasets.train.loaders import train_loader
@@ -120,6 +121,17 @@ def test_distilled_labels_are_the_output_of_the_annotator_on_the_crops(scenes, t
     resized = F.resize(images, [128, 128], interpolation=F.InterpolationMode.BICUBIC, antialias=True)
     expected = torch.stack([annotator(image[None])[0].mean((1, 2)).softmax(0) for image in resized])
     torch.testing.assert_close(targets, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_an_ensemble_teaches_the_average_of_its_members_each_at_its_own_input_size():
+    members = [ModuleAnnotator(ColourNet(), size, classes=CLASSES, name="colours", device="cpu") for size in (16, 24)]
+    images = batch()
+    logits = []
+    for member in members:
+        resized = F.resize(images, [*member.input_size], interpolation=F.InterpolationMode.BICUBIC, antialias=True)
+        logits.append((member(resized) + member(resized.flip(-1)).flip(-1)).mean((2, 3)) / 2)
+    teacher = Teacher(Ensemble([FlipAveraged(member) for member in members]), CLASSES)
+    torch.testing.assert_close(teacher(images), ((logits[0] + logits[1]) / 2).softmax(1), rtol=1e-4, atol=1e-5)
 
 
 def test_distilled_labels_have_a_temperature_and_a_class_label_and_the_loss_has_no_other_factor(tiny):
