@@ -121,7 +121,6 @@ class ModuleAnnotator:
             raise ValueError(
                 f"mean and std must have three numbers each, and std must be positive, got {mean} and {std}"
             )
-        self.mean, self.std = tuple(map(float, mean)), tuple(map(float, std))
         self.interpolation = interpolation.lower()
         self.dtype = dtype
         self.name = type(module).__name__ if name is None else name
@@ -129,8 +128,7 @@ class ModuleAnnotator:
         self.device = find_device(device)
         self._memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self._module = module.to(self.device).to(memory_format=self._memory_format).eval().requires_grad_(False)
-        self._mean = torch.tensor(self.mean, dtype=torch.float32, device=self.device)[:, None, None] * 255
-        self._std = torch.tensor(self.std, dtype=torch.float32, device=self.device)[:, None, None] * 255
+        self.set_normalization(mean, std)
         try:
             logits = self._forward(torch.zeros(1, 3, *self.input_size, dtype=torch.uint8, device="cpu"))
         except (AssertionError, RuntimeError) as error:
@@ -145,6 +143,12 @@ class ModuleAnnotator:
         self.classes = None if classes is None else tuple(classes)
         if compile:
             self._compile()
+
+    def set_normalization(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Set the mean and the standard deviation of each RGB channel, in 0 .. 1."""
+        self.mean, self.std = tuple(map(float, mean)), tuple(map(float, std))
+        self._mean = torch.tensor(self.mean, dtype=torch.float32, device=self.device)[:, None, None] * 255
+        self._std = torch.tensor(self.std, dtype=torch.float32, device=self.device)[:, None, None] * 255
 
     def _compile(self) -> None:
         self._module.compile()

@@ -169,6 +169,13 @@ class FlipAveraged:
         return {**self.annotator.describe(), "flip_averaged": True}
 
 
+def models_of(annotator: Annotator) -> list[Annotator]:
+    """Return the annotators that an ensemble or a flip average consists of, or the annotator itself."""
+    if isinstance(annotator, Ensemble):
+        return [model for member in annotator.annotators for model in models_of(member)]
+    return models_of(annotator.annotator) if isinstance(annotator, FlipAveraged) else [annotator]
+
+
 def _probe_image() -> PIL.Image.Image:
     """Return a noise image, for which any two different preprocessings give different pixels."""
     noise = np.random.default_rng(0).integers(0, 256, (61, 47, 3), np.uint8)

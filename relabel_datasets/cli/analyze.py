@@ -6,6 +6,7 @@ import argparse
 import sys
 from typing import Any
 
+from .next_step import config_words, say_next
 from .options import (
     add_boxes,
     add_command,
@@ -58,3 +59,7 @@ def _run(args: argparse.Namespace) -> None:
         save_plots(analysis, args.out)
         write_atomically(args.out / "analysis.json", analysis.to_json().encode())
         sys.stdout.write(f"tables and plots: {args.out}\n")
+    if args.path is None:
+        say_next("relabel", "build", "IMAGES", "OUT", "--annotator", "MODEL")
+    else:
+        say_next("relabel", "report", args.path, *config_words(args.config), "--split", args.split)

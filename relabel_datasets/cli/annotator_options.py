@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..storage.folders import local_path
 from ..words import counted
 from .options import Repeated, add_model_kwargs, path_argument, positive
 
@@ -35,7 +34,7 @@ def add_annotator_arguments(parser: argparse.ArgumentParser, default: str | None
         "Repeat it for an ensemble, whose logits are averaged" + (f" (default: {default})" if default else ""),
     )  # fmt: skip
     group.add_argument(
-        "--checkpoint", metavar="FILE", action=Repeated,
+        "--checkpoint", type=path_argument, metavar="FILE", action=Repeated,
         help="file with the weights of a timm model; for an ensemble, once per --annotator in the same order, where "
         f"{PRETRAINED!r} stands for timm's weights (default: timm's pretrained weights, downloaded)",
     )  # fmt: skip
@@ -169,7 +168,7 @@ def _value_of(args: argparse.Namespace, name: str, position: int) -> Any:
 def _factory(args: argparse.Namespace, position: int) -> Callable[[tuple[int, int] | None], Annotator]:
     """Return a function that creates the annotator at a position for an input size."""
     checkpoint = _value_of(args, "checkpoint", position)
-    checkpoint = None if checkpoint in (None, PRETRAINED) else local_path(checkpoint, "--checkpoint")
+    checkpoint = None if checkpoint == Path(PRETRAINED) else checkpoint
     values = {
         "mean": _value_of(args, "mean", position),
         "std": _value_of(args, "std", position),
@@ -195,8 +194,8 @@ def _factory(args: argparse.Namespace, position: int) -> Callable[[tuple[int, in
         return lambda size: load_annotator(name, **options, **({} if size is None else {"input_size": size}))
     from ..annotate.timm_annotator import TimmAnnotator  # timm takes seconds to import
 
-    weights = {"pretrained": checkpoint is None, "checkpoint": checkpoint}
-    return lambda size: TimmAnnotator(name, input_size=size, head=args.head, **weights, **options, **args.model_kwargs)
+    timm_annotator = partial(TimmAnnotator, name, pretrained=checkpoint is None, checkpoint=checkpoint, head=args.head)
+    return lambda size: timm_annotator(input_size=size, **options, **args.model_kwargs)
 
 
 def _refuse(name: str, given: Mapping[str, object]) -> None:

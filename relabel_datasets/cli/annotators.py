@@ -7,6 +7,7 @@ import json
 import sys
 from typing import Any
 
+from .next_step import say_next
 from .options import add_command, add_json, positive
 
 
@@ -39,3 +40,4 @@ def _run(args: argparse.Namespace) -> None:
     if args.json is not None:
         write_atomically(args.json, json.dumps([entry.to_json() for entry in entries], indent=1).encode())
     sys.stdout.write(format_annotators(entries))
+    say_next("relabel", "build", "IMAGES", "OUT", "--annotator", entries[0].model if entries else "MODEL")

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import reprlib
 import sys
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..errors import DatasetError
 from ..storage.redaction import redact_path
 from .annotator_options import add_annotator_arguments, annotator_from
 from .image_options import add_columns
-from .options import add_command, add_config, add_split, path_argument, positive
+from .next_step import config_words, say_next
+from .options import add_command, add_config, path_argument, positive
 
 if TYPE_CHECKING:
+    from ..annotate.annotator import Annotator
     from ..annotate.engines import Engine
+    from ..data.sources import ImageSource
+    from ..shards.manifest import Manifest, Split
 
 
 def add_parser(commands: Any) -> None:
@@ -27,19 +34,22 @@ def add_parser(commands: Any) -> None:
         "annotate images and write label maps as shards",
         _run,
         examples=[
-            "relabel build photos/train OUT --annotator resnet50.a1_in1k",
+            "relabel build photos OUT --annotator resnet50.a1_in1k",
             "relabel build hf:cifar10 s3://bucket/OUT --annotator my_models.py:annotator --no-images",
         ],
         note="Builds are resumable: rerun the same command after any interruption.",
     )
     parser.add_argument(
         "images", metavar="IMAGES",
-        help="ImageFolder, WebDataset tars (a folder or a glob), saved Hugging Face dataset, or hf:NAME",
+        help="ImageFolder, WebDataset tars (a folder or a glob), saved Hugging Face dataset, hf:NAME, or a folder with one of these "
+        "per split, such as train/ and val/",
     )  # fmt: skip
     add_columns(parser)
     parser.add_argument("out", metavar="OUT", help="folder or URL of the dataset; the config is written to OUT/CONFIG")
     add_config(parser, default="the name of the annotator")
-    add_split(parser)
+    parser.add_argument(
+        "--split", help="name of the split (default: train, or each split of a folder with train/, val/ or test/)"
+    )
     parser.add_argument(
         "--no-images",
         action="store_true",
@@ -125,8 +135,10 @@ def _add_engine_options(parser: argparse.ArgumentParser) -> None:
 def _run(args: argparse.Namespace) -> None:
     from ..annotate.builder import build
     from ..annotate.shard import BuildConfig
-    from ..data.sources import open_source
+    from ..data.split_folders import check_same_classes
 
+    sources = _open_sources(args)
+    check_same_classes({str(images): source.classes for images, source in sources.values()})
     build_config = BuildConfig(
         encoding=args.encoding,
         k=args.k,
@@ -135,20 +147,79 @@ def _run(args: argparse.Namespace) -> None:
         batch_size=args.batch_size,
         num_threads=args.num_threads,
     )
-    manifest = build(
-        open_source(args.images, args.split, image_column=args.image_column, label_column=args.label_column),
-        args.out,
-        partial(annotator_from, args),  # created once the output is known to be writable, and on each node
-        config=args.config,
-        split=args.split,
-        build_config=build_config,
-        shard_size=args.shard_size,
-        class_mapping=None if args.class_mapping is None else _read_class_mapping(args.class_mapping),
-        all_classes=args.all_classes,
-        card=args.card,
-        engine=_engine_from(args),
+    class_mapping = None if args.class_mapping is None else _read_class_mapping(args.class_mapping)
+    # Created once the output is known to be writable: once for all splits here, or on each node of a cluster.
+    make: Callable[[], Annotator] = partial(annotator_from, args)
+    make = make if args.engine == "ray" else functools.cache(make)
+    for split, (images, source) in sources.items():
+        manifest = build(
+            source,
+            args.out,
+            make,
+            config=args.config,
+            split=split,
+            build_config=build_config,
+            shard_size=args.shard_size,
+            class_mapping=class_mapping,
+            all_classes=args.all_classes,
+            card=args.card,
+            engine=_engine_from(args),
+        )
+        sys.stdout.write(describe_result(manifest, args.out, split, str(images) if args.no_images else None))
+    split, (images, source) = next(iter(sources.items()))
+    _check_labels(args, manifest, split, source, make, class_mapping)
+    joined = ["--images", args.images] if args.no_images else []
+    say_next("relabel", "train", args.out, *config_words(args.config), *joined, "--out", "run")
+
+
+def _open_sources(args: argparse.Namespace) -> dict[str, tuple[str | Path, ImageSource]]:
+    """Return the path and the source of the images of each split to build.
+
+    Raises:
+        DatasetError: (a ValueError) The images have no such split.
+    """
+    from ..data.joins import split_folder
+    from ..data.sources import open_source
+    from ..data.split_folders import find_split_folders
+
+    folders: dict[str, str | Path] = {**find_split_folders(args.images)}
+    if folders and args.split is not None:
+        folder = split_folder(Path(args.images), args.split)
+        if folder == Path(args.images):
+            raise DatasetError(f"{args.images} has no folder of split {args.split!r}, only {sorted(folders)}")
+        folders = {args.split: folder}
+    folders = folders or {args.split or "train": args.images}
+    columns = {"image_column": args.image_column, "label_column": args.label_column}
+    return {split: (images, open_source(images, split, **columns)) for split, images in folders.items()}
+
+
+def _check_labels(
+    args: argparse.Namespace,
+    manifest: Manifest,
+    split: str,
+    source: ImageSource,
+    make: Callable[[], Annotator],
+    class_mapping: Mapping[str, str | int] | None,
+) -> None:
+    """Warn if few label maps agree with the labels, or more would with another preprocessing."""
+    from ..annotate.preprocessing import LOW_AGREEMENT, find_better_preprocessing
+    from ..data.store import LabelMaps
+    from ..storage.folders import is_url
+
+    entry = manifest.splits[split]
+    if entry.agreement is not None and entry.agreement < LOW_AGREEMENT:
+        sys.stderr.write(
+            f"warning: the label maps of split {split!r} agree with less than half of the labels. Check that the labels are right and "
+            "that each class is matched with the right class of the annotator (--class-mapping), or choose an annotator that "
+            "knows these classes\n"
+        )
+    if args.engine == "ray" or args.compile or is_url(args.out):
+        return  # the check needs the annotator in this process, and the label maps on this machine
+    better = find_better_preprocessing(
+        make(), source, LabelMaps(args.out, manifest.config, split), class_mapping=class_mapping
     )
-    sys.stdout.write(describe_result(manifest, args.out, args.split, args.images if args.no_images else None))
+    if better is not None:
+        sys.stderr.write(f"warning: {better}\n")
 
 
 def describe_result(manifest: Any, out: Any, split: str, images: str | None) -> str:
@@ -160,8 +231,16 @@ def describe_result(manifest: Any, out: Any, split: str, images: str | None) -> 
     return (
         f"{shown}/{manifest.config}: {entry.num_samples} samples in "
         f"{num_shards} {'shard' if num_shards == 1 else 'shards'}, {sum(entry.shard_bytes) / 1e6:.1f} MB, "
-        f"{num_skipped} {'image' if num_skipped == 1 else 'images'} skipped\n"
+        f"{num_skipped} {'image' if num_skipped == 1 else 'images'} skipped\n{_describe_agreement(entry)}"
         f"load_dataset({shown!r}, {manifest.config!r}, split={split!r}{argument})\n"
+    )
+
+
+def _describe_agreement(split: Split) -> str:
+    if split.agreement is None:
+        return ""
+    return (
+        f"{split.agreement:.1%} of the label maps, pooled over the whole image, agree with the label of their image\n"
     )
 
 

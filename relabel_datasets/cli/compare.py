@@ -8,8 +8,10 @@ import sys
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ..train.recipe import PRESETS
+from ..train.recipe import LABELS, PRESETS, Recipe
+from .next_step import say_next
 from .options import add_command, path_argument, positive
+from .recipe_choice import derived_recipe
 from .student_options import (
     add_data_options,
     add_recipe_options,
@@ -33,14 +35,21 @@ def add_parser(commands: Any) -> None:
         _run,
         examples=[
             "relabel compare OUT",
-            "relabel compare OUT --presets single-label relabel --out runs --model resnet18 --epochs 20",
+            "relabel compare OUT --labels single relabel --out runs",
+            "relabel compare OUT --presets single-label relabel --out runs --batch-size 512",
         ],
     )
     add_data_options(parser)
     parser.add_argument(
         "--configs", nargs="+", metavar="CONFIG", help="names of the configs to compare (default: all of the dataset)"
     )
-    parser.add_argument(
+    students = parser.add_mutually_exclusive_group()
+    students.add_argument(
+        "--labels", nargs="+", choices=list(LABELS), default=[], dest="kinds",
+        help="targets to train students with, by a recipe that fits the number of training images as in `relabel train` (default: "
+        "score label maps only)",
+    )  # fmt: skip
+    students.add_argument(
         "--presets", nargs="+", choices=list(PRESETS), default=[],
         help="recipes to train students with, one per config if the recipe uses label maps (default: score label maps only)",
     )  # fmt: skip
@@ -63,28 +72,48 @@ def _run(args: argparse.Namespace) -> None:
     from ..train.comparison import compare, score_label_maps
 
     logging.getLogger("timm").setLevel(logging.WARNING)  # it logs its checkpoints after each epoch
-    if args.presets and args.out is None:
-        raise ValueError("--presets needs a folder for the runs of the students: give --out")
+    if (args.presets or args.kinds) and args.out is None:
+        option = "--presets" if args.presets else "--labels"
+        raise ValueError(f"{option} needs a folder for the runs of the students: give --out")
     configs = args.configs or _all_configs(args.path)
     sys.stdout.write("| label maps | top1 | ece |\n| --- | ---: | ---: |\n")
     for config in configs:
         scores = score_label_maps(LabelMaps(args.path, config, args.split))
         sys.stdout.write(f"| {config} | {100 * scores['top1']:.1f} | {scores['ece']:.3f} |\n")
-    if args.presets:
-        entries = [entry for preset in args.presets for entry in _entries(args, preset, configs)]
+    if args.presets or args.kinds:
+        entries = [
+            entry for name, recipe in _recipes(args, configs).items() for entry in _entries(args, name, recipe, configs)
+        ]
         comparison = compare(entries, args.out, seeds=args.seeds, runtime=runtime_from(args))
         sys.stdout.write(f"\n{comparison.to_markdown()}")
         write_atomically(args.out / "table.md", comparison.to_markdown().encode())
         write_atomically(args.out / "results.json", comparison.to_json().encode())
+        best = args.out / entries[0].name / "seed-0" / "model_best.pth.tar"
+        say_next("relabel", "evaluate", best, "IMAGES", note="with images that the students have not seen")
+    else:
+        say_next("relabel", "compare", args.path, "--labels", "single", "relabel", "--out", "runs")
 
 
-def _entries(args: argparse.Namespace, preset: str, configs: list[str]) -> list[ComparisonEntry]:
-    """Return one entry per config if the preset uses label maps, else one in total."""
+def _recipes(args: argparse.Namespace, configs: list[str]) -> dict[str, Recipe]:
+    """Return the recipe of each preset, or of each kind of labels."""
+    values = recipe_values(args)
+    if args.presets:
+        return {preset: PRESETS[preset].changed(**_used(PRESETS[preset], values)) for preset in args.presets}
+    num_images = len(load_splits(args, configs[0])[0])
+    common = derived_recipe(args.out, num_images, _used(Recipe(labels="single"), values))
+    recipes = {labels: common.changed(labels=labels) for labels in args.kinds}
+    return {labels: recipe.changed(**_used(recipe, values)) for labels, recipe in recipes.items()}
+
+
+def _used(recipe: Recipe, values: dict[str, Any]) -> dict[str, Any]:
+    """Leave out a temperature or a label weight for the baselines, which have no soft labels."""
+    return {name: value for name, value in values.items() if recipe.uses(name)}
+
+
+def _entries(args: argparse.Namespace, preset: str, recipe: Recipe, configs: list[str]) -> list[ComparisonEntry]:
+    """Return one entry per config if the recipe uses label maps, else one in total."""
     from ..train.comparison import ComparisonEntry
 
-    # A temperature or a label weight is meant for the rows with soft labels. The baselines next to them have none.
-    values = {name: value for name, value in recipe_values(args).items() if PRESETS[preset].uses(name)}
-    recipe = PRESETS[preset].changed(**values)
     entries = []
     for config in configs if recipe.label_config.pooled else configs[:1]:
         name = f"{preset}, {config}" if recipe.label_config.pooled else preset

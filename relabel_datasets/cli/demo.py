@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from .next_step import say_next
 from .options import add_command, path_argument, positive
 
 
@@ -34,3 +35,4 @@ def _run(args: argparse.Namespace) -> None:
     result = run_demo(args.out, seeds=args.seeds)
     sys.stdout.write(result.to_markdown())
     sys.stderr.write(result.next_steps())
+    say_next("relabel", "build", "IMAGES", "OUT", "--annotator", "resnet50.a1_in1k")

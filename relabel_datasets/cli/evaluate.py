@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 from .image_options import add_columns
+from .next_step import say_next
 from .options import (
     add_boxes,
     add_command,
@@ -117,6 +118,7 @@ def _run(args: argparse.Namespace) -> None:
     sys.stdout.write(to_markdown(metrics))
     if args.json is not None:
         write_atomically(args.json, (json.dumps(metrics, indent=1) + "\n").encode())
+    say_next("relabel", "compare", "DATASET", "--labels", "single", "relabel", "--out", "runs")
 
 
 def to_markdown(metrics: dict[str, Any]) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 from .annotator_options import add_annotator_arguments, annotator_from
 from .build import add_writing_options, describe_result
+from .next_step import say_next
 from .options import add_command, add_config, add_split, path_argument
 
 
@@ -84,3 +85,4 @@ def _run(args: argparse.Namespace) -> None:
     )
     images = None if args.include_images else args.images or "path/to/images"
     sys.stdout.write(describe_result(manifest, args.out, args.split, images))
+    say_next("relabel", "verify", args.out)

@@ -7,6 +7,7 @@ import shutil
 import sys
 from typing import Any
 
+from .next_step import config_words, say_next
 from .options import add_command, add_config
 
 
@@ -34,3 +35,7 @@ def _run(args: argparse.Namespace) -> None:
 
     width = shutil.get_terminal_size((100, 24)).columns
     sys.stdout.write(f"{describe(args.path, args.config, args.split, num_samples=args.num_samples, width=width)}\n")
+    if args.path.endswith(".tar"):
+        say_next("relabel", "verify", "PATH", note="with the folder of the dataset")
+    else:
+        say_next("relabel", "report", args.path, *config_words(args.config))

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..words import printable
 from .image_options import add_images, images_to_join
+from .next_step import config_words, say_next
 from .options import add_command, add_config, add_num_samples, add_path, add_split, path_argument, positive
 
 
@@ -54,3 +55,4 @@ def _run(args: argparse.Namespace) -> None:
         dataset, args.out, keys=args.key, classes=args.classes, count=args.count, num_samples=args.num_samples
     )
     sys.stdout.writelines(f"{printable(path)}\n" for path in paths)
+    say_next("relabel", "report", args.path, *config_words(args.config), "--split", args.split)

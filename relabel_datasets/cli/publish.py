@@ -6,6 +6,7 @@ import argparse
 import sys
 from typing import Any
 
+from .next_step import say_next
 from .options import add_command, add_config, path_argument
 
 
@@ -47,3 +48,4 @@ def _run(args: argparse.Namespace) -> None:
         restricted_images=args.restricted_images,
     )
     sys.stdout.write(f"{result.url} at {result.tag}, commit {result.commit}\n{result.load_line}\n")
+    say_next("relabel", "verify", args.repo, "--revision", result.tag)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .image_options import IMAGES_HELP, add_image_column, images_to_join
+from .next_step import config_words, say_next
 from .options import (
     add_boxes,
     add_command,
@@ -69,3 +70,4 @@ def _run(args: argparse.Namespace) -> None:
     )
     sys.stderr.write(f"{path.stat().st_size / 1e6:.1f} MB; open it in a browser:\n")
     sys.stdout.write(f"{path}\n")
+    say_next("relabel", "train", args.path, *config_words(args.config), "--out", "run")

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 import types
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from ..errors import DatasetError
 from ..train.recipe import Recipe, RuntimeConfig
+from ..words import counted
 from .image_options import IMAGES_HELP, add_images, images_to_join
 from .options import Repeated, add_model_kwargs, add_path, add_split, path_argument, positive
 
 if TYPE_CHECKING:
     from ..annotate.annotator import Annotator
     from ..data.datasets import RelabelDataset
+    from ..train.evaluation import LabeledImages
 
+_VALIDATION = ("validation", "val")  # splits that are validated on by default
 RECIPE_HELP = {
     "labels": "targets of the student: the class index (single, smoothed), the pooled label map (relabel), an ablation of it "
     "(global-multi, localized-single, global-single), the output of the annotator on each crop (distilled), or labels of crops "
@@ -68,14 +74,15 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     add_split(parser)
     parser.add_argument(
         "--validation",
-        default="validation",
         metavar="SPLIT",
-        help="name of the validation split (default: %(default)s)",
+        help="name of the validation split (default: validation or val, if the dataset has one)",
     )
     add_images(parser, f"{IMAGES_HELP}; also the parent folder of both splits")
     parser.add_argument(
-        "--validation-images", metavar="PATH", help="images of the validation split (default: those of --images)"
-    )
+        "--validation-images", metavar="PATH",
+        help="images to validate on: those to join with the validation split, or, if the dataset has none, an ImageFolder, tars or a "
+        "Hugging Face dataset with the same classes, for which no label maps are needed (default: those of --images)",
+    )  # fmt: skip
     group = parser.add_argument_group("annotator", "for distilled labels only: the annotator that made the label maps")
     group.add_argument(
         "--checkpoint",
@@ -112,14 +119,40 @@ def runtime_from(args: argparse.Namespace) -> RuntimeConfig:
     return RuntimeConfig(**_values_set(args, RuntimeConfig))
 
 
-def load_splits(args: argparse.Namespace, config: str | None) -> tuple[RelabelDataset, RelabelDataset]:
-    """Load the training and the validation dataset of a config."""
+def load_splits(args: argparse.Namespace, config: str | None) -> tuple[RelabelDataset, LabeledImages | None]:
+    """Load the training dataset of a config and the validation images.
+
+    Returns:
+        The training dataset, and the validation images. None if there are none, which a note on stderr explains.
+
+    Raises:
+        DatasetError: (a ValueError) The dataset does not have the split of `--validation`.
+    """
     from ..data.loading import load_dataset
+    from ..data.store import find_config
+    from ..shards.configs import SPLIT_ALIASES
+    from ..storage.resolve import open_folder
+    from ..train.evaluation import open_images
+
+    splits = find_config(open_folder(args.path), config).manifest.splits
 
     def load(split: str, images: str | None) -> RelabelDataset:
         return load_dataset(args.path, config, split, images=images_to_join(images, split, args.image_column))
 
-    return load(args.split, args.images), load(args.validation, args.validation_images or args.images)
+    dataset = load(args.split, args.images)
+    name = args.validation or next((name for name in _VALIDATION if name in splits), None)
+    if name is not None:
+        if name not in splits and SPLIT_ALIASES.get(name, (name,))[0] not in splits:
+            raise DatasetError(f"the dataset has no split {name!r}, only {sorted(splits)}: choose another validation=")
+        return dataset, load(name, args.validation_images or args.images)
+    if args.validation_images is not None:
+        return dataset, open_images(args.validation_images, image_column=args.image_column)
+    if os.environ.get("RANK", "0") == "0":
+        sys.stderr.write(
+            f"no validation: {args.path} has only {counted(len(splits), 'split')} ({', '.join(sorted(splits))}). To validate, give "
+            "--validation SPLIT, or --validation-images FOLDER with a folder of images per class\n"
+        )
+    return dataset, None
 
 
 def remake(args: argparse.Namespace, config: str | None) -> Annotator:

@@ -9,15 +9,15 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from ..train.recipe import PRESETS
+from .next_step import config_words, say_next
 from .options import add_command, add_config, path_argument
+from .recipe_choice import AUTO, add_preset, recipe_from
 from .runner import Parser, run_command
 from .student_options import (
     add_data_options,
     add_recipe_options,
     add_runtime_options,
     load_splits,
-    recipe_values,
     remake,
     runtime_from,
 )
@@ -31,7 +31,8 @@ def add_parser(commands: Any) -> None:
         "train a student on a dataset with label maps",
         _run,
         examples=[
-            "relabel train scenes-relabel --out runs/relabel --model resnet18 --epochs 20",
+            "relabel train OUT --out run",
+            "relabel train OUT --out run --epochs 20 --labels single",
             "torchrun --nproc-per-node 8 -m relabel_datasets.train OUT --out runs/relabel --preset relabel-cutmix",
         ],
         note="Runs are resumable: rerun the same command after an interruption.",
@@ -68,9 +69,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder of the run; an existing run is resumed",
     )
     add_config(parser)
-    parser.add_argument(
-        "--preset", choices=list(PRESETS), default="relabel", help="recipe to start from (default: %(default)s)"
-    )
+    add_preset(parser)
     add_recipe_options(parser)
     add_runtime_options(parser)
 
@@ -79,8 +78,10 @@ def _run(args: argparse.Namespace) -> None:
     from ..train.loop import train_student
 
     logging.getLogger("timm").setLevel(logging.WARNING)  # timm logs the list of checkpoints after each epoch
-    recipe = PRESETS[args.preset].changed(**recipe_values(args))
+    if args.preset != AUTO:
+        recipe_from(args, 0)  # errors in its values come before the dataset is opened
     dataset, validation = load_splits(args, args.config)
+    recipe = recipe_from(args, len(dataset))
     annotator = remake(args, args.config) if recipe.label_config.distilled else None
     trained = train_student(
         dataset, args.out, recipe, validation=validation, annotator=annotator, runtime=runtime_from(args)
@@ -89,3 +90,17 @@ def _run(args: argparse.Namespace) -> None:
         formats = {"ece": ".4f"}  # the others are shares
         metrics = "".join(f", {name} {value:{formats.get(name, '.1%')}}" for name, value in trained.metrics.items())
         sys.stdout.write(f"{args.out}{metrics}\n")
+        _say_next(args, validation is None)
+
+
+def _say_next(args: argparse.Namespace, is_unvalidated: bool) -> None:
+    from ..train.checkpoints import BEST, LAST
+
+    checkpoint = args.out / (LAST if is_unvalidated else BEST)
+    if args.validation_images is not None:
+        say_next("relabel", "evaluate", checkpoint, args.validation_images)
+    elif is_unvalidated or args.images is not None:
+        say_next("relabel", "evaluate", checkpoint, "IMAGES", note="with images that the student has not seen")
+    else:
+        split = [] if args.validation is None else ["--split", args.validation]
+        say_next("relabel", "evaluate", checkpoint, args.path, *config_words(args.config), *split)

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from .next_step import say_next
 from .options import add_command, add_config, add_path, output_argument
 
 
@@ -51,4 +52,8 @@ def _run(args: argparse.Namespace) -> int:
         sys.stdout.write(f"{report}\n")
         if args.json is not None:
             write_atomically(args.json, f"{report.to_json()}\n".encode())
+    if report.ok:
+        say_next("relabel", "inspect", args.path)
+    else:
+        say_next(note="repair the files above: run the same `relabel build` again, or download them again")
     return 0 if report.ok else 1

@@ -6,7 +6,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
@@ -16,6 +16,7 @@ from ..shards.tars import ShardReader
 from . import frameworks
 from .datasets import RelabelDataset
 from .epochs import Iteration, SharedEpochs
+from .loader_options import LoaderOptions
 from .sampling import WINDOW, RelabelSampler, Remainder, Rows
 
 logger = logging.getLogger(__name__)
@@ -296,7 +297,7 @@ class RelabelLoader(DataLoader[Any]):
         dataset: `RelabelStream` or `RelabelDataset` to read.
         batch_size: Number of samples in a batch of this rank.
         sampler: `RelabelSampler`, for a `RelabelDataset`.
-        kwargs: Other arguments of DataLoader.
+        kwargs: Other arguments of DataLoader, see `LoaderOptions`.
 
     Raises:
         ValueError: `sampler` is missing or is another sampler, or batches are not made by `batch_size`.
@@ -314,7 +315,7 @@ class RelabelLoader(DataLoader[Any]):
         batch_size: int = 1,
         *,
         sampler: RelabelSampler | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[LoaderOptions],
     ) -> None:
         if batch_size is None or kwargs.get("batch_sampler") is not None:
             raise ValueError(

@@ -72,7 +72,7 @@ def describe(
         >>> print(describe("scenes-relabel", num_samples=1))
     """
     if num_samples < 0:
-        raise ValueError(f"num_samples must not be negative, got {num_samples}")
+        raise ValueError(f"num_samples= must be at least 0, got {num_samples}")
     if os.fspath(path).partition("?")[0].endswith(".tar"):
         if config is not None or split is not None:
             raise ValueError(

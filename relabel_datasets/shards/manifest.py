@@ -79,6 +79,13 @@ class Split:
     skipped: list[dict[str, str]] = field(default_factory=list)
     computed_with: dict[str, Any] | None = None
 
+    @property
+    def agreement(self) -> float | None:
+        """Share of the label maps, pooled over the whole image, that rank the original class first. None without samples."""
+        # The first of the statistics of a shard, which are read without importing torch.
+        agreeing = sum(statistics[0] for statistics in self.shard_statistics)
+        return agreeing / self.num_samples if self.num_samples else None
+
 
 @dataclass(frozen=True)
 class Manifest:

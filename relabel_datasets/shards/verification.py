@@ -152,7 +152,7 @@ def verify(
     Raises:
         FileNotFoundError: There is no dataset at this path.
         DatasetError: There is no such config, or the server cannot be reached. It is a ValueError.
-        ValueError: `PIL.ImageFile.LOAD_TRUNCATED_IMAGES` is set.
+        ValueError: `num_workers` is negative, or `PIL.ImageFile.LOAD_TRUNCATED_IMAGES` is set.
 
     Example:
         >>> report = verify("path/to/dataset")
@@ -160,6 +160,8 @@ def verify(
         (True, [])
     """
     check_refuses_truncated("verifying a dataset")
+    if num_workers is not None and num_workers < 0:
+        raise ValueError(f"num_workers= must be at least 0, got {num_workers}")
     start = time.monotonic()
     problems: list[Problem] = []
     location = find(path, revision=revision, token=token)

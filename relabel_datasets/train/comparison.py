@@ -21,6 +21,7 @@ from ..labels.label_map import View
 from ..labels.pooling import pool_label_map
 from ..storage.folders import local_path
 from ..storage.local import write_atomically
+from .evaluation import LabeledImages
 from .loop import train_student
 from .recipe import Recipe, RuntimeConfig
 
@@ -34,13 +35,13 @@ class ComparisonEntry:
     Attributes:
         name: Name of the row.
         recipe: Recipe of the students. Its seed is replaced by each seed of the comparison.
-        load: Function that returns the training dataset and the validation dataset.
+        load: Function that returns the training dataset and the validation images.
         annotator: Function that returns the annotator of a recipe with distilled labels. Default: none.
     """
 
     name: str
     recipe: Recipe
-    load: Callable[[], tuple[RelabelDataset, RelabelDataset]]
+    load: Callable[[], tuple[RelabelDataset, LabeledImages | None]]
     annotator: Callable[[], Annotator] | None = None
 
 
@@ -121,6 +122,8 @@ def _run(entry: ComparisonEntry, folder: Path, seed: int, runtime: RuntimeConfig
         if previous["recipe"] == recipe_values:
             return previous
     dataset, validation = entry.load()
+    if validation is None:
+        raise ValueError("students are compared on validation images, but there are none: give validation_images=")
     annotator = None if entry.annotator is None else entry.annotator()
     trained = train_student(dataset, folder, recipe, validation=validation, annotator=annotator, runtime=runtime)
     result = {

@@ -150,7 +150,7 @@ def evaluate(
     classifier = model if isinstance(model, Classifier) else load_classifier(model)
     dataset = open_images(images) if isinstance(images, str | os.PathLike) else images
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    model_rows, competing = _competing_classes(classifier, dataset.classes, among)
+    model_rows, competing = competing_classes(classifier, dataset.classes, among)
     labels = torch.arange(len(model_rows)) if among else torch.tensor(model_rows)
     metrics = Metrics(len(model_rows) if among else classifier.num_classes)
     present = None if boxes is None else _present_classes(boxes, dataset.keys, competing)
@@ -177,7 +177,7 @@ def evaluate(
     return metrics.gather().compute()
 
 
-def _competing_classes(
+def competing_classes(
     classifier: Classifier, classes: Sequence[str] | None, among: bool
 ) -> tuple[list[int], Sequence[str] | None]:
     """Return the model's index of each class of the images, and the names of all competing classes."""

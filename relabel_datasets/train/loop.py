@@ -30,7 +30,7 @@ from ..keywords import checked_keywords
 from ..storage.folders import local_path
 from .checkpoints import EPOCH_START, Checkpoints, CsvLog
 from .classifier import Classifier, Normalize, make_student
-from .evaluation import evaluate
+from .evaluation import LabeledImages, competing_classes, evaluate
 from .loaders import train_loader
 from .objective import Objective
 from .recipe import Recipe, RuntimeConfig
@@ -67,7 +67,7 @@ def train_student(
     out: Path | str,
     recipe: Recipe = Recipe(),
     *,
-    validation: RelabelDataset | None = None,
+    validation: LabeledImages | None = None,
     annotator: Annotator | None = None,
     runtime: RuntimeConfig = RuntimeConfig(),
 ) -> TrainResult:
@@ -81,7 +81,8 @@ def train_student(
         dataset: Training dataset. Its transforms are replaced by those of the recipe.
         out: Folder of the run, a local path.
         recipe: Model, labels, augmentation and optimization. Default: `Recipe()`.
-        validation: Validation dataset. Default: none.
+        validation: Images with classes to validate on, such as a `RelabelDataset` or the result of `open_images`. They need no
+            label maps. Default: none.
         annotator: Annotator of distilled labels. Default: none.
         runtime: Use of the machine. Default: `RuntimeConfig()`.
 
@@ -127,7 +128,7 @@ class _Run:
         dataset: RelabelDataset,
         folder: Path,
         recipe: Recipe,
-        validation: RelabelDataset | None,
+        validation: LabeledImages | None,
         annotator: Annotator | None,
         runtime: RuntimeConfig,
         device: torch.device,
@@ -153,6 +154,8 @@ class _Run:
             self.model, len(dataset.classes), tuple(dataset.classes), (size, size), recipe.crop_pct,
             config["interpolation"], normalize, recipe.dtype,
         )  # fmt: skip
+        if validation is not None:
+            competing_classes(self.classifier, validation.classes, among=False)  # fail before the first epoch
         self.ema = None if recipe.ema_decay is None else ModelEmaV3(self.model, recipe.ema_decay, use_warmup=True)
         self.optimizer = create_optimizer_v2(
             self.model, recipe.optimizer, recipe.learning_rate, recipe.weight_decay, recipe.momentum

@@ -17,7 +17,7 @@ from torchvision.transforms.v2 import functional as F
 
 from ..annotate.annotator import Annotator
 from ..annotate.classes import match_classes
-from ..annotate.combine import Ensemble, FlipAveraged
+from ..annotate.combine import Ensemble, FlipAveraged, models_of
 from ..labels.blending import blend_labels
 from ..labels.precision import autocast
 from .classifier import Normalize
@@ -145,7 +145,7 @@ class Teacher:
         if annotator.classes is None or tuple(annotator.classes) != tuple(classes):
             self._rows = match_classes(annotator.classes, classes, None, annotator.num_classes)
         sizes = []
-        for model in _models(annotator):
+        for model in models_of(annotator):
             if getattr(model, "input_size", None) is None:
                 raise ValueError(
                     f"labels='distilled' needs an annotator with an attribute `input_size` (height, width), but "
@@ -181,10 +181,3 @@ def _crop_logits(annotator: Annotator, images: Tensor) -> Tensor:
     if isinstance(annotator, FlipAveraged):
         return (_crop_logits(annotator.annotator, images) + _crop_logits(annotator.annotator, images.flip(-1))) / 2
     return annotator(_resize(images, _input_size(annotator))).mean((2, 3))
-
-
-def _models(annotator: Annotator) -> list[Annotator]:
-    """Return the annotators whose input is one image, which for an ensemble are its members."""
-    if isinstance(annotator, Ensemble):
-        return [model for member in annotator.annotators for model in _models(member)]
-    return _models(annotator.annotator) if isinstance(annotator, FlipAveraged) else [annotator]

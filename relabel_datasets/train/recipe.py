@@ -238,9 +238,11 @@ class RuntimeConfig:
                 raise ValueError(f"{name}= must be at least {minimum}, got {getattr(self, name)}")
 
 
+# Small: for images of about 64 pixels, or a few thousand images of any size, on one GPU or CPU.
 # ReLabel: Yun et al., 2021, section 4.1. Tokens: Jiang et al., "All Tokens Matter", 2021, section 4.1 (LV-ViT's settings on DeiT-S).
 # Both publications have temperature 1 and no weight of the class label, so no preset changes these.
 PRESETS = {
+    "small": Recipe(model="resnet18", image_size=64, epochs=100, batch_size=64, learning_rate=0.025),
     "relabel": Recipe(),
     "relabel-cutmix": Recipe(cutmix=1.0),
     "single-label": Recipe(labels="single"),

@@ -107,7 +107,7 @@ def test_verify_of_a_corrupt_dataset(dataset_folder, capsys):
     [
         (["/nowhere"], "no dataset at /nowhere"),
         (["{root}", "--config", "blue"], "no config 'blue'"),
-        (["{root}", "--num-workers", "-1"], "workers"),
+        (["{root}", "--num-workers", "-1"], "--num-workers must be at least 0, got -1"),
     ],
 )
 def test_verify_of_a_missing_dataset_is_one_line_with_exit_code_1(dataset_folder, arguments, message, capsys):

@@ -100,11 +100,12 @@ def test_the_typed_options_are_the_parameters_of_load_dataset():
 
 TYPED = """
 from collections.abc import Mapping
-from relabel_datasets import RelabelDataset, RelabelStream, load_dataset
+from relabel_datasets import RelabelDataset, RelabelLoader, RelabelStream, load_dataset
 
 dataset: RelabelDataset = load_dataset("x", split="train", images="y", download=True)
 splits: Mapping[str, RelabelDataset] = load_dataset("x", "config", cache_limit="1G")
 stream: RelabelStream = load_dataset("x", split="train", streaming=True, seed=1, window=None)
+loader = RelabelLoader(stream, 64, num_workers=2, drop_last=True, pin_memory=True, collate_fn=None, prefetch_factor=2)
 streams: Mapping[str, RelabelStream] = load_dataset("x", streaming=True, rank=0, world_size=1)
 """
 MISTYPED = {
@@ -115,6 +116,8 @@ MISTYPED = {
     "a wrong choice": 'load_dataset("x", split="train", unmatched="drop")',
     "a wrong type of a stream": 'load_dataset("x", split="train", streaming=True, seed="1")',
     "a dict of splits used as a stream": 'load_dataset("x", streaming=True).set_epoch(1)',
+    "a misspelled keyword of a loader": "relabel_datasets.RelabelLoader(stream, num_worker=2)",
+    "a wrong type of a loader": 'relabel_datasets.RelabelLoader(stream, num_workers="2")',
     "an old name of an argument": 'relabel_datasets.RelabelDataset("x", name="config")',
 }
 

@@ -220,7 +220,7 @@ def test_the_command_uses_the_width_of_the_terminal(folder, capsys, monkeypatch)
     assert main(["inspect", str(folder), "--config", "colours", "--num-samples", "1"]) == 0
     captured = capsys.readouterr()
     assert captured.out == describe(folder, "colours", num_samples=1, width=30) + "\n"
-    assert captured.err == ""
+    assert captured.err.startswith("Next: relabel report ")
 
 
 @pytest.mark.parametrize(
@@ -231,7 +231,7 @@ def test_the_command_uses_the_width_of_the_terminal(folder, capsys, monkeypatch)
         (["{folder}/nowhere.tar"], "nowhere.tar"),
         (["{folder}", "--config", "blue"], "no config 'blue'"),
         (["{folder}", "--split", "test"], "no split 'test'"),
-        (["{folder}", "--num-samples", "-1"], "num_samples must not be negative, got -1"),
+        (["{folder}", "--num-samples", "-1"], "--num-samples must be at least 0, got -1"),
         (
             ["{folder}/colours/train-00001-of-00003.tar", "--split", "train"],
             "is a shard, which has only one config and split",

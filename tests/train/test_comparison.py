@@ -8,7 +8,7 @@ import pytest
 
 import relabel_datasets as rd
 from relabel_datasets.cli import main, make_parser
-from relabel_datasets.cli.compare import _entries
+from relabel_datasets.cli.compare import _recipes
 from relabel_datasets.train import comparison as module
 from relabel_datasets.train.comparison import Comparison, ComparisonEntry, compare, score_label_maps
 from relabel_datasets.train.recipe import PRESETS
@@ -42,7 +42,8 @@ def test_the_command_scores_label_maps_trains_students_and_reuses_results(scenes
 
 def test_a_temperature_applies_to_the_rows_with_soft_labels():
     args = make_parser().parse_args(["compare", "data", "--temperature", "2", "--label-weight", "0.5"])
-    recipes = {preset: _entries(args, preset, ["a"])[0].recipe for preset in PRESETS}
+    args.presets = list(PRESETS)
+    recipes = _recipes(args, ["a"])
     assert {preset for preset, recipe in recipes.items() if recipe.label_weight == 0.5} == PRESETS.keys() - {
         "single-label",
         "label-smoothing",
