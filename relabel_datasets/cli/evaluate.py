@@ -7,6 +7,7 @@ import json
 import sys
 from typing import Any
 
+from ..cpus import num_cpus
 from .image_options import add_columns
 from .next_step import say_next
 from .options import (
@@ -82,7 +83,7 @@ def add_parser(commands: Any) -> None:
     group.add_argument(
         "--num-workers",
         type=int,
-        default=4,
+        default=min(4, num_cpus()),
         metavar="N",
         help="worker processes that read images (default: %(default)s)",
     )

@@ -158,7 +158,7 @@ def _describe_statistics(split: Split) -> Iterator[str]:
         several = (
             "" if statistics.several is None else f", {statistics.several / split.num_samples:.1%} show several classes"
         )
-        yield f"{'':13}{statistics.agreeing / split.num_samples:.1%} agree with their label{several}"
+        yield f"{'':13}{split.agreement:.1%} agree with their label{several}"
 
 
 def _describe_samples(

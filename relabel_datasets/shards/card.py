@@ -304,7 +304,7 @@ def _describe_split(folder: Path, split: Split, num_classes: int) -> dict[str, A
         "map_bytes": Index(LocalFolder(folder), split, num_classes).mean_size("map"),
         "num_skipped": len(split.skipped),
         "shards": f"{split.name}-{{00000..{last:05d}}}-of-{last + 1:05d}.tar",
-        "agreement": statistics.agreeing / num_samples,
+        "agreement": split.agreement or 0.0,
         "several": None if statistics.several is None else statistics.several / num_samples,
         "num_crops": statistics.crops,
         "kl": statistics.kl / max(1, statistics.crops),

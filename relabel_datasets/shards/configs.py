@@ -40,7 +40,7 @@ def open_config(root: Folder, config: str | None) -> tuple[Folder, Manifest]:
     if not configs:
         raise FileNotFoundError(f"no dataset at {root}: expected {root}/<config>/{MANIFEST_NAME}")
     if config is None and len(configs) > 1:
-        raise DatasetError(f"{root} has several configs, name one of {configs}")
+        raise DatasetError(f"{root} has several configs, name one of {configs} with config=")
     if config is not None and config in configs:
         raise DatasetError(
             f"{root}/{config}/{MANIFEST_NAME} is missing, although the card lists this config: publish the dataset again"

@@ -15,6 +15,7 @@ from typing import Any
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from ..cpus import num_cpus
 from ..errors import DatasetError
 from ..keywords import checked_keywords
 from ..naming import CONFIG_RULE, check_config, is_config
@@ -279,15 +280,11 @@ def _check_shards(
 ) -> list[SplitCounts]:
     """Check the shards of all splits, add their problems to `problems`, and return the size of each split."""
     shards = Shards(splits)
-    num_workers = min(_num_cpus(), len(shards)) if num_workers is None else num_workers
+    num_workers = min(num_cpus(), len(shards)) if num_workers is None else num_workers
     total = sum(split.split.num_samples for split in splits)
     with tqdm(total=total, unit="sample", desc="verify", disable=not progress) as bar:
         results = iter(DataLoader(shards, batch_size=None, num_workers=num_workers))
         return [_check_split(split, results, problems, bar) for split in splits]
-
-
-def _num_cpus() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _check_split(split: SplitToCheck, results: Iterator[ShardScan], problems: list[Problem], bar: Any) -> SplitCounts:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
+from ..cpus import num_cpus
 from ..keywords import check_keywords
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -207,7 +208,7 @@ class RuntimeConfig:
     Attributes:
         device: Device such as "cuda" or "cpu". Default: None, the current CUDA device, or the CPU if there is none. Under
             torchrun, each rank uses its own device.
-        num_workers: Worker processes per rank that load crops. Default: 4.
+        num_workers: Worker processes per rank that load crops. Default: 4, but at most one per CPU.
         channels_last: Whether images and weights have the channels-last memory format. Default: True.
         compile: Whether to compile the student with torch.compile. Default: False.
         window: Number of shards that the shuffle mixes at a time, see `RelabelStream`. None mixes all. Default: 8.
@@ -222,7 +223,7 @@ class RuntimeConfig:
     """
 
     device: str | None = None
-    num_workers: int = 4
+    num_workers: int = min(4, num_cpus())
     channels_last: bool = True
     compile: bool = False
     window: int | None = 8

@@ -108,6 +108,7 @@ def test_every_command_is_in_the_table():
     assert set(COMMANDS) == set(action.choices)
 
 
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # of huggingface_hub, as in conftest
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_last_line_on_stderr_is_the_next_command(
     name, request, dataset_folder, image_folder, tmp_path, monkeypatch, capsys
