@@ -12,6 +12,7 @@ LAYERS = [
     "_version",
     "compatibility",
     "words",
+    "cpus",
     "errors",
     "keywords",
     "devices",

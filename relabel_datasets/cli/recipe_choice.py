@@ -62,7 +62,7 @@ def derived_recipe(folder: Path, num_images: int, values: Mapping[str, Any]) -> 
         ValueError: A value is out of range, or `derived.json` is corrupt.
     """
     from ..storage.local import write_atomically
-    from ..train.default_recipe import DERIVED, default_recipe
+    from ..train.defaults import DERIVED, default_recipe
 
     derived_names = [name for name in DERIVED if name not in values]
     path = folder / _FILE

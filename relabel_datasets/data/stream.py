@@ -6,7 +6,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
-from typing import Any, Unpack
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
@@ -18,6 +18,9 @@ from .datasets import RelabelDataset
 from .epochs import Iteration, SharedEpochs
 from .loader_options import LoaderOptions
 from .sampling import WINDOW, RelabelSampler, Remainder, Rows
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 logger = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .checkpoints import load_checkpoint
     from .classifier import Classifier, Normalize, load_classifier
     from .comparison import Comparison, ComparisonEntry, compare, score_label_maps
-    from .default_recipe import default_recipe
+    from .defaults import default_recipe
     from .evaluation import LabeledImages, SourceImages, evaluate, open_images
     from .loop import TrainResult, train_student
     from .recipe import LABELS, PRESETS, LabelConfig, Recipe, RuntimeConfig
@@ -46,7 +46,7 @@ _MODULES = {
     "TokenStudent": "tokens",
     "TrainResult": "loop",
     "compare": "comparison",
-    "default_recipe": "default_recipe",
+    "default_recipe": "defaults",
     "evaluate": "evaluation",
     "load_checkpoint": "checkpoints",
     "load_classifier": "classifier",

@@ -13,7 +13,7 @@ from relabel_datasets.cli import main, make_parser
 from relabel_datasets.cli.recipe_choice import recipe_from
 from relabel_datasets.shards.manifest import Manifest
 from relabel_datasets.storage.folders import MANIFEST_NAME
-from relabel_datasets.train.default_recipe import DERIVED, default_recipe
+from relabel_datasets.train.defaults import DERIVED, default_recipe
 from relabel_datasets.train.recipe import PRESETS, Recipe
 from tests.train.tiny import OPTIONS
 
