@@ -64,6 +64,14 @@ def safe_globals(classes: list[Any]) -> Iterator[None]:
         serialization.add_safe_globals(before)
 
 
+def reset_fsspec_after_fork() -> None:
+    """Let forked processes use fsspec. Before fsspec 2025.5 they wait for an event loop whose thread they do not have."""
+    from fsspec import asyn  # slow to import
+
+    if hasattr(os, "register_at_fork") and not hasattr(asyn, "reset_after_fork"):
+        os.register_at_fork(after_in_child=asyn.reset_lock)
+
+
 def lock_file(descriptor: int, *, wait: bool) -> None:
     """Lock an open file for this process (`flock`). Only call it if `HAS_FILE_LOCKS`.
 

@@ -16,12 +16,13 @@ from urllib.parse import quote
 import fsspec
 from fsspec.asyn import AsyncFileSystem, sync
 
-from ..compatibility import sha256_digest
+from ..compatibility import reset_fsspec_after_fork, sha256_digest
 from ..errors import DatasetError, RefusedError
 from .redaction import redact, redact_path, redacted_cause, secrets_of
 from .retries import Failure, growing_pauses, retry
 
 logger = logging.getLogger(__name__)
+reset_fsspec_after_fork()
 
 MAX_ATTEMPTS = 10  # for one range, about two minutes of pauses in total
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
