@@ -25,7 +25,7 @@ SCALES = (
     (0.4, 5),
 )  # side of a window as a share of the image's, and number of positions along each side
 MIN_PROBABILITY = 0.5  # of a class that a window shows
-MIN_LEAD = 0.25  # of a class that a window shows, as a share of the largest lead of any window of the image
+MIN_LEAD = 0.15  # of a class that a window shows, as a share of the largest lead of any window of the image
 _SIDE, _STEPS = SCALES[-1]
 DEFINITION = (
     f"An image shows a class if one of {_STEPS**2} windows, each {_SIDE:.0%} of the image's width and height, gives it a "

@@ -64,7 +64,7 @@ def _num_shown(windows):
     """Return the number of classes that the smallest windows show."""
     ranked = [sorted(soft, reverse=True) for soft in windows]
     leads = [math.log(first / second) for first, second, *_ in ranked]
-    shown = [lead >= max(leads) / 4 and first >= 0.5 for lead, (first, *_) in zip(leads, ranked, strict=True)]
+    shown = [lead >= 0.15 * max(leads) and first >= 0.5 for lead, (first, *_) in zip(leads, ranked, strict=True)]
     return len({soft.index(max(soft)) for soft, is_shown in zip(windows, shown, strict=True) if is_shown})
 
 
