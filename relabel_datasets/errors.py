@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["DatasetError", "ImageError", "LabelMapError", "RefusedError", "UnavailableError"]
+__all__ = ["DatasetError", "ImageError", "LabelMapError", "MissingExtraError", "RefusedError", "UnavailableError"]
 
 
 class DatasetError(ValueError):
@@ -23,3 +23,7 @@ class LabelMapError(ValueError):
 
 class ImageError(ValueError):
     """Image that cannot be read or decoded."""
+
+
+class MissingExtraError(ImportError):
+    """Optional package that is not installed. The message names the extra that installs it."""

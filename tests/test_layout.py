@@ -14,6 +14,7 @@ LAYERS = [
     "words",
     "cpus",
     "errors",
+    "extras",
     "keywords",
     "devices",
     "naming",

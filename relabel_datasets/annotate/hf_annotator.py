@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..devices import find_device
+from ..extras import check_extra
 from ..storage.hub_errors import HubItem, explaining_hub_errors
 from ..storage.redaction import redacted_cause
 from .annotator import IMAGENET_MEAN, IMAGENET_STD, ModuleAnnotator, check_size
@@ -56,7 +57,7 @@ class HFAnnotator(ModuleAnnotator):
         linear_head: Whether the mean over a local map equals the logits of the model.
 
     Raises:
-        ImportError: transformers is not installed.
+        MissingExtraError: (an ImportError) transformers is not installed.
         ValueError: The model has no feature map, no trained classifier, or does not support the input size.
         OSError: The model does not exist or cannot be downloaded.
 
@@ -231,12 +232,9 @@ def _poolings(base: nn.Module, stream: Stream) -> Iterator[Callable[[Tensor], Te
 
 
 def _load_model(name: str, revision: str | None) -> PreTrainedModel:
-    try:
-        from transformers import AutoModelForImageClassification  # slow import
-    except ImportError as error:
-        raise ImportError(
-            f"hf:{name} needs transformers, which is not installed: pip install 'relabel-datasets[hf]'"
-        ) from error
+    check_extra("hf", f"hf:{name}")
+    from transformers import AutoModelForImageClassification  # slow import
+
     with explaining_hub_errors(HubItem(name, revision, kind="model")):
         model, info = AutoModelForImageClassification.from_pretrained(
             name, revision=revision, output_loading_info=True, trust_remote_code=False

@@ -38,6 +38,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from ..extras import check_extra
 from .engines import MakeAnnotator
 from .ray_actors import Actors
 
@@ -57,6 +58,7 @@ class RayEngine:
 
     Raises:
         ValueError: An argument is out of range.
+        MissingExtraError: (an ImportError) Ray is not installed.
 
     Example:
         >>> build(source, "path/to/dataset", annotator, engine=RayEngine(num_actors=8))
@@ -72,6 +74,7 @@ class RayEngine:
             value = getattr(self, name)
             if value is not None and value < minimum:
                 raise ValueError(f"{name} must be at least {minimum}, got {value}")
+        check_extra("ray", "engine 'ray'")
 
     @contextmanager
     def start(self, make: MakeAnnotator) -> Iterator[Actors]:
@@ -84,16 +87,11 @@ class RayEngine:
             Running actors.
 
         Raises:
-            ImportError: Ray is not installed.
             ConnectionError: There is no cluster at the address.
             TypeError: `make` cannot be pickled.
         """
-        try:
-            import ray
-        except ImportError as error:
-            raise ImportError(
-                "engine 'ray' needs Ray: pip install 'relabel-datasets[ray]', here and on all nodes"
-            ) from error
+        import ray
+
         is_started_here = not ray.is_initialized()
         if is_started_here:
             ray.init(address=self.address, include_dashboard=False if self.address is None else None)

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DatasetError
+from ..extras import check_extra
+from ..schema import shown
 from ..words import counted
 from .annotator import Annotator, ModuleAnnotator
 from .combine import Ensemble, FlipAveraged
@@ -54,6 +56,7 @@ def remake_annotator(
     Raises:
         FileNotFoundError: A checkpoint does not exist.
         DatasetError: The description contains a path as the name of a model, or arguments that load files.
+        MissingExtraError: (an ImportError) The package of the annotator is not installed.
         ValueError: The weights differ from those that made the maps, the number of checkpoints is not that of the models, or the
             annotator does not consist of named models.
     """
@@ -74,6 +77,21 @@ def remake_annotator(
         for model in models
     ]
     return Ensemble(annotators) if description.get("kind") == "ensemble" else annotators[0]
+
+
+def check_package(description: Mapping[str, Any]) -> None:
+    """Raise an error if `remake_annotator` would need an extra that is not installed.
+
+    Args:
+        description: Field `annotator` of the manifest.
+
+    Raises:
+        DatasetError: The members of an ensemble are not a list of descriptions.
+        MissingExtraError: (an ImportError) The package of the annotator is not installed.
+    """
+    for model in _models(description):
+        if model.get("kind") == "transformers":
+            check_extra("hf", f"the annotator {shown(model.get('name'))}")
 
 
 def _models(description: Mapping[str, Any]) -> list[Mapping[str, Any]]:

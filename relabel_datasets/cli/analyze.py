@@ -6,6 +6,7 @@ import argparse
 import sys
 from typing import Any
 
+from ..extras import install_command, is_installed
 from .next_step import config_words, say_next
 from .options import (
     add_boxes,
@@ -37,7 +38,10 @@ def add_parser(commands: Any) -> None:
     add_num_samples(parser, "to measure, evenly spaced")
     parser.add_argument("--seed", type=int, default=0, help="seed of the crops (default: %(default)s)")
     parser.add_argument(
-        "--out", type=path_argument, metavar="FOLDER", help="folder for analysis.json, CSV tables and plots"
+        "--out",
+        type=path_argument,
+        metavar="FOLDER",
+        help="folder for analysis.json, CSV tables and, with matplotlib, plots",
     )
 
 
@@ -46,8 +50,11 @@ def _run(args: argparse.Namespace) -> None:
     from ..report.plots import save_plots
     from ..storage.local import write_atomically
 
+    has_plots = args.out is not None and is_installed("plots")
     if args.out is not None:
         args.out.mkdir(parents=True, exist_ok=True)  # fail before minutes of work
+        if not has_plots:
+            sys.stderr.write(f"writing tables without plots, which need matplotlib: {install_command('plots')}\n")
     analysis = analyze(
         args.path, args.config, args.split, boxes=args.boxes, num_crops=args.num_crops, num_samples=args.num_samples,
         seed=args.seed,
@@ -56,9 +63,10 @@ def _run(args: argparse.Namespace) -> None:
     if args.out is not None:
         for name, table in analysis.tables.items():
             write_atomically(args.out / f"{name}.csv", table.to_csv().encode())
-        save_plots(analysis, args.out)
+        if has_plots:
+            save_plots(analysis, args.out)
         write_atomically(args.out / "analysis.json", analysis.to_json().encode())
-        sys.stdout.write(f"tables and plots: {args.out}\n")
+        sys.stdout.write(f"tables{' and plots' if has_plots else ''}: {args.out}\n")
     if args.path is None:
         say_next("relabel", "build", "IMAGES", "OUT", "--annotator", "MODEL")
     else:

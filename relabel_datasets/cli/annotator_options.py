@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..extras import check_extra
 from ..words import counted
 from .options import Repeated, add_model_kwargs, path_argument, positive
 
@@ -79,6 +80,13 @@ def add_annotator_arguments(parser: argparse.ArgumentParser, default: str | None
     group.add_argument(
         "--compile", action="store_true", help="compile the model with torch.compile: slower start, faster inference"
     )
+
+
+def check_annotator_package(args: argparse.Namespace) -> None:
+    """Raise MissingExtraError if the package of an annotator is not installed, before anything else is done."""
+    for name in args.annotator:
+        if name.startswith("hf:"):
+            check_extra("hf", f"--annotator {name}")
 
 
 def annotator_from(args: argparse.Namespace) -> Annotator:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import DatasetError
 from ..storage.redaction import redact_path
-from .annotator_options import add_annotator_arguments, annotator_from
+from .annotator_options import add_annotator_arguments, annotator_from, check_annotator_package
 from .image_options import add_columns
 from .next_step import config_words, say_next
 from .options import add_command, add_config, path_argument, positive
@@ -136,7 +136,11 @@ def _run(args: argparse.Namespace) -> None:
     from ..annotate.builder import build
     from ..annotate.shard import BuildConfig
     from ..data.split_folders import check_same_classes
+    from ..storage.output import open_output
 
+    engine = _engine_from(args)
+    check_annotator_package(args)
+    open_output(args.out)  # refuses a URL whose package is missing, before the images are listed
     sources = _open_sources(args)
     check_same_classes({str(images): source.classes for images, source in sources.values()})
     build_config = BuildConfig(
@@ -163,7 +167,7 @@ def _run(args: argparse.Namespace) -> None:
             class_mapping=class_mapping,
             all_classes=args.all_classes,
             card=args.card,
-            engine=_engine_from(args),
+            engine=engine,
         )
         sys.stdout.write(describe_result(manifest, args.out, split, str(images) if args.no_images else None))
     split, (images, source) = next(iter(sources.items()))

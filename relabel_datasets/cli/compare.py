@@ -16,6 +16,7 @@ from .student_options import (
     add_data_options,
     add_recipe_options,
     add_runtime_options,
+    annotator_of,
     load_splits,
     recipe_values,
     remake,
@@ -67,6 +68,7 @@ def add_parser(commands: Any) -> None:
 
 
 def _run(args: argparse.Namespace) -> None:
+    from ..annotate.remake import check_package
     from ..data.store import LabelMaps
     from ..storage.local import write_atomically
     from ..train.comparison import compare, score_label_maps
@@ -75,16 +77,22 @@ def _run(args: argparse.Namespace) -> None:
     if (args.presets or args.kinds) and args.out is None:
         option = "--presets" if args.presets else "--labels"
         raise ValueError(f"{option} needs a folder for the runs of the students: give --out")
+    runtime = runtime_from(args)
     configs = args.configs or _all_configs(args.path)
-    sys.stdout.write("| label maps | top1 | ece |\n| --- | ---: | ---: |\n")
-    for config in configs:
-        scores = score_label_maps(LabelMaps(args.path, config, args.split))
-        sys.stdout.write(f"| {config} | {100 * scores['top1']:.1f} | {scores['ece']:.3f} |\n")
+    entries = []
     if args.presets or args.kinds:
         entries = [
             entry for name, recipe in _recipes(args, configs).items() for entry in _entries(args, name, recipe, configs)
         ]
-        comparison = compare(entries, args.out, seeds=args.seeds, runtime=runtime_from(args))
+    if any(entry.recipe.label_config.distilled for entry in entries):
+        for config in configs:
+            check_package(annotator_of(args.path, config))
+    sys.stdout.write("| label maps | top1 | ece |\n| --- | ---: | ---: |\n")
+    for config in configs:
+        scores = score_label_maps(LabelMaps(args.path, config, args.split))
+        sys.stdout.write(f"| {config} | {100 * scores['top1']:.1f} | {scores['ece']:.3f} |\n")
+    if entries:
+        comparison = compare(entries, args.out, seeds=args.seeds, runtime=runtime)
         sys.stdout.write(f"\n{comparison.to_markdown()}")
         write_atomically(args.out / "table.md", comparison.to_markdown().encode())
         write_atomically(args.out / "results.json", comparison.to_json().encode())

@@ -8,10 +8,11 @@ import os
 import re
 from collections.abc import Mapping
 
+from ..extras import EXTRAS, install_command
 from ..storage.redaction import redact_path
 
 _MAX_LENGTH = 1500  # characters
-_EXTRAS = {"ray": "ray", "s3fs": "s3", "tensorboard": "tensorboard", "transformers": "hf"}
+_EXTRAS = {package: extra for extra, package in EXTRAS.items()}
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _TOO_MANY_FILES = (errno.EMFILE, errno.ENFILE)
 _NETWORK_MODULES = {"aiohttp", "botocore", "httpcore", "httpx", "httpx2", "requests", "urllib3"}
@@ -108,8 +109,8 @@ def _missing_package(error: ModuleNotFoundError) -> str:
     package = (error.name or "").partition(".")[0]
     if not package or package == "relabel_datasets":
         return f"{error}: reinstall relabel-datasets"
-    requirement = f'"relabel-datasets[{_EXTRAS[package]}]"' if package in _EXTRAS else package
-    return f"this needs the Python package {package!r}, which is not installed: pip install {requirement}"
+    command = install_command(_EXTRAS[package]) if package in _EXTRAS else f"pip install {package}"
+    return f"this needs the Python package {package!r}, which is not installed: {command}"
 
 
 def _explain_system_error(error: OSError) -> str:

@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import Any
 
-from .annotator_options import add_annotator_arguments, annotator_from
+from .annotator_options import add_annotator_arguments, annotator_from, check_annotator_package
 from .build import add_writing_options, describe_result
 from .next_step import say_next
 from .options import add_command, add_config, add_split, path_argument
@@ -58,6 +58,7 @@ def _run(args: argparse.Namespace) -> None:
     from ..annotate.orientation import detect_order
     from ..annotate.published import PublishedMaps
 
+    check_annotator_package(args)
     if args.order == "auto" and not (args.images and args.annotator):
         raise ValueError(
             "--order auto compares the label maps with those of an annotator: give --images and --annotator, or --order hw or wh"

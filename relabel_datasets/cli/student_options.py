@@ -158,14 +158,19 @@ def load_splits(args: argparse.Namespace, config: str | None) -> tuple[RelabelDa
 def remake(args: argparse.Namespace, config: str | None) -> Annotator:
     """Recreate the annotator of a config."""
     from ..annotate.remake import remake_annotator
+
+    size = args.annotator_input_size
+    return remake_annotator(
+        annotator_of(args.path, config), checkpoint=args.checkpoint, input_size=size, device=getattr(args, "device", None)
+    )  # fmt: skip
+
+
+def annotator_of(path: str, config: str | None) -> dict[str, Any]:
+    """Return the description of the annotator of a config."""
     from ..shards.configs import open_config
     from ..storage.resolve import open_folder
 
-    description = open_config(open_folder(args.path), config)[1].annotator
-    size = args.annotator_input_size
-    return remake_annotator(
-        description, checkpoint=args.checkpoint, input_size=size, device=getattr(args, "device", None)
-    )  # fmt: skip
+    return open_config(open_folder(path), config)[1].annotator
 
 
 def _add_fields(

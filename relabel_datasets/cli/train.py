@@ -80,12 +80,11 @@ def _run(args: argparse.Namespace) -> None:
     logging.getLogger("timm").setLevel(logging.WARNING)  # timm logs the list of checkpoints after each epoch
     if args.preset != AUTO:
         recipe_from(args, 0)  # errors in its values come before the dataset is opened
+    runtime = runtime_from(args)
     dataset, validation = load_splits(args, args.config)
     recipe = recipe_from(args, len(dataset))
     annotator = remake(args, args.config) if recipe.label_config.distilled else None
-    trained = train_student(
-        dataset, args.out, recipe, validation=validation, annotator=annotator, runtime=runtime_from(args)
-    )
+    trained = train_student(dataset, args.out, recipe, validation=validation, annotator=annotator, runtime=runtime)
     if os.environ.get("RANK", "0") == "0":  # under torchrun, all ranks have the metrics
         formats = {"ece": ".4f"}  # the others are shares
         metrics = "".join(f", {name} {value:{formats.get(name, '.1%')}}" for name, value in trained.metrics.items())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,11 +15,14 @@ from markupsafe import Markup
 from ..analysis.analysis import Analysis, Table
 from ..analysis.suspects import DEFINITION as SUSPECT_DEFINITION
 from ..data.store import LabelMaps
+from ..extras import install_command, is_installed
 from ..labels.windows import DEFINITION as SHOWN_DEFINITION
 from ..shards.manifest import Manifest
 from ..storage.folders import Folder
 from ..words import counted
 from .plots import plot, to_bytes
+
+logger = logging.getLogger(__name__)
 
 NUM_SUSPECTS = 100  # images with suspect labels that are always in the page
 _MAX_ROWS = 50  # of tables that may be long
@@ -187,7 +191,10 @@ def _number(name: str, value: Any) -> str:
 
 
 def _plots(analysis: Analysis) -> dict[str, Markup]:
-    """Return the plots as inline SVG, without background and in the text color of the page."""
+    """Return the plots as inline SVG, without background and in the text color of the page; none without matplotlib."""
+    if not is_installed("plots"):  # the tables of the page have the same numbers
+        logger.warning("the report has tables but no plots, which need matplotlib: %s", install_command("plots"))
+        return {}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)  # the browser draws the text
         figures = plot(analysis)

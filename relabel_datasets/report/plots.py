@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..analysis.analysis import Analysis, Table
+from ..extras import check_extra
 from ..storage.local import write_atomically
 from .names import legible_names
 
@@ -32,7 +33,11 @@ def plot(analysis: Analysis) -> dict[str, Figure]:
 
     Returns:
         The figures by name, one for each of the tables `overlap`, `by_overlap`, `num_classes` and `confused` that has rows.
+
+    Raises:
+        MissingExtraError: (an ImportError) matplotlib is not installed.
     """
+    check_extra("plots", "plotting")
     from matplotlib.figure import Figure  # slow to import
 
     figures = {}
@@ -70,6 +75,9 @@ def save_plots(analysis: Analysis, folder: Path) -> list[Path]:
 
     Returns:
         The paths of the files.
+
+    Raises:
+        MissingExtraError: (an ImportError) matplotlib is not installed.
     """
     paths = []
     for name, figure in plot(analysis).items():

@@ -92,10 +92,8 @@ def _truncated(draw: ImageDraw.ImageDraw, text: str, width: int) -> str:
 
 @cache
 def _font() -> ImageFont.FreeTypeFont:
-    """Return the font that comes with matplotlib; the one of Pillow has only English letters."""
-    import matplotlib as mpl  # slow to import
-
-    return ImageFont.truetype(str(Path(mpl.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")), 13)
+    """Return the font of this package; the one of Pillow has only English letters."""
+    return ImageFont.truetype(str(Path(__file__).parent / "fonts" / "DejaVuSans.ttf"), 13)
 
 
 def side_by_side(tiles: Sequence[Image.Image]) -> Image.Image:

@@ -265,6 +265,7 @@ def remote_folder(
 
     Raises:
         ValueError: The limit cannot be parsed, or the URL is a chain of URLs.
+        MissingExtraError: (an ImportError) The package for the protocol of the URL is not installed.
     """
     folder = default_cache() if cache_dir is None else Path(cache_dir)
     limit = find_limit(cache_limit)

@@ -125,6 +125,9 @@ def open_output(root: str | os.PathLike[str], storage_options: dict[str, Any] | 
 
     Returns:
         A `LocalOutput` or a `RemoteOutput`.
+
+    Raises:
+        MissingExtraError: (an ImportError) The package for the protocol of the URL is not installed.
     """
     text = without_file_scheme(root)
     return RemoteOutput(text, storage_options or {}) if is_url(text) else LocalOutput(text)

@@ -18,6 +18,7 @@ from fsspec.asyn import AsyncFileSystem, sync
 
 from ..compatibility import reset_fsspec_after_fork, sha256_digest
 from ..errors import DatasetError, RefusedError
+from ..extras import check_protocol
 from .redaction import redact, redact_path, redacted_cause, secrets_of
 from .retries import Failure, growing_pauses, retry
 
@@ -54,6 +55,7 @@ class RemoteFiles:
 
     Raises:
         ValueError: The URL is a chain, such as `simplecache::https://...`.
+        MissingExtraError: (an ImportError) The package for the protocol is not installed.
     """
 
     def __init__(self, url: str, storage_options: dict[str, Any]) -> None:
@@ -64,6 +66,7 @@ class RemoteFiles:
             )
         self._protocol, _, rest = url.partition("://")
         self._protocol = self._protocol.lower()
+        check_protocol(self._protocol)
         self._is_http = self._protocol in ("http", "https")
         if self._is_http:
             rest = rest.partition("#")[0]  # elsewhere it may be part of a name

@@ -49,8 +49,8 @@ def open_folder(
     """Open the folder of a dataset, local or remote. The result is accepted wherever a dataset path is.
 
     Args:
-        path: One of the following. A local folder. A URL of any protocol of fsspec: `https://`, `s3://` (requires s3fs),
-            `gs://` (requires gcsfs), `file://`, `memory://`, ... A dataset repository `"org/name"` on the Hub. A short name:
+        path: One of the following. A local folder. A URL of any protocol of fsspec: `https://`, `s3://` (extra `s3`),
+            `gs://` (extra `gcs`), `file://`, `memory://`, ... A dataset repository `"org/name"` on the Hub. A short name:
             `"scenes-relabel"` is drawn and built in the cache on first use (about a minute); `"imagenet-relabel"` and
             `"imagenette-relabel"` are looked up in the cache, where their builders write them, and then on the Hub.
         namespace: User or organization on the Hub that owns a short name's repository. If it is given, the cache is not
@@ -74,6 +74,7 @@ def open_folder(
         RefusedError: Access to the dataset on the Hub must be requested, or the token is not valid. It is a ValueError.
         DatasetError: The Hub cannot be reached. It is a ValueError.
         ValueError: A limit cannot be parsed, or an argument does not apply to this kind of path.
+        MissingExtraError: (an ImportError) The package for the protocol of a URL is not installed.
     """
     if not isinstance(path, (str, os.PathLike)):
         return path

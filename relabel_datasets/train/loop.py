@@ -91,7 +91,6 @@ def train_student(
 
     Raises:
         ValueError: Arguments do not fit together, `out` contains a run with another recipe, or the loss is not finite.
-        ImportError: `runtime.tensorboard` is True and TensorBoard is not installed.
 
     Example:
         >>> dataset, validation = (load_dataset("imagenette-relabel", split=s) for s in ("train", "validation"))
@@ -135,7 +134,6 @@ class _Run:
         rank: int,
         world_size: int,
     ) -> None:
-        self.board_type = _summary_writer() if runtime.tensorboard else None
         self.recipe, self.runtime, self.folder, self.validation = recipe, runtime, folder, validation
         self.device, self.rank, self.world_size = device, rank, world_size
         self.model = make_student(recipe, len(dataset.classes)).to(device)
@@ -307,8 +305,10 @@ class _Run:
         self._steps = CsvLog(self.folder / STEPS, steps, start)
         self._epochs = CsvLog(self.folder / EPOCHS, epochs, (start[0] - 1, self.steps_per_epoch))
         self._board: Any = None
-        if self.board_type is not None:
-            self._board = self.board_type(str(self.folder), purge_step=start[0] * self.steps_per_epoch + start[1])
+        if self.runtime.tensorboard:
+            from torch.utils.tensorboard import SummaryWriter  # of an extra
+
+            self._board = SummaryWriter(str(self.folder), purge_step=start[0] * self.steps_per_epoch + start[1])
 
     def _log_step(self, epoch: int, step: int, window: Tensor, steps_per_second: float, bar: tqdm[Any]) -> None:
         loss = float(window[0] / window[1])
@@ -331,16 +331,3 @@ class _Run:
             for name, value in values.items():
                 self._board.add_scalar(f"{topic}/{name}", value, step)
             self._board.flush()
-
-
-def _summary_writer() -> Any:
-    """Return TensorBoard's SummaryWriter class.
-
-    Raises:
-        ImportError: TensorBoard is not installed.
-    """
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise ImportError('TensorBoard is not installed: pip install "relabel-datasets[tensorboard]"') from error
-    return SummaryWriter

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 from ..cpus import num_cpus
+from ..extras import check_extra
 from ..keywords import check_keywords
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -220,6 +221,7 @@ class RuntimeConfig:
 
     Raises:
         ValueError: A number of steps or epochs is out of range.
+        MissingExtraError: (an ImportError) `tensorboard` is True and TensorBoard is not installed.
     """
 
     device: str | None = None
@@ -237,6 +239,8 @@ class RuntimeConfig:
         for name, minimum in (("save_every", 0), ("validate_every", 1), ("log_every", 1)):
             if getattr(self, name) < minimum:
                 raise ValueError(f"{name}= must be at least {minimum}, got {getattr(self, name)}")
+        if self.tensorboard:
+            check_extra("tensorboard", "tensorboard=True")
 
 
 # Small: for images of about 64 pixels, or a few thousand images of any size, on one GPU or CPU.

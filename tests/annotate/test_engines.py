@@ -17,12 +17,6 @@ def test_options_of_ray_have_minimum_values(options):
         rd.annotate.RayEngine(**options)
 
 
-def test_without_ray_the_error_explains_what_to_install(tmp_path, image_folder, annotator, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "ray", None)
-    with pytest.raises(ImportError, match=r"pip install 'relabel-datasets\[ray\]'"):
-        rd.build(rd.data.ImageFolderSource(image_folder), tmp_path / "data", annotator, engine="ray")
-
-
 def test_an_engine_object_is_used_directly():
     engine = rd.annotate.RayEngine(num_actors=3)
     assert find_engine(engine) is engine

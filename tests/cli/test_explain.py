@@ -58,7 +58,7 @@ CASES = {
         ModuleNotFoundError("No module named 'ray'", name="ray"),
         'pip install "relabel-datasets[ray]"',
     ),
-    "any package": (ModuleNotFoundError("No module named 'gcsfs'", name="gcsfs"), "pip install gcsfs"),
+    "any package": (ModuleNotFoundError("No module named 'adlfs'", name="adlfs"), "pip install adlfs"),
     "network": (ConnectionRefusedError(111, "Connection refused"), "the network cannot be reached: check"),
     "third party": (KeyError("model"), "unexpected KeyError: 'model'. Run the command with --debug"),
     "no message": (ValueError(), "unexpected ValueError: no message. Run the command with --debug"),

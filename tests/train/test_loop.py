@@ -4,7 +4,6 @@ import copy
 import csv
 import dataclasses
 import math
-import sys
 
 import pytest
 import timm
@@ -204,14 +203,6 @@ def test_tensorboard_has_the_values_of_the_csv_logs(fit, cpu):
     assert [event.step for event in events.Scalars("train/loss")] == [1, 2, 3]
     assert [event.value for event in events.Scalars("train/loss")] == pytest.approx(losses_of(trained.folder))
     assert [event.value for event in events.Scalars("epoch/top1")] == pytest.approx([trained.metrics["top1"]])
-
-
-def test_a_missing_tensorboard_is_an_error_with_the_package_to_install(fit, cpu, monkeypatch):
-    for name in [name for name in sys.modules if name.startswith("torch.utils.tensorboard")]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "tensorboard", None)
-    with pytest.raises(ImportError, match=r"pip install .relabel-datasets\[tensorboard\]"):
-        fit(runtime=dataclasses.replace(cpu, tensorboard=True))
 
 
 @pytest.mark.parametrize("moment", ["save_epoch", "drop_steps"])
