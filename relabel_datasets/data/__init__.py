@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .hf_source import HFSource
     from .joins import Images, KeyedImages, OnUnmatched, Unmatched
     from .loading import LoadOptions, StreamOptions, load_dataset
+    from .pipeline import RelabelPipeline
     from .samples import decode_sample
     from .sampling import RelabelSampler, Remainder
     from .skipped import Skipped
@@ -41,6 +42,7 @@ _MODULES = {
     "OpenedConfig": "store",
     "RelabelDataset": "datasets",
     "RelabelLoader": "stream",
+    "RelabelPipeline": "pipeline",
     "RelabelSampler": "sampling",
     "RelabelStream": "stream",
     "Remainder": "sampling",
@@ -65,6 +67,7 @@ __all__ = [
     "OpenedConfig",
     "RelabelDataset",
     "RelabelLoader",
+    "RelabelPipeline",
     "RelabelSampler",
     "RelabelStream",
     "Remainder",

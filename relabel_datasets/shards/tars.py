@@ -190,6 +190,11 @@ class ShardReader:
         return mapped[offset : offset + size]
 
     @property
+    def urls(self) -> list[str]:
+        """Paths of the shards, or their URLs without credentials."""
+        return [f"{self._folder}/{name}" for name in self._split.filenames]
+
+    @property
     def is_remote(self) -> bool:
         """Whether shards are downloaded when they are read."""
         return self._folder.is_remote
