@@ -16,7 +16,13 @@ _EXTRAS = {package: extra for extra, package in EXTRAS.items()}
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _TOO_MANY_FILES = (errno.EMFILE, errno.ENFILE)
 _NETWORK_MODULES = {"aiohttp", "botocore", "httpcore", "httpx", "httpx2", "requests", "urllib3"}
-_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "cannot allocate memory")
+_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "cannot allocate memory", "killed by signal: killed")
+_OUT_OF_SHARED_MEMORY = (
+    "killed by signal: bus error",
+    "shared memory object </torch",
+    "to file </torch",
+    "for file </torch",
+)
 # `epochs=` or `epochs=5` in a message of this package, but not in a path such as data/split=train.
 _OTHER_NAMES = {"classes": "classes_file", "name": "config"}  # keyword: option that sets it
 _KEYWORD = re.compile(r"(?<![^\s(`])(?P<name>[a-z]\w*)=(?P<value>'[^']*'|[\w.+-]*\w)?(?=[\s,;:.)`]|$)")
@@ -84,9 +90,26 @@ def _from_worker(error: BaseException) -> str | None:
 
 def _explain(error: BaseException) -> str:
     text = str(error)
+    if "exited unexpectedly" in text and isinstance(error.__cause__, RuntimeError):
+        text = str(error.__cause__)  # torch names the signal that killed a worker in one of the two
     error_type = type(error).__name__
     if error_type == "OutOfMemoryError":
         return f"the GPU is out of memory: lower --batch-size or the image size. {text.partition('. ')[0]}"
+    if isinstance(error, RuntimeError) and _is_any_in(_OUT_OF_SHARED_MEMORY, text.lower()):
+        return (
+            "the DataLoader workers are out of shared memory: enlarge /dev/shm (in a container, such as docker run "
+            f"--shm-size=8g), or lower --num-workers or --batch-size ({text.partition('. ')[0]})"
+        )
+    if text.startswith("DataLoader worker") and text.endswith("exited unexpectedly"):
+        return (
+            "a DataLoader worker was killed, usually because memory or shared memory ran out: lower --num-workers or "
+            f"--batch-size, or enlarge /dev/shm ({text})"
+        )
+    if isinstance(error, RuntimeError) and text == "can't start new thread":
+        return (
+            "the system starts no more threads: raise the limit (ulimit -u, or that of the container), or lower --num-workers "
+            "and --num-threads"
+        )
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _is_any_in(_OUT_OF_MEMORY, text.lower())):
         return f"out of memory: lower --batch-size, the number of workers or the image size ({text or error_type})"
     if isinstance(error, ModuleNotFoundError):

@@ -1,5 +1,7 @@
 import errno
 import os
+import signal
+import threading
 
 import pytest
 import torch
@@ -28,6 +30,36 @@ def worker_error() -> Exception:
     raise AssertionError
 
 
+def killed_worker_error(number: int) -> Exception:
+    """Return torch's error for a worker that a signal has killed."""
+
+    class Killed(torch.utils.data.Dataset):
+        def __len__(self):
+            return 1
+
+        def __getitem__(self, index):
+            os.kill(os.getpid(), number)
+
+    try:
+        next(iter(torch.utils.data.DataLoader(Killed(), num_workers=1)))
+    except RuntimeError as error:
+        return error
+    raise AssertionError
+
+
+def thread_error() -> Exception:
+    """Return Python's error for a thread that the system does not start."""
+    before = threading.stack_size(1 << 46)  # more than there is
+    try:
+        threading.Thread(target=int).start()
+    except RuntimeError as error:
+        return error
+    finally:
+        threading.stack_size(before)
+    raise AssertionError
+
+
+KILLED = {signal.SIGBUS: "out of shared memory: enlarge /dev/shm", signal.SIGKILL: "out of memory: lower --batch-size"}
 CASES = {
     "our own error": (DatasetError("x.tar is damaged: fetch it again"), "x.tar is damaged: fetch it again"),
     "several lines": (ValueError("a\n  b\n"), "a b"),
@@ -53,6 +85,14 @@ CASES = {
         RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"),
         "lower --",
     ),
+    "shared memory": (
+        RuntimeError("unable to write to file </torch_7_8_9>: No space left on device (28)"),
+        "out of shared memory: enlarge /dev/shm",
+    ),
+    "worker": (
+        RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly"),
+        "a DataLoader worker was killed, usually because memory or shared memory ran out: lower --num-workers",
+    ),
     "memory of a GPU": (torch.OutOfMemoryError("CUDA out of memory. Tried"), "the GPU is out of memory: lower"),
     "optional package": (
         ModuleNotFoundError("No module named 'ray'", name="ray"),
@@ -72,6 +112,15 @@ def test_an_error_is_one_line_with_advice(case):
     error, expected = CASES[case]
     assert expected in explain(error)
     assert "\n" not in explain(error)
+
+
+@pytest.mark.parametrize("number", KILLED)
+def test_a_killed_worker_is_explained(number):
+    assert KILLED[number] in explain(killed_worker_error(number))
+
+
+def test_a_thread_that_does_not_start_is_explained():
+    assert "starts no more threads: raise the limit (ulimit -u" in explain(thread_error())
 
 
 def test_an_error_in_a_worker_is_shown_as_that_error():
