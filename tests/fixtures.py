@@ -126,7 +126,7 @@ def _s3(served_folder, _no_user_credentials):
     with s3_server(served_folder, BUCKET) as address, FaultyServer(upstream=address) as server:
         options = {"endpoint_url": server.url, "client_kwargs": {"region_name": "us-east-1"}}
         # creating a botocore client is slow; fsspec caches it, so that no test takes it for a stall
-        remote_module.RemoteFiles(f"s3://{BUCKET}", options).read_small("README.md", len)
+        remote_module.RemoteFiles(f"s3://{BUCKET}", options).read_small("README.md", len, 1 << 20)
         yield Remote(server, f"s3://{BUCKET}", options)
 
 

@@ -228,12 +228,12 @@ class RemoteFolder:
 
     def card(self) -> str | None:
         try:
-            return decode_card(self._files.read_small(CARD_NAME, lambda _: None), f"{self}/{CARD_NAME}")
+            return decode_card(self._files.read_small(CARD_NAME, lambda _: None, MAX_CARD_BYTES), f"{self}/{CARD_NAME}")
         except (FileNotFoundError, RefusedError):  # S3 may answer 403 for what does not exist
             return None
 
     def read(self, name: str, parse: Callable[[bytes], T]) -> T:
-        return parse(self._files.read_small(self._below + name, parse))
+        return parse(self._files.read_small(self._below + name, parse, MAX_SMALL_BYTES))
 
     def open(self, name: str, num_bytes: int, sha256: str) -> BinaryIO:
         path = self._below + check_file_name(name, str(self))

@@ -43,6 +43,10 @@ class _WrongLengthError(Exception):
     pass
 
 
+class _TooLargeError(ValueError):  # not temporary
+    pass
+
+
 class RemoteFiles:
     """The files below a URL.
 
@@ -80,22 +84,23 @@ class RemoteFiles:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_opened": None}  # connections stay in their process
 
-    def read_small(self, name: str, check: Callable[[bytes], object]) -> bytes:
+    def read_small(self, name: str, check: Callable[[bytes], object], max_bytes: int) -> bytes:
         """Read a file of unknown length.
 
         Args:
             name: Name of the file, relative to the URL.
             check: Function that raises DatasetError if the bytes are damaged.
+            max_bytes: Maximum size of the file in bytes. No more is read from the server.
 
         Returns:
             The content of the file.
 
         Raises:
             FileNotFoundError: There is no such file.
-            DatasetError: The file is damaged after several downloads, or cannot be reached. It is a ValueError.
+            DatasetError: The file is damaged after several downloads, is too large, or cannot be reached. It is a ValueError.
         """
         for attempt in range(_WHOLE_ATTEMPTS):
-            data = self._retry(name, lambda: self._cat(name))
+            data = self._retry(name, lambda: self._cat_small(name, max_bytes))
             try:
                 check(data)
             except DatasetError as error:
@@ -148,7 +153,7 @@ class RemoteFiles:
             stop = min(start + size, total)
             began = time.monotonic()
             try:
-                data = self._cat(name, start, stop)
+                data = self._cat(name, total, start, stop)
             except Exception:
                 if time.monotonic() - began >= STALL_S:
                     size = max(size // 4, SMALLEST_RANGE_BYTES)  # fewer bytes fit within the timeout
@@ -197,11 +202,28 @@ class RemoteFiles:
             min_pause_s=min(_retry_after(error), LONGEST_PAUSE_S),
         )
 
-    def _cat(self, name: str, start: int | None = None, stop: int | None = None) -> bytes:
+    def _cat_small(self, name: str, max_bytes: int) -> bytes:
+        """Read a whole file of at most `max_bytes`."""
+        if self._is_http:
+            return self._cat(name, max_bytes)
+        try:
+            data = self._cat(name, max_bytes, 0, max_bytes + 1)  # other protocols send no more than a range
+        except Exception as error:
+            if _response_of(error)[0] == 416:  # S3 and GCS have no range of an empty file
+                return b""
+            raise
+        if len(data) > max_bytes:
+            raise _TooLargeError(_too_large(max_bytes))
+        return data
+
+    def _cat(self, name: str, max_bytes: int, start: int | None = None, stop: int | None = None) -> bytes:
+        """Read a range of a file. An HTTP server may send another range, but no more than `max_bytes` are read."""
         files = self._file_system()
         name = quote(name) if self._is_http else name
         path = files._strip_protocol(f"{self._url}/{name}{self._query}")
-        if isinstance(files, AsyncFileSystem):
+        if self._is_http:
+            data = sync(files.loop, _get, files, path, max_bytes, start, stop, timeout=STALL_S)
+        elif isinstance(files, AsyncFileSystem):
             data = sync(files.loop, files._cat_file, path, start=start, end=stop, timeout=STALL_S)
         else:
             # by default, the Hub's file system reads 5 MiB more with each range and discards them
@@ -231,7 +253,7 @@ class RemoteFiles:
         return self._opened[1]
 
     def _describe(self, error: Exception) -> str:
-        if isinstance(error, _WrongLengthError):
+        if isinstance(error, (_WrongLengthError, _TooLargeError)):
             return str(error)
         if isinstance(error, TimeoutError) and not str(error):
             return f"no complete response within {STALL_S:g} s"
@@ -249,26 +271,52 @@ class RemoteFiles:
         return redact(text, self._secrets)
 
 
+async def _get(files: Any, url: str, max_bytes: int, start: int | None, stop: int | None) -> bytes:
+    """Read a URL as fsspec's HTTP file system does, but at most `max_bytes`, also of a compressed answer.
+
+    Raises:
+        _TooLargeError: The server sends more.
+    """
+    options = dict(files.kwargs)
+    if stop is not None:
+        options["headers"] = {**options.get("headers", {}), "Range": f"bytes={start}-{stop - 1}"}
+    session = await files.set_session()
+    data = bytearray()
+    async with session.get(files.encode_url(url), **options) as response:
+        files._raise_not_found_for_status(response, url)
+        async for part in response.content.iter_any():
+            data += part
+            if len(data) > max_bytes:
+                raise _TooLargeError(_too_large(max_bytes))
+    return bytes(data)
+
+
+def _too_large(max_bytes: int) -> str:
+    return f"it has more than {max_bytes} bytes, the limit for this file: check that the URL is that of a dataset"
+
+
 def _copy(options: Any) -> Any:
     """Return a deep copy of options: botocore changes its arguments."""
     return {name: _copy(value) for name, value in options.items()} if isinstance(options, dict) else options
 
 
 def _response_of(error: Exception) -> tuple[int | None, Mapping[str, str]]:
-    """Return status and headers of the HTTP response in an error of aiohttp, httpx, requests, botocore or s3fs."""
+    """Return status and headers of the HTTP response in an error of aiohttp, httpx, requests, botocore, s3fs or gcsfs."""
     response = getattr(error, "response", None)
     if response is None:
         response = getattr(error.__cause__, "response", error)
     if isinstance(response, dict):
         response = response.get("ResponseMetadata", {})
         return response.get("HTTPStatusCode"), response.get("HTTPHeaders", {})
-    status = getattr(response, "status", None) or getattr(response, "status_code", None)
+    names = ("status", "status_code", "code")  # the last one of gcsfs
+    status = next((value for name in names if (value := getattr(response, name, None)) is not None), None)
     return status if isinstance(status, int) else None, getattr(response, "headers", None) or {}
 
 
 def _is_refusal(error: Exception) -> bool:
     return (
         isinstance(error, PermissionError)
+        or (type(error) is OSError and str(error).startswith("Forbidden: "))  # gcsfs, for 403
         or type(error).__name__ in _NO_CREDENTIALS
         or _response_of(error)[0] in _REFUSED_STATUS
     )

@@ -141,11 +141,11 @@ def test_a_name_on_the_hub_is_read_from_the_hub(tmp_path, hub, expected):
 def test_files_that_are_published_later_are_found(hub):
     files = RemoteFiles(hub.url, hub.options)
     hub.server.commit("org/name", {"old.bin": b"short"})
-    assert files.read_small("old.bin", len) == b"short"
+    assert files.read_small("old.bin", len, 1 << 20) == b"short"
     with pytest.raises(FileNotFoundError, match=r"there is no new\.bin"):
-        files.read_small("new.bin", len)
+        files.read_small("new.bin", len, 1 << 20)
     hub.server.commit("org/name", {"new.bin": b"new"})
-    assert files.read_small("new.bin", len) == b"new"
+    assert files.read_small("new.bin", len, 1 << 20) == b"new"
     hub.server.commit("org/name", {"old.bin": b"longer now"})
     assert b"".join(files._ranges("old.bin", 0, 10)) == b"longer now"
 
@@ -257,13 +257,15 @@ def test_file_names_may_contain_any_character(tmp_path):
             "memory://odd",
             "memory:///odd",
         ):
-            assert RemoteFiles(url, {}).read_small(name, len) == b"data"
+            assert RemoteFiles(url, {}).read_small(name, len, 1 << 20) == b"data"
 
 
 def test_threads_may_share_a_folder(remote, files, served_folder):
     folder = RemoteFiles(remote.url, remote.options)
     with ThreadPoolExecutor(8) as pool:
-        read = list(pool.map(lambda name: folder.read_small(name, len), [f"colours/{file.name}" for file in files] * 8))
+        read = list(
+            pool.map(lambda name: folder.read_small(name, len, 1 << 20), [f"colours/{file.name}" for file in files] * 8)
+        )
     assert read == [(served_folder / "colours" / file.name).read_bytes() for file in files] * 8
 
 
