@@ -171,9 +171,18 @@ class Data:
 
 
 def ours(data: Data, read: Read, num_workers: int, stateful: bool, kind: type[Keyed] = Keyed) -> Iterable[Any]:
+    return rd.RelabelLoader(rd.RelabelStream(our_dataset(data, read, kind)), BATCH, num_workers=num_workers)
+
+
+def our_pipeline(data: Data, read: Read, num_workers: int, stateful: bool) -> Iterable[Any]:
+    pipeline = rd.data.RelabelPipeline(our_dataset(data, read), shuffle=BUFFER)
+    return DataLoader(pipeline, BATCH, num_workers=num_workers)
+
+
+def our_dataset(data: Data, read: Read, kind: type[Keyed] = Keyed) -> Keyed:
     dataset = kind(data.root, data.config, transforms=read.transforms if isinstance(read, Train) else None)
     dataset.read = None if isinstance(read, Train) else read
-    return rd.RelabelLoader(rd.RelabelStream(dataset), BATCH, num_workers=num_workers)
+    return dataset
 
 
 def hf_datasets(data: Data, read: Read, num_workers: int, stateful: bool, shuffle: bool = True) -> Iterable[Any]:
@@ -263,8 +272,10 @@ def mosaic() -> Any:
 
 Reader = Callable[[Data, Read, int, bool], Iterable[Any]]
 OURS = "relabel_datasets"
+PIPELINE = f"{OURS}, RelabelPipeline"
 READERS: dict[str, Reader] = {
     OURS: ours,
+    PIPELINE: our_pipeline,
     "datasets": hf_datasets,
     "webdataset": web_dataset,
     "litdata": lit_data,
@@ -382,7 +393,7 @@ def main() -> None:
         readers = {}
         for name, reader in READERS.items():
             try:
-                print(f"{name} {version('relabel-datasets' if reader is ours else name)}")
+                print(f"{name} {version('relabel-datasets' if name.startswith(OURS) else name)}")
                 readers[name] = reader
             except PackageNotFoundError:
                 print(f"{name}: not installed")
