@@ -12,6 +12,7 @@ from relabel_datasets.cli import main
 from relabel_datasets.storage import remote
 from tests.conftest import ColourNet
 from tests.servers import FaultyServer
+from tests.versions import needs
 
 USER, PASSWORD, SIGNATURE, FRAGMENT = "alice-user", "pass-W0rd", "51gnatur3", "fr4gment"
 SECRETS = (USER, PASSWORD, SIGNATURE, FRAGMENT)
@@ -138,6 +139,7 @@ def test_success_prints_and_writes_no_secrets(position, server, tmp_path, kept):
     kept(repr(dataset), repr(report), str(report), report.to_json(), str(dataset.root))
 
 
+@needs("fsspec", 2026)  # earlier releases cannot remove a folder of a URL with a query
 def test_a_build_to_a_url_prints_and_writes_no_secrets(image_folder, tmp_path, kept, monkeypatch):
     annotator = ModuleAnnotator(
         ColourNet(), (48, 64), classes=("cat", "dog", "emu"), name=f"https://{USER}:{PASSWORD}@host/net"

@@ -18,21 +18,6 @@ def needs(package: str, *oldest: int) -> pytest.MarkDecorator:
     return pytest.mark.skipif(installed(package) < oldest, reason=f"needs {package} {wanted}, not {version(package)}")
 
 
-_FIRST_TIMM = {  # to give these a map
-    "coat_tiny": (1, 0, 31),
-    "crossvit_tiny_240": (1, 0, 31),
-    "efficientvim_m1": (1, 0, 31),
-    "test_maxvit": (1, 0, 31),
-}
-
-
-def skip_without_model(name: str) -> None:
-    """Skip a test if the installed timm lacks a model, or what its map needs."""
-    first = _FIRST_TIMM.get(name, ())
-    if installed("timm") < first:
-        pytest.skip(f"{name} needs timm {'.'.join(map(str, first))}, not {version('timm')}")
-
-
 needs_wrap = pytest.mark.skipif(
     not hasattr(tv_tensors.TVTensor, "wrap"),
     reason=f"tv_tensors.wrap of torchvision {version('torchvision')} ignores subclasses",

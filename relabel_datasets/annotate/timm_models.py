@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+import pickle
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,15 @@ from .annotator import check_size
 from .heads import DenseClassifier, Features, Stream
 
 logger = logging.getLogger(__name__)
+_BAD_CHECKPOINT = (
+    RuntimeError,
+    ValueError,
+    KeyError,
+    AttributeError,
+    EOFError,
+    pickle.UnpicklingError,
+    SafetensorError,
+)
 
 TimmModel = Any  # an nn.Module with the attributes and methods of all timm models
 
@@ -155,7 +165,7 @@ def _load_checkpoint(model: TimmModel, name: str, path: Path, model_kwargs: dict
 
     try:
         timm.models.load_checkpoint(model, str(path))
-    except (RuntimeError, ValueError, KeyError, AttributeError, EOFError, SafetensorError) as error:
+    except _BAD_CHECKPOINT as error:
         reason = " ".join(str(error).split())
         raise ValueError(
             f"checkpoint {str(path)!r} does not fit {name} with {model_kwargs}: give the model_kwargs of its training "

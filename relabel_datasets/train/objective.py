@@ -55,7 +55,9 @@ class Objective:
         self.num_classes = len(classes)
         self.mixing = True
         self._normalize, self._device = normalize, normalize.device
-        self._mixup = SoftMixup(recipe.mixup, recipe.cutmix)  # type: ignore[no-untyped-call]
+        self._mixup = Mixup(
+            recipe.mixup, recipe.cutmix, label_smoothing=0.0, num_classes=self.num_classes, multi_label=True
+        )  # type: ignore[no-untyped-call]
         self._erase = RandomErasing(recipe.random_erasing, mode="pixel", device=self._device.type)  # type: ignore[no-untyped-call]
         self._cross_entropy = SoftTargetCrossEntropy()  # type: ignore[no-untyped-call]
         config = recipe.label_config
@@ -111,15 +113,6 @@ class Objective:
         shape = len(targets), self.num_classes
         soft = torch.full(shape, smoothing / self.num_classes, dtype=torch.float32, device=targets.device)
         return soft.scatter_(1, targets[:, None], 1 - smoothing + smoothing / self.num_classes)
-
-
-class SoftMixup(Mixup):
-    """timm's `Mixup` of soft labels `[B, C]`. Before timm 1.0.31, `Mixup` accepts class indices only."""
-
-    def __call__(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Mix the images in place, and return them with the mixed labels."""
-        share = self._mix_batch(x)  # type: ignore[no-untyped-call]
-        return x, target * share + target.flip(0) * (1 - share)
 
 
 class Teacher:

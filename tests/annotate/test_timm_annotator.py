@@ -21,7 +21,6 @@ from relabel_datasets import LabelMap
 from relabel_datasets.annotate.timm_annotator import TimmAnnotator
 from relabel_datasets.annotate.timm_models import make_dense
 from tests.conftest import picture
-from tests.versions import skip_without_model
 
 SIZE = (96, 128)
 # Warnings in the code of timm that resizes relative position biases.
@@ -69,7 +68,6 @@ FAMILIES = [
 
 
 def make(family: Family, **arguments) -> TimmAnnotator:
-    skip_without_model(family.name)
     annotator = TimmAnnotator(family.name, input_size=family.size, device="cpu", **family.args, **arguments)
     generator = torch.Generator().manual_seed(1)
     for parameter in annotator._module.parameters():  # some heads are initialized with zeros

@@ -10,7 +10,6 @@ from relabel_datasets.annotate.catalogue import _quiet, _randomize_zeros, cheap_
 from relabel_datasets.annotate.heads import DenseClassifier
 from relabel_datasets.annotate.timm_models import create_model, make_dense
 from tests.annotate.random_models import settle
-from tests.versions import skip_without_model
 
 # Warnings in the code of timm that resizes relative position biases.
 pytestmark = [
@@ -42,7 +41,6 @@ MIXED = {
 
 
 def make(name: str, size: tuple[int, int] | None, args: dict[str, object]) -> tuple[DenseClassifier, tuple[int, int]]:
-    skip_without_model(name)
     torch.manual_seed(0)
     with _quiet():
         try:

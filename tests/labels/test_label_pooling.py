@@ -16,7 +16,6 @@ from torchvision.transforms.v2 import functional as F
 
 import relabel_datasets as rd
 from relabel_datasets.labels.pooling import pool_label_map
-from tests.versions import needs
 
 from .samples import CANVAS_SIZE, ENCODINGS, NUM_CLASSES, random_map
 
@@ -202,10 +201,6 @@ def test_torchvision_mixes_soft_labels_as_it_mixes_images(batch, mix):
     torch.testing.assert_close(mixed, share * labels + (1 - share) * labels.roll(1, 0), rtol=0, atol=1e-5)
 
 
-mixes_soft_labels = needs("timm", 1, 0, 31)
-
-
-@mixes_soft_labels
 @pytest.mark.parametrize("mode", ["batch", "pair", "elem"])
 @pytest.mark.parametrize(
     "alphas", [{"mixup_alpha": 0.8, "cutmix_alpha": 0.0}, {"mixup_alpha": 0.0, "cutmix_alpha": 1.0}]
@@ -223,7 +218,6 @@ def test_timm_mixes_soft_labels_as_it_mixes_images(batch, mode, alphas):
     torch.testing.assert_close(mixed.sum(1), torch.ones(8))
 
 
-@mixes_soft_labels
 def test_timms_soft_target_loss_takes_pooled_and_mixed_labels(batch):
     images, labels = (part.clone() for part in batch)
     mix = timm.data.Mixup(num_classes=NUM_CLASSES, multi_label=True, label_smoothing=0.0)
@@ -235,7 +229,6 @@ def test_timms_soft_target_loss_takes_pooled_and_mixed_labels(batch):
         loss.backward()
 
 
-@mixes_soft_labels
 def test_timms_collating_mixup_takes_soft_labels():
     collate = timm.data.FastCollateMixup(
         mixup_alpha=0.8, num_classes=NUM_CLASSES, multi_label=True, label_smoothing=0.0

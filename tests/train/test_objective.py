@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from timm.data.mixup import Mixup
 from torch.nn import functional as nnf
 from torchvision.transforms.v2 import functional as F
 
@@ -13,9 +12,8 @@ from relabel_datasets.annotate.combine import Ensemble, FlipAveraged
 from relabel_datasets.annotate.remake import remake_annotator
 from relabel_datasets.train.classifier import Normalize
 from relabel_datasets.train.loaders import train_loader
-from relabel_datasets.train.objective import Objective, SoftMixup, Teacher
+from relabel_datasets.train.objective import Objective, Teacher
 from tests.conftest import ColourNet
-from tests.versions import needs
 
 CLASSES = ("cat", "dog", "emu")
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
@@ -35,18 +33,6 @@ def objective(recipe, **options):
 
 def batch(count=4):
     return torch.randint(0, 256, (count, 3, 8, 8), dtype=torch.uint8)
-
-
-@needs("timm", 1, 0, 31)
-@pytest.mark.parametrize(("mixup", "cutmix"), [(0.8, 0.0), (0.0, 1.0), (0.8, 1.0)])
-def test_soft_labels_are_mixed_as_by_the_newest_timm(mixup, cutmix):
-    images, soft = torch.rand(6, 3, 8, 8), torch.rand(6, 3).softmax(1)
-    mixed = []
-    for mix in (SoftMixup(mixup, cutmix), Mixup(mixup, cutmix, label_smoothing=0.0, num_classes=3, multi_label=True)):
-        np.random.seed(0)  # noqa: NPY002  timm draws from it
-        mixed.append(mix(images.clone(), soft.clone()))
-    torch.testing.assert_close(mixed[0], mixed[1], rtol=0, atol=0)
-    assert not torch.equal(mixed[0][1], soft)
 
 
 def test_images_are_normalized_with_the_mean_and_std_of_the_student(tiny):
