@@ -20,8 +20,8 @@ from tqdm import tqdm
 from ..data.store import LabelMaps
 from ..labels.batch import LabelMapBatch
 from ..labels.crops import random_resized_crops
-from ..labels.encoding import Encoded
-from ..labels.pooling import pool_labels
+from ..labels.encodings import Encoded
+from ..labels.view import rows_of_boxes
 from ..labels.windows import measure_windows, pool_box
 from .objects import Objects, find_objects
 from .overlap import Floats, overlaps
@@ -192,8 +192,7 @@ def _objects_by_row(label_maps: LabelMaps, objects: Mapping[str, Objects]) -> di
 def _stack(label_maps: LabelMaps, rows: list[int]) -> tuple[Encoded, list[str], Tensor, list[tuple[int, int]]]:
     """Return maps as one batch, with their keys, labels `[B]`, and image sizes (height, width)."""
     maps = label_maps.at_rows(rows)
-    batch = LabelMapBatch.of(maps)
-    encoded = Encoded(batch.logits, batch.classes, batch.dense_base(), batch.num_classes)
+    encoded = LabelMapBatch.of(maps).encoded
     labels = torch.tensor(label_maps.index.labels[rows].astype(np.int64))
     return encoded, [label_maps.index.key(row) for row in rows], labels, [label_map.canvas_size for label_map in maps]
 
@@ -218,9 +217,7 @@ def _measure_crops(encoded: Encoded, labels: Tensor, boxes: Floats, owners: npt.
     columns = _Columns()
     for start in range(0, len(boxes), _BATCH_CROPS):
         images = torch.from_numpy(owners[start : start + _BATCH_CROPS])
-        base = None if encoded.base is None else encoded.base[images]
-        repeated = Encoded(encoded.logits[images], encoded.classes[images], base, encoded.num_classes)
-        soft = _pool(repeated, torch.from_numpy(boxes[start : start + _BATCH_CROPS]).float())
+        soft = encoded.encoding.pool(encoded.select(images), rows_of_boxes(boxes[start : start + _BATCH_CROPS]))
         confidence, best = soft.max(1)
         columns.add(
             best=best.numpy(),
@@ -250,10 +247,7 @@ def _measure_localization(encoded: Encoded, labels: Tensor, object_boxes: list[F
 
 def _heatmaps(encoded: Encoded, labels: Tensor) -> tuple[Floats, npt.NDArray[np.bool_]]:
     """Return heatmaps `[B, H, W]` of the original classes, scaled to 0..1, and `[B]`: whether each is not constant."""
-    logits, own = encoded.logits.float(), labels[:, None, None, None]
-    base = logits.new_zeros(len(labels)) if encoded.base is None else encoded.base.gather(1, labels[:, None])[:, 0]
-    base = base[:, None, None, None].float()
-    heatmaps = (base + ((logits - base) * (encoded.classes == own)).sum(1, keepdim=True))[:, 0].double().numpy()
+    heatmaps = encoded.encoding.class_logits(encoded, labels).double().numpy()
     low = heatmaps.min((1, 2), keepdims=True)
     spread = heatmaps.max((1, 2), keepdims=True) - low
     varies = spread.ravel() > 0
@@ -268,12 +262,6 @@ def _boxes_above(heatmaps: Floats) -> Floats:
         line = np.asarray(above.any(axis))
         sides += [line.argmax(-1) / length, 1 - line[..., ::-1].argmax(-1) / length]
     return np.stack([sides[0], sides[2], sides[1], sides[3]], -1)
-
-
-def _pool(encoded: Encoded, boxes: Tensor) -> Tensor:
-    return pool_labels(
-        encoded.logits, encoded.classes, boxes, num_classes=encoded.num_classes, base=encoded.base
-    )  # fmt: skip
 
 
 def _entropy(soft: Tensor) -> Column:

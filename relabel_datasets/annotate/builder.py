@@ -19,8 +19,7 @@ from ..data.sources import ImageSource, source_sha256
 from ..data.spellings import check_distinct
 from ..errors import DatasetError
 from ..keywords import checked_keywords
-from ..labels.codec import resolve_storage_dtype
-from ..labels.encoding import resolve_k
+from ..labels.encodings import find_entry
 from ..naming import check_case, check_config, check_split, default_config
 from ..shards.card import read_template, write_output_card
 from ..shards.formats import FIELDS
@@ -265,10 +264,9 @@ def _resolved(build_config: BuildConfig) -> BuildConfig:
     for name in ("batch_size", "num_threads"):
         if getattr(build_config, name) < 1:
             raise ValueError(f"{name} must be at least 1, got {getattr(build_config, name)}")
-    k = resolve_k(build_config.encoding, build_config.k)
-    return replace(
-        build_config, k=k, storage_dtype=resolve_storage_dtype(build_config.encoding, build_config.storage_dtype)
-    )
+    entry = find_entry(build_config.encoding)
+    k, storage_dtype = entry.resolve_k(build_config.k), entry.resolve_storage_dtype(build_config.storage_dtype)
+    return replace(build_config, k=k, storage_dtype=storage_dtype)
 
 
 def _existing_manifest(work: Work) -> Manifest | None:

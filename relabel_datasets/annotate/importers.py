@@ -28,7 +28,7 @@ from ..data.sources import source_sha256
 from ..errors import DatasetError, ImageError, LabelMapError
 from ..keywords import checked_keywords
 from ..labels import codec
-from ..labels.encoding import Encoded
+from ..labels.encodings import Encoded, get_encoding
 from ..labels.statistics import Statistics, add_up, image_statistics
 from ..naming import check_config, check_split
 from ..shards.card import read_template, write_card
@@ -45,6 +45,7 @@ from .published import FORMATS, PublishedMaps
 logger = logging.getLogger(__name__)
 
 ORDERS = ("hw", "wh")
+_ENCODING = get_encoding("topk")  # of all releases
 _BATCH_SIZE = 256  # files encoded at a time, while the next ones are read
 _NUM_SAMPLED = 64  # files that determine the common shape
 
@@ -121,7 +122,7 @@ def import_label_maps(
     for name, value in (("shard_size", shard_size), ("num_threads", num_threads)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
-    storage_dtype = codec.resolve_storage_dtype("topk", storage_dtype)
+    storage_dtype = _ENCODING.entry.resolve_storage_dtype(storage_dtype)
     if card is not None:
         read_template(card)  # fail before minutes of work
     root = local_path(path, "the folder of the dataset")
@@ -260,7 +261,7 @@ def _write_batch(writer: ShardWriter, job: _Job, loaded: list[_LoadedMap]) -> St
         return Statistics()
     logits = torch.stack([item.logits for item in loaded])
     classes = torch.stack([item.classes for item in loaded])
-    encoded = Encoded(logits, classes, None, job.maps.num_classes)
+    encoded = Encoded(_ENCODING, {"logits": logits, "classes": classes}, job.maps.num_classes)
     blobs = codec.encode(encoded, [item.canvas for item in loaded], job.storage_dtype)
     labels = [job.maps.labels[item.position] for item in loaded]
     for item, label, blob in zip(loaded, labels, blobs, strict=True):
@@ -295,7 +296,12 @@ def _finish_import(folder: Path, split: str, job: _Job, written: _Written) -> Ma
             "canvas": "map" if job.images is None else "images",
             "num_classes": maps.num_classes,
         },
-        encoding={"name": "topk", "k": job.shape[0], "dtype": job.storage_dtype, "map_size": list(job.map_size)},
+        encoding={
+            "name": _ENCODING.name,
+            "k": job.shape[0],
+            "dtype": job.storage_dtype,
+            "map_size": list(job.map_size),
+        },
         splits={split: entry},
         made_with=f"relabel_datasets {__version__}",
     )

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DatasetError
+from ..labels.encodings import DEFAULT_ENCODING, ENCODINGS
 from ..storage.redaction import redact_path
 from .annotator_options import add_annotator_arguments, annotator_from, check_annotator_package
 from .image_options import add_columns
@@ -55,18 +56,18 @@ def add_parser(commands: Any) -> None:
         action="store_true",
         help="store label maps without images; when loaded, they are joined with images by key",
     )
+    entries = ENCODINGS.values()
     add_writing_options(
-        parser, storage_dtypes=["uint4", "uint8", "float16"], default="uint4 for heatmaps, float16 for topk"
+        parser,
+        storage_dtypes=list(dict.fromkeys(dtype for entry in entries for dtype in entry.storage_dtypes)),
+        default=", ".join(f"{entry.storage_dtypes[0]} for {entry.name}" for entry in entries),
     )
+    summaries = "; ".join(f"{entry.name}: {entry.summary}" for entry in entries)
     parser.add_argument(
-        "--encoding", choices=["heatmaps", "topk"], default="heatmaps",
-        help="heatmaps: all locations of the most important classes; topk: the best classes at each location, as in the "
-        "paper (default: %(default)s)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--k", type=positive, metavar="K",
-        help="number of classes to keep per image (heatmaps, default: 10) or per location (topk, default: 5)",
-    )  # fmt: skip
+        "--encoding", choices=list(ENCODINGS), default=DEFAULT_ENCODING, help=f"{summaries} (default: %(default)s)"
+    )
+    units = " or ".join(f"{entry.k_unit} ({entry.name}, default: {entry.default_k})" for entry in entries)
+    parser.add_argument("--k", type=positive, metavar="K", help=f"number of classes to keep {units}")
     parser.add_argument(
         "--class-mapping", type=path_argument, metavar="JSON",
         help="JSON file that maps each class of the images to a class name or index of the annotator (default: by name)",

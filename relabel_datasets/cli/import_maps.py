@@ -6,6 +6,7 @@ import argparse
 import sys
 from typing import Any
 
+from ..labels.encodings import ENCODINGS
 from .annotator_options import add_annotator_arguments, annotator_from, check_annotator_package
 from .build import add_writing_options, describe_result
 from .next_step import say_next
@@ -44,7 +45,8 @@ def add_parser(commands: Any) -> None:
     )  # fmt: skip
     add_config(parser, default="the name of the format")
     add_split(parser)
-    add_writing_options(parser, storage_dtypes=["uint8", "float16"], default="float16")
+    storage_dtypes = ENCODINGS["topk"].storage_dtypes  # that of all releases
+    add_writing_options(parser, storage_dtypes=list(storage_dtypes), default=storage_dtypes[0])
     parser.add_argument(
         "--skip-bad",
         action="store_true",

@@ -17,15 +17,16 @@ from .._lazy import import_lazily
 
 if TYPE_CHECKING:
     from .batch import LabelMapBatch, collate
-    from .label_map import LabelMap, View
+    from .label_map import LabelMap
     from .pooling import pool_labels
     from .transforms import LabelPooling
+    from .view import View
 
 _MODULES = {
     "LabelMap": "label_map",
     "LabelMapBatch": "batch",
     "LabelPooling": "transforms",
-    "View": "label_map",
+    "View": "view",
     "collate": "batch",
     "pool_labels": "pooling",
 }

@@ -1,9 +1,6 @@
 """Batches of label maps: collated in loader workers, pooled together on the training device.
 
 A soft label of ImageNet-21k takes 87 KB, but its label map only 20 KB. With that many classes, workers should send the map.
-The base of all classes therefore stays packed until it is on the device.
-
-Shapes as in `pooling`: B images, K logits stored at each of H x W locations, C classes.
 """
 
 from __future__ import annotations
@@ -18,10 +15,10 @@ from torch.utils.data._utils.collate import collate as torch_collate
 from torch.utils.data._utils.collate import default_collate_fn_map
 
 from .blending import blend_labels, label_tensor
-from .label_map import LabelMap, View
-from .packed_base import PackedBaseBatch
-from .pooling import pool_views
+from .encodings.base import Encoded
+from .label_map import LabelMap
 from .pooling_checks import check_label_weight
+from .view import View, to_rows
 
 
 @dataclass(frozen=True)
@@ -29,19 +26,13 @@ class LabelMapBatch:
     """The label maps of a batch, each with the view that its image shows.
 
     Attributes:
-        logits: Stored logits `[B, K, H, W]`.
-        classes: Class indices of the logits, `[B, K, H, W]` or `[B, K, 1, 1]`.
-        base: Logits `[B, C]` of the classes that are not stored, as floats or packed; None means 0.
-        num_classes: Number of classes C.
+        encoded: Encoded logits of all images, with their encoding.
         views: View of each image, B in total.
         labels: Original class index of each image, or None for an image without one.
         keys: Key of each image, or None for an image without one.
     """
 
-    logits: Tensor
-    classes: Tensor
-    base: Tensor | PackedBaseBatch | None
-    num_classes: int
+    encoded: Encoded
     views: tuple[View, ...]
     labels: tuple[int | None, ...]
     keys: tuple[str | None, ...]
@@ -67,14 +58,14 @@ class LabelMapBatch:
     @classmethod
     def stack(cls, label_maps: Sequence[LabelMap]) -> LabelMapBatch:
         """Return the batch of label maps that all have the same `batch_key`."""
+        metadata = [label_map._metadata for label_map in label_maps]
+        encoding = metadata[0].encoding
+        tensors = encoding.stack([label_map.logits for label_map in label_maps], [one.parts for one in metadata])
         return cls(
-            torch.stack([label_map.logits for label_map in label_maps]),
-            torch.stack([label_map.classes for label_map in label_maps]),
-            _bases(label_maps),
-            label_maps[0].num_classes,
-            tuple(label_map.view for label_map in label_maps),
-            tuple(label_map.label for label_map in label_maps),
-            tuple(label_map.key for label_map in label_maps),
+            Encoded(encoding, tensors, metadata[0].num_classes),
+            tuple(one.view for one in metadata),
+            tuple(one.label for one in metadata),
+            tuple(one.key for one in metadata),
         )
 
     def __len__(self) -> int:
@@ -97,23 +88,13 @@ class LabelMapBatch:
             ValueError: An argument is out of range, or `label_weight` is above 0 and an image has no label.
         """
         check_label_weight(label_weight)
-        labels = label_tensor(self.labels, self.keys, self.num_classes) if label_weight else None
-        soft = pool_views(
-            self.logits, self.classes, self.views, num_classes=self.num_classes, base=self.dense_base(),
-            output_size=output_size, temperature=temperature,
-        )  # fmt: skip
+        encoded = self.encoded
+        labels = label_tensor(self.labels, self.keys, encoded.num_classes) if label_weight else None
+        soft = encoded.encoding.pool(encoded, to_rows(self.views), output_size, temperature)
         return soft if labels is None else blend_labels(soft, labels, label_weight)
 
-    def dense_base(self) -> Tensor | None:
-        """Return the base `[B, C]` as floats, or None for 0."""
-        base = self.base
-        return base.dense(self.classes.flatten(1)) if isinstance(base, PackedBaseBatch) else base
-
     def _changed(self, change: Callable[[Tensor], Tensor]) -> LabelMapBatch:
-        base = self.base
-        if base is not None:
-            base = base.changed(change) if isinstance(base, PackedBaseBatch) else change(base)
-        return replace(self, logits=change(self.logits), classes=change(self.classes), base=base)
+        return replace(self, encoded=self.encoded.changed(change))
 
 
 def collate(samples: list[Any]) -> Any:
@@ -143,19 +124,11 @@ def _collate_label_maps(label_maps: Sequence[LabelMap], *, collate_fn_map: Any =
     return LabelMapBatch.of(label_maps)
 
 
-def _bases(label_maps: Sequence[LabelMap]) -> Tensor | PackedBaseBatch | None:
-    packed = [base for base in (label_map.packed_base for label_map in label_maps) if base is not None]
-    if len(packed) == len(label_maps) and len({base.levels.shape for base in packed}) == 1:
-        return PackedBaseBatch.of(packed)
-    dense = [base for base in (label_map.base for label_map in label_maps) if base is not None]
-    return torch.stack(dense) if dense else None
-
-
 def batch_key(label_map: LabelMap) -> tuple[Any, ...]:
     """Return the attributes that all label maps of a batch must share."""
-    return label_map.logits.shape, label_map.classes.shape, label_map.encoding, label_map.num_classes
+    metadata = label_map._metadata
+    return metadata.encoding, metadata.num_classes, metadata.encoding.batch_key(label_map.logits, metadata.parts)
 
 
 def _described(label_map: LabelMap) -> str:
-    count, height, width = label_map.logits.shape
-    return f"{label_map.encoding} {count}x{height}x{width} of {label_map.num_classes} classes"
+    return f"{label_map.encoding} {'x'.join(map(str, label_map.shape))} of {label_map.num_classes} classes"

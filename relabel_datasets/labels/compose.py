@@ -21,9 +21,10 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from .batch import LabelMapBatch, batch_key
-from .label_map import LabelMap, View
+from .label_map import LabelMap
 from .transforms import LabelPooling
 from .v2_hooks import CHECK_INPUTS, MAKE_PARAMS, TRANSFORM
+from .view import View
 
 _PLAIN_FORWARD = v2.Transform.forward
 _RANDOM_APPLY_FORWARD = v2.RandomHorizontalFlip.forward  # shared by all random-apply transforms

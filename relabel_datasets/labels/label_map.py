@@ -1,6 +1,6 @@
 """LabelMap: class logits of one image at every location, as a torchvision tv_tensor.
 
-Shapes: C classes of the dataset, K logits stored at each location (P whole heatmaps), H x W locations.
+Shapes: C classes of the dataset, K logits stored at each of H x W locations.
 """
 
 from __future__ import annotations
@@ -8,67 +8,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import numpy.typing as npt
-import torch
 from torch import Tensor
 from torchvision.tv_tensors import TVTensor
 
 from ..errors import LabelMapError
 from . import codec
 from .auto_augment import support_auto_augment
-from .encoding import Encoded, encode_logits
-from .packed_base import PackedBase
-
-Box = tuple[float, float, float, float]
-
-
-class View(NamedTuple):
-    """The part of the original image that the current image shows, as an affine map.
-
-    The point (u, v) of the current image lies at `(xx * u + xy * v + x0, yx * u + yy * v + y0)` of the original image. Both
-    points are in units of their whole image. x and u point to the right, y and v down, and (0, 0) is the top left corner.
-
-    `visible_xyxy` is the box of the original image that the current image has pixels of. Pixels outside it were filled, for
-    example by a translation after a crop.
-    """
-
-    xx: float = 1.0
-    xy: float = 0.0
-    x0: float = 0.0
-    yx: float = 0.0
-    yy: float = 1.0
-    y0: float = 0.0
-    visible_xyxy: Box = (0.0, 0.0, 1.0, 1.0)
-
-    def compose(self, inner: View) -> View:
-        """Return the view of an image that shows the part `inner` of the current image.
-
-        The visible box is limited to the bounding box of this view, which is exact for an upright view.
-        """
-        a, b, c, d, e, f, (x1, y1, x2, y2) = self
-        p, q, r, s, t, u, _ = inner
-        visible = (
-            max(x1, c + min(a, 0.0) + min(b, 0.0)), max(y1, f + min(d, 0.0) + min(e, 0.0)),
-            min(x2, c + max(a, 0.0) + max(b, 0.0)), min(y2, f + max(d, 0.0) + max(e, 0.0)),
-        )  # fmt: skip
-        return View(
-            a * p + b * s, a * q + b * t, a * r + b * u + c, d * p + e * s, d * q + e * t, d * r + e * u + f, visible
-        )  # fmt: skip
-
-    @property
-    def is_box(self) -> bool:
-        """Whether the view is an upright box: neither rotated nor sheared, but possibly mirrored."""
-        return abs(self.xy) + abs(self.yx) < 1e-9
-
-    @property
-    def box_xyxy(self) -> Box:
-        """Box (x1, y1, x2, y2) of an upright view, with x1 > x2 or y1 > y2 if it is mirrored."""
-        return (self.x0, self.y0, self.x0 + self.xx, self.y0 + self.yy)
+from .encodings.base import Encoded, Encoding, Parts, encode_logits
+from .encodings.registry import get_encoding
+from .view import View
 
 
 class _Metadata(NamedTuple):
-    classes: Tensor
-    base: Tensor | PackedBase | None
+    encoding: Encoding
+    parts: Parts  # tensors of the encoding other than the logits
     num_classes: int
     canvas_size: tuple[int, int]
     view: View
@@ -76,45 +29,39 @@ class _Metadata(NamedTuple):
     label: int | None
 
     def like(self, logits: Tensor) -> _Metadata:
-        """Return the metadata on the device of `logits`, with the base in its dtype."""
-        base = self.base
-        if isinstance(base, PackedBase) and not (logits.dtype == torch.float32 and logits.device.type == "cpu"):
-            base = self.dense_base()
-        if isinstance(base, Tensor) and (base.device != logits.device or base.dtype != logits.dtype):
-            base = base.to(logits.device, logits.dtype if logits.is_floating_point() else None)
-        if self.classes.device == logits.device and base is self.base:
-            return self
-        return self._replace(classes=self.classes.to(logits.device), base=base)
-
-    def dense_base(self) -> Tensor | None:
-        """Return the base `[C]`."""
-        if isinstance(self.base, PackedBase):  # only maps that were just read from disk, on the CPU
-            return torch.from_numpy(self.base.dense(self.classes.numpy().reshape(-1)))
-        return self.base
+        """Return the metadata on the device of `logits`, with floating-point tensors in its dtype."""
+        parts = self.encoding.like(self.parts, logits)
+        return self if parts is self.parts else self._replace(parts=parts)
 
 
 class LabelMap(TVTensor):
-    """Class logits `[K, H, W]` of an image, sparse over classes, that follow the image through v2 transforms.
+    """Class logits of an image that follow the image through v2 transforms.
 
-    At each location, the classes in `classes` have the stored logits and every other class has its `base`:
+    The map itself is the tensor of the logits, `[K, H, W]`. Its encoding says which classes they belong to, and what the logits of
+    all other classes are: `heatmaps` and `topk` are
 
-        dense[c, y, x] = logits[k, y, x] where classes[k, y, x] == c, else base[c]
+        dense[c, y, x] = logits[k, y, x] where classes[k, y, x] == c, else base[c], or 0 for topk
 
     Geometric v2 transforms change only `view` and `canvas_size`. `LabelPooling` then pools the part in view. Like softmax
     inputs, the logits of a location are defined up to a constant.
 
     Args:
         logits: Floating-point logits `[K, H, W]`.
-        classes: Integer class indices of the logits: `[K, H, W]`, or `[K, 1, 1]` for whole heatmaps.
+        encoding: Name of the encoding, which determines the other tensors.
         num_classes: Number C of classes in the dataset.
-        base: Logits `[C]` of the classes that are not stored. None means 0, as in the published label maps.
         canvas_size: Size (height, width) in pixels of the current image. Default: (H, W).
         view: Part of the original image that the current image shows. Default: the whole image.
         key: Key of the sample in its dataset, if it has one.
         label: Original class index of the sample, if it has one.
+        tensors: Other tensors of the encoding, as keywords: integer class indices `classes`, `[K, 1, 1]` for heatmaps and
+            `[K, H, W]` for topk, and for heatmaps the logits `base` `[C]` of the classes that are not stored.
 
     Raises:
-        ValueError: Shapes or dtypes do not match, or a class index is not below `num_classes`.
+        ValueError: The encoding is unknown, names, shapes or dtypes of the tensors are not those of the encoding, or a class
+            index is not below `num_classes`.
+
+    Example:
+        >>> label_map = LabelMap(logits, "topk", classes=classes, num_classes=1000)
     """
 
     _metadata: _Metadata
@@ -123,35 +70,22 @@ class LabelMap(TVTensor):
     def __new__(
         cls,
         logits: Any,
-        classes: Any,
+        encoding: str,
         *,
         num_classes: int,
-        base: Any = None,
         canvas_size: Sequence[int] | None = None,
         view: View = View(),
         key: str | None = None,
         label: int | None = None,
+        **tensors: Any,
     ) -> LabelMap:
         # A tensor stays on its device, also under torch.set_default_device.
         logits = cls._to_tensor(logits, device=logits.device if isinstance(logits, Tensor) else None)
-        classes = torch.as_tensor(classes, device=logits.device)
-        base = None if base is None else torch.as_tensor(base, dtype=logits.dtype, device=logits.device)
-        if logits.ndim != 3 or not logits.is_floating_point():
-            raise ValueError(f"logits must be floating point [K, H, W], got {logits.dtype} {tuple(logits.shape)}")
-        if classes.is_floating_point() or classes.shape not in (logits.shape, (logits.shape[0], 1, 1)):
-            raise ValueError(
-                f"classes must be integers of shape {tuple(logits.shape)} or {(logits.shape[0], 1, 1)}, "
-                f"got {classes.dtype} {tuple(classes.shape)}"
-            )
-        if classes.numel() and not 0 <= int(classes.min()) <= int(classes.max()) < num_classes:
-            raise ValueError(f"class indices must be in 0 .. {num_classes - 1}, got {classes.min()} .. {classes.max()}")
-        if base is not None and base.shape != (num_classes,):
-            raise ValueError(f"base must have shape ({num_classes},), one logit a class, got {tuple(base.shape)}")
-        height, width = logits.shape[1:] if canvas_size is None else canvas_size
-        metadata = _Metadata(
-            classes.long(), base, num_classes, (int(height), int(width)), View(*view), key, label
-        )  # fmt: skip
-        return cls._wrap(logits, metadata)
+        chosen = get_encoding(encoding)
+        parts = chosen.check(logits, tensors, num_classes)
+        height, width = logits.shape[-2:] if canvas_size is None else canvas_size
+        canvas = int(height), int(width)
+        return cls._wrap(logits, _Metadata(chosen, parts, num_classes, canvas, View(*view), key, label))
 
     @classmethod
     def _wrap(cls, logits: Tensor, metadata: _Metadata) -> LabelMap:
@@ -196,27 +130,20 @@ class LabelMap(TVTensor):
         return logits
 
     @property
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors of the encoding by name, `"logits"` first."""
+        return {"logits": self.logits, **self._metadata.encoding.plain(self._metadata.parts)}
+
+    @property
     def classes(self) -> Tensor:
-        """Class indices of the logits, int64 `[K, H, W]` or `[K, 1, 1]`."""
-        return self._metadata.classes
+        """Class indices of the logits, int64 `[K, H, W]` or `[K, 1, 1]`. A KeyError if the encoding has none."""
+        classes: Tensor = self._metadata.parts["classes"]
+        return classes
 
     @property
     def base(self) -> Tensor | None:
-        """Logits `[C]` of the classes that are not stored at a location, or None for 0."""
-        return self._metadata.dense_base()
-
-    @property
-    def packed_base(self) -> PackedBase | None:
-        """The base in its stored form, or None if the map was not read from disk."""
-        base = self._metadata.base
-        return base if isinstance(base, PackedBase) else None
-
-    def base_array(self) -> npt.NDArray[Any] | None:
-        """Return the base `[C]` as a new array, or None for 0. The map must be on the CPU."""
-        base = self._metadata.base
-        if isinstance(base, PackedBase):
-            return base.dense(self.classes.numpy().reshape(-1))
-        return None if base is None else base.numpy().copy()
+        """Logits `[C]` of the classes that are not stored at a location, or None if the encoding has none."""
+        return self.tensors.get("base")
 
     @property
     def num_classes(self) -> int:
@@ -245,8 +172,8 @@ class LabelMap(TVTensor):
 
     @property
     def encoding(self) -> str:
-        """Name of the encoding, `"heatmaps"` or `"topk"`."""
-        return "heatmaps" if self._metadata.base is not None else "topk"
+        """Name of the encoding, such as `"heatmaps"` or `"topk"`."""
+        return self._metadata.encoding.name
 
     @classmethod
     def from_logits(
@@ -279,24 +206,23 @@ class LabelMap(TVTensor):
         if dense.ndim != 3:
             raise ValueError(f"dense logits must be [C, H, W], got {tuple(dense.shape)}")
         encoded = encode_logits(dense[None], encoding, k)
+        tensors: dict[str, Any] = {name: tensor[0] for name, tensor in encoded.tensors.items()}
         return cls(
-            encoded.logits[0],
-            encoded.classes[0],
-            num_classes=dense.shape[0],
-            base=None if encoded.base is None else encoded.base[0],
-            canvas_size=canvas_size,
-            key=key,
-            label=label,
-        )
+            **tensors, encoding=encoding, num_classes=dense.shape[0], canvas_size=canvas_size, key=key, label=label
+        )  # fmt: skip
 
     def dense(self) -> Tensor:
         """Return the logits `[C, H, W]` of the whole original image, regardless of the view."""
-        num_locations = self.shape[1:]
-        base = self.base
-        if base is None:
-            base = self.logits.new_zeros(self.num_classes)
-        dense = base[:, None, None].expand(-1, *num_locations).clone()
-        return dense.scatter_(0, self.classes.expand(self.shape), self.logits)
+        return self._metadata.encoding.dense(self._encoded())[0]
+
+    def _encoded(self) -> Encoded:
+        """Return the map as a batch of one."""
+        tensors = {name: tensor[None] for name, tensor in self.tensors.items()}
+        return Encoded(self._metadata.encoding, tensors, self.num_classes)
+
+    def find_damage(self) -> str | None:
+        """Describe damage that reading does not look for, since that would take long, or return None."""
+        return self._metadata.encoding.find_damage(self.logits, self._metadata.parts)
 
     def to_safetensors(self, storage_dtype: str | None = None) -> bytes:
         """Serialize the map as safetensors bytes, in the format of `labels/codec.py`.
@@ -305,19 +231,16 @@ class LabelMap(TVTensor):
         dataset holds the key and the label.
 
         Args:
-            storage_dtype: Storage dtype of the logits: `"uint4"` or `"uint8"`, quantized over the range of each heatmap, or
-                `"float16"`. Default: `"uint4"` for heatmaps, `"float16"` for topk.
+            storage_dtype: Storage dtype of the logits, such as `"uint4"` or `"uint8"`, quantized over the range of each
+                heatmap, or `"float16"`. Default: that of the encoding, `"uint4"` for heatmaps and `"float16"` for topk.
 
         Returns:
             The bytes of a safetensors file.
 
         Raises:
-            ValueError: The dtype is unknown, uint4 is requested for a topk map, or logits are not finite or too large for
-                float16.
+            ValueError: The encoding does not have the storage dtype, or logits are not finite or too large for float16.
         """
-        base = self.base
-        encoded = Encoded(self.logits[None], self.classes[None], None if base is None else base[None], self.num_classes)
-        return codec.encode(encoded, [self.canvas_size], storage_dtype)[0]
+        return codec.encode(self._encoded(), [self.canvas_size], storage_dtype)[0]
 
     @classmethod
     def from_safetensors(cls, blob: bytes, *, key: str | None = None, label: int | None = None) -> LabelMap:
@@ -373,8 +296,9 @@ def read_label_maps(
 
 def _whole(content: codec.Decoded, key: str | None, label: int | None) -> LabelMap:
     """Return the label map of a whole image."""
-    logits, classes, base, num_classes, canvas_size = content
-    return LabelMap._wrap(logits, _Metadata(classes, base, num_classes, canvas_size, View(), key, label))
+    encoding, parts, num_classes, canvas_size = content
+    logits = parts.pop("logits")
+    return LabelMap._wrap(logits, _Metadata(encoding, parts, num_classes, canvas_size, View(), key, label))
 
 
 def _rebuild(logits: Tensor, metadata: _Metadata) -> LabelMap:

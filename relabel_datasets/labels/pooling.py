@@ -2,25 +2,22 @@
 
 Shapes: B images, C classes, K stored logits, H x W locations, h x w output cells. Boxes and views are in units of the
 whole image.
-
-The mean over a part is a weighted mean over locations, see `weights`. Only the stored logits are pooled, so no dense
-`[B, C, H, W]` tensor is ever created.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
-from typing import Any, ParamSpec, TypeVar
+from collections.abc import Sequence
+from typing import cast
 
-import numpy as np
-import numpy.typing as npt
-import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from .blending import blend_labels
-from .label_map import LabelMap, View
+from .eager import eagerly
+from .encodings.base import Encoded
+from .encodings.grid_pooling import pool_weighted
+from .encodings.registry import get_encoding
+from .encodings.sparse import SparseEncoding
+from .label_map import LabelMap
 from .pooling_checks import (
     check_class_range,
     check_finite,
@@ -30,20 +27,14 @@ from .pooling_checks import (
     resolve_grid,
     to_array,
 )
-from .precision import full_precision, pooling_dtype
-from .weights import BoxWeights, box_weights, line_weights, view_weights
+from .precision import pooling_dtype
+from .view import View
+from .weights import box_weights
 
-P = ParamSpec("P")
-R = TypeVar("R")
-
-
-def _eagerly(function: Callable[P, R]) -> Callable[P, R]:
-    """Exclude a function from `torch.compile`, which cannot trace the NumPy that computes the weights."""
-    eager: Callable[P, R] = torch.compiler.disable(function)  # type: ignore[no-untyped-call]
-    return eager
+_TOPK, _HEATMAPS = (cast(SparseEncoding, get_encoding(name)) for name in ("topk", "heatmaps"))
 
 
-@_eagerly
+@eagerly
 def pool_labels(
     logits: Tensor,
     classes: Tensor,
@@ -101,203 +92,23 @@ def pool_labels(
     if label_weight:
         labels = check_labels(labels, batch, num_classes)
     weights = box_weights(boxes, resolve_grid(output_size), (height, width)).to(logits.device)
-    soft = _pool(logits, classes, base, num_classes, weights, temperature, output_size)
-    return blend_labels(soft, labels, label_weight) if label_weight and labels is not None else soft
-
-
-@_eagerly
-def pool_views(
-    logits: Tensor,
-    classes: Tensor,
-    views: Sequence[View],
-    *,
-    num_classes: int,
-    base: Tensor | None = None,
-    output_size: int | Sequence[int] = 1,
-    temperature: float = 1.0,
-) -> Tensor:
-    """Pool the logits under one view of each of B images, rotated and sheared views included.
-
-    Upright views are pooled as boxes. The others are pooled over sampling points with RoIAlign's spacing, which is
-    equivalent for views inside the image. Points outside the visible box are left out of the mean.
-
-    The other arguments, the result and the errors are those of `pool_labels`.
-    """
-    batch, _, height, width = check_inputs(logits, classes, num_classes, base, temperature)
-    if len(views) != batch:
-        raise ValueError(f"expected {batch} views, one an image, got {len(views)}")
-    upright = [view.is_box for view in views]
-    if any(upright) and not all(upright):
-        places = [[i for i in range(batch) if upright[i] is group] for group in (True, False)]
-        parts = [torch.tensor(place, device="cpu") for place in places]
-        pooled = [
-            pool_views(
-                logits[part], classes[part], [views[i] for i in place], num_classes=num_classes,
-                base=None if base is None else base[part], output_size=output_size, temperature=temperature,
-            )
-            for part, place in zip(parts, places, strict=True)
-        ]  # fmt: skip
-        return torch.cat(pooled)[torch.cat(parts).argsort()]
-    # On the CPU, to avoid a synchronisation with another device; NumPy converts Python numbers in half of torch's time.
-    numbers, dtype = np.array([(*view[:6], *view.visible_xyxy) for view in views], np.float64), pooling_dtype(logits)
-    check_finite("views", numbers)
-    affine, visible = torch.from_numpy(numbers.reshape(batch, 10)).tensor_split([6], 1)
-    grid, size, visible = resolve_grid(output_size), (height, width), visible.to(dtype)
-    weights: Tensor | BoxWeights
-    if all(upright):
-        corner = affine[:, [2, 5]]
-        boxes = torch.cat([corner, corner + affine[:, [0, 4]]], 1).to(dtype)
-        weights = box_weights(boxes.numpy(), grid, size, visible.numpy()).to(logits.device)
-    else:
-        affine = affine.to(dtype).reshape(batch, 2, 3)
-        weights = view_weights(affine, grid, size, visible).to(logits.device, non_blocking=True)
-    return _pool(logits, classes, base, num_classes, weights, temperature, output_size)
-
-
-@_eagerly
-def pool_label_map(
-    label_map: LabelMap, view: View, output_size: int | Sequence[int] = 1, temperature: float = 1.0
-) -> Tensor:
-    """Return the soft label `[C]`, or `[C, h, w]`, of one view of one label map.
-
-    Equals `pool_views` of a batch of one. A single cell of an upright view on the CPU is computed in plain Python,
-    because at this size calling torch costs more than the arithmetic.
-    """
-    logits, classes = label_map.logits, label_map.classes
-    if output_size == 1 and view.is_box and logits.device.type == "cpu" and logits.dtype == torch.float32:
-        return _pool_one(
-            logits.numpy(), classes.numpy(), label_map.base_array(), label_map.num_classes, view, temperature
-        )
-    base = label_map.base
-    return pool_views(
-        logits[None],
-        classes[None],
-        [view],
-        num_classes=label_map.num_classes,
-        base=None if base is None else base[None],
-        output_size=output_size,
-        temperature=temperature,
-    )[0]
-
-
-def _pool(
-    logits: Tensor,
-    classes: Tensor,
-    base: Tensor | None,
-    num_classes: int,
-    weights: Tensor | BoxWeights,
-    temperature: float,
-    output_size: int | Sequence[int],
-) -> Tensor:
-    """Return the soft labels of n = h * w cells from weights `[B, n, H * W]` or from those of boxes."""
-    dtype = pooling_dtype(logits)
-    logits, classes = logits.to(dtype), classes.long()
-    base = None if base is None else base.to(dtype)
-    height, width = resolve_grid(output_size)
-    # No cell dimension for a single cell: every dimension that a kernel iterates over costs time.
-    shape = (len(logits), *([height * width] if height * width > 1 else []), num_classes)
-    pooled = logits.new_zeros(shape) if base is None else _each_cell(base, shape).expand(shape).clone()
-    put = _add_locations if classes.shape == logits.shape else _set_heatmaps
+    encoding = _TOPK if classes.shape == logits.shape else _HEATMAPS
+    if base is None and encoding is _HEATMAPS:
+        base = logits.new_zeros(batch, num_classes)
+    tensors = {"logits": logits, "classes": classes, **({} if base is None else {"base": base})}
+    encoded = Encoded(encoding, tensors, num_classes)
     try:
-        with full_precision(logits.device):
-            put(pooled, logits, classes, base, weights)
+        soft = pool_weighted(encoded, weights, encoding.mean_logits, output_size, temperature)
     except RuntimeError:
         check_class_range(classes, num_classes)  # here, as torch's own check on the CPU costs nothing extra
         raise
-    if temperature != 1:
-        pooled /= temperature
-    # In place where the kernel is known to allow it: memory that is new to the process costs more than the arithmetic.
-    soft = torch.softmax(pooled, -1, out=pooled) if _may_overwrite(pooled) else pooled.softmax(-1)
-    return soft if output_size == 1 else soft.reshape(len(logits), height, width, num_classes).movedim(-1, 1)
+    return blend_labels(soft, labels, label_weight) if label_weight and labels is not None else soft
 
 
-def _may_overwrite(pooled: Tensor) -> bool:
-    """Return whether `softmax(out=)` is supported: on the CPU, outside reverse and forward differentiation."""
-    return pooled.device.type == "cpu" and not pooled.requires_grad and forward_ad._current_level < 0
-
-
-def _each_cell(values: Tensor, shape: Sequence[int]) -> Tensor:
-    """Return values `[B, ...]` of a batch in a shape that broadcasts with pooled logits `[B, C]` or `[B, n, C]`."""
-    return values if len(shape) == 2 else values[:, None]
-
-
-def _set_heatmaps(
-    pooled: Tensor, logits: Tensor, classes: Tensor, base: Tensor | None, weights: Tensor | BoxWeights
-) -> None:
-    """Set the classes `[B, P, 1, 1]` of `pooled`, `[B, C]` or `[B, n, C]`, to the means of their heatmaps in cells inside."""
-    any_outside = isinstance(weights, Tensor) or weights.any_outside
-    if not isinstance(weights, Tensor) and pooled.ndim == 2:
-        weights = weights.product()
-    if isinstance(weights, Tensor):
-        means = weights @ logits.flatten(2).mT
-        total = weights.sum(-1) if any_outside else None
-    else:
-        rows, columns, _ = weights
-        # Each product is one bmm over all heatmaps. Broadcasting over them would cause many small ones.
-        means_of_rows = (logits.flatten(1, 2) @ columns.mT).reshape(*logits.shape[:3], columns.shape[1])
-        means = torch.einsum("biy,bpyj->bijp", rows, means_of_rows).flatten(1, 2)
-        total = (rows.sum(-1)[:, :, None] * columns.sum(-1)[:, None]).flatten(1) if any_outside else None
-    if pooled.ndim == 2:
-        means = means[:, 0]
-    index = _each_cell(classes.flatten(1), pooled.shape).expand_as(means)
-    if total is not None:
-        is_inside = total.reshape(*pooled.shape[:-1], 1) > 0.5
-        # Read from the base, because gradients need `pooled` unchanged.
-        outside = 0.0 if base is None else _each_cell(base.gather(1, classes.flatten(1)), pooled.shape)
-        means = torch.where(is_inside, means, outside)
-    pooled.scatter_(-1, index, means)
-
-
-def _add_locations(
-    pooled: Tensor, logits: Tensor, classes: Tensor, base: Tensor | None, weights: Tensor | BoxWeights
-) -> None:
-    """Add the excess of each logit `[B, K, H, W]` over the base of its class to `pooled`, `[B, C]` or `[B, n, C]`."""
-    if not isinstance(weights, Tensor):
-        weights = weights.product()
-    if pooled.ndim == 2:
-        weights = weights[:, 0]
-    index = classes.flatten(1)
-    above_base = logits if base is None else logits - base.gather(1, index).reshape(logits.shape)
-    # Flattened locations multiply twice as fast as two dimensions.
-    change = (_each_cell(above_base.flatten(2), pooled.shape) * weights[..., None, :]).flatten(-2)
-    pooled.scatter_add_(-1, _each_cell(index, pooled.shape).expand_as(change), change)
-
-
-def _pool_one(
-    values: npt.NDArray[Any],
-    index: npt.NDArray[Any],
-    base: npt.NDArray[Any] | None,
-    num_classes: int,
-    view: View,
-    temperature: float,
+@eagerly
+def pool_label_map(
+    label_map: LabelMap, view: View, output_size: int | Sequence[int] = 1, temperature: float = 1.0
 ) -> Tensor:
-    """Pool one box and one cell like `pool_labels`, in NumPy, whose calls cost a fraction of torch's.
-
-    Args:
-        values: Logits `[K, H, W]`.
-        index: Class indices of the logits.
-        base: Base `[C]`, which is overwritten, or None for 0.
-        num_classes: Number of classes C.
-        view: Upright view.
-        temperature: Divisor of the pooled logits.
-
-    Returns:
-        The soft label `[C]`.
-    """
-    height, width = values.shape[1:]
-    x1, y1, x2, y2 = view.box_xyxy
-    left, top, right, bottom = view.visible_xyxy
-    if not math.isfinite(x1 + y1 + x2 + y2 + left + top + right + bottom):
-        check_finite("views", np.array([(*view[:6], *view.visible_xyxy)]))
-    rows, columns = line_weights(y1, y2, top, bottom, height), line_weights(x1, x2, left, right, width)
-    pooled = np.zeros(num_classes, np.float32) if base is None else base
-    if rows is not None and columns is not None:
-        if index.shape[1:] == (1, 1):
-            pooled[index[:, 0, 0]] = (values @ columns) @ rows
-        else:
-            if base is not None:
-                values = values - pooled[index]
-            change = (values * (rows[:, None] * columns)).ravel()
-            pooled += np.bincount(index.ravel(), change, num_classes).astype(np.float32)
-    soft = torch.from_numpy(pooled)
-    return (soft if temperature == 1 else soft / temperature).softmax(0)
+    """Return the soft label `[C]`, or `[C, h, w]`, of one view of one label map."""
+    encoding, parts, num_classes, *_ = label_map._metadata
+    return encoding.pool_one(label_map.logits, parts, num_classes, view, output_size, temperature)

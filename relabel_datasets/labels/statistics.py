@@ -14,9 +14,10 @@ from torch import Tensor
 
 from .batch import LabelMapBatch
 from .crops import random_resized_crops
-from .encoding import Encoded
+from .encodings.base import Encoded
 from .label_map import LabelMap
 from .pooling import pool_labels
+from .view import rows_of_boxes
 from .windows import measure_windows, pool_box
 
 _NUM_OLD = 5  # values that early versions stored, the second of them by another definition
@@ -111,9 +112,9 @@ def crop_fidelity(
     num_classes = dense.shape[1]
     every = torch.arange(num_classes, device=dense.device)[None, :, None, None].expand(len(dense), -1, -1, -1)
     true = pool_labels(dense.float(), every, boxes, num_classes=num_classes).cpu()
-    maps = LabelMapBatch.of([LabelMap.from_safetensors(blob) for blob in blobs])
-    stored = pool_labels(maps.logits, maps.classes, boxes, num_classes=num_classes, base=maps.dense_base())
+    maps = LabelMapBatch.of([LabelMap.from_safetensors(blob) for blob in blobs]).encoded
+    stored = maps.encoding.pool(maps, rows_of_boxes(boxes.numpy()))
     least = torch.finfo(true.dtype).tiny
     kl = (true * (true.clamp_min(least).log() - stored.clamp_min(least).log())).sum(1)
     same = true.argmax(1) == stored.argmax(1)
-    return Statistics(crops=len(maps), kl=sum(round(value, 4) for value in kl.tolist()), same_best=int(same.sum()))
+    return Statistics(crops=len(boxes), kl=sum(round(value, 4) for value in kl.tolist()), same_best=int(same.sum()))

@@ -19,10 +19,11 @@ from torchvision.transforms.v2 import functional as F
 
 from ..keywords import checked_keywords
 from .blending import blend_labels, label_tensor
-from .label_map import LabelMap, View
+from .label_map import LabelMap
 from .pooling import pool_label_map
 from .pooling_checks import check_label_weight, check_temperature, resolve_grid
 from .v2_hooks import Transform
+from .view import View
 
 Size = Sequence[int] | int
 FiveLabelMaps = tuple[LabelMap, LabelMap, LabelMap, LabelMap, LabelMap]

@@ -16,8 +16,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .encoding import Encoded
-from .pooling import pool_labels
+from .encodings.base import Encoded
+from .view import rows_of_boxes
 
 SCALES = (
     (1.0, 1),
@@ -101,5 +101,4 @@ def pool_box(encoded: Encoded, box_xyxy: tuple[float, float, float, float]) -> T
     Returns:
         Soft labels `[B, C]`.
     """
-    boxes = torch.tensor([box_xyxy], device=encoded.logits.device).expand(len(encoded.logits), -1)
-    return pool_labels(encoded.logits, encoded.classes, boxes, num_classes=encoded.num_classes, base=encoded.base)
+    return encoded.encoding.pool(encoded, rows_of_boxes([box_xyxy] * len(encoded.logits)))

@@ -12,10 +12,13 @@ import PIL.Image
 from tqdm import tqdm
 
 from ..data.store import LabelMaps
+from ..labels.label_map import LabelMap
 from .tiles import CLASS_COLORS
 
 PICTURE_SIZE = 256  # longer side of an embedded picture, in pixels
 _JPEG_QUALITY = 75
+_PAGE_ENCODINGS = ("heatmaps", "topk")  # those that page/label_map.js decodes
+_PAGE_K = 20  # heatmaps of a map in any other encoding
 
 ReadImage = Callable[[int], PIL.Image.Image]  # row -> RGB image
 
@@ -60,7 +63,16 @@ def sample_contents(
         row = label_maps.index.row(key)
         assert row is not None
         image = None if read_image is None else _to_base64(_small_jpeg(read_image(row)))
-        yield {"map": _to_base64(label_maps.map_bytes(row)), "image": image}
+        yield {"map": _to_base64(_readable_by_page(label_maps.map_bytes(row))), "image": image}
+
+
+def _readable_by_page(blob: bytes) -> bytes:
+    """Return a stored map in an encoding that the page can decode."""
+    label_map = LabelMap.from_safetensors(blob)
+    if label_map.encoding in _PAGE_ENCODINGS:
+        return blob
+    encoded = LabelMap.from_logits(label_map.dense(), "heatmaps", k=_PAGE_K, canvas_size=label_map.canvas_size)
+    return encoded.to_safetensors("uint8")
 
 
 def _small_jpeg(image: PIL.Image.Image) -> bytes:

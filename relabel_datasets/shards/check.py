@@ -310,8 +310,8 @@ class ShardCheck:
             return None
         if label_map.num_classes != self._num_classes:
             self._report(key, f"label map: has {label_map.num_classes} classes, the manifest has {self._num_classes}")
-        elif _has_repeated_classes(label_map):
-            self._report(key, "label map: a class is stored more than once at a location")
+        elif (damage := label_map.find_damage()) is not None:
+            self._report(key, f"label map: {damage}")
         expected = self._split.manifest.encoding["map_size"]
         if expected and list(label_map.shape[1:]) != list(expected):
             self._report(key, f"label map: has size {list(label_map.shape[1:])}, the manifest says {expected}")
@@ -371,8 +371,3 @@ class ShardCheck:
                 only,
                 f"{len(misplaced)} of {len(rows)} samples are not at their positions in the index, first {misplaced[0]!r}",
             )
-
-
-def _has_repeated_classes(label_map: LabelMap) -> bool:
-    """Return whether a class has several logits at a location. Readers do not check this, since it is slow."""
-    return bool((label_map.classes.sort(0).values.diff(dim=0) == 0).any())

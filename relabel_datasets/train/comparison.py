@@ -17,8 +17,8 @@ from ..annotate.annotator import Annotator
 from ..data.datasets import RelabelDataset
 from ..data.store import LabelMaps
 from ..keywords import checked_keywords
-from ..labels.label_map import View
 from ..labels.pooling import pool_label_map
+from ..labels.view import View
 from ..storage.folders import local_path
 from ..storage.local import write_atomically
 from .evaluation import LabeledImages

@@ -24,8 +24,9 @@ from torchvision.transforms.v2 import functional as F
 
 from ..keywords import checked_keywords
 from ..labels.compose import run_pipeline, run_steps
-from ..labels.label_map import LabelMap, View
+from ..labels.label_map import LabelMap
 from ..labels.transforms import LabelPooling, resized_crop_label_map
+from ..labels.view import View
 
 # Names in timm.data.auto_augment.NAME_TO_OP. Operations in neither set are rejected.
 MOVING_OPS = frozenset(["Rotate", "ShearX", "ShearY", "TranslateX", "TranslateXRel", "TranslateY", "TranslateYRel"])

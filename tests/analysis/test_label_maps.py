@@ -13,6 +13,7 @@ from relabel_datasets.analysis import label_maps as module
 from relabel_datasets.analysis.boxes import Objects, read_boxes
 from relabel_datasets.analysis.label_maps import MapMeasures, measure_images, measure_maps
 from relabel_datasets.demo.scenes import CLASSES
+from relabel_datasets.labels import LabelMapBatch
 from tests.analysis.conftest import ENCODINGS
 
 NUM_CROPS = 48 * 5
@@ -163,8 +164,7 @@ def test_a_heatmap_localizes_its_object():
     dense = torch.zeros(3, 4, 5)
     dense[1, 1:3, 2:4] = 9
     dense[1, 2, 3] = 10  # the maximum, at (0.7, 0.625)
-    encoded = rd.LabelMap.from_logits(dense)
-    batch = module.Encoded(encoded.logits[None], encoded.classes[None], encoded.base[None], 3)
+    batch = LabelMapBatch.of([rd.LabelMap.from_logits(dense)]).encoded
     boxes = np.array([[0.0, 0, 0.3, 0.3], [0.4, 0.25, 0.8, 0.75]])
     localized = module._measure_localization(batch, torch.tensor([1]), [boxes])
     assert localized["pointed"].tolist() == [True]

@@ -346,7 +346,10 @@ def test_our_shards_and_hugging_face_datasets_are_valid_sources(tmp_path, image_
     [
         ({"build_config": rd.annotate.BuildConfig(encoding="dense")}, r"encoding must be one of .*got 'dense'"),
         ({"build_config": rd.annotate.BuildConfig(storage_dtype="int8")}, r"dtype must be one of .*got 'int8'"),
-        ({"build_config": rd.annotate.BuildConfig(encoding="topk", storage_dtype="uint4")}, "topk maps are stored as"),
+        (
+            {"build_config": rd.annotate.BuildConfig(encoding="topk", storage_dtype="uint4")},
+            "for topk maps, got 'uint4'",
+        ),
         ({"build_config": rd.annotate.BuildConfig(k=0)}, "k must be at least 1"),
         ({"build_config": rd.annotate.BuildConfig(batch_size=0)}, "batch_size must be at least 1"),
         ({"shard_size": 0}, "shard_size must be at least 1"),

@@ -281,7 +281,7 @@ def test_maps_imported_without_images_have_the_size_of_the_loaded_image(tmp_path
     ("options", "message"),
     [
         ({"order": "auto"}, "order must be one of"),
-        ({"storage_dtype": "uint4"}, "topk maps are stored as"),
+        ({"storage_dtype": "uint4"}, "for topk maps, got 'uint4'"),
         ({"shard_size": 0}, "shard_size must be at least 1"),
         ({"num_threads": 0}, "num_threads must be at least 1"),
         ({"include_images": True}, "include_images needs the folder of the images"),

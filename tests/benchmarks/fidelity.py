@@ -22,7 +22,7 @@ from torchvision.transforms import v2
 import relabel_datasets as rd
 from relabel_datasets.cli.annotator_options import add_annotator_arguments, annotator_from
 from relabel_datasets.labels import codec
-from relabel_datasets.labels.encoding import encode_logits
+from relabel_datasets.labels.encodings import encode_logits
 from relabel_datasets.shards.tars import ShardWriter
 
 VARIANTS = [

@@ -17,7 +17,7 @@ from fidelity import bytes_on_disk
 
 import relabel_datasets as rd
 from relabel_datasets.labels import codec
-from relabel_datasets.labels.encoding import encode_logits
+from relabel_datasets.labels.encodings import encode_logits
 from relabel_datasets.shards.index import Row, make_index
 
 CASES = [(10, 9), (1000, 15), (1000, 32), (21_841, 15), (21_841, 32)]  # classes, map side

@@ -35,7 +35,9 @@ def ramp_images(kind: str = "tensor", size: tuple[int, int] = CANVAS_SIZE) -> li
 def ramp_map(canvas_size: tuple[int, int] = CANVAS_SIZE) -> rd.LabelMap:
     """Return the map of an image, which pools to the mean of its ramp: x for class 0, y for class 1."""
     logits = ramp((51, 33))
-    return rd.LabelMap(logits, [[[0]], [[1]]], num_classes=3, base=[0, 0, 0], canvas_size=canvas_size)
+    return rd.LabelMap(
+        logits, "heatmaps", classes=[[[0]], [[1]]], base=[0, 0, 0], num_classes=3, canvas_size=canvas_size
+    )
 
 
 def read(images: Sequence[tv_tensors.Image | PIL.Image.Image]) -> Tensor:

@@ -6,19 +6,16 @@ import torch
 from torch import Tensor
 
 import relabel_datasets as rd
-from relabel_datasets.labels import encoding
+from relabel_datasets.labels import encodings
+from relabel_datasets.labels.encodings.sparse import SparseEncoding
+from relabel_datasets.labels.view import rows_of_boxes
 
 NUM_CLASSES, HEIGHT, WIDTH = 13, 7, 5
 CANVAS_SIZE = (17, 11)
-ENCODINGS = tuple(encoding.ENCODINGS)
+ENCODINGS = tuple(encodings.ENCODINGS)
+SPARSE = tuple(name for name in ENCODINGS if isinstance(encodings.get_encoding(name), SparseEncoding))
 
-STORED_FORMS = [
-    ("heatmaps", "uint4"),
-    ("heatmaps", "uint8"),
-    ("heatmaps", "float16"),
-    ("topk", "uint8"),
-    ("topk", "float16"),
-]
+STORED_FORMS = [(name, dtype) for name, entry in encodings.ENCODINGS.items() for dtype in entry.storage_dtypes]
 
 
 def random_dense(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -46,16 +43,29 @@ def random_classes(num_kept: int, num_classes: int, *grid: int) -> Tensor:
     return torch.rand(num_classes, *grid).topk(num_kept, dim=0).indices
 
 
+def pool_boxes(encoded: encodings.Encoded, boxes: Tensor, **arguments) -> Tensor:
+    """Pool by `pool_labels` where the encoding has its form, else by the encoding."""
+    encoding = encoded.encoding
+    if not isinstance(encoding, SparseEncoding):
+        return encoding.pool(encoded, rows_of_boxes(boxes), **arguments)
+    base = encoding.dense_base(encoded) if "base" in encoding.parts else None
+    return rd.pool_labels(
+        encoded.logits, encoded.tensors["classes"], boxes, num_classes=encoded.num_classes, base=base, **arguments
+    )
+
+
 def assert_same_map(got: rd.LabelMap, want: rd.LabelMap) -> None:
     assert type(got) is rd.LabelMap
-    assert torch.equal(got.logits, want.logits)
-    assert got.logits.dtype == want.logits.dtype
     assert_same_metadata(got, want)
+    for name, part in got.tensors.items():
+        assert torch.equal(part, want.tensors[name])
+        assert part.dtype == want.tensors[name].dtype
 
 
 def assert_same_metadata(got: rd.LabelMap, want: rd.LabelMap) -> None:
     assert type(got) is rd.LabelMap
-    assert got.classes.shape == want.classes.shape
-    assert (got.base is None) == (want.base is None)
+    assert {name: part.shape for name, part in got.tensors.items()} == {
+        name: part.shape for name, part in want.tensors.items()
+    }
     for name in ("num_classes", "canvas_size", "view", "key", "label", "encoding"):
         assert getattr(got, name) == getattr(want, name)

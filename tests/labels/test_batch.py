@@ -8,7 +8,7 @@ from torchvision.transforms import v2
 import relabel_datasets as rd
 from relabel_datasets.labels.batch import LabelMapBatch, collate
 
-from .samples import ENCODINGS, random_map
+from .samples import ENCODINGS, STORED_FORMS, random_map
 
 TRANSFORMS = v2.Compose(
     [v2.RandomResizedCrop(16), v2.RandomHorizontalFlip(), v2.RandomApply([v2.RandomRotation(30)], 0.5)]
@@ -40,9 +40,9 @@ def test_many_classes(encoding):
     torch.testing.assert_close(pooled, torch.stack([rd.LabelPooling()(each) for each in maps]), rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("dtype", ["uint4", "uint8", "float16"])
-def test_maps_that_were_stored_are_pooled_as_one_by_one(dtype):
-    stored = [rd.LabelMap.from_safetensors(each.to_safetensors(dtype)) for each in viewed_maps("heatmaps")]
+@pytest.mark.parametrize(("encoding", "dtype"), STORED_FORMS)
+def test_maps_that_were_stored_are_pooled_as_one_by_one(encoding, dtype):
+    stored = [rd.LabelMap.from_safetensors(each.to_safetensors(dtype)) for each in viewed_maps(encoding)]
     image = torch.zeros(3, *stored[0].canvas_size, dtype=torch.uint8)
     maps = [TRANSFORMS(image, each)[1] for each in stored]
     expected = torch.stack([rd.LabelPooling()(each) for each in maps])
@@ -58,8 +58,7 @@ def test_a_stored_map_of_many_classes_travels_lighter_than_its_label():
     batch = pickle.loads(pickle.dumps(LabelMapBatch.of(maps)))
     pooled = batch.pool()
     torch.testing.assert_close(pooled, torch.stack([rd.LabelPooling()(each) for each in maps]), rtol=1e-5, atol=1e-7)
-    tensors = [batch.logits, batch.classes, *batch.base[:4]]
-    assert sum(each.nbytes for each in tensors) < pooled.nbytes / 4
+    assert sum(tensor.nbytes for tensor in batch.encoded.tensors.values()) < pooled.nbytes / 4
 
 
 def test_all_else_is_collated_as_torch_does():
@@ -95,8 +94,11 @@ def test_batches_come_out_of_loaders(dataset_folder, num_workers):
         torch.testing.assert_close(torch.cat([labels for _, labels in loader]), expected)
 
 
-def test_it_survives_pickle_and_moves():
-    batch = LabelMapBatch.of(viewed_maps("heatmaps"))
+@pytest.mark.parametrize("stored", [False, True])
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_a_batch_survives_pickle_and_moves(encoding, stored):
+    maps = viewed_maps(encoding)
+    batch = LabelMapBatch.of([rd.LabelMap.from_safetensors(m.to_safetensors()) for m in maps] if stored else maps)
     again = pickle.loads(pickle.dumps(batch)).to("cpu", non_blocking=True)
     assert torch.equal(again.pool(), batch.pool())
     assert again.views == batch.views

@@ -1,5 +1,7 @@
 """Temperature and the weight of the class label: one formula on every path, against a slow float64 reference."""
 
+import itertools
+
 import PIL.Image
 import pytest
 import torch
@@ -10,10 +12,10 @@ from relabel_datasets.labels import batch as batch_module
 from relabel_datasets.labels import transforms as transforms_module
 from relabel_datasets.labels.batch import LabelMapBatch
 from relabel_datasets.labels.compose import run_batch, run_pipeline
-from relabel_datasets.labels.pooling import pool_views
+from relabel_datasets.labels.view import to_rows
 from relabel_datasets.train.tokens import TokenLabelPooling
 
-from .samples import CANVAS_SIZE, ENCODINGS, NUM_CLASSES, random_map
+from .samples import CANVAS_SIZE, ENCODINGS, NUM_CLASSES, SPARSE, pool_boxes, random_map
 from .test_pooling import box_by_loops, view_by_loops
 
 View = rd.labels.View
@@ -40,11 +42,12 @@ def viewed(encoding, names=tuple(VIEWS)):
 def reference(label_map, output_size, temperature, weight):
     """Return `(1 - w) * softmax(pooled / T) + w * one_hot` in float64, pooled by plain loops."""
     grid = (1, 1) if output_size == 1 else output_size
-    dense, base = label_map.dense().double(), None if label_map.base is None else label_map.base.double()
+    dense = label_map.dense().double()
+    outside = label_map.tensors.get("base", torch.zeros(NUM_CLASSES)).double()
     if label_map.view.is_box:
-        soft = box_by_loops(dense, base, label_map.view.box_xyxy, grid)
+        soft = box_by_loops(dense, outside, label_map.view.box_xyxy, grid)
     else:
-        soft = view_by_loops(dense, base, label_map.view, grid)
+        soft = view_by_loops(dense, outside, label_map.view, grid)
     target = (1 - weight) * (soft.log() / temperature).softmax(0)
     target[label_map.label] += weight
     return target[:, 0, 0] if output_size == 1 else target
@@ -74,13 +77,9 @@ def on_the_gpu(maps, pooling):
 
 
 def as_boxes(maps, pooling):
-    label_maps = rd.collate(maps)
-    return rd.pool_labels(
-        label_maps.logits,
-        label_maps.classes,
+    return pool_boxes(
+        rd.collate(maps).encoded,
         torch.tensor([label_map.view.box_xyxy for label_map in maps]),
-        num_classes=NUM_CLASSES,
-        base=label_maps.dense_base(),
         output_size=pooling.output_size,
         temperature=pooling.temperature,
         labels=torch.tensor([label_map.label for label_map in maps]),
@@ -88,12 +87,15 @@ def as_boxes(maps, pooling):
     )
 
 
-PATHS = [one_by_one, in_a_pipeline, in_batches, collated, as_boxes, pytest.param(on_the_gpu, marks=GPU)]
+CASES = [
+    *itertools.product(ENCODINGS, [one_by_one, in_a_pipeline, in_batches, collated]),
+    *itertools.product(SPARSE, [as_boxes]),
+]
+CASES += [pytest.param(encoding, on_the_gpu, marks=GPU) for encoding in ENCODINGS]
 
 
 @pytest.mark.parametrize("output_size", [1, (2, 3)])
-@pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize(("encoding", "path"), CASES)
 def test_every_path_gives_the_target_of_the_formula(encoding, path, output_size):
     maps = viewed(encoding, UPRIGHT if path is as_boxes else tuple(VIEWS))
     for temperature, weight in ((1.0, 0.0), (2.5, 0.0), (1.0, 0.3), (0.5, 0.3), (3, 1)):
@@ -112,17 +114,16 @@ def test_every_path_gives_the_target_of_the_formula(encoding, path, output_size)
 def test_float64_logits_are_blended_in_float64_and_gradients_reach_them(encoding):
     maps = [label_map.to(torch.float64) for label_map in viewed(encoding)]
     batch = LabelMapBatch.of(maps)
-    batch.logits.requires_grad_()
+    batch.encoded.logits.requires_grad_()
     soft = batch.pool(1, 2.0, label_weight=0.25)
     want = torch.stack([reference(label_map, 1, 2.0, 0.25) for label_map in maps])
     torch.testing.assert_close(soft, want, rtol=0, atol=1e-9)
-    (gradient,) = torch.autograd.grad(soft[:, 0].sum(), batch.logits)
-    (unblended,) = torch.autograd.grad(batch.pool(1, 2.0)[:, 0].sum(), batch.logits)
+    (gradient,) = torch.autograd.grad(soft[:, 0].sum(), batch.encoded.logits)
+    (unblended,) = torch.autograd.grad(batch.pool(1, 2.0)[:, 0].sum(), batch.encoded.logits)
     torch.testing.assert_close(gradient, 0.75 * unblended)
 
 
-@pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize(("encoding", "path"), CASES)
 def test_neutral_values_leave_every_bit_and_never_blend(encoding, path, monkeypatch):
     maps = viewed(encoding, UPRIGHT)
     want = path(maps, rd.LabelPooling())
@@ -136,8 +137,7 @@ def test_neutral_values_leave_every_bit_and_never_blend(encoding, path, monkeypa
     assert torch.equal(path(maps, rd.LabelPooling(temperature=1, label_weight=0)), want)
     if path is collated:
         label_maps = rd.collate(maps)
-        arguments = {"num_classes": NUM_CLASSES, "base": label_maps.dense_base()}
-        assert torch.equal(want, pool_views(label_maps.logits, label_maps.classes, label_maps.views, **arguments))
+        assert torch.equal(want, label_maps.encoded.encoding.pool(label_maps.encoded, to_rows(label_maps.views)))
 
 
 def test_golden_targets():
@@ -203,7 +203,9 @@ def test_a_weight_out_of_range_is_an_error_everywhere(values, error, message):
         lambda: rd.LabelPooling(**values),
         lambda: TokenLabelPooling(2, **values),
         lambda: batch.pool(**values),
-        lambda: rd.pool_labels(batch.logits, batch.classes, boxes, num_classes=NUM_CLASSES, **values),
+        lambda: rd.pool_labels(
+            batch.encoded.logits, batch.encoded.tensors["classes"], boxes, num_classes=NUM_CLASSES, **values
+        ),
     ):
         with pytest.raises(error, match=message):
             call()
@@ -225,4 +227,4 @@ def test_pool_labels_checks_class_labels(labels, error, message):
     batch = rd.collate(viewed("topk", UPRIGHT[:2]))
     arguments = {"num_classes": NUM_CLASSES, "labels": labels, "label_weight": 0.5}
     with pytest.raises(error, match=message):
-        rd.pool_labels(batch.logits, batch.classes, torch.rand(2, 4), **arguments)
+        rd.pool_labels(batch.encoded.logits, batch.encoded.tensors["classes"], torch.rand(2, 4), **arguments)

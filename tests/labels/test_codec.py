@@ -11,10 +11,24 @@ import torch
 
 import relabel_datasets as rd
 from relabel_datasets.labels import codec
-from relabel_datasets.labels.encoding import Encoded
+from relabel_datasets.labels.batch import LabelMapBatch
+from relabel_datasets.labels.encodings import Encoded, get_encoding
+from relabel_datasets.labels.encodings.levels import BITS
 from relabel_datasets.labels.label_map import read_label_maps
 
-from .samples import ENCODINGS, HEIGHT, STORED_FORMS, WIDTH, assert_same_map, random_classes, random_dense, stored_map
+from .samples import (
+    ENCODINGS,
+    HEIGHT,
+    SPARSE,
+    STORED_FORMS,
+    WIDTH,
+    assert_same_map,
+    random_classes,
+    random_dense,
+    stored_map,
+)
+
+SPARSE_FORMS = [form for form in STORED_FORMS if form[0] in SPARSE]
 
 # Golden bytes. 4 classes, a 1x3 map, a 20x30 image; the values are such that every level is exact.
 # Halves: 0 0000, 1 3C00, 2 4000, 3 4200, 6 4600, 14 4B00, 15 4B80, 30 4F80, 255 5BF8, 510 5FF8, -1 BC00, 254 5BF0.
@@ -22,12 +36,12 @@ from .samples import ENCODINGS, HEIGHT, STORED_FORMS, WIDTH, assert_same_map, ra
 
 def tiny_heatmaps(first, second, base):
     logits = torch.tensor([[first], [second]], dtype=torch.float32)
-    return rd.LabelMap(logits, [[[2]], [[0]]], num_classes=4, base=base, canvas_size=(20, 30))
+    return rd.LabelMap(logits, "heatmaps", classes=[[[2]], [[0]]], base=base, num_classes=4, canvas_size=(20, 30))
 
 
 def tiny_topk(first, second):
     logits = torch.tensor([[first], [second]], dtype=torch.float32)
-    return rd.LabelMap(logits, [[[2, 0, 1]], [[0, 3, 2]]], num_classes=4, canvas_size=(20, 30))
+    return rd.LabelMap(logits, "topk", classes=[[[2, 0, 1]], [[0, 3, 2]]], num_classes=4, canvas_size=(20, 30))
 
 
 def header(*tensors: str) -> str:
@@ -102,8 +116,8 @@ def test_golden_bytes_and_back(label_map, dtype, head, data):
     back = rd.LabelMap.from_safetensors(golden)
     assert torch.equal(back.logits, label_map.logits)
     assert torch.equal(back.classes, label_map.classes)
-    assert (back.num_classes, back.canvas_size) == (4, (20, 30))
-    if label_map.base is not None:
+    assert (back.encoding, back.num_classes, back.canvas_size) == (label_map.encoding, 4, (20, 30))
+    if label_map.encoding == "heatmaps":
         assert torch.equal(back.base[[1, 3]], label_map.base[[1, 3]])
         # of a class with a heatmap it is the heatmap's mean, whatever was given
         torch.testing.assert_close(back.base[[2, 0]], label_map.logits.mean((1, 2)))
@@ -136,7 +150,7 @@ def test_equal_maps_have_equal_bytes_in_another_process():
     ("num_classes", "id_dtype"),
     [(2, "U8"), (255, "U8"), (256, "U8"), (257, "U16"), (1000, "U16"), (21841, "U16"), (65536, "U16"), (70000, "U32")],
 )
-@pytest.mark.parametrize(("encoding", "dtype"), STORED_FORMS)
+@pytest.mark.parametrize(("encoding", "dtype"), SPARSE_FORMS)
 def test_round_trip_with_the_narrowest_class_ids(num_classes, id_dtype, encoding, dtype):
     k, size = min(3, num_classes), (3, 2)
     grid = (1, 1) if encoding == "heatmaps" else size
@@ -147,8 +161,8 @@ def test_round_trip_with_the_narrowest_class_ids(num_classes, id_dtype, encoding
         classes[1] = 1 - classes[0]
     elif k == 3:
         classes[2] = (classes[1] + 1) % (num_classes - 2)
-    base = random_dense(num_classes) if encoding == "heatmaps" else None
-    label_map = rd.LabelMap(random_dense(k, *size), classes, num_classes=num_classes, base=base, canvas_size=(4, 5))
+    tensors = {"classes": classes, **({"base": random_dense(num_classes)} if encoding == "heatmaps" else {})}
+    label_map = rd.LabelMap(random_dense(k, *size), encoding, num_classes=num_classes, canvas_size=(4, 5), **tensors)
     blob = label_map.to_safetensors(dtype)
     assert dict(safetensors.deserialize(blob))["classes"]["dtype"] == id_dtype
     back = rd.LabelMap.from_safetensors(blob, key="a", label=1)
@@ -158,7 +172,7 @@ def test_round_trip_with_the_narrowest_class_ids(num_classes, id_dtype, encoding
     assert (back.dtype, back.classes.dtype, back.encoding) == (torch.float32, torch.int64, encoding)
 
 
-@pytest.mark.parametrize(("encoding", "dtype"), STORED_FORMS)
+@pytest.mark.parametrize(("encoding", "dtype"), SPARSE_FORMS)
 @pytest.mark.parametrize("k", [1, 2, 3, 7])
 @pytest.mark.parametrize("size", [(HEIGHT, WIDTH), (1, 1), (1, 6)])
 def test_what_is_read_differs_by_no_more_than_the_rounding(encoding, dtype, k, size):
@@ -172,13 +186,13 @@ def test_what_is_read_differs_by_no_more_than_the_rounding(encoding, dtype, k, s
     # ranges are rounded outwards to float16, by at most 2^-10 of the larger end
     spread = label_map.logits.flatten(1).amax(1) - label_map.logits.flatten(1).amin(1)
     spread = spread + label_map.logits.flatten(1).abs().amax(1) * 2**-9
-    step = (spread / codec._LEVELS[dtype])[:, None, None] * 1.1 + 1e-6
+    step = (spread / 2 ** BITS[dtype])[:, None, None] * 1.1 + 1e-6
     assert (error <= (step / 2 if encoding == "topk" else step)).all()  # dithering moves by half a step more
     if encoding == "heatmaps":
         rest = torch.ones(13, dtype=torch.bool)
         rest[label_map.classes.flatten()] = False
         others = label_map.base[rest]
-        step = (others.max() - others.min() + others.abs().max() * 2**-9) / codec._LEVELS[dtype] * 1.1 + 1e-6
+        step = (others.max() - others.min() + others.abs().max() * 2**-9) / 2 ** BITS[dtype] * 1.1 + 1e-6
         assert (back.base[rest] - others).abs().max() <= step / 2
 
 
@@ -202,7 +216,8 @@ def test_safetensors_itself_opens_what_is_stored(encoding, dtype):
     blob = stored_map(encoding, dtype)
     tensors = safetensors.numpy.load(blob)
     assert set(tensors) == {name for name, _ in safetensors.deserialize(blob)}
-    assert {"logits", "classes"} <= set(tensors) <= {"logits", "classes", "base", "ranges"}
+    stored, optional = get_encoding(encoding).stored_tensors, get_encoding(encoding).optional_tensors
+    assert set(stored) - set(optional) <= set(tensors) <= set(stored)
 
 
 @pytest.mark.parametrize("side", [1, 9999])
@@ -213,10 +228,8 @@ def test_a_15x15x1000_map_of_10_heatmaps_takes_at_most_2048_bytes(side):
 
 def test_a_batch_is_stored_as_its_maps_one_by_one():
     maps = [rd.LabelMap.from_logits(random_dense(), k=3, canvas_size=(4 + i, 9)) for i in range(3)]
-    batch = Encoded(
-        *(torch.stack(parts) for parts in zip(*((m.logits, m.classes, m.base) for m in maps), strict=True)), 13
-    )
-    assert codec.encode(batch, [m.canvas_size for m in maps]) == [m.to_safetensors() for m in maps]
+    batch = LabelMapBatch.of(maps)
+    assert codec.encode(batch.encoded, [m.canvas_size for m in maps]) == [m.to_safetensors() for m in maps]
 
 
 def test_reading_gives_memory_of_its_own():
@@ -225,29 +238,43 @@ def test_reading_gives_memory_of_its_own():
     assert rd.LabelMap.from_safetensors(blob).logits.abs().max() > 0
 
 
-GOOD = Encoded(torch.zeros(1, 2, 3, 4), torch.tensor([0, 1]).reshape(1, 2, 1, 1), torch.zeros(1, 5), 5)
-TOPK = Encoded(torch.zeros(1, 2, 3, 4), torch.arange(2).reshape(1, 2, 1, 1).expand(1, 2, 3, 4), None, 5)
+def encoded(name="heatmaps", num_classes=5, **changes) -> Encoded:
+    logits, first = torch.zeros(1, 2, 3, 4), torch.arange(2).reshape(1, 2, 1, 1)
+    tensors = {"heatmaps": {"classes": first, "base": torch.zeros(1, 5)}, "topk": {"classes": first.expand(1, 2, 3, 4)}}
+    return Encoded(get_encoding(name), {"logits": logits, **tensors[name], **changes}, num_classes)
+
+
+def indices(*classes) -> torch.Tensor:
+    return torch.tensor(classes).reshape(1, -1, 1, 1)
 
 
 @pytest.mark.parametrize(
-    ("encoded", "canvas_sizes", "dtype", "message"),
+    ("wrong", "canvas_sizes", "dtype", "message"),
     [
-        (GOOD, [(1, 1)], "int8", "dtype must be one of"),
-        (TOPK, [(1, 1)], "uint4", "not 'uint4': error diffusion needs"),
-        (GOOD, [(0, 1)], None, "canvas sizes of positive height and width"),
-        (GOOD, [], None, "expected 1 canvas sizes"),
-        (GOOD._replace(classes=torch.tensor([0, 5]).reshape(1, 2, 1, 1)), [(1, 1)], None, "must be in 0 .. 4"),
-        (GOOD._replace(classes=torch.tensor([0, -1]).reshape(1, 2, 1, 1)), [(1, 1)], None, "must be in 0 .. 4"),
-        (GOOD._replace(classes=torch.tensor([3, 3]).reshape(1, 2, 1, 1)), [(1, 1)], None, "must differ"),
-        (TOPK._replace(classes=torch.zeros(1, 2, 3, 4).long()), [(1, 1)], None, "must differ"),
-        (GOOD._replace(num_classes=1), [(1, 1)], None, "has 2 to"),
-        (GOOD._replace(classes=TOPK.classes), [(1, 1)], None, "a stored label map has heatmaps"),
-        (TOPK._replace(classes=GOOD.classes), [(1, 1)], None, "and no base"),
-        (GOOD._replace(logits=torch.zeros(1, 0, 3, 4), classes=torch.zeros(1, 0, 1, 1).long()), [(1, 1)], None, "K, H"),
-        (GOOD._replace(logits=torch.full((1, 2, 3, 4), torch.nan)), [(1, 1)], None, "logits must be finite"),
-        (GOOD._replace(base=torch.full((1, 5), 65505.0)), [(1, 1)], None, "base must be finite and within float16"),
+        (encoded(), [(1, 1)], "int8", "storage_dtype must be one of 'uint4', .* for heatmaps maps, got 'int8'"),
+        (encoded("topk"), [(1, 1)], "uint4", "must be one of 'float16', 'uint8' for topk maps, got 'uint4'"),
+        (encoded(), [(0, 1)], None, "canvas sizes of positive height and width"),
+        (encoded(), [(1, 2**31)], None, "canvas sizes must be at most"),
+        (encoded(), [], None, "expected 1 canvas sizes"),
+        (encoded(classes=indices(0, 5)), [(1, 1)], None, "must be in 0 .. 4"),
+        (encoded(classes=indices(0, -1)), [(1, 1)], None, "must be in 0 .. 4"),
+        (encoded(classes=indices(3, 3)), [(1, 1)], None, "must differ"),
+        (encoded("topk", classes=torch.zeros(1, 2, 3, 4).long()), [(1, 1)], None, "must differ"),
+        (encoded(num_classes=1), [(1, 1)], None, "has 2 to"),
+        (encoded(num_classes=2**20, logits=torch.zeros(1, 2, 8, 8)), [(1, 1)], None, "at most 33554432 classes x loc"),
+        (encoded(classes=encoded("topk").tensors["classes"]), [(1, 1)], None, "stored heatmaps maps have logits"),
+        (
+            encoded("topk", classes=indices(0, 1)),
+            [(1, 1)],
+            None,
+            r"topk maps have logits .* and classes \(2, 3, 4\), got",
+        ),
+        (encoded(logits=torch.zeros(1, 0, 3, 4), classes=torch.zeros(1, 0, 1, 1).long()), [(1, 1)], None, "K, H"),
+        (encoded(logits=torch.full((1, 2, 3, 4), torch.nan)), [(1, 1)], None, "logits must be finite"),
+        (encoded(base=torch.full((1, 5), 65505.0)), [(1, 1)], None, "base must be finite and within float16"),
+        (encoded(base=torch.zeros(1, 4)), [(1, 1)], None, r"base must have shape \(5,\), got \(4,\)"),
     ],
 )
-def test_what_could_not_be_read_back_is_not_stored(encoded, canvas_sizes, dtype, message):
+def test_what_could_not_be_read_back_is_not_stored(wrong, canvas_sizes, dtype, message):
     with pytest.raises(ValueError, match=message):
-        codec.encode(encoded, canvas_sizes, dtype)
+        codec.encode(wrong, canvas_sizes, dtype)

@@ -17,7 +17,7 @@ from torchvision.transforms.v2 import functional as F
 import relabel_datasets as rd
 from relabel_datasets.labels.pooling import pool_label_map
 
-from .samples import CANVAS_SIZE, ENCODINGS, NUM_CLASSES, random_map
+from .samples import CANVAS_SIZE, ENCODINGS, NUM_CLASSES, pool_boxes, random_map
 
 
 def image_of(size=CANVAS_SIZE) -> tv_tensors.Image:
@@ -37,9 +37,7 @@ def test_the_soft_label_is_a_plain_distribution_over_the_classes(encoding):
     assert soft.sum() == pytest.approx(1, abs=1e-5)
     torch.testing.assert_close(soft, pool_label_map(label_map, label_map.view))
     box = torch.tensor([label_map.view.box_xyxy])
-    base = None if label_map.base is None else label_map.base[None]
-    arguments = label_map.logits[None], label_map.classes[None], box
-    torch.testing.assert_close(soft, rd.pool_labels(*arguments, num_classes=NUM_CLASSES, base=base)[0])
+    torch.testing.assert_close(soft, pool_boxes(rd.labels.LabelMapBatch.of([label_map]).encoded, box)[0])
 
 
 @pytest.mark.parametrize("sample", [dict, list, tuple])

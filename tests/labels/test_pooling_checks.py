@@ -8,10 +8,11 @@ from torch.autograd import forward_ad
 from torchvision import tv_tensors
 
 import relabel_datasets as rd
-from relabel_datasets.labels.encoding import encode_logits
-from relabel_datasets.labels.pooling import pool_label_map, pool_views
+from relabel_datasets.labels.batch import LabelMapBatch
+from relabel_datasets.labels.encodings import encode_logits
+from relabel_datasets.labels.pooling import pool_label_map
 
-from .samples import ENCODINGS, HEIGHT, NUM_CLASSES, WIDTH, random_dense, random_map
+from .samples import ENCODINGS, HEIGHT, NUM_CLASSES, SPARSE, WIDTH, random_dense, random_map
 
 BOXES = torch.tensor([[0.1, 0.2, 0.7, 0.9], [0.3, 0.3, 0.8, 0.9]])
 NAN, INF = float("nan"), float("inf")
@@ -21,8 +22,8 @@ def arguments(encoding="heatmaps", **changes) -> dict:
     encoded = encode_logits(random_dense(2, NUM_CLASSES, HEIGHT, WIDTH), encoding, 3)
     good = {
         "logits": encoded.logits,
-        "classes": encoded.classes,
-        "base": encoded.base,
+        "classes": encoded.tensors["classes"],
+        "base": encoded.tensors.get("base"),
         "boxes_xyxy": BOXES,
         "num_classes": NUM_CLASSES,
     }
@@ -106,7 +107,7 @@ def test_types_that_do_not_fit_are_refused(wrong, message):
 
 
 @pytest.mark.parametrize("name", ["logits", "boxes_xyxy", "base"])
-@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("encoding", SPARSE)
 def test_vmap_is_refused(encoding, name):
     inputs = arguments(encoding, base=torch.zeros(2, NUM_CLASSES))
     several = torch.stack([inputs[name]] * 3)
@@ -125,14 +126,14 @@ TRACKED = {
 @pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")  # torch warns of its own rules for derivatives
 @pytest.mark.parametrize("transform", TRACKED.values(), ids=TRACKED)
 @pytest.mark.parametrize("name", ["logits", "boxes_xyxy"])
-@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("encoding", SPARSE)
 def test_other_transforms_of_torch_func_are_refused(encoding, name, transform):
     inputs = arguments(encoding)
     with pytest.raises(TypeError, match=r"torch\.func"):
         transform(lambda value: rd.pool_labels(**{**inputs, name: value}), inputs[name])
 
 
-@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("encoding", SPARSE)
 def test_fake_tensors_are_refused(encoding):
     inputs = arguments(encoding)
     with FakeTensorMode() as mode:
@@ -142,7 +143,7 @@ def test_fake_tensors_are_refused(encoding):
 
 
 @pytest.mark.parametrize("output_size", [1, (3, 2)])
-@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("encoding", SPARSE)
 def test_meta_logits_give_a_meta_label_of_the_right_shape(encoding, output_size):
     inputs = arguments(encoding, output_size=output_size)
     on_meta = {name: inputs[name].to("meta") for name in ("logits", "classes", "base") if inputs[name] is not None}
@@ -153,7 +154,7 @@ def test_meta_logits_give_a_meta_label_of_the_right_shape(encoding, output_size)
 
 @pytest.mark.parametrize("shift", [0.0, 0.5, 2.0], ids=["inside", "across the border", "outside"])
 @pytest.mark.parametrize("output_size", [1, (3, 2)])
-@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("encoding", SPARSE)
 def test_gradients_reach_logits_and_base_and_not_boxes(encoding, output_size, shift):
     boxes = (BOXES.double() + shift).requires_grad_()
     inputs = arguments(encoding, output_size=output_size, boxes_xyxy=boxes)
@@ -170,7 +171,7 @@ def test_gradients_reach_logits_and_base_and_not_boxes(encoding, output_size, sh
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
-@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("encoding", SPARSE)
 def test_forward_mode_derivatives_are_those_of_reverse_mode(encoding):
     inputs = arguments(encoding)
     logits = inputs["logits"].double()
@@ -192,7 +193,7 @@ SAME_LABEL = {
 
 
 @pytest.mark.parametrize("change", SAME_LABEL.values(), ids=SAME_LABEL)
-@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("encoding", SPARSE)
 def test_other_types_of_the_same_values_give_the_same_label(encoding, change):
     inputs = arguments(encoding)
     got = rd.pool_labels(**{**inputs, **change})
@@ -208,7 +209,7 @@ def test_boxes_of_lower_precision_are_pooled_as_their_values(dtype):
 
 
 @pytest.mark.parametrize("output_size", [1, (3, 2)])
-@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("encoding", SPARSE)
 def test_an_empty_batch_has_no_labels(encoding, output_size):
     inputs = arguments(encoding, output_size=output_size)
     empty = {name: None if inputs[name] is None else inputs[name][:0] for name in ("logits", "classes", "base")}
@@ -238,10 +239,9 @@ def test_a_view_that_is_not_finite_is_refused(encoding, view):
     for output_size in (1, (2, 3)):
         with pytest.raises(ValueError, match=r"views must be finite, got .* for image 0"):
             pool_label_map(label_map, view, output_size)
-    logits, chosen = label_map.logits[None], label_map.classes[None]
-    good = rd.labels.View(xy=view.xy)
+    good, bad = (rd.LabelMap.wrap(label_map.logits, like=label_map, view=v) for v in (rd.labels.View(xy=view.xy), view))
     with pytest.raises(ValueError, match="for image 1 of the batch"):
-        pool_views(logits.repeat(2, 1, 1, 1), chosen.repeat(2, 1, 1, 1), [good, view], num_classes=NUM_CLASSES)
+        LabelMapBatch.of([good, bad]).pool()
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,22 @@ import relabel_datasets as rd
 from relabel_datasets.annotate.annotator import ModuleAnnotator
 from relabel_datasets.labels.batch import LabelMapBatch
 from relabel_datasets.labels.compose import run_batch
-from relabel_datasets.labels.encoding import encode_logits
+from relabel_datasets.labels.encodings import encode_logits
 from relabel_datasets.labels.precision import full_precision, pooling_dtype
 from relabel_datasets.train.tokens import MixToken, TokenLabelPooling, token_label_loss
 from tests.conftest import ColourNet, picture
 
-from .samples import CANVAS_SIZE, ENCODINGS, HEIGHT, NUM_CLASSES, WIDTH, random_classes, random_dense, random_map
+from .samples import (
+    CANVAS_SIZE,
+    ENCODINGS,
+    HEIGHT,
+    NUM_CLASSES,
+    WIDTH,
+    pool_boxes,
+    random_classes,
+    random_dense,
+    random_map,
+)
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))]
 ROTATED = rd.labels.View(0.5, 0.1, 0.2, 0.2, 0.6, 0.1)
@@ -70,11 +80,6 @@ def label_maps(encoding, views, dtype=torch.float32, stored=False):
     ]
 
 
-def pool_boxes(batch, output_size):
-    arguments = {"num_classes": NUM_CLASSES, "base": batch.dense_base(), "output_size": output_size}
-    return rd.pool_labels(batch.logits, batch.classes, BOXES, temperature=1.5, **arguments)
-
-
 @pytest.mark.parametrize("surroundings", SURROUNDINGS.values(), ids=SURROUNDINGS)
 @pytest.mark.parametrize("encoding", ENCODINGS)
 @pytest.mark.parametrize("device", DEVICES)
@@ -83,9 +88,15 @@ def test_pooled_labels_are_the_same_bits_whatever_surrounds_the_call(device, enc
         for stored in (False, True):
             batch = LabelMapBatch.of(label_maps(encoding, views, stored=stored)).to(device)
             for output_size in (1, (3, 2)):
-                want = batch.pool(output_size, 1.5), pool_boxes(batch, output_size)
+                want = (
+                    batch.pool(output_size, 1.5),
+                    pool_boxes(batch.encoded, BOXES, output_size=output_size, temperature=1.5),
+                )
                 with surroundings(device):
-                    got = batch.pool(output_size, 1.5), pool_boxes(batch, output_size)
+                    got = (
+                        batch.pool(output_size, 1.5),
+                        pool_boxes(batch.encoded, BOXES, output_size=output_size, temperature=1.5),
+                    )
                 for ours, plain in zip(got, want, strict=True):
                     assert ours.dtype == torch.float32
                     assert ours.device.type == device
@@ -141,9 +152,8 @@ def test_encoding_and_dense_logits_are_the_same_bits(encoding, surroundings):
         got = encode_logits(dense, encoding)
         again = rd.LabelMap.from_logits(dense[0], encoding)
         expanded = again.dense()
-    assert torch.equal(got.logits, want.logits)
-    assert torch.equal(got.classes, want.classes)
-    assert got.base is None or torch.equal(got.base, want.base)
+    for name, tensor in got.tensors.items():
+        assert torch.equal(tensor, want.tensors[name])
     assert again.to_safetensors() == whole.to_safetensors()
     assert torch.equal(expanded, whole.dense())
 
@@ -219,13 +229,13 @@ LAYOUTS = {
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_the_memory_layout_of_logits_does_not_matter(encoding, layout):
     encoded = encode_logits(random_dense(4, NUM_CLASSES, HEIGHT, WIDTH), encoding, 3)
-    logits = layout(encoded.logits)
-    assert not logits.is_contiguous()
+    strided = encoded._replace(tensors={**encoded.tensors, "logits": layout(encoded.logits)})
+    assert not strided.logits.is_contiguous()
+    contiguous = strided.changed(torch.Tensor.contiguous)
     for boxes in (torch.tensor([[0.1, 0.2, 0.7, 0.9]] * 4), torch.tensor([[0.1, 0.2, 0.7, 0.9]]).expand(4, 4)):
         for output_size in (1, (3, 2)):
-            arguments = {"num_classes": NUM_CLASSES, "base": encoded.base, "output_size": output_size}
-            got = rd.pool_labels(logits, encoded.classes, boxes, **arguments)
-            want = rd.pool_labels(logits.contiguous(), encoded.classes, boxes.contiguous(), **arguments)
+            got = pool_boxes(strided, boxes, output_size=output_size)
+            want = pool_boxes(contiguous, boxes.contiguous(), output_size=output_size)
             torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-7)
 
 
@@ -257,7 +267,7 @@ def test_full_precision_is_free_where_there_is_nothing_to_switch_off():
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_a_compiled_step_pools_what_an_eager_one_pools(encoding):
     def step(batch, images):
-        labels = batch.pool() + pool_boxes(batch, 1)
+        labels = batch.pool() + pool_boxes(batch.encoded, BOXES, temperature=1.5)
         return torch.nn.functional.cross_entropy(images @ weights, labels / 2)
 
     weights, images = torch.rand(6, NUM_CLASSES), torch.rand(4, 6)

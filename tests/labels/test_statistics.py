@@ -9,10 +9,12 @@ from torchvision.ops import roi_align
 
 from relabel_datasets.labels import codec
 from relabel_datasets.labels.crops import random_resized_crops
-from relabel_datasets.labels.encoding import encode_logits
+from relabel_datasets.labels.encodings import encode_logits
 from relabel_datasets.labels.label_map import LabelMap
 from relabel_datasets.labels.statistics import Statistics, add_up, crop_fidelity, image_statistics, total
 from relabel_datasets.labels.windows import measure_windows
+
+from .samples import ENCODINGS
 
 SIZES = [(40, 60), (90, 30), (50, 50), (64, 48)] * 5
 
@@ -31,7 +33,7 @@ def dense_of(blob: bytes) -> torch.Tensor:
     return LabelMap.from_safetensors(blob).dense()
 
 
-@pytest.mark.parametrize("encoding", ["heatmaps", "topk"])
+@pytest.mark.parametrize("encoding", ENCODINGS)
 def test_agreement_and_shown_classes_are_counted(dense, encoding):
     encoded = encode_logits(dense, encoding, 4)
     maps = torch.stack([dense_of(blob) for blob in codec.encode(encoded, SIZES, "float16")])

@@ -1,0 +1,43 @@
+"""Encodings: how the logits of label maps are chosen, stored and pooled.
+
+Each encoding is one subclass of `Encoding` in a module of its own, and one entry of `ENCODINGS`. Everything else asks the
+encoding of a label map.
+
+Names are imported on first use.
+
+Example:
+    >>> from relabel_datasets.labels.encodings import ENCODINGS, encode_logits
+    >>> list(ENCODINGS)
+    ['heatmaps', 'topk']
+    >>> encoded = encode_logits(dense, "topk", k=5)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ..._lazy import import_lazily
+from .registry import DEFAULT_ENCODING, ENCODINGS, EncodingEntry, find_entry, get_encoding
+
+if TYPE_CHECKING:
+    from .base import Encoded, Encoding, encode_logits
+
+_MODULES = {"Encoded": "base", "Encoding": "base", "encode_logits": "base"}
+__all__ = [
+    "DEFAULT_ENCODING",
+    "ENCODINGS",
+    "Encoded",
+    "Encoding",
+    "EncodingEntry",
+    "encode_logits",
+    "find_entry",
+    "get_encoding",
+]
+
+
+def __getattr__(name: str) -> Any:
+    return import_lazily(__name__, _MODULES, name)
+
+
+def __dir__() -> list[str]:
+    return __all__
