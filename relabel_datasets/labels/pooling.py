@@ -100,7 +100,7 @@ def pool_labels(
     try:
         soft = pool_weighted(encoded, weights, encoding.mean_logits, output_size, temperature)
     except RuntimeError:
-        check_class_range(classes, num_classes)  # here, as torch's own check on the CPU costs nothing extra
+        check_class_range(classes.long(), num_classes)  # here, as torch's own check on the CPU costs nothing extra
         raise
     return blend_labels(soft, labels, label_weight) if label_weight and labels is not None else soft
 
