@@ -9,6 +9,7 @@ import pytest
 import timm.data
 import timm.loss
 import torch
+from torch.autograd import forward_ad
 from torch.utils.data import DataLoader, Dataset, default_collate
 from torchvision import tv_tensors
 from torchvision.transforms import v2
@@ -236,3 +237,32 @@ def test_timms_collating_mixup_takes_soft_labels():
     images, labels = next(iter(DataLoader(samples, batch_size=8, collate_fn=collate)))
     assert (images.dtype, labels.shape) == (torch.uint8, (8, NUM_CLASSES))
     torch.testing.assert_close(labels.sum(1), torch.ones(8))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")  # torch warns of its own rules for derivatives
+@pytest.mark.parametrize("output_size", [1, (2, 3)])
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_gradients_of_both_modes_reach_the_tensors_of_one_map(encoding, output_size):
+    label_map = cropped(encoding)[1]
+    names = [name for name, tensor in label_map.tensors.items() if tensor.is_floating_point()]
+
+    def pool(*values):
+        tensors = {**label_map.tensors, **dict(zip(names, values, strict=True))}
+        changed = rd.LabelMap(
+            **tensors,
+            encoding=encoding,
+            num_classes=NUM_CLASSES,
+            canvas_size=label_map.canvas_size,
+            view=label_map.view,
+        )
+        return rd.LabelPooling(output_size)(changed)
+
+    values = tuple(label_map.tensors[name].clone() for name in names)
+    jacobians = torch.autograd.functional.jacobian(pool, values)
+    assert all(jacobian.abs().max() > 0 for jacobian in jacobians)
+    for i, jacobian in enumerate(jacobians):
+        direction = torch.randn_like(values[i])
+        with forward_ad.dual_level():
+            duals = [forward_ad.make_dual(value, direction) if i == j else value for j, value in enumerate(values)]
+            change = forward_ad.unpack_dual(pool(*duals)).tangent
+        torch.testing.assert_close(change, (jacobian * direction).flatten(change.ndim).sum(-1), rtol=1e-4, atol=1e-6)

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from ...errors import LabelMapError
 from ..limits import MAX_DENSE
@@ -153,7 +154,7 @@ class SparseEncoding(Encoding):
         temperature: float = 1.0,
     ) -> Tensor:
         # A single cell of an upright view on the CPU is computed in NumPy, whose calls cost a fraction of torch's.
-        if not (output_size == 1 and view.is_box and logits.device.type == "cpu" and logits.dtype == torch.float32):
+        if not (output_size == 1 and view.is_box and _is_constant_on_cpu(logits, parts)):
             return super().pool_one(logits, parts, num_classes, view, output_size, temperature)
         height, width = logits.shape[1:]
         x1, y1, x2, y2 = view.box_xyxy
@@ -194,6 +195,16 @@ class SparseEncoding(Encoding):
         found = logits.new_zeros(len(logits), encoded.num_classes)
         classes = encoded.tensors["classes"].expand_as(logits).flatten(1)
         return found.scatter_reduce(1, classes, confident.flatten(1).float(), "amax") > 0
+
+
+def _is_constant_on_cpu(logits: Tensor, parts: Parts) -> bool:
+    """Return whether a map is on the CPU in float32 and takes part in no differentiation, which NumPy would not see."""
+    return (
+        logits.device.type == "cpu"
+        and logits.dtype == torch.float32
+        and forward_ad._current_level < 0
+        and not (logits.requires_grad or any(getattr(part, "requires_grad", False) for part in parts.values()))
+    )
 
 
 def _has_repeated(classes: Tensor, dim: int) -> bool:

@@ -1,12 +1,16 @@
 """What holds for every encoding of the registry."""
 
+import copy
+import pickle
+
 import pytest
+import safetensors.numpy
 import torch
 
 import relabel_datasets as rd
-from relabel_datasets.labels.encodings import encode_logits
+from relabel_datasets.labels.encodings import encode_logits, get_encoding
 
-from ..samples import ENCODINGS, HEIGHT, NUM_CLASSES, WIDTH, random_dense
+from ..samples import ENCODINGS, HEIGHT, NUM_CLASSES, STORED_FORMS, WIDTH, random_dense
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
@@ -75,3 +79,31 @@ def test_dense_logits_are_not_written_to(encoding):
 def test_what_cannot_be_encoded_is_refused(dense, arguments, message):
     with pytest.raises(ValueError, match=message):
         encode_logits(dense, *arguments)
+
+
+@pytest.mark.parametrize(("encoding", "dtype"), STORED_FORMS)
+@pytest.mark.parametrize("num_classes", [7, 300, 70000])
+def test_the_estimated_size_is_that_of_the_stored_tensors(encoding, dtype, num_classes):
+    label_map = rd.LabelMap.from_logits(random_dense(num_classes, 3, 2), encoding, k=5)
+    tensors = safetensors.numpy.load(label_map.to_safetensors(dtype))
+    size = sum(tensor.nbytes for tensor in tensors.values())
+    assert get_encoding(encoding).num_bytes(num_classes, 5, (3, 2), dtype) == size
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_class_logits_and_confident_classes_are_those_of_the_dense_map(encoding):
+    encoded = encode_logits(random_dense(6, NUM_CLASSES, HEIGHT, WIDTH), encoding, 4)
+    dense, classes = encoded.encoding.dense(encoded), torch.randint(NUM_CLASSES, (6,))
+    got = encoded.encoding.class_logits(encoded, classes)
+    torch.testing.assert_close(got, dense[torch.arange(6), classes], rtol=0, atol=1e-5)
+    expected = dense.softmax(1).amax((2, 3)) >= 0.5
+    assert torch.equal(encoded.encoding.confident_classes(encoded, 0.5), expected)
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_there_is_one_object_of_an_encoding_in_each_process(encoding):
+    chosen = get_encoding(encoding)
+    assert pickle.loads(pickle.dumps(chosen)) is copy.deepcopy(chosen) is get_encoding(encoding)
+    assert chosen.name == encoding
+    assert chosen.entry.storage_dtypes[0] == chosen.entry.resolve_storage_dtype(None)
+    assert chosen.entry.resolve_k(None) == chosen.entry.default_k
