@@ -193,6 +193,7 @@ def _stack(label_maps: LabelMaps, rows: list[int]) -> tuple[Encoded, list[str], 
     """Return maps as one batch, with their keys, labels `[B]`, and image sizes (height, width)."""
     maps = label_maps.at_rows(rows)
     encoded = LabelMapBatch.of(maps).encoded
+    encoded = encoded.encoding.unpacked(encoded)
     labels = torch.tensor(label_maps.index.labels[rows].astype(np.int64))
     return encoded, [label_maps.index.key(row) for row in rows], labels, [label_map.canvas_size for label_map in maps]
 

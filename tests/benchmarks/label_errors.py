@@ -30,7 +30,7 @@ from relabel_datasets.annotate.classes import match_classes
 from relabel_datasets.cli.annotator_options import add_annotator_arguments, annotator_from
 from relabel_datasets.demo.scenes import CLASSES, read_objects
 from relabel_datasets.labels.batch import LabelMapBatch
-from relabel_datasets.labels.encoding import Encoded, encode_logits
+from relabel_datasets.labels.encodings import Encoded, encode_logits
 from relabel_datasets.labels.windows import SCALES, pool_box, window_boxes
 
 RATES = (0.05, 0.2, 0.4)
@@ -119,7 +119,7 @@ def scenes(path: Path, split: str = "validation") -> Pictures:
     encoded = []
     for start in range(0, len(maps), _BATCH):
         batch = LabelMapBatch.of(maps[start : start + _BATCH])
-        encoded.append(Encoded(batch.logits, batch.classes, batch.dense_base(), batch.num_classes))
+        encoded.append(batch.encoded)
     present = [{scene_object.label for scene_object in objects[key]} for key in label_maps]
     return Pictures("scenes", encoded, np.array([m.label for m in maps]), present, len(CLASSES))
 

@@ -28,7 +28,7 @@ import relabel_datasets as rd
 from relabel_datasets.annotate.classes import match_classes
 from relabel_datasets.cli.annotator_options import add_annotator_arguments, annotator_from
 from relabel_datasets.demo.scenes import CLASSES, Scene, draw_clean, draw_scene
-from relabel_datasets.labels.encoding import Encoded, encode_logits
+from relabel_datasets.labels.encodings import Encoded, encode_logits
 from relabel_datasets.labels.windows import DEFINITION, measure_windows
 
 _GRID, _LOGIT = 8, 8.0
@@ -36,11 +36,7 @@ _GRID, _LOGIT = 8, 8.0
 
 def confident(encoded: Encoded) -> torch.Tensor:
     """Return the number of classes with a probability of at least 0.5 at any location, `[B]`."""
-    size = encoded.logits.shape[2:]
-    base = torch.zeros(len(encoded.logits), encoded.num_classes) if encoded.base is None else encoded.base.float()
-    dense = base[:, :, None, None].expand(-1, -1, *size).clone()
-    dense.scatter_(1, encoded.classes.expand(-1, -1, *size), encoded.logits.float())
-    return (dense.softmax(1).amax((2, 3)) >= 0.5).sum(1)
+    return (encoded.encoding.dense(encoded).softmax(1).amax((2, 3)) >= 0.5).sum(1)
 
 
 def drawn_map(scene: Scene) -> torch.Tensor:

@@ -8,8 +8,10 @@ import pytest
 import torch
 from torchvision.ops import roi_align
 
-from relabel_datasets.labels.encoding import encode_logits
+from relabel_datasets.labels.encodings import encode_logits
 from relabel_datasets.labels.windows import measure_windows
+
+from .samples import ENCODINGS
 
 
 def _soft(dense, box):
@@ -31,7 +33,7 @@ def _shown(dense):
     return {index for lead, p, index in leads if p >= 0.5 and lead >= 0.15 * largest}
 
 
-@pytest.mark.parametrize("encoding", ["heatmaps", "topk"])
+@pytest.mark.parametrize("encoding", ENCODINGS)
 @pytest.mark.parametrize("size", [(7, 7), (5, 8), (2, 3), (1, 1)])
 def test_measures_equal_a_reference_in_plain_loops(encoding, size):
     dense = 4 * torch.randn(12, 6, *size, generator=torch.Generator().manual_seed(1))

@@ -198,15 +198,15 @@ class Encoding(ABC):
     def dense(self, encoded: Encoded) -> Tensor:
         """Return the logits `[B, C, H, W]` of the whole images."""
 
-    # Statistics and checks of whole datasets.
+    # Analysis and checks of whole datasets.
+
+    def unpacked(self, encoded: Encoded) -> Encoded:
+        """Return the same logits with no tensor packed, which saves time if a batch is pooled many times."""
+        return encoded
 
     def class_logits(self, encoded: Encoded, classes: Tensor) -> Tensor:
         """Return the logits `[B, H, W]` of one class of each image, given as indices `[B]`, at all locations."""
         return self.dense(encoded)[torch.arange(len(classes)), classes]
-
-    def confident_classes(self, encoded: Encoded, threshold: float) -> Tensor:
-        """Return `[B, C]`: whether a class reaches a probability at any location where its logit is stored."""
-        return self.dense(encoded).softmax(1).amax((2, 3)) >= threshold
 
     def find_damage(self, logits: Tensor, parts: Parts) -> str | None:
         """Describe damage of a map that readers do not look for, since it takes long, or return None."""

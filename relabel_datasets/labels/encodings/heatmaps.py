@@ -205,6 +205,10 @@ class Heatmaps(SparseEncoding):
         base = levels * tensors["base_step"][:, None] + tensors["base_low"][:, None]
         return base.scatter_(1, tensors["classes"].flatten(1), tensors["base_means"])
 
+    def unpacked(self, encoded: Encoded) -> Encoded:
+        tensors = {name: encoded.tensors[name] for name in ("logits", "classes")}
+        return encoded._replace(tensors={**tensors, "base": self.dense_base(encoded)})
+
     def mean_logits(self, encoded: Encoded, weights: Tensor | BoxWeights, shape: tuple[int, ...]) -> Tensor:
         dtype = pooling_dtype(encoded.logits)
         logits, classes = encoded.logits.to(dtype), encoded.tensors["classes"].long().flatten(1)
@@ -214,10 +218,6 @@ class Heatmaps(SparseEncoding):
         if is_inside is not None:
             means = torch.where(is_inside, means, each_cell(base.gather(1, classes), shape))
         return pooled.scatter_(-1, each_cell(classes, shape).expand_as(means), means)
-
-    def log_rest(self, encoded: Encoded) -> Tensor:
-        classes = encoded.tensors["classes"].flatten(1)
-        return self.dense_base(encoded).float().scatter(1, classes, -torch.inf).logsumexp(1)
 
 
 def crop_probabilities(dense: Tensor) -> Tensor:

@@ -76,10 +76,6 @@ class SparseEncoding(Encoding):
     def dense_base(self, encoded: Encoded) -> Tensor:
         """Return the logits `[B, C]` of classes at locations where they are not stored."""
 
-    @abstractmethod
-    def log_rest(self, encoded: Encoded) -> Tensor:
-        """Return the logarithm `[B]` of the summed powers of all logits that are not stored at a location."""
-
     # Stored maps.
 
     def num_bytes(self, num_classes: int, k: int, map_size: tuple[int, int], storage_dtype: str) -> int:
@@ -185,16 +181,6 @@ class SparseEncoding(Encoding):
         base = self.dense_base(encoded).gather(1, classes[:, None])[:, :, None, None]
         is_class = encoded.tensors["classes"] == classes[:, None, None, None]
         return (base + ((encoded.logits - base) * is_class).sum(1, keepdim=True))[:, 0]
-
-    def confident_classes(self, encoded: Encoded, threshold: float) -> Tensor:
-        # Softmax at each location without a dense map: over the stored logits and the sum of all other classes. That sum is
-        # computed directly. Subtracting the stored classes from the sum of all bases would lose it to rounding.
-        logits = encoded.logits.float()
-        log_total = torch.logaddexp(logits.logsumexp(1, keepdim=True), self.log_rest(encoded)[:, None, None, None])
-        confident = logits >= log_total + math.log(threshold)
-        found = logits.new_zeros(len(logits), encoded.num_classes)
-        classes = encoded.tensors["classes"].expand_as(logits).flatten(1)
-        return found.scatter_reduce(1, classes, confident.flatten(1).float(), "amax") > 0
 
 
 def _is_constant_on_cpu(logits: Tensor, parts: Parts) -> bool:

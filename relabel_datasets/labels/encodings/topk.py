@@ -103,7 +103,3 @@ class TopK(SparseEncoding):
 
     def dense_base(self, encoded: Encoded) -> Tensor:
         return encoded.logits.new_zeros(len(encoded.logits), encoded.num_classes)
-
-    def log_rest(self, encoded: Encoded) -> Tensor:
-        batch, num_kept = encoded.logits.shape[:2]
-        return encoded.logits.new_full((batch,), encoded.num_classes - num_kept, dtype=torch.float32).log()
