@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EncodingEntry:
-    """What users can choose of an encoding, and where its code is.
+    """Choices that users have with an encoding, and where its code is.
 
     Attributes:
         name: Name of the encoding, as stored in manifests.
         implementation: Module and class of the encoding, `".module:Class"`.
-        summary: What is stored, as a phrase for help texts.
+        summary: Phrase for help texts that says what is stored.
         default_k: Default number of classes to keep.
-        k_unit: What `k` counts the classes of, such as `"per image"`.
+        k_unit: Unit to which `k` applies, such as `"per image"`.
         storage_dtypes: Storage dtypes of the logits, the default first.
     """
 
