@@ -10,7 +10,6 @@ import relabel_datasets as rd
 from relabel_datasets.analysis import label_margins, measure_images
 from relabel_datasets.annotate.classes import match_classes
 from relabel_datasets.labels.batch import LabelMapBatch
-from relabel_datasets.labels.encoding import Encoded
 from relabel_datasets.labels.windows import measure_windows
 
 MODEL = {"checkpoint": "mobilenetv2_100.safetensors", "mean": (0.5,) * 3, "std": (0.5,) * 3, "pad_type": "same"}
@@ -85,7 +84,7 @@ def test_few_photos_of_one_object_show_several_classes(dataset):
 
 def test_replaced_labels_have_lower_margins_than_correct_ones(dataset):
     batch = LabelMapBatch.of(list(dataset.label_maps.values()))
-    encoded = Encoded(batch.logits, batch.classes, batch.dense_base(), batch.num_classes)
+    encoded = batch.encoded
     labels = torch.from_numpy(dataset.label_maps.index.labels.astype("int64"))
     correct, wrong = (label_margins(measure_windows(encoded, given).p_label) for given in (labels, (labels + 1) % 10))
     assert (wrong[:, None] < correct).double().mean() > 0.98  # area under the ROC curve
