@@ -213,8 +213,9 @@ class Heatmaps(SparseEncoding):
         dtype = pooling_dtype(encoded.logits)
         logits, classes = encoded.logits.to(dtype), encoded.tensors["classes"].long().flatten(1)
         base = self.dense_base(encoded).to(dtype)
+        is_new = "base" not in encoded.tensors and len(shape) == 2  # memory that is new costs more than the arithmetic
+        pooled = base if is_new else each_cell(base, shape).expand(shape).clone()
         means, is_inside = _means_of_cells(logits, weights, shape)
-        pooled = each_cell(base, shape).expand(shape).clone()
         if is_inside is not None:
             means = torch.where(is_inside, means, each_cell(base.gather(1, classes), shape))
         return pooled.scatter_(-1, each_cell(classes, shape).expand_as(means), means)
