@@ -99,14 +99,18 @@ def draw(results: Mapping[str, Any], table: Table, path: Path) -> None:
 
     figure = Figure(figsize=(5.6, 3.4), layout="constrained")
     axes = figure.subplots()
-    for labels, color, marker in zip(sorted(table.labels, key=list(LABELS).index), _COLORS, "os^D", strict=True):
-        points = [(noise, runs_of(results, labels, noise)) for noise in sorted(table.noise)]
-        levels = [noise for noise, runs in points if runs]
-        values = [[100 * run["accuracy"] for run in runs] for _, runs in points if runs]
-        means = np.array([statistics.mean(accuracies) for accuracies in values])
-        spread = np.array([statistics.stdev(accuracies) if len(accuracies) > 1 else 0.0 for accuracies in values])
-        axes.plot(levels, means, color=color, marker=marker, label=labels)
-        axes.fill_between(levels, means - spread, means + spread, color=color, alpha=0.2, linewidth=0)
+    for labels, color, marker in zip(
+        sorted(table.labels, key=list(LABELS).index), _COLORS, ("o", "s", "", ""), strict=True
+    ):
+        points = {noise: runs_of(results, labels, noise) for noise in sorted(table.noise)}
+        values = {noise: [100 * run["accuracy"] for run in runs] for noise, runs in points.items() if runs}
+        if not values:
+            continue
+        means = np.array([statistics.mean(accuracies) for accuracies in values.values()])
+        spread = np.array([statistics.stdev(both) if len(both) > 1 else 0.0 for both in values.values()])
+        name = labels if labels in FROM_DATASET else f"{labels}, which does not use these labels"
+        axes.plot(list(values), means, color=color, marker=marker, label=name)
+        axes.fill_between(list(values), means - spread, means + spread, color=color, alpha=0.2, linewidth=0)
     axes.set_xlabel("wrong training labels, %")
     axes.set_ylabel("accuracy on validation photos, %")
     axes.set_xticks(sorted(table.noise))
