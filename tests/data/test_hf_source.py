@@ -10,6 +10,7 @@ import relabel_datasets as rd
 from relabel_datasets.cli import main
 from tests.conftest import picture
 from tests.readers import IGNORED_WARNINGS, assert_read_everywhere
+from tests.versions import needs
 
 pytestmark = [pytest.mark.filterwarnings(each) for each in IGNORED_WARNINGS]
 
@@ -145,7 +146,17 @@ def images_as(kind, folder):
     return datasets.Dataset.from_dict({"img": cells, "label": [0, 1, 2]}, features=features)
 
 
-@pytest.mark.parametrize("kind", ["bytes", "large bytes", "paths", "Image of paths", "Image of bytes", "pictures"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "bytes",
+        pytest.param("large bytes", marks=needs("datasets", 4)),
+        "paths",
+        "Image of paths",
+        "Image of bytes",
+        "pictures",
+    ],
+)
 def test_an_image_column_of_every_type_is_read(kind, tmp_path, annotator, hf_home):
     source = rd.data.HFSource(images_as(kind, tmp_path), image_column="img")
     rd.build(source, tmp_path / "data", annotator, progress=False)
