@@ -17,6 +17,7 @@ from relabel_datasets.data.keys import key_from_member, key_from_path, key_of, s
 from relabel_datasets.naming import is_key
 from tests.conftest import jpeg, write_tar
 from tests.readers import IGNORED_WARNINGS, assert_read_everywhere
+from tests.versions import needs
 
 pytestmark = [pytest.mark.filterwarnings(each) for each in IGNORED_WARNINGS]
 
@@ -184,6 +185,7 @@ PATHS = (
 )
 
 
+@needs("datasets", 4)  # earlier releases have no function for it
 @settings(deadline=None, derandomize=True)
 @given(PATHS.filter(lambda path: any(part not in ("", ".") for part in path.split("/"))))
 def test_every_path_has_a_key_that_is_valid_decodes_to_it_and_is_read_back_by_every_reader(path):

@@ -135,6 +135,8 @@ def test_label_maps_of_a_batch_equal_single_ones_and_are_pickled_separately(labe
         assert torch.equal(label_map, expected)
         assert torch.equal(label_map.dense(), expected.dense())
         assert repr(label_map) == repr(expected)
-        assert len(pickle.dumps(label_map)) == len(pickle.dumps(expected))
+        assert (
+            len(pickle.dumps(label_map)) <= len(pickle.dumps(expected)) + 8
+        )  # strings that are equal, but not the same
         assert torch.equal(pickle.loads(pickle.dumps(label_map)).dense(), expected.dense())
     assert label_maps.at_rows([]) == []
