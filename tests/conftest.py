@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import PIL.Image
@@ -18,6 +19,9 @@ import pytest
 import torch
 
 from tests.hub import LocalHub
+
+if TYPE_CHECKING:
+    from relabel_datasets.annotate.annotator import ModuleAnnotator
 
 ROOT = Path(__file__).parents[1]
 pytest_plugins = ["tests.fixtures"]
@@ -113,17 +117,6 @@ def write_tar(path: Path, members: Iterable[tuple[str, bytes]]) -> Path:
     return path
 
 
-@pytest.fixture
-def image_folder(tmp_path: Path) -> Path:
-    """An ImageFolder of 3 classes and 13 images of two sizes."""
-    root = tmp_path / "images"
-    for i in range(13):
-        path = root / ("cat", "dog", "emu")[i % 3] / f"photo_{i:02d}.jpg"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        picture(i, (40, 56) if i % 2 else (48, 32)).save(path, quality=95)
-    return root
-
-
 class ColourNet(torch.nn.Module):
     """A fully-convolutional classifier of 3 classes, red, green and blue, with stride 8: its maps can be foreseen."""
 
@@ -131,34 +124,54 @@ class ColourNet(torch.nn.Module):
         return 4 * torch.nn.functional.avg_pool2d(images, 8)
 
 
-@pytest.fixture
-def annotator():
-    """An annotator of the classes of `image_folder` that sees red as cat, green as dog and blue as emu."""
+def colours() -> ModuleAnnotator:
+    """Return an annotator of the classes of `image_folder` that sees red as cat, green as dog and blue as emu."""
     from relabel_datasets.annotate.annotator import ModuleAnnotator
 
     return ModuleAnnotator(ColourNet(), (48, 64), classes=("cat", "dog", "emu"), name="colours")
 
 
-@pytest.fixture
-def dataset_folder(tmp_path: Path, image_folder: Path, annotator) -> Path:
-    """A dataset with a config `colours` in 3 shards, images inside, and a config `labels-only` of the same images."""
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory) -> Path:
+    """Folder with the originals of `image_folder` and `dataset_folder`. Tests must not change it."""
     from relabel_datasets.annotate.builder import build
     from relabel_datasets.annotate.shard import BuildConfig
     from relabel_datasets.data.sources import ImageFolderSource
 
-    root = tmp_path / "dataset"
+    folder = tmp_path_factory.mktemp("made-once")
+    for i in range(13):
+        path = folder / "images" / ("cat", "dog", "emu")[i % 3] / f"photo_{i:02d}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture(i, (40, 56) if i % 2 else (48, 32)).save(path, quality=95)
     for config, images in (("colours", True), ("labels-only", False)):
-        build_config = BuildConfig(images=images, batch_size=4)
         build(
-            ImageFolderSource(image_folder),
-            root,
-            annotator,
+            ImageFolderSource(folder / "images"),
+            folder / "dataset",
+            colours(),
             config=config,
-            build_config=build_config,
+            build_config=BuildConfig(images=images, batch_size=4),
             shard_size=5,
             progress=False,
         )
-    return root
+    return folder
+
+
+@pytest.fixture
+def image_folder(made_once: Path, tmp_path: Path) -> Path:
+    """An ImageFolder of 3 classes and 13 images of two sizes."""
+    return Path(shutil.copytree(made_once / "images", tmp_path / "images"))
+
+
+@pytest.fixture
+def annotator() -> ModuleAnnotator:
+    """The annotator that `colours` returns."""
+    return colours()
+
+
+@pytest.fixture
+def dataset_folder(made_once: Path, tmp_path: Path, image_folder: Path) -> Path:
+    """A dataset with a config `colours` in 3 shards, images inside, and a config `labels-only` of the same images."""
+    return Path(shutil.copytree(made_once / "dataset", tmp_path / "dataset"))
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import pytest
 
 import relabel_datasets as rd
 from relabel_datasets.storage import remote as remote_module
-from tests.conftest import ROOT, ColourNet, picture
+from tests.conftest import ROOT
 from tests.servers import FaultyServer, s3_server
 
 INDEX, MANIFEST = "train.index.safetensors", "_info.json"
@@ -26,29 +26,9 @@ _APART_S = 200  # for programs that take a few seconds
 
 
 @pytest.fixture(scope="session")
-def served_folder(tmp_path_factory) -> Path:
-    """Dataset of `dataset_folder`, built once. Tests must not change it."""
-    from relabel_datasets.annotate.annotator import ModuleAnnotator
-    from relabel_datasets.annotate.builder import build
-    from relabel_datasets.annotate.shard import BuildConfig
-
-    folder = tmp_path_factory.mktemp("served")
-    for i in range(13):
-        path = folder / "images" / ("cat", "dog", "emu")[i % 3] / f"photo_{i:02d}.jpg"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        picture(i, (40, 56) if i % 2 else (48, 32)).save(path, quality=95)
-    annotator = ModuleAnnotator(ColourNet(), (48, 64), classes=("cat", "dog", "emu"), name="colours")
-    for config, images in (("colours", True), ("labels-only", False)):
-        build(
-            rd.data.ImageFolderSource(folder / "images"),
-            folder / "dataset",
-            annotator,
-            config=config,
-            build_config=BuildConfig(images=images, batch_size=4),
-            shard_size=5,
-            progress=False,
-        )
-    return folder / "dataset"
+def served_folder(made_once) -> Path:
+    """Dataset of `dataset_folder`. Tests must not change it."""
+    return made_once / "dataset"
 
 
 def contents(dataset: rd.RelabelDataset) -> list[tuple[str, int, bytes, bytes]]:
