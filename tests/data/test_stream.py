@@ -53,7 +53,9 @@ def ranks_of(folder, world_size, **arguments):
 
 
 @pytest.mark.parametrize("remainder", REMAINDERS)
-@pytest.mark.parametrize(("world_size", "num_workers"), [(1, 0), (5, 0), (1, 1), (2, 3), (1, 7)])
+@pytest.mark.parametrize(
+    ("world_size", "num_workers"), [(1, 0), (5, 0), (1, 1), (2, 3), pytest.param(1, 7, marks=pytest.mark.slow)]
+)
 def test_every_rank_sees_its_samples_once_with_any_number_of_workers(folder, world_size, num_workers, remainder):
     ranks = ranks_of(folder, world_size, remainder=remainder, seed=1)
     seen = []
@@ -233,8 +235,7 @@ def test_a_stream_resumes_at_every_sample_twice_in_a_row(folder):
     [
         (0, 0, 1),
         (0, 0, 4),
-        (2, 3, 4),
-        *(pytest.param(*case, marks=pytest.mark.slow) for case in [(2, 2, 4), (3, 0, 4)]),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in [(2, 3, 4), (2, 2, 4), (3, 0, 4)]),
     ],
 )
 def test_a_loader_resumes_at_every_batch_with_another_number_of_workers(folder, kind, before, after, batch_size):
@@ -370,6 +371,7 @@ def test_our_loader_begins_new_workers_for_a_state(folder):
     assert numbers(ours) == following
 
 
+@pytest.mark.slow  # starts a process that imports torch
 def test_a_spawned_worker_knows_its_rank(folder):
     stream = stream_of(folder, rank=1, world_size=2)
     expected = list(stream)
