@@ -15,6 +15,7 @@ from relabel_datasets.storage.output import LocalOutput, open_output
 from tests.annotate.test_builder import Interrupted, StopsAfter, annotator_of, files_of
 from tests.servers import s3_server
 
+URL = f"memory://bucket-{os.getpid()}/data"  # its lock is shared by all processes of the machine
 OPTIONS = {"shard_size": 4, "build_config": rd.annotate.BuildConfig(batch_size=2), "progress": False}
 
 
@@ -118,13 +119,13 @@ def test_failed_and_truncated_uploads_are_retried(source, annotator, whole, monk
             self.pipe_file(remote, self.cat_file(remote)[:-1])
 
     monkeypatch.setattr(MemoryFileSystem, "put_file", fail)
-    rd.build(source, "memory://bucket/data", annotator, **OPTIONS)
+    rd.build(source, URL, annotator, **OPTIONS)
     assert not faults
-    assert remote_files("memory://bucket/data") == local_files(whole)
+    assert remote_files(URL) == local_files(whole)
     faults[:] = ["dropped"] * 3
-    with pytest.raises(OSError, match=r"memory://bucket/data/colours/validation-00000-of-00004.tar .*connection reset"):
-        rd.build(source, "memory://bucket/data", annotator, split="validation", **OPTIONS)
-    fsspec.filesystem("memory").rm("/bucket", recursive=True)
+    with pytest.raises(OSError, match=URL + r"/colours/validation-00000-of-00004.tar .*connection reset"):
+        rd.build(source, URL, annotator, split="validation", **OPTIONS)
+    fsspec.filesystem("memory").rm(URL, recursive=True)
 
 
 def test_the_command_writes_to_s3_with_credentials_of_the_environment(
@@ -309,9 +310,9 @@ def test_a_second_builder_of_a_split_is_refused_with_the_process_of_the_first(tm
 
 
 def test_two_builders_of_a_url_on_one_machine_exclude_each_other(source, annotator):
-    output = open_output("memory://bucket/data")
+    output = open_output(URL)
     with (
         output.lock("colours/.build-train/lock", "it"),
         pytest.raises(rd.DatasetError, match=f"process {os.getpid()}"),
     ):
-        rd.build(source, "memory://bucket/data", annotator, **OPTIONS)
+        rd.build(source, URL, annotator, **OPTIONS)
