@@ -24,7 +24,7 @@ from ..storage.folders import CARD_NAME, MANIFEST_NAME, MAX_CARD_BYTES, Folder, 
 from ..storage.hub import HubRepo
 from ..storage.regular_files import read_inside
 from ..storage.resolve import find, hub_url
-from ..words import printable
+from ..words import counted, printable
 from .check import Shards, ShardScan, Source, SplitToCheck, check_image_extension, compare_sha256
 from .configs import open_config
 from .images import check_refuses_truncated
@@ -105,7 +105,7 @@ class VerifyReport:
 
     def __str__(self) -> str:
         lines = [
-            f"{split.config}/{split.split}: {split.num_samples} samples in {split.num_shards} shards, "
+            f"{split.config}/{split.split}: {counted(split.num_samples, 'sample')} in {counted(split.num_shards, 'shard')}, "
             f"{split.num_bytes / 1e6:.1f} MB"
             for split in self.splits
         ]
