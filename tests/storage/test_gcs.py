@@ -1,5 +1,6 @@
 """Datasets on Google Cloud Storage, with the real gcsfs and an emulated server."""
 
+import fsspec
 import numpy as np
 import pytest
 
@@ -8,7 +9,7 @@ from relabel_datasets.errors import DatasetError, RefusedError
 from relabel_datasets.storage.remote import RemoteFiles
 from tests.fixtures import MANIFEST, SHARDS, contents
 
-pytest.importorskip("gcsfs")
+core = pytest.importorskip("gcsfs.core")
 emulator = pytest.importorskip("gcp_storage_emulator.server")
 BUCKET = "bucket"
 pytestmark = [pytest.mark.usefixtures("quick"), pytest.mark.filterwarnings("ignore::DeprecationWarning:gcsfs")]
@@ -17,6 +18,9 @@ pytestmark = [pytest.mark.usefixtures("quick"), pytest.mark.filterwarnings("igno
 @pytest.fixture(scope="module")
 def gcs():
     """Options for an empty bucket, and its URL."""
+    # The default class first asks for the kind of the bucket over gRPC, for a minute, which the emulator does not answer.
+    for protocol in ("gs", "gcs"):
+        fsspec.register_implementation(protocol, core.GCSFileSystem, clobber=True)
     server = emulator.create_server("127.0.0.1", 0, in_memory=True, default_bucket=BUCKET)
     server.start()
     options = {"token": "anon", "endpoint_url": "http://{}:{}".format(*server._api._httpd.server_address)}
