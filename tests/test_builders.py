@@ -1,13 +1,17 @@
 """Builder scripts run as commands on a few images with a small model."""
 
+import json
+import runpy
 import subprocess
 import sys
 
 import pytest
 import timm
-from safetensors.torch import save_file
+import torch
+from safetensors.torch import load_file, save_file
 
 import relabel_datasets as rd
+from relabel_datasets.demo.annotator import load_demo_annotator
 from tests.conftest import ROOT, picture
 
 SYNSETS = ("n01440764", "n02102040")
@@ -50,3 +54,31 @@ def test_a_builder_script_builds_the_dataset_of_its_name(
     assert dataset[0][1].shape == (2, 3, 3)
     card = (tmp_path / "cache" / f"{name}-relabel" / "README.md").read_text()
     assert f"pretty_name: {name}-relabel" in card
+
+
+def test_the_script_of_the_scenes_annotator_writes_weights_that_load_and_are_the_same_each_time(tmp_path, capsys):
+    script = runpy.run_path(str(ROOT / "builders" / "scenes_annotator.py"))
+    threads = torch.get_num_threads()
+    tiny = ["--num-clean", "64", "--clean-epochs", "1", "--num-scenes", "16", "--scene-epochs", "2"]
+    script["accuracy"].__globals__["VALIDATION_SCENES"] = 8
+    files = [tmp_path / f"{name}.safetensors" for name in ("first", "second")]
+    for file in files:
+        script["main"]([str(file), *tiny])
+    torch.set_num_threads(threads)
+    metadata = json.loads("[" + capsys.readouterr().out.replace("}\n{", "},{") + "]")[0]
+    assert json.loads(metadata["settings"]) == {
+        "num_clean": 64, "clean_epochs": 1, "num_scenes": 16, "scene_epochs": 2, "seed": 1000,
+    }  # fmt: skip
+    first, second = map(load_file, files)
+    assert all(torch.equal(second[name], value) for name, value in first.items())
+    logits = load_demo_annotator(files[0])(torch.zeros(1, 3, 128, 128, dtype=torch.uint8))
+    assert logits.shape == (1, 12, 8, 8)
+    assert logits.isfinite().all()
+
+
+def test_mosaics_arrange_tiles_row_by_row():
+    script = runpy.run_path(str(ROOT / "builders" / "scenes_annotator.py"))
+    tiles = torch.arange(8.0)[:, None, None, None].expand(8, 3, 2, 5)
+    mosaics = script["mosaics"](tiles)
+    assert mosaics.shape == (2, 3, 4, 10)
+    assert mosaics[1, 0, ::2, ::5].tolist() == [[4, 5], [6, 7]]

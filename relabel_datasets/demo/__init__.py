@@ -1,4 +1,4 @@
-"""Run the whole method on generated pictures: scenes, an annotator, label maps, students and a report. Needs no data.
+"""Run the whole method on drawn scenes: label maps, students, a table and a report. Needs no data.
 
 Names are imported on first use.
 
@@ -17,23 +17,22 @@ from .._lazy import import_lazily
 
 if TYPE_CHECKING:
     from .dataset import make_scenes_relabel
-    from .run import DemoResult, run_demo
+    from .results import DemoResult
+    from .run import run_demo
     from .scenes import Scene, SceneObject, draw_scenes, read_objects
-    from .students import DemoRecipe, Score
+    from .scoring import Score
 
 _MODULES = {
-    "DemoRecipe": "students",
-    "DemoResult": "run",
+    "DemoResult": "results",
     "Scene": "scenes",
     "SceneObject": "scenes",
-    "Score": "students",
+    "Score": "scoring",
     "draw_scenes": "scenes",
     "make_scenes_relabel": "dataset",
     "read_objects": "scenes",
     "run_demo": "run",
 }
 __all__ = [
-    "DemoRecipe",
     "DemoResult",
     "Scene",
     "SceneObject",

@@ -12,7 +12,7 @@ from __future__ import annotations
 import csv
 import math
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,7 +30,7 @@ Pattern = Callable[[Array, Array], Mask]
 SIZE = (96, 128)  # (height, width) of landscape scenes; half of the scenes are portrait
 CLEAN_SIZE = (54, 72)  # the same for clean pictures
 BOX_COLUMNS = ("image", "width", "height", "class", "main", "x1", "y1", "x2", "y2")
-_SAMPLES = 3  # samples per pixel along each axis, for smooth edges
+_SAMPLES = 2  # samples per pixel along each axis, for smooth edges
 _ATTEMPTS = 60  # attempts to place an object without overlap
 
 
@@ -92,10 +92,10 @@ def draw_scenes(root: Path, split: str, num_images: int, *, seed: int = 0, size:
 
     Args:
         root: Folder to write to. It is created if it does not exist.
-        split: Name of the split, such as "train". Different splits have different pictures.
-        num_images: Number of pictures. Classes of the main objects alternate.
+        split: Name of the split, see `scenes_of_split`.
+        num_images: Number of pictures.
         seed: Seed of the pictures. Default: 0.
-        size: Size (height, width) of half of the pictures in pixels; the others have the size (width, height). Default: (96, 128).
+        size: Size (height, width) of half of the pictures in pixels, see `scenes_of_split`. Default: (96, 128).
     """
     check_split(split, "split=")
     for name in CLASSES:
@@ -103,15 +103,30 @@ def draw_scenes(root: Path, split: str, num_images: int, *, seed: int = 0, size:
     with (root / f"{split}-boxes.csv").open("w", newline="") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(BOX_COLUMNS)
-        for i in tqdm(range(num_images), desc=f"drawing {split} scenes", unit="image", leave=False):
-            scene = draw_scene(_generator(seed, split, i), i % len(CLASSES), _oriented(size, i // len(CLASSES)))
+        for i, scene in enumerate(scenes_of_split(split, num_images, seed=seed, size=size)):
             stem = f"{split}_{i:05d}"
             scene.image.save(root / split / CLASSES[i % len(CLASSES)] / f"{stem}.jpg", quality=92)
             for label, is_main, box in scene.objects:
                 table.writerow([stem, *scene.image.size, CLASSES[label], int(is_main), *box])
 
 
-def draw_clean(num_images: int, *, seed: int = 0, size: tuple[int, int] = CLEAN_SIZE) -> list[Scene]:
+def scenes_of_split(split: str, num_images: int, *, seed: int = 0, size: tuple[int, int] = SIZE) -> Iterator[Scene]:
+    """Draw the scenes of a split.
+
+    Args:
+        split: Name of the split, such as "train". Different splits have different pictures.
+        num_images: Number of pictures. Classes of the main objects alternate.
+        seed: Seed of the pictures. Default: 0.
+        size: Size (height, width) of half of the pictures in pixels; the others have the size (width, height). Default: (96, 128).
+
+    Yields:
+        The scenes. They do not depend on the number of pictures.
+    """
+    for i in tqdm(range(num_images), desc=f"drawing {split} scenes", unit="image", leave=False):
+        yield draw_scene(_generator(seed, split, i), i % len(CLASSES), _oriented(size, i // len(CLASSES)))
+
+
+def draw_clean(num_images: int, *, seed: int = 0, size: tuple[int, int] = CLEAN_SIZE) -> Iterator[Scene]:
     """Draw clean pictures for training an annotator. Each shows one large object, whole or in part, or none.
 
     One picture in seven has no object, because a label map also covers the background.
@@ -121,10 +136,9 @@ def draw_clean(num_images: int, *, seed: int = 0, size: tuple[int, int] = CLEAN_
         seed: Seed of the pictures. Default: 0.
         size: Size (height, width) of half of the pictures in pixels; the others have the size (width, height). Default: (54, 72).
 
-    Returns:
+    Yields:
         The pictures with at most one object each.
     """
-    scenes = []
     for i in tqdm(range(num_images), desc="drawing clean pictures", unit="image", leave=False):
         generator = _generator(seed, "clean", i)
         turn, label = divmod(i, len(CLASSES) + 2)
@@ -135,8 +149,7 @@ def draw_clean(num_images: int, *, seed: int = 0, size: tuple[int, int] = CLEAN_
             radius = min(size) * 0.24 * math.exp(generator.uniform(0, 1))  # 24 % to 65 % of the shorter side
             center = generator.uniform(0.25, 0.75) * width, generator.uniform(0.25, 0.75) * height
             objects = [SceneObject(label, True, _draw_object(generator, pixels, label, center, radius))]
-        scenes.append(Scene(_to_image(generator, pixels), objects))
-    return scenes
+        yield Scene(_to_image(generator, pixels), objects)
 
 
 def read_objects(table: Path) -> dict[str, list[SceneObject]]:
@@ -158,17 +171,18 @@ def read_objects(table: Path) -> dict[str, list[SceneObject]]:
 
 
 def draw_scene(generator: np.random.Generator, label: int, size: tuple[int, int]) -> Scene:
-    """Draw a main object of class `label` and 1 to 3 smaller objects of other classes, without overlap."""
+    """Draw a main object of class `label` and 0 to 3 smaller objects of other classes, without overlap."""
     height, width = size
     side = min(size)
     others = generator.permutation([other for other in range(len(CLASSES)) if other != label])
-    labels = [label, *others[: generator.integers(1, 4)].tolist()]
+    labels = [label, *others[: generator.integers(0, 4)].tolist()]
+    main_radius = side * generator.uniform(0.22, 0.38)
     pixels = _background(generator, size)
     placed: list[tuple[float, float, float]] = []
     objects = []
     for i, object_label in enumerate(labels):
         for _ in range(_ATTEMPTS):
-            radius = side * (generator.uniform(0.25, 0.36) if i == 0 else generator.uniform(0.17, 0.25))
+            radius = main_radius if i == 0 else generator.uniform(0.15 * side, 0.8 * main_radius)
             x, y = generator.uniform(radius, width - radius), generator.uniform(radius, height - radius)
             if all(math.hypot(x - x2, y - y2) > radius + radius2 for x2, y2, radius2 in placed):
                 break
@@ -198,7 +212,7 @@ def _background(generator: np.random.Generator, size: tuple[int, int]) -> Array:
 
 
 def _to_image(generator: np.random.Generator, pixels: Array) -> Image.Image:
-    noisy = pixels + generator.normal(0, 0.02, pixels.shape)
+    noisy = pixels + np.float32(0.02) * generator.standard_normal(pixels.shape, np.float32)
     return Image.fromarray(np.uint8(noisy.clip(0, 1) * 255))
 
 
@@ -243,6 +257,7 @@ def _draw_object(
 
 def _mean_of_samples(mask: Mask) -> Array:
     """Return the share of true samples of each pixel, `[height, width, 1]`."""
-    height, width = (side // _SAMPLES for side in mask.shape)
-    mean: Array = mask.reshape(height, _SAMPLES, width, _SAMPLES, 1).mean((1, 3), dtype=np.float32)
+    samples = mask.view(np.uint8)
+    count = sum(samples[i::_SAMPLES, j::_SAMPLES] for i in range(_SAMPLES) for j in range(_SAMPLES))
+    mean: Array = np.asarray(count, np.float32)[..., None] / np.float32(_SAMPLES**2)
     return mean

@@ -51,7 +51,7 @@ def open_folder(
     Args:
         path: One of the following. A local folder. A URL of any protocol of fsspec: `https://`, `s3://` (extra `s3`),
             `gs://` (extra `gcs`), `file://`, `memory://`, ... A dataset repository `"org/name"` on the Hub. A short name:
-            `"scenes-relabel"` is drawn and built in the cache on first use (about a minute); `"imagenet-relabel"` and
+            `"scenes-relabel"` is drawn and built in the cache on first use (about 20 seconds); `"imagenet-relabel"` and
             `"imagenette-relabel"` are looked up in the cache, where their builders write them, and then on the Hub.
         namespace: User or organization on the Hub that owns a short name's repository. If it is given, the cache is not
             searched. Default: the environment variable `RELABEL_NAMESPACE`, else `relabel-datasets`.

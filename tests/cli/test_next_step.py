@@ -23,7 +23,7 @@ TRAIN = [*OPTIONS, "--epochs", "1", "--batch-size", "4", "--num-workers", "0", "
 
 
 def demo(tmp_path, monkeypatch, **_):
-    result = types.SimpleNamespace(to_markdown=str, next_steps=str, report=Path("report.html"))
+    result = types.SimpleNamespace(to_markdown=str, report=Path("report.html"))
     monkeypatch.setattr("relabel_datasets.demo.run_demo", lambda *args, **options: result)
     return ["demo", str(tmp_path / "demo")], "Next: "
 

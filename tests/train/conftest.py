@@ -23,10 +23,10 @@ def _one_thread():
 
 @pytest.fixture(scope="session")
 def scenes(tmp_path_factory):
-    """Folder of a dataset with 48 and 24 images and a weak annotator."""
+    """Folder of a dataset with 48 and 24 images."""
     root = tmp_path_factory.mktemp("train") / "scenes-relabel"
     count = 2 * len(CLASSES)
-    make_scenes_relabel(root, num_train=2 * count, num_validation=count, num_clean=64, annotator_epochs=1)
+    make_scenes_relabel(root, num_train=2 * count, num_validation=count)
     return root
 
 

@@ -9,6 +9,7 @@ import pytest
 import relabel_datasets as rd
 from relabel_datasets.cli import main, make_parser
 from relabel_datasets.cli.compare import _recipes
+from relabel_datasets.demo.annotator import WEIGHTS
 from relabel_datasets.train import comparison as module
 from relabel_datasets.train.comparison import Comparison, ComparisonEntry, compare, score_label_maps
 from relabel_datasets.train.recipe import PRESETS
@@ -19,7 +20,7 @@ def test_the_command_scores_label_maps_trains_students_and_reuses_results(scenes
     command = [
         "compare", str(scenes), "--presets", "single-label", "relabel", "distillation", "--seeds", "2", "--out",
         str(tmp_path / "runs"), *OPTIONS, "--epochs", "1", "--mix-off-epochs", "0", "--batch-size", "24", "--num-workers", "0",
-        "--checkpoint", str(scenes / "annotator.safetensors"), "--annotator-input-size", "32",
+        "--checkpoint", str(WEIGHTS), "--annotator-input-size", "32",
     ]  # fmt: skip
     assert main(command) == 0
     printed = capsys.readouterr().out

@@ -53,7 +53,7 @@ def test_pooled_labels_belong_to_the_same_crops(scenes, tiny, single, labels):
     torch.testing.assert_close(targets.sum(1), torch.ones(48))
     _, soft = batches(scenes, tiny.changed(labels="relabel" if label_config.localized else "global-multi"))
     if label_config.multi_label:
-        assert bool((targets.max(1).values < 1).all())
+        assert bool(((targets > 0).sum(1) > 1).all())
         assert torch.equal(targets, soft)
     else:
         assert torch.equal(targets, torch.nn.functional.one_hot(soft.argmax(1), 12).float())

@@ -12,6 +12,7 @@ from torch.nn import functional as nnf
 
 import relabel_datasets as rd
 from relabel_datasets.annotate.remake import remake_annotator
+from relabel_datasets.demo.annotator import WEIGHTS
 from relabel_datasets.train import loop
 from relabel_datasets.train.checkpoints import load_checkpoint
 from relabel_datasets.train.classifier import make_student
@@ -31,7 +32,7 @@ def losses_of(folder):
 @pytest.fixture(scope="module")
 def teacher(scenes):
     description = rd.load_dataset(scenes, split="train").label_maps.manifest.annotator
-    return remake_annotator(description, checkpoint=scenes / "annotator.safetensors", input_size=64, device="cpu")
+    return remake_annotator(description, checkpoint=WEIGHTS, input_size=64, device="cpu")
 
 
 @pytest.mark.parametrize("labels", LABELS)

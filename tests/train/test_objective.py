@@ -10,6 +10,7 @@ import relabel_datasets as rd
 from relabel_datasets.annotate.annotator import ModuleAnnotator
 from relabel_datasets.annotate.combine import Ensemble, FlipAveraged
 from relabel_datasets.annotate.remake import remake_annotator
+from relabel_datasets.demo.annotator import WEIGHTS
 from relabel_datasets.train.classifier import Normalize
 from relabel_datasets.train.loaders import train_loader
 from relabel_datasets.train.objective import Objective, Teacher
@@ -91,7 +92,7 @@ def test_erasing_changes_inputs_but_not_labels(tiny):
 def test_distilled_labels_are_the_output_of_the_annotator_on_the_crops(scenes, tiny):
     dataset = rd.load_dataset(scenes, split="train")
     description = dataset.label_maps.manifest.annotator
-    annotator = remake_annotator(description, checkpoint=scenes / "annotator.safetensors", device="cpu")
+    annotator = remake_annotator(description, checkpoint=WEIGHTS, device="cpu")
     loader, _ = train_loader(
         dataset,
         tiny.changed(labels="distilled"),
