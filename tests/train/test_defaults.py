@@ -157,6 +157,7 @@ def top1(run):
     return float(row["top1"])
 
 
+@pytest.mark.slow
 def test_a_dataset_without_a_validation_split_trains_with_a_note_or_validates_on_a_plain_folder(
     scenes, without_validation, tmp_path, capsys
 ):
@@ -181,6 +182,7 @@ def test_a_dataset_without_a_validation_split_trains_with_a_note_or_validates_on
     assert not (tmp_path / "x" / "steps.csv").exists()
 
 
+@pytest.mark.slow
 def test_students_are_compared_by_their_labels_with_a_recipe_that_fits_the_images(
     scenes, without_validation, tmp_path, capsys
 ):

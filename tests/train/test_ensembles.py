@@ -21,6 +21,7 @@ def checkpoints(tmp_path):
     return paths
 
 
+@pytest.mark.slow
 def test_label_maps_of_an_ensemble_are_built_and_its_members_teach_a_student(
     image_folder, tmp_path, checkpoints, capsys
 ):
