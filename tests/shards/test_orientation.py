@@ -65,7 +65,10 @@ EXIF = {  # name: (EXIF bytes, how the image is turned)
     "no-tiff": (b"Exif\0\0garbage that is no TIFF", 1),
     "empty": (b"Exif\0\0", 1),
 }
-FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "MPO")
+PIL.Image.init()
+FORMATS = tuple(
+    kind for kind in ("JPEG", "PNG", "WEBP", "AVIF", "MPO") if kind in PIL.Image.SAVE
+)  # Pillow 11.3 has AVIF
 
 
 def encode(kind, **options):
