@@ -98,3 +98,15 @@ def test_importing_the_package_imports_no_heavy_library_and_makes_no_cuda_contex
     )
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert run.stdout == "[] False\n", run.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("source", ["label_map", "pickle.loads(pickle.dumps(label_map))", "copy.copy(label_map)"])
+def test_transforms_follow_label_maps_before_label_pooling_is_imported(source):
+    script = (
+        "import copy, pickle, torch, relabel_datasets as rd; from torchvision.transforms import v2; "
+        "label_map = rd.LabelMap.from_logits(torch.randn(3, 6, 8), canvas_size=(40, 56)); "
+        f"print(v2.RandomHorizontalFlip(1.0)({source}).view != label_map.view)"
+    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert run.stdout == "True\n", run.stderr

@@ -90,6 +90,8 @@ class LabelMap(TVTensor):
     @classmethod
     def _wrap(cls, logits: Tensor, metadata: _Metadata) -> LabelMap:
         if LabelMap._is_first:  # not at import, which must not change torchvision
+            from . import transforms as transforms  # registers kernels: without them, v2 returns label maps unchanged
+
             support_auto_augment(LabelMap)
             LabelMap._is_first = False
         label_map = logits.as_subclass(cls)
