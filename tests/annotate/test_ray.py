@@ -1,8 +1,10 @@
-"""Builds on a local Ray cluster of two nodes with one CPU each, besides the node of the driver."""
+"""Builds on Ray: a cluster that the engine starts, and one of two nodes with one CPU each, besides the node of the driver."""
 
+import gc
 import os
 import secrets
 import signal
+import subprocess
 import threading
 import time
 from contextlib import suppress
@@ -11,7 +13,9 @@ from random import Random
 
 import fsspec
 import pytest
+import timm
 import torch
+from safetensors.torch import save_file
 
 import relabel_datasets as rd
 from tests.annotate.slow_annotators import (
@@ -30,18 +34,35 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # warning
 MEMORY = 80 << 20  # of the object store of each node, in bytes
 
 
-@pytest.fixture(scope="module")
-def cluster():
+@pytest.fixture(scope="module", autouse=True)
+def ray():
+    """Ray with a token, which keeps other users out and does not change files of the user."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_AUTH_MODE", "token")  # keeps other users out and does not change files of the user
+        patch.setenv("RAY_AUTH_MODE", "token")
         patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
-        ray = pytest.importorskip("ray")
-        from ray.cluster_utils import Cluster
+        ray = pytest.importorskip("ray")  # reads the variables
+        yield ray
+        ray.shutdown()
+        _wait_for_killed_processes()
+        gc.collect()  # what Ray left open warns here, where warnings are ignored
 
-        head = {"num_cpus": 0, "object_store_memory": MEMORY, "include_dashboard": False}
-        cluster = Cluster(initialize_head=True, head_node_args=head)
+
+def _wait_for_killed_processes():
+    """Wait for processes that Ray has killed. A `Popen` that nobody waited for warns when it is deleted, in any later test."""
+    for process in [thing for thing in gc.get_objects() if isinstance(thing, subprocess.Popen)]:
+        process.wait(60)
+
+
+@pytest.fixture(scope="module")
+def cluster(ray):
+    from ray.cluster_utils import Cluster
+
+    head = {"num_cpus": 0, "object_store_memory": MEMORY, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    try:
         ray.init(address=cluster.address, log_to_driver=False)
         yield cluster
+    finally:
         ray.shutdown()
         cluster.shutdown()
 
@@ -91,6 +112,29 @@ def many_images(tmp_path):
     return tmp_path / "many"
 
 
+@pytest.fixture
+def one_thread():
+    """Use one thread, as an actor does, so that the logits have the same last bits."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_an_engine_that_starts_ray_writes_the_shards_of_the_local_engine(tmp_path, many_images, one_thread, ray):
+    """Must be the first of these tests, because the engine would use the cluster of the others."""
+    weights = tmp_path / "weights.safetensors"
+    save_file(timm.create_model("mobilenetv2_035", num_classes=3).state_dict(), weights)
+    network = {"checkpoint": str(weights), "input_size": 64, "num_classes": 3, "classes": ("cat", "dog", "emu")}
+    make = partial(rd.TimmAnnotator, "mobilenetv2_035", device="cpu", **network)
+    source = rd.data.ImageFolderSource(many_images)
+    options = {"shard_size": 17, "build_config": rd.annotate.BuildConfig(batch_size=16, images=False)}
+    run(source, tmp_path / "local", make, **options)
+    run(source, tmp_path / "ray", make, engine=rd.annotate.RayEngine(num_actors=2), **options)
+    assert not ray.is_initialized()  # it ends with the build
+    assert tree_of(tmp_path / "ray") == tree_of(tmp_path / "local")
+
+
 def test_losing_an_actor_and_a_node_costs_only_their_current_shards(tmp_path, many_images, cluster, nodes):
     source = rd.data.ImageFolderSource(many_images)
     run(source, tmp_path / "local", slow_annotator)
@@ -111,15 +155,6 @@ def test_losing_an_actor_and_a_node_costs_only_their_current_shards(tmp_path, ma
     assert "manifest" in result, result
     assert files_of(data) == files_of(tmp_path / "local" / "colours")
     assert (tmp_path / "data" / "README.md").read_bytes() == (tmp_path / "local" / "README.md").read_bytes()
-
-
-@pytest.fixture
-def one_thread():
-    """Use one thread, as an actor does, so that the logits have the same last bits."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def test_25_killed_actors_and_a_lost_node_with_real_images(
@@ -186,7 +221,7 @@ def test_actors_upload_their_shards(tmp_path, image_folder, annotator, cluster, 
             assert files.cat(f"shards/data/{path.relative_to(tmp_path / 'local')}") == path.read_bytes()
 
 
-def test_permanent_failures_stop_the_build(tmp_path, image_folder, annotator, cluster, nodes, monkeypatch):
+def test_permanent_failures_stop_the_build(tmp_path, image_folder, annotator, ray, cluster, nodes, monkeypatch):
     monkeypatch.setattr("relabel_datasets.annotate.ray_actors._MAX_CRASHES", 2)
     source = rd.data.ImageFolderSource(image_folder)
     with pytest.raises(ValueError, match="no such checkpoint"):
@@ -203,6 +238,4 @@ def test_permanent_failures_stop_the_build(tmp_path, image_folder, annotator, cl
         path.write_bytes(b"not an image")
     with pytest.raises(rd.DatasetError, match=r"no image of .* can be used \(2 images\)"):
         run(source, tmp_path / "other", annotator, engine="ray")
-    import ray
-
     wait_until(lambda: ray.available_resources().get("CPU") == 2, "no actor left")

@@ -1,14 +1,10 @@
 """Bytes of a build with real networks do not depend on shards, threads or interruptions. Libraries select kernels by batch shape."""
 
-import gc
 import json
 import tarfile
-from functools import partial
 
 import pytest
-import timm
 import torch
-from safetensors.torch import save_file
 
 import relabel_datasets as rd
 from relabel_datasets.annotate.annotator import ModuleAnnotator
@@ -216,35 +212,6 @@ def test_the_recorded_device_is_that_of_the_wrapped_networks():
     assert Description.of(FlipAveraged(colours())).device == "cpu"
     assert Description.of(Ensemble([colours(), FlipAveraged(colours())])).device == "cpu"
     assert Description.of(Custom()).device is None
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # warnings in the code of Ray
-def test_the_local_engine_and_ray_write_equal_shards_of_a_real_network(tmp_path, images):
-    ray = pytest.importorskip("ray")
-    from relabel_datasets.annotate.ray_engine import RayEngine
-
-    weights = tmp_path / "weights.safetensors"
-    save_file(timm.create_model("mobilenetv2_035", num_classes=3).state_dict(), weights)
-    arguments = {"checkpoint": str(weights), "input_size": 64, "num_classes": 3, "classes": NAMES, "device": "cpu"}
-    make = partial(rd.TimmAnnotator, "mobilenetv2_035", **arguments)
-    source, threads = rd.data.ImageFolderSource(images), torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        build(source, tmp_path / "local", make(), shard_size=17)
-    finally:
-        torch.set_num_threads(threads)
-    build_config = rd.annotate.BuildConfig(batch_size=BATCH_SIZE, images=False)
-    engine = RayEngine(num_actors=2, cpus_per_actor=1)
-    try:
-        rd.build(
-            source, tmp_path / "ray", make, config="net", shard_size=17, build_config=build_config, engine=engine,
-            progress=False,
-        )  # fmt: skip
-    finally:
-        ray.shutdown()
-        gc.collect()  # here, where the warnings of Ray's processes are ignored
-    assert shards_of(tmp_path / "ray") == shards_of(tmp_path / "local")
 
 
 @pytest.mark.slow
