@@ -6,6 +6,7 @@ refused requests are repeated after pauses that double, with jitter. The SHA-256
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import time
@@ -255,7 +256,7 @@ class RemoteFiles:
     def _describe(self, error: Exception) -> str:
         if isinstance(error, (_WrongLengthError, _TooLargeError)):
             return str(error)
-        if isinstance(error, TimeoutError) and not str(error):
+        if isinstance(error, (TimeoutError, asyncio.TimeoutError)) and not str(error):  # two classes in Python 3.10
             return f"no complete response within {STALL_S:g} s"
         if isinstance(getattr(error.__cause__, "response", None), dict):
             error = error.__cause__  # type: ignore[assignment]  # the error of botocore has more details
@@ -324,7 +325,7 @@ def _is_refusal(error: Exception) -> bool:
 
 def _is_temporary(error: Exception) -> bool:
     """Return whether the same request may succeed later."""
-    if isinstance(error, TimeoutError):
+    if isinstance(error, (TimeoutError, asyncio.TimeoutError)):
         return True
     # ValueError: an invalid URL or certificate
     if isinstance(error, (TypeError, ValueError, NotImplementedError, ImportError)):
