@@ -16,6 +16,14 @@ from relabel_datasets.demo.students import KINDS
 from tests.conftest import ROOT
 from tests.demo.conftest import TINY
 
+# A process in the background of a shell ignores SIGINT unless it says otherwise.
+DEMO = """
+import signal, sys
+from relabel_datasets.cli import main
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.exit(main(["demo", *sys.argv[1:]]))
+"""
+
 
 @pytest.fixture(scope="module")
 def demo(scenes_relabel):
@@ -118,7 +126,7 @@ def test_the_command_prints_the_table_and_what_to_do_next(options, seeds, demo, 
 
 @pytest.mark.slow
 def test_a_demo_survives_kills_and_its_annotator_is_better_than_its_students(tmp_path):
-    command = [sys.executable, "-m", "relabel_datasets", "demo", str(tmp_path / "demo"), "--quick"]
+    command = [sys.executable, "-c", DEMO, str(tmp_path / "demo"), "--quick"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     for stop, code in ((signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)):
         assert _run_until_a_student_is_trained(command, environment, stop) == code
