@@ -35,14 +35,14 @@ def find_split_folders(path: str | os.PathLike[str]) -> dict[str, Path]:
 
     Returns:
         Folder of each split, by the name of the split: train, validation (from val, valid or validation) and test. Empty if the
-        path is not a folder with splits.
+        path is not a folder with splits, or is a saved `DatasetDict`, of which `open_source` reads one split.
 
     Raises:
         DatasetError: (a ValueError) Two folders are the same split, such as val and validation.
         OSError: A folder cannot be read.
     """
     root = Path(path)
-    if not root.is_dir():
+    if not root.is_dir() or (root / "dataset_dict.json").is_file():  # a DatasetDict knows its splits, of any names
         return {}
     folders = _folders(root)
     named = {name: folder for name, folder in folders.items() if name in SPLIT_FOLDERS}

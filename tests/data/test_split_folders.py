@@ -61,6 +61,13 @@ def test_other_paths_have_no_split_folders(path):
     assert find_split_folders(path) == {}
 
 
+def test_a_saved_dataset_dict_has_no_split_folders_because_it_names_its_splits(tmp_path):
+    import datasets
+
+    datasets.DatasetDict({"test": datasets.Dataset.from_dict({"label": [0]})}).save_to_disk(tmp_path)
+    assert find_split_folders(tmp_path) == {}
+
+
 def test_splits_must_have_the_same_classes():
     check_same_classes({"a": ("cat", "dog"), "b": ("cat", "dog"), "c": None})
     with pytest.raises(DatasetError) as error:
