@@ -204,7 +204,9 @@ class LocalOutput:
         shutil.rmtree(self._path(name), ignore_errors=True)
 
     def find(self, name: str) -> list[str]:
-        return sorted(path.relative_to(self._root).as_posix() for path in self._root.glob(f"*/{name}"))
+        with suppress(FileNotFoundError):  # the folder may be removed meanwhile
+            return sorted(path.relative_to(self._root).as_posix() for path in self._root.glob(f"*/{name}"))
+        return []
 
     def _path(self, name: str) -> Path:
         """Return the path of a file.

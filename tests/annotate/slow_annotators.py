@@ -20,6 +20,23 @@ class SlowNet(ColourNet):
         return super().forward(images)
 
 
+class WaitsForActors(SlowNet):
+    """Slow network that also waits until as many actors have signed in as the file `needed` next to their folder says.
+
+    A build thus cannot end before the actors of a test have started, however slow the machine is.
+    """
+
+    def __init__(self, folder):
+        super().__init__(seconds=0.1)
+        self.folder = folder
+
+    def forward(self, images):
+        needed = self.folder.with_name("needed")
+        while len(list(self.folder.iterdir())) < len(needed.read_bytes()):
+            time.sleep(0.05)
+        return super().forward(images)
+
+
 class EndsProcess(ColourNet):
     """Network that ends its process at the first batch."""
 
@@ -41,11 +58,15 @@ def signed_in_timm_annotator(folder, name, options):
     return annotator
 
 
-def slow_annotator(seconds=0.0, folder=None):
-    """Return an annotator like the fixture, and create a file in the folder that names its Ray node and process."""
-    if folder is not None:
-        sign_in(folder)
+def slow_annotator(seconds=0.0):
+    """Return an annotator like the fixture."""
     return ModuleAnnotator(SlowNet(seconds), (48, 64), classes=("cat", "dog", "emu"), name="colours")
+
+
+def waiting_annotator(folder):
+    """Return an annotator like the fixture, and create a file in the folder that names its Ray node and process."""
+    sign_in(folder)
+    return ModuleAnnotator(WaitsForActors(folder), (48, 64), classes=("cat", "dog", "emu"), name="colours")
 
 
 def ending_annotator():

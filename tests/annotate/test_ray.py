@@ -23,6 +23,7 @@ from tests.annotate.slow_annotators import (
     failing_annotator,
     signed_in_timm_annotator,
     slow_annotator,
+    waiting_annotator,
 )
 from tests.annotate.test_builder import Interrupted, StopsAfter, annotator_of, files_of
 from tests.annotate.test_kill import real_images, tree_of
@@ -140,17 +141,20 @@ def test_losing_an_actor_and_a_node_costs_only_their_current_shards(tmp_path, ma
     run(source, tmp_path / "local", slow_annotator)
     data, actors = tmp_path / "data" / "colours", tmp_path / "actors"
     actors.mkdir()
-    make = partial(slow_annotator, 0.5, actors)
+    needed = tmp_path / "needed"
+    needed.write_bytes(b"##")
+    make = partial(waiting_annotator, actors)
     thread, result = build_in_thread(source, tmp_path / "data", make, engine=rd.annotate.RayEngine())
     wait_until(lambda: len(list(actors.iterdir())) == 2, "an actor on each node")
     assert len({path.name.split("-")[0] for path in actors.iterdir()}) == 2
     wait_until(lambda: list(data.glob("*.tar")), "a shard")
+    needed.write_bytes(b"####")
     os.kill(int(next(actors.iterdir()).name.split("-")[1]), signal.SIGKILL)
     wait_until(lambda: len(list(actors.iterdir())) == 3, "another actor")
     cluster.remove_node(nodes[1], allow_graceful=False)
     cluster.add_node(num_cpus=1, object_store_memory=MEMORY)
-    wait_until(lambda: len(list(actors.iterdir())) == 4, "an actor on the node that joined")
     assert not (data / "_info.json").exists()  # the build must still be running
+    wait_until(lambda: len(list(actors.iterdir())) == 4, "an actor on the node that joined")
     thread.join(300)
     assert "manifest" in result, result
     assert files_of(data) == files_of(tmp_path / "local" / "colours")

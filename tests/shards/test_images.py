@@ -41,7 +41,7 @@ DEEP = np.asarray(GREY).astype(np.uint16) * 257  # the same picture in 16 bits
         pytest.param(encoded(GREY, "JPEG", quality=98), GREY, 6, id="grey-jpeg"),
         pytest.param(encoded(GREY), GREY, 0, id="grey-png"),
         pytest.param(encoded(PIL.Image.fromarray(DEEP)), GREY, 0, id="16-bit-png"),
-        pytest.param(encoded(PIL.Image.fromarray(DEEP.astype(np.int32), "I"), "TIFF"), GREY, 0, id="32-bit-tiff"),
+        pytest.param(encoded(PIL.Image.fromarray(DEEP.astype(np.int32)), "TIFF"), GREY, 0, id="32-bit-tiff"),
         pytest.param(encoded(GREY.convert("1")), GREY.convert("1"), 0, id="black-and-white"),
         pytest.param(encoded(picture(0).quantize(256)), picture(0).quantize(256), 0, id="palette"),
         pytest.param(encoded(picture(0).quantize(256), "GIF"), picture(0).quantize(256), 0, id="gif"),
