@@ -106,7 +106,7 @@ class Bench:
         teacher, side = None, self.photos.side
         if labels == "online distillation":
             teacher, side = (
-                annotator_from(argparse.Namespace(**{**vars(self.args), "input_size": [self.args.teacher_size]})),
+                annotator_from(argparse.Namespace(**{**vars(self.args), "input_size": [[self.args.teacher_size]]})),
                 None,
             )
         dataset = PhotosWithMaps(self.folder, self.photos.relabeled(range(len(given)), given, side))
