@@ -160,7 +160,7 @@ def compute_bound(args: argparse.Namespace) -> None:
         return lambda: objective.loss(student, images, targets)
 
     def plain() -> Tensor:
-        with autocast(device, dtype):
+        with autocast(device, getattr(torch, dtype)):
             logits = student(normalize(images))
         return nn.functional.cross_entropy(logits.float(), indices.to(device, non_blocking=True))
 
