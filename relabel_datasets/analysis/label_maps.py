@@ -22,7 +22,7 @@ from ..labels.batch import LabelMapBatch
 from ..labels.crops import random_resized_crops
 from ..labels.encodings import Encoded
 from ..labels.view import rows_of_boxes
-from ..labels.windows import measure_windows, pool_box
+from ..labels.windows import measure_windows
 from .objects import Objects, find_objects
 from .overlap import Floats, overlaps
 from .suspects import label_margins
@@ -199,15 +199,14 @@ def _stack(label_maps: LabelMaps, rows: list[int]) -> tuple[Encoded, list[str], 
 
 
 def _measure_images(encoded: Encoded, labels: Tensor) -> dict[str, Column]:
-    soft = pool_box(encoded, (0, 0, 1, 1))
-    p_best, best = soft.max(1)
     windows = measure_windows(encoded, labels)
+    p_best, best = windows.whole.max(1)
     return {
         "label": labels.numpy(),
         "best": best.numpy(),
         "p_label": windows.p_label[0][:, 0].numpy(),
         "p_best": p_best.numpy(),
-        "entropy": _entropy(soft),
+        "entropy": _entropy(windows.whole),
         "margin": label_margins(windows.p_label).numpy(),
         "num_shown": windows.shown.sum(1).numpy(),
     }

@@ -18,7 +18,7 @@ from .encodings.base import Encoded
 from .label_map import LabelMap
 from .pooling import pool_labels
 from .view import rows_of_boxes
-from .windows import measure_windows, pool_box
+from .windows import measure_windows
 
 _NUM_OLD = 5  # values that early versions stored, the second of them by another definition
 
@@ -86,8 +86,8 @@ def image_statistics(encoded: Encoded, labels: Sequence[int]) -> Statistics:
         Statistics with `agreeing`, `several` and `shown` set.
     """
     index = torch.tensor(labels, device=encoded.logits.device)
-    agreeing = pool_box(encoded, (0, 0, 1, 1)).argmax(1) == index
-    num_shown = measure_windows(encoded, index).shown.sum(1)
+    windows = measure_windows(encoded, index)
+    agreeing, num_shown = windows.whole.argmax(1) == index, windows.shown.sum(1)
     counts = torch.stack([agreeing.sum(), (num_shown > 1).sum(), num_shown.sum()]).tolist()
     return Statistics(agreeing=counts[0], several=counts[1], shown=counts[2])
 

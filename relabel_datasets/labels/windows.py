@@ -38,11 +38,13 @@ class WindowMeasures(NamedTuple):
     """Measures of the windows of B images.
 
     Attributes:
+        whole: Soft labels of the whole images, `[B, C]`.
         shown: Classes that the images show, see `DEFINITION`, `[B, C]` bool.
         p_label: Probability of the original label in the windows of each scale, from the whole image to the smallest windows,
             `[B, W]` float32 each.
     """
 
+    whole: Tensor
     shown: Tensor
     p_label: tuple[Tensor, ...]
 
@@ -59,15 +61,16 @@ def measure_windows(encoded: Encoded, labels: Tensor) -> WindowMeasures:
     """
     index = labels.to(encoded.logits.device)[:, None]
     p_label: list[Tensor] = []
+    whole = pool_box(encoded, (0, 0, 1, 1))
     top: list[tuple[Tensor, Tensor]] = []  # of the last scale
     for side, steps in SCALES:
         p_of_scale, top = [], []
         for box in window_boxes(side, steps):
-            soft = pool_box(encoded, box)
+            soft = whole if steps == 1 else pool_box(encoded, box)
             p_of_scale.append(soft.gather(1, index))
             top.append(soft.topk(2))
         p_label.append(torch.cat(p_of_scale, 1))
-    return WindowMeasures(_shown_classes(top, encoded.num_classes), tuple(p_label))
+    return WindowMeasures(whole, _shown_classes(top, encoded.num_classes), tuple(p_label))
 
 
 def _shown_classes(top: Sequence[tuple[Tensor, Tensor]], num_classes: int) -> Tensor:
