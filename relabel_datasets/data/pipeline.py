@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import logging
 import random
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -18,8 +17,7 @@ from ..keywords import checked_keywords
 from . import frameworks
 from .datasets import RelabelDataset
 from .epochs import Iteration, SharedEpochs
-
-logger = logging.getLogger(__name__)
+from .prefetch import prefetch
 
 _PREFETCH_SHARDS = 2  # shards that are downloaded before they are needed
 _DECODE_BATCH = 16  # number of samples whose label maps are read and pooled at once
@@ -198,17 +196,11 @@ class _Stages:
         ahead: deque[str] = deque()
         for url in urls:
             if self._reader.is_remote:
-                Thread(target=self._fetch, args=self._rows[url][:1], daemon=True).start()
+                Thread(target=prefetch, args=(self._reader, self._rows[url][0]), daemon=True).start()
             ahead.append(url)
             if len(ahead) > _PREFETCH_SHARDS:
                 yield ahead.popleft()
         yield from ahead
-
-    def _fetch(self, shard: int) -> None:
-        try:
-            self._reader.fetch(shard)
-        except Exception as error:  # noqa: BLE001  reading the shard raises the same error
-            logger.debug("prefetch: %s", error)
 
     def _rng(self, *, of_worker: bool = False) -> random.Random:
         """Return a generator for this epoch, of this worker or of all workers of all nodes."""

@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-import logging
-import threading
 from collections.abc import Callable, Iterator, Mapping
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from ..keywords import checked_keywords
-from ..shards.tars import ShardReader
 from . import frameworks
 from .datasets import RelabelDataset
 from .epochs import Iteration, SharedEpochs
 from .loader_options import LoaderOptions
-from .sampling import WINDOW, RelabelSampler, Remainder, Rows
+from .prefetch import PREFETCH_SHARDS, Prefetch
+from .sampling import WINDOW, RelabelSampler, Remainder
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-logger = logging.getLogger(__name__)
-
-_PREFETCH_SHARDS = 4  # shards that are downloaded before they are needed
-_NUM_FETCHERS = 2  # download threads per process
 _DECODE_BATCH = 64  # largest number of samples whose label maps are read and pooled at once
 
 
@@ -33,8 +26,8 @@ class RelabelStream(IterableDataset[Any]):
     """Iterable dataset that reads a `RelabelDataset` shard by shard, with exactly equal ranks and exact resume.
 
     Under a DataLoader, the workers split the samples of this rank: each reads a batch in turn, so that the order is the same
-    for any number of workers. `RelabelLoader` also keeps an exact state. Each new iteration reads the next epoch, unless `set_epoch` or `load_state_dict` chose one since the last
-    iteration began; the first reads epoch 0.
+    for any number of workers. `RelabelLoader` also keeps an exact state. Each new iteration reads the next epoch, unless
+    `set_epoch` or `load_state_dict` chose one since the last iteration began; the first reads epoch 0.
 
     accelerate splits every loader among its processes: there, the stream yields the samples of all ranks.
 
@@ -77,7 +70,7 @@ class RelabelStream(IterableDataset[Any]):
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         num_shards = len(dataset.shard_lengths)
         dataset.label_maps.shards.check_room(
-            num_shards if window is None else min(window + _PREFETCH_SHARDS, num_shards), "the window of the stream"
+            num_shards if window is None else min(window + PREFETCH_SHARDS, num_shards), "the window of the stream"
         )
         self.dataset = dataset
         self.batch_size = batch_size
@@ -131,10 +124,10 @@ class RelabelStream(IterableDataset[Any]):
         at_once = min(batch_size, _DECODE_BATCH)
         first, self._resumed = self._resumed, 0
         self._yielded = first
-        with _Prefetch(self.dataset.label_maps.shards, shards, worker, num_workers) as prefetch:
+        with Prefetch(self.dataset.label_maps.shards, shards, worker, num_workers) as prefetching:
             for start in range(first, len(positions), at_once):
                 batch = positions[start : start + at_once]
-                prefetch.advance(int(batch[0]))
+                prefetching.advance(int(batch[0]))
                 for sample in self.dataset.__getitems__(rows[batch].tolist()):
                     self._yielded += 1
                     if not iteration.counted_by_loader:
@@ -232,61 +225,6 @@ def _num_taken(own: list[dict[str, int]]) -> int:
             f"batch_size, {batch_size}: pass batch_size= to the loader"
         )
     return taken
-
-
-class _Prefetch:
-    """Threads that download the shards of coming samples; each worker downloads its share of the shards.
-
-    Args:
-        reader: Reader of the shards.
-        shards: Shard of each coming sample, int64 `[N]`.
-        worker: Number of this worker.
-        num_workers: Number of workers that share the downloads.
-    """
-
-    def __init__(self, reader: ShardReader, shards: Rows, worker: int, num_workers: int) -> None:
-        self._reader = reader
-        wanted, first = np.unique(shards, return_index=True)
-        order = np.argsort(first)
-        self._shards, self._first = wanted[order], first[order]  # in the order in which they are needed
-        self._reached = 0
-        self._next, self._step = worker, num_workers
-        self._moved = threading.Condition()
-        self._stopped = not reader.is_remote
-
-    def __enter__(self) -> _Prefetch:
-        if not self._stopped:
-            for _ in range(_NUM_FETCHERS):
-                threading.Thread(target=self._run, daemon=True).start()
-        return self
-
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        with self._moved:
-            self._stopped = True
-            self._moved.notify_all()
-
-    def advance(self, position: int) -> None:
-        """Allow prefetching up to `_PREFETCH_SHARDS` shards after the sample at this position."""
-        if self._reached + 1 < len(self._first) and self._first[self._reached + 1] <= position:
-            with self._moved:
-                self._reached = int(np.searchsorted(self._first, position, "right")) - 1
-                self._moved.notify_all()
-
-    def _run(self) -> None:
-        while True:
-            with self._moved:
-                mine = self._next
-                self._next += self._step
-                while not self._stopped and mine > self._reached + _PREFETCH_SHARDS * self._step:
-                    self._moved.wait()
-                if self._stopped or mine >= len(self._shards):
-                    return
-            try:
-                self._reader.fetch(int(self._shards[mine]))
-            except Exception as error:  # noqa: BLE001  reading the shard raises the same error
-                logger.debug("prefetch: %s", error)
 
 
 class RelabelLoader(DataLoader[Any]):
