@@ -89,11 +89,12 @@ def check_annotator_package(args: argparse.Namespace) -> None:
             check_extra("hf", f"--annotator {name}")
 
 
-def annotator_from(args: argparse.Namespace) -> Annotator:
+def annotator_from(args: argparse.Namespace, input_size: int | None = None) -> Annotator:
     """Create the annotator chosen by the options of `add_annotator_arguments`.
 
     Args:
         args: Parsed arguments.
+        input_size: Side of the input in pixels, instead of `--input-size`. Default: that of the arguments.
 
     Returns:
         The annotator.
@@ -101,6 +102,8 @@ def annotator_from(args: argparse.Namespace) -> Annotator:
     Raises:
         ValueError: The options do not fit the annotator.
     """
+    if input_size is not None:
+        args = argparse.Namespace(**{**vars(args), "input_size": [[input_size]]})
     for name in REPEATABLE:
         _value_of(args, name, 0)  # before a model is loaded or downloaded
     members = [member for position in range(len(args.annotator)) for member in _members(args, position)]

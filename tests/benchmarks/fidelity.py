@@ -94,8 +94,7 @@ def main() -> None:
     print("| map | encoding | k | stored as | bytes per map | bytes on disk | KL | top-1 agreement |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for size in args.sizes:
-        args.input_size = [[size]]  # as given once on the command line
-        annotator = annotator_from(args)
+        annotator = annotator_from(args, size)
         pixels = [annotator.preprocess(image) for image in images]
         dense = torch.cat([annotator(torch.stack(pixels[i : i + 16])).cpu() for i in range(0, len(pixels), 16)])
         torch.manual_seed(0)

@@ -105,10 +105,7 @@ class Bench:
         given = with_noise(self.photos.targets, len(self.photos.classes), noise, seed)
         teacher, side = None, self.photos.side
         if labels == "online distillation":
-            teacher, side = (
-                annotator_from(argparse.Namespace(**{**vars(self.args), "input_size": [[self.args.teacher_size]]})),
-                None,
-            )
+            teacher, side = annotator_from(self.args, self.args.teacher_size), None
         dataset = PhotosWithMaps(self.folder, self.photos.relabeled(range(len(given)), given, side))
         recipe = self.recipe.changed(**LABELS[labels], seed=seed)
         folder = self.folder / "runs" / f"{labels}-{noise}-{seed}".replace(" ", "_")
