@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
+from ..cpus import num_cpus
 from ..data.datasets import RelabelDataset
 from ..train.checkpoints import LAST
 from ..train.classifier import Classifier, load_classifier
@@ -50,7 +50,7 @@ def train_demo_student(dataset: RelabelDataset, folder: Path, recipe: Recipe) ->
     Raises:
         ValueError: `folder` contains a run with another recipe.
     """
-    cores = os.cpu_count() or 1
+    cores = num_cpus()
     num_workers = max(1, min(4, cores // 2))
     runtime = RuntimeConfig(device="cpu", num_workers=num_workers, window=None, save_every=0, progress=False)
     with _limited_threads(cores - num_workers):
