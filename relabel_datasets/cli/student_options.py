@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from ..data.datasets import RelabelDataset
     from ..train.evaluation import LabeledImages
 
-_VALIDATION = ("validation", "val")  # splits that are validated on by default
 RECIPE_HELP = {
     "labels": "targets of the student: the class index (single, smoothed), the pooled label map (relabel), an ablation of it "
     "(global-multi, localized-single, global-single), the output of the annotator on each crop (distilled), or labels of crops "
@@ -75,7 +74,7 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--validation",
         metavar="SPLIT",
-        help="name of the validation split (default: validation or val, if the dataset has one)",
+        help="name of the validation split (default: validation, val or valid, if the dataset has one)",
     )
     add_images(parser, f"{IMAGES_HELP}; also the parent folder of both splits")
     parser.add_argument(
@@ -128,21 +127,24 @@ def load_splits(args: argparse.Namespace, config: str | None) -> tuple[RelabelDa
     Raises:
         DatasetError: (a ValueError) The dataset does not have the split of `--validation`.
     """
-    from ..data.loading import load_dataset
+    from ..data.datasets import RelabelDataset
     from ..data.store import find_config
     from ..shards.configs import SPLIT_ALIASES
     from ..storage.resolve import open_folder
     from ..train.evaluation import open_images
 
-    splits = find_config(open_folder(args.path), config).manifest.splits
+    opened = find_config(open_folder(args.path), config)
+    splits = opened.manifest.splits
 
     def load(split: str, images: str | None) -> RelabelDataset:
-        return load_dataset(args.path, config, split, images=images_to_join(images, split, args.image_column))
+        return RelabelDataset(opened, split=split, images=images_to_join(images, split, args.image_column))
 
     dataset = load(args.split, args.images)
-    name = args.validation or next((name for name in _VALIDATION if name in splits), None)
+    name = args.validation or next(
+        (name for name in ("validation", *SPLIT_ALIASES["validation"]) if name in splits), None
+    )
     if name is not None:
-        if name not in splits and SPLIT_ALIASES.get(name, (name,))[0] not in splits:
+        if splits.keys().isdisjoint((name, *SPLIT_ALIASES.get(name, ()))):
             raise DatasetError(f"the dataset has no split {name!r}, only {sorted(splits)}: choose another validation=")
         return dataset, load(name, args.validation_images or args.images)
     if args.validation_images is not None:

@@ -215,7 +215,7 @@ def _load_saved(path: Path, split: str) -> datasets.Dataset:
 
 
 def pick_split(splits: Mapping[str, T], split: str, where: str) -> T:
-    """Return a split of a Hugging Face dataset. "val" and "validation" are aliases.
+    """Return a split of a Hugging Face dataset. "validation", "val" and "valid" are aliases.
 
     Args:
         splits: Splits by name.

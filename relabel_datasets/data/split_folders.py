@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..errors import DatasetError
+from ..shards.configs import SPLIT_ALIASES
 from ..shards.formats import IMAGE_EXTENSIONS
 from .clutter import is_clutter_name
 
@@ -15,9 +16,7 @@ logger = logging.getLogger(__name__)
 
 SPLIT_FOLDERS = {
     "train": "train",
-    "val": "validation",
-    "valid": "validation",
-    "validation": "validation",
+    **dict.fromkeys((*SPLIT_ALIASES["validation"], "validation"), "validation"),
     "test": "test",
 }
 _NUM_SHOWN = 3  # class names per split in a message

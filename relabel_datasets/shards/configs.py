@@ -9,7 +9,8 @@ from ..naming import check_config, check_split
 from ..storage.folders import MANIFEST_NAME, Folder
 from .manifest import Manifest, Split
 
-SPLIT_ALIASES = {"val": ("validation",), "validation": ("val",)}
+_VALIDATION = ("validation", "val", "valid")
+SPLIT_ALIASES = {name: tuple(other for other in _VALIDATION if other != name) for name in _VALIDATION}
 
 
 def open_config(root: Folder, config: str | None) -> tuple[Folder, Manifest]:

@@ -180,6 +180,14 @@ def test_a_named_split_is_built_alone(splits, tmp_path, split, folder):
     assert all(key.startswith("val_") is (folder == "val") for key in dataset.keys)
 
 
+@pytest.mark.parametrize("split", ["validation", "val", "valid"])
+@pytest.mark.parametrize("folder", ["validation", "val", "valid"])
+def test_any_name_of_the_validation_split_finds_its_folder(splits, tmp_path, split, folder):
+    (splits / "val").rename(splits / folder)
+    assert main(command(tmp_path, splits, "--split", split)) == 0
+    assert all(key.startswith("val_") for key in rd.load_dataset(tmp_path / "data", split="validation").keys)
+
+
 def test_a_split_that_does_not_exist_and_splits_of_other_classes_are_errors(splits, tmp_path, capsys):
     assert main(command(tmp_path, splits, "--split", "test")) == 1
     assert f"{splits} has no folder of split 'test', only ['train', 'validation']" in capsys.readouterr().err

@@ -32,8 +32,9 @@ def test_the_manifest_is_read_once(two_splits, monkeypatch, split, streaming):
     assert len(paths) == 1
 
 
-def test_val_and_validation_are_the_same_split(two_splits):
-    assert len(rd.load_dataset(two_splits, split="val")) == 13
+@pytest.mark.parametrize("split", ["val", "valid"])
+def test_val_and_valid_are_the_validation_split(two_splits, split):
+    assert len(rd.load_dataset(two_splits, split=split)) == 13
 
 
 def test_the_root_of_a_dataset_is_its_path(dataset_folder):
