@@ -13,6 +13,7 @@ import relabel_datasets as rd
 warnings.simplefilter("error")
 warnings.filterwarnings("ignore", "Cannot determine where .* is taken from")  # attributes that torch adds to tensors
 warnings.filterwarnings("ignore", "Error parsing type annotation")  # types that exist for type checkers only
+warnings.filterwarnings("ignore", "Failed to run TYPE_CHECKING code")  # the same, where only stubs define them
 subpackages = [import_module(f"relabel_datasets.{module.name}") for module in iter_modules(rd.__path__) if module.ispkg]
 for package in (rd, *subpackages):
     for name in package.__all__:  # pdoc does not see names that are imported on first use

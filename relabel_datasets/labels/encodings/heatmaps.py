@@ -181,7 +181,8 @@ class Heatmaps(SparseEncoding):
         pooled = _base_array(parts)
         if lines is not None:
             rows, columns = lines
-            pooled[parts["classes"].numpy()[:, 0, 0]] = (logits @ columns) @ rows
+            with np.errstate(invalid="ignore"):  # OpenBLAS may set the flag for finite numbers: numpy/numpy#24067
+                pooled[parts["classes"].numpy()[:, 0, 0]] = (logits @ columns) @ rows
         return pooled
 
     # Batches.
