@@ -55,7 +55,7 @@ def safe_globals(classes: list[Any]) -> Iterator[None]:
         with serialization.safe_globals(classes):
             yield
         return
-    before = serialization.get_safe_globals()
+    before = list(serialization.get_safe_globals())  # a copy: the list itself changes
     serialization.add_safe_globals(classes)
     try:
         yield

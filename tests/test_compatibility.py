@@ -142,3 +142,14 @@ def test_a_process_is_alive_until_it_has_been_waited_for():
     assert is_alive(process.pid)
     process.communicate(b"\n")
     assert not is_alive(process.pid)
+
+
+def test_allowed_globals_are_forgotten_after_the_block():
+    import argparse
+
+    from torch import serialization
+
+    before = list(serialization.get_safe_globals())
+    with compatibility.safe_globals([argparse.Namespace]):
+        assert argparse.Namespace in serialization.get_safe_globals()
+    assert list(serialization.get_safe_globals()) == before

@@ -9,11 +9,11 @@ from typing import NamedTuple
 
 import PIL.Image
 
+from ..data.joins import split_folder
 from ..data.skipped import Skipped
 from ..data.sources import ImageFolderSource
 from ..errors import DatasetError, ImageError
 from ..naming import check_split
-from ..shards.configs import SPLIT_ALIASES
 from ..shards.images import decode_image, read_size
 from ..storage.folders import local_path
 from ..storage.regular_files import open_regular
@@ -88,22 +88,39 @@ class PairedImages(NamedTuple):
             OSError: The image cannot be read.
             ImageError: The header of the image is damaged, or the map has no image.
         """
-        image = self._image(index)
-        name = self.source.name(image)
-        if whole:
-            data = self.source.read(image)
-            return read_size(io.BytesIO(data), name), data
-        try:
-            with open_regular(Path(name)) as file:
-                return read_size(file, name), None
-        except DatasetError as error:  # a FIFO or a device
-            raise ImageError(str(error)) from None
+        return open_image(self.source, self._image(index), whole=whole)
 
     def _image(self, index: int) -> int:
         image = self.indices[index]
         if image is None:
             raise ImageError(f"{self.maps.name(index)}: there is no image of this name")
         return image
+
+
+def open_image(source: ImageFolderSource, index: int, *, whole: bool) -> tuple[tuple[int, int], bytes | None]:
+    """Read the size of an image from its header, and optionally the whole file.
+
+    Args:
+        source: Source of the image.
+        index: Index of the image in the source.
+        whole: Whether to read the whole file.
+
+    Returns:
+        (height, width) in pixels with the EXIF rotation applied, and the bytes of the file if `whole`, else None.
+
+    Raises:
+        OSError: The image cannot be read.
+        ImageError: The header of the image is damaged.
+    """
+    name = source.name(index)
+    if whole:
+        data = source.read(index)
+        return read_size(io.BytesIO(data), name), data
+    try:
+        with open_regular(Path(name)) as file:
+            return read_size(file, name), None
+    except DatasetError as error:  # a FIFO or a device
+        raise ImageError(str(error)) from None
 
 
 def find_images(maps: PublishedMaps, images: str | os.PathLike[str], split: str) -> PairedImages:
@@ -122,8 +139,7 @@ def find_images(maps: PublishedMaps, images: str | os.PathLike[str], split: str)
         DatasetError: Two images of a class differ only in their extension, or no image matches any label map.
     """
     check_split(split, "split=")
-    names, root = (split, *SPLIT_ALIASES.get(split, ())), local_path(images, "the images")
-    root = next((root / name for name in names if (root / name).is_dir()), root)
+    root = split_folder(local_path(images, "the images"), split)
     source = ImageFolderSource(root, maps.key_rule)
     classes = source.classes
     assert classes is not None

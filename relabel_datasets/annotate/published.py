@@ -14,15 +14,11 @@ zihangJiang/TokenLabeling.
 
 from __future__ import annotations
 
-import io
 import os
-import pickle
-import tarfile
-import zipfile
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from pathlib import Path, PurePosixPath
+from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -35,10 +31,12 @@ from ..shards.packed import PackedStrings
 from ..storage.folders import local_path
 from ..words import counted
 from .classes import is_synset
+from .release_files import Layout, ReleaseFiles
+from .torch_files import load_torch_file
 
 MAX_BYTES = 1 << 20  # per file, packed and unpacked; published files have 7 to 14 KB
 _MAX_SCORE = float(np.finfo(np.float16).max)  # limit of our encodings
-_BLOCK_BYTES = 512  # of a tar
+_LAYOUT = Layout("label map", "<class>/<name>.pt", MAX_BYTES)
 
 
 class Format(NamedTuple):
@@ -59,12 +57,6 @@ FORMATS = {
     "relabel": Format(torch.float32, 1 << 24, "https://github.com/naver-ai/relabel_imagenet"),
     "tokenlabeling": Format(torch.float16, 1 << 11, "https://github.com/zihangJiang/TokenLabeling"),
 }
-
-
-class _MapFile(NamedTuple):
-    name: str  # with forward slashes, in the folder or the tar
-    offset: int = 0  # in the tar, in bytes
-    size: int = 0  # in the tar, in bytes
 
 
 class PublishedMaps:
@@ -106,14 +98,9 @@ class PublishedMaps:
         if source_format not in FORMATS:
             raise ValueError(f"source_format must be one of {sorted(FORMATS)}, got {source_format!r}")
         self.format = source_format
-        self._root = local_path(source, "the source of label maps")
-        self._is_tar = self._root.is_file()
-        listed = _list_tar(self._root) if self._is_tar else _list_folder(self._root)
-        files = sorted(listed, key=lambda file: file.name.split("/"))
-        if not files:
-            raise FileNotFoundError(f"{self._root} has no label maps: expected <class>/<name>.pt")
-        folders = [file.name.split("/")[-2] for file in files]
-        self.classes = _classes(self._root, sorted(set(folders)), classes)
+        root, self._files = local_path(source, "the source of label maps"), ReleaseFiles(source, _LAYOUT)
+        folders = [path.split("/")[-2] for path in self._files.paths]
+        self.classes = class_names(root, sorted(set(folders)), classes)
         self.num_classes = len(self.classes)
         if self.num_classes > FORMATS[source_format].max_classes:
             raise ValueError(
@@ -122,13 +109,11 @@ class PublishedMaps:
             )
         index = {name: i for i, name in enumerate(self.classes)}
         self.labels: Sequence[int] = array("q", (index[folder] for folder in folders))
-        keys = [key_of(file.name, self.key_rule) for file in files]
+        keys = [key_of(path, self.key_rule) for path in self._files.paths]
         if len(set(keys)) != len(keys):
             key, count = Counter(keys).most_common(1)[0]
-            raise DatasetError(f"{self._root}: {count} label maps have the key {key!r}: file names must be unique")
+            raise DatasetError(f"{root}: {count} label maps have the key {key!r}: file names must be unique")
         self.keys: Sequence[str] = PackedStrings(keys)
-        self._names = PackedStrings(file.name for file in files)
-        self._extents = array("q", (number for file in files for number in (file.offset, file.size)))
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -142,7 +127,7 @@ class PublishedMaps:
         Returns:
             Path of the file, or path of the tar and name of the file in it.
         """
-        return f"{self._root}{': ' if self._is_tar else '/'}{self._names[index]}"
+        return self._files.name(index)
 
     def read(self, index: int) -> bytes:
         """Read the bytes of a file. Thread-safe.
@@ -157,19 +142,7 @@ class PublishedMaps:
             OSError: The file cannot be read.
             LabelMapError: The file is larger than any label map, or not a regular file.
         """
-        path = self._root if self._is_tar else self._root / self._names[index]
-        if not path.is_file():  # opening a pipe would block
-            raise LabelMapError(f"{self.name(index)} is not a regular file")
-        with path.open("rb") as file:
-            offset, size = self._extents[2 * index : 2 * index + 2]
-            if not self._is_tar:
-                size = os.fstat(file.fileno()).st_size
-            if size > MAX_BYTES:
-                raise LabelMapError(
-                    f"{self.name(index)} has {size} bytes, but a label map has at most {MAX_BYTES} bytes"
-                )
-            file.seek(offset)
-            return file.read(size)
+        return self._files.read(index)
 
     def load(self, index: int) -> tuple[Tensor, Tensor]:
         """Read the label map of a file.
@@ -225,28 +198,14 @@ def parse_map(data: bytes, dtype: torch.dtype, num_classes: int) -> tuple[Tensor
 
 
 def _load_tensor(data: bytes) -> Tensor:
-    """Load the tensor of a torch file in the zip or legacy format, without executing pickled code."""
-    try:
-        if data[:2] == b"PK":
-            with zipfile.ZipFile(io.BytesIO(data)) as archive:
-                unpacked = sum(info.file_size for info in archive.infolist())
-            if unpacked > MAX_BYTES:  # torch would unpack it into memory
-                raise LabelMapError(f"unpacks to {unpacked} bytes, but a label map has at most {MAX_BYTES} bytes")
-        loaded: object = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except LabelMapError:
-        raise
-    except pickle.UnpicklingError as error:  # the message of torch recommends to execute the code
-        raise LabelMapError("is damaged, or contains objects other than a tensor; no code was executed") from error
-    except Exception as error:  # damaged files raise nearly any error
-        reason = str(error).partition("\n")[0][:200]
-        raise LabelMapError(f"is damaged and cannot be read: {type(error).__name__}: {reason}") from error
+    loaded = load_torch_file(data, MAX_BYTES)
     if type(loaded) is not Tensor or loaded.layout != torch.strided or loaded.is_meta:
         got = loaded.layout if type(loaded) is Tensor else type(loaded).__name__
         raise LabelMapError(f"expected a dense tensor, got {got}")
     return loaded
 
 
-def _classes(root: Path, folders: Sequence[str], classes: Sequence[str] | None) -> tuple[str, ...]:
+def class_names(root: Path, folders: Sequence[str], classes: Sequence[str] | None) -> tuple[str, ...]:
     if classes is None and all(map(is_synset, folders)):
         from timm.data.imagenet_info import ImageNetInfo  # slow import
 
@@ -264,53 +223,3 @@ def _classes(root: Path, folders: Sequence[str], classes: Sequence[str] | None) 
 
 def _examples(names: Sequence[str]) -> str:
     return ", ".join(map(repr, names[:3]))
-
-
-def _list_folder(root: Path) -> Iterator[_MapFile]:
-    if not root.is_dir():
-        raise FileNotFoundError(f"no label maps at {root}: expected a folder of <class>/<name>.pt, or a tar of these")
-    for folder in os.scandir(root):
-        if folder.is_dir():
-            for name in os.listdir(folder.path):  # noqa: PTH208  a million Path objects take a minute
-                if _is_map(name):
-                    yield _MapFile(f"{folder.name}/{name}")
-
-
-def _is_map(name: str) -> bool:
-    return name.endswith(".pt") and not name.startswith(".")  # macOS adds a file ._name for each
-
-
-def _list_tar(path: Path) -> Iterator[_MapFile]:
-    """Yield the positions of the label maps in a tar. Nothing is extracted, so no name can lead out of a folder."""
-    parent: Sequence[str] | None = None
-    try:
-        with tarfile.open(path, "r:") as tar:
-            while (member := tar.next()) is not None:
-                tar.members.clear()  # type: ignore[attr-defined]  # tarfile keeps a kilobyte per member
-                parts = PurePosixPath(member.name).parts
-                if member.isdir() or not _is_map(parts[-1] if parts else ""):
-                    continue
-                _check_member(path, member, parts)
-                parent = parts[:-2] if parent is None else parent
-                if parts[:-2] != parent:
-                    raise DatasetError(
-                        f"{path}: {member.name} is not below the same folder as the label maps before it"
-                    )
-                yield _MapFile("/".join(parts), member.offset_data, member.size)
-            end = tar.offset
-    except tarfile.TarError as error:
-        raise DatasetError(
-            f"{path} is damaged or not an uncompressed tar: {error}. Decompress a .tar.gz first: files are read by offset"
-        ) from error
-    with path.open("rb") as file:
-        file.seek(end)
-        # tarfile treats a truncated file or a damaged header as the end.
-        if file.read(2 * _BLOCK_BYTES) != bytes(2 * _BLOCK_BYTES):
-            raise DatasetError(f"{path} is truncated or damaged at byte {end}: expected a file or two empty blocks")
-
-
-def _check_member(path: Path, member: tarfile.TarInfo, parts: Sequence[str]) -> None:
-    if not member.isreg() or member.sparse is not None:
-        raise DatasetError(f"{path}: {member.name} is a link or a special file, which no release of label maps has")
-    if member.name.startswith("/") or ".." in parts or len(parts) < 2:
-        raise DatasetError(f"{path}: {member.name!r} must be a path <class>/<name>.pt within the tar")

@@ -181,7 +181,7 @@ def test_truncated_damaged_and_compressed_tars_are_refused(tmp_path, release):
     damaged = bytearray(whole)
     damaged[whole.index(b"relabel_imagenet/dog/photo_04.pt")] ^= 1  # the checksum of the header is that of another name
     maps = rd.annotate.PublishedMaps(path, "relabel")
-    starts = [maps._extents[2 * i] - 512 for i in range(13)]
+    starts = [maps._files._extents[2 * i] - 512 for i in range(13)]
     for name, content in (
         ("at a member", whole[: max(starts)]),
         ("in a member", whole[: max(starts) + 700]),
