@@ -44,7 +44,9 @@ if TYPE_CHECKING:
     from .data.stream import RelabelLoader, RelabelStream
     from .errors import DatasetError
     from .hub import publish
-    from .labels.batch import collate
+    from .labels.batch import collate, collate_crops
+    from .labels.crop_labels import CropLabels
+    from .labels.crop_transforms import RandomStoredCrop
     from .labels.label_map import LabelMap
     from .labels.pooling import pool_labels
     from .labels.transforms import LabelPooling
@@ -54,6 +56,7 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "Annotator": "annotate.annotator",
+    "CropLabels": "labels.crop_labels",
     "DatasetError": "errors",
     "Ensemble": "annotate.combine",
     "HFAnnotator": "annotate.hf_annotator",
@@ -61,6 +64,7 @@ _MODULES = {
     "LabelMaps": "data.store",
     "LabelPooling": "labels.transforms",
     "ModuleAnnotator": "annotate.annotator",
+    "RandomStoredCrop": "labels.crop_transforms",
     "RelabelDataset": "data.datasets",
     "RelabelLoader": "data.stream",
     "RelabelSampler": "data.sampling",
@@ -69,6 +73,7 @@ _MODULES = {
     "__version__": "_version",
     "build": "annotate.builder",
     "collate": "labels.batch",
+    "collate_crops": "labels.batch",
     "decode_image": "shards.images",
     "decode_sample": "data.samples",
     "load_dataset": "data.loading",
@@ -92,6 +97,7 @@ _SUBMODULES = (
 )
 __all__ = [
     "Annotator",
+    "CropLabels",
     "DatasetError",
     "Ensemble",
     "HFAnnotator",
@@ -99,6 +105,7 @@ __all__ = [
     "LabelMaps",
     "LabelPooling",
     "ModuleAnnotator",
+    "RandomStoredCrop",
     "RelabelDataset",
     "RelabelLoader",
     "RelabelSampler",
@@ -107,6 +114,7 @@ __all__ = [
     "__version__",
     "build",
     "collate",
+    "collate_crops",
     "decode_image",
     "decode_sample",
     "load_dataset",

@@ -6,7 +6,7 @@ Shapes: B images of h x w pixels, C classes, H x W locations of the map.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -192,23 +192,47 @@ class ModuleAnnotator:
         Raises:
             ValueError: The images are not uint8 of the input size, or the module returned no logits `[B, C, H, W]`.
         """
+        self._check_images(images)
+        return self._forward(images)
+
+    def classify(self, images: Tensor) -> Tensor:
+        """Compute the logits of whole images, as the classifier itself computes them.
+
+        Args:
+            images: Preprocessed images, uint8 `[B, 3, h, w]`.
+
+        Returns:
+            Logits on the annotator's device, float32 `[B, C]`: those of the classifier if the module has a method `classify`, as
+            that of `TimmAnnotator` does, else the mean over the map.
+        """
+        function = getattr(self._module, "classify", None)
+        if function is None:
+            return self(images).mean((2, 3))
+        self._check_images(images)
+        logits: Tensor = self._apply(function, images)
+        return logits.float()
+
+    def _check_images(self, images: Tensor) -> None:
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1:] != (3, *self.input_size):
             expected = f"uint8 [B, 3, {self.input_size[0]}, {self.input_size[1]}]"
             raise ValueError(f"images must be {expected}, as returned by preprocess, got {_describe_value(images)}")
-        return self._forward(images)
 
-    @torch.inference_mode()
     def _forward(self, images: Tensor) -> Tensor:
-        normalized = (images.to(self.device, non_blocking=True).float() - self._mean) / self._std
-        # Autocast instead of weights in `dtype`: norms stay in float32, and the error of the logits is a third smaller.
-        with autocast(self.device, _DTYPES[self.dtype]):
-            logits: object = self._module(normalized.contiguous(memory_format=self._memory_format))
+        logits: object = self._apply(self._module, images)
         if not isinstance(logits, Tensor) or logits.ndim != 4 or len(logits) != len(images) or 0 in logits.shape:
             raise ValueError(
                 f"{self.name} must return logits [B, C, H, W], one per class and location, for images "
-                f"{list(normalized.shape)}, got {_describe_value(logits)}"
+                f"{list(images.shape)}, got {_describe_value(logits)}"
             )
         return logits.float()
+
+    @torch.inference_mode()
+    def _apply(self, function: Callable[[Tensor], Any], images: Tensor) -> Any:
+        """Return `function` of normalized images."""
+        normalized = (images.to(self.device, non_blocking=True).float() - self._mean) / self._std
+        # Autocast instead of weights in `dtype`: norms stay in float32, and the error of the logits is a third smaller.
+        with autocast(self.device, _DTYPES[self.dtype]):
+            return function(normalized.contiguous(memory_format=self._memory_format))
 
     def describe(self) -> dict[str, Any]:
         """Describe everything that determines the maps. Weights are identified by the SHA-256 of their state dict.
@@ -263,7 +287,6 @@ class ClassSubset:
         """
         return self.annotator.preprocess(image)
 
-    @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:
         """Compute the label maps of a batch and select the classes of the dataset.
 
@@ -273,7 +296,21 @@ class ClassSubset:
         Returns:
             Logits of the C classes of the dataset, float32 `[B, C, H, W]`.
         """
-        logits = self.annotator(images)
+        return self._select(self.annotator(images))
+
+    def classify(self, images: Tensor) -> Tensor:
+        """Compute the logits of whole images and select the classes of the dataset.
+
+        Args:
+            images: Stacked results of `preprocess`, uint8 `[B, ...]`.
+
+        Returns:
+            Logits of the C classes of the dataset, float32 `[B, C]`.
+        """
+        return self._select(classify(self.annotator, images))
+
+    @torch.inference_mode()
+    def _select(self, logits: Tensor) -> Tensor:
         self._rows = self._rows.to(logits.device)  # copied once
         return logits.index_select(1, self._rows)
 
@@ -287,6 +324,18 @@ class ClassSubset:
         digest = hashlib.sha256(inner.get("rows_sha256", "").encode())  # the inner annotator may be a subset as well
         digest.update(self._rows.cpu().numpy().astype("<i8").tobytes())
         return {**inner, "num_classes": self.num_classes, "rows_sha256": digest.hexdigest()}
+
+
+@torch.inference_mode()
+def classify(annotator: Annotator, images: Tensor) -> Tensor:
+    """Return an annotator's logits of whole images, float32 `[B, C]`.
+
+    Args:
+        annotator: Annotator. Its method `classify` computes the logits if it has one; otherwise they are the mean over its maps.
+        images: Stacked results of `preprocess`, uint8 `[B, ...]`.
+    """
+    method: Callable[[Tensor], Tensor] | None = getattr(annotator, "classify", None)
+    return annotator(images).mean((2, 3)) if method is None else method(images)
 
 
 def check_size(size: int | Sequence[int]) -> tuple[int, int]:

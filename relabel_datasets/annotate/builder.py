@@ -128,7 +128,7 @@ def build(
         plan: Plan = {
             "annotator": redact_values(described.describe()),
             "classes": list(classes.names),
-            "encoding": {"name": build_config.encoding, "k": build_config.k, "dtype": build_config.storage_dtype},
+            "encoding": _describe_encoding(build_config),
             "images": build_config.images,
             "image_extension": source.extension if build_config.images else None,
             "shard_size": shard_size,
@@ -266,7 +266,14 @@ def _resolved(build_config: BuildConfig) -> BuildConfig:
             raise ValueError(f"{name} must be at least 1, got {getattr(build_config, name)}")
     entry = find_entry(build_config.encoding)
     k, storage_dtype = entry.resolve_k(build_config.k), entry.resolve_storage_dtype(build_config.storage_dtype)
-    return replace(build_config, k=k, storage_dtype=storage_dtype)
+    num_crops = entry.resolve_num_crops(build_config.num_crops)
+    return replace(build_config, k=k, storage_dtype=storage_dtype, num_crops=num_crops)
+
+
+def _describe_encoding(build_config: BuildConfig) -> dict[str, Any]:
+    """Return the entry of the manifest without the size of label maps."""
+    encoding = {"name": build_config.encoding, "k": build_config.k, "dtype": build_config.storage_dtype}
+    return encoding if build_config.num_crops is None else {**encoding, "num_crops": build_config.num_crops}
 
 
 def _existing_manifest(work: Work) -> Manifest | None:
@@ -281,7 +288,7 @@ def _existing_manifest(work: Work) -> Manifest | None:
         return None
     manifest = Manifest.parse(content, f"{work.folder}/{MANIFEST_NAME}")
     plan = work.plan
-    encoding = {key: manifest.encoding[key] for key in plan["encoding"]}
+    encoding = {key: value for key, value in manifest.encoding.items() if key != "map_size"}
     existing: Plan = {"annotator": manifest.annotator, "classes": manifest.classes, "encoding": encoding}
     if work.split in manifest.splits:
         split = manifest.splits[work.split]
@@ -322,10 +329,20 @@ def _annotate(work: Work, workers: Workers, progress: bool) -> list[Annotated]:
     missing = [number for number, shard in enumerate(finished) if shard is None]
     done = sum(len(work.shards[number]) for number, shard in enumerate(finished) if shard is not None)
     total = sum(map(len, work.shards))
+    if progress and work.build_config.num_crops is not None:
+        _announce_crops(total - done, work.build_config.num_crops, work.build_config.batch_size)
     with tqdm(total=total, initial=done, unit="img", disable=not progress, desc="annotate") as bar:
         for number, annotated in workers.run(work, missing, bar.update, _report):
             finished[number] = annotated
     return [shard for shard in finished if shard is not None]
+
+
+def _announce_crops(num_images: int, num_crops: int, batch_size: int) -> None:
+    crops, images = counted(num_crops, "crop"), counted(num_images, "image")
+    tqdm.write(
+        f"{num_images * num_crops:,} annotator forward passes: {crops} of {images}, in batches of {batch_size}",
+        file=sys.stderr,
+    )
 
 
 def _report(skipped: Skipped) -> None:

@@ -13,7 +13,7 @@ import PIL.Image
 import torch
 from torch import Tensor
 
-from .annotator import Annotator
+from .annotator import Annotator, classify
 from .resample import resample_area
 
 
@@ -87,21 +87,38 @@ class Ensemble:
         Raises:
             ValueError: The images are not those that `preprocess` returns.
         """
-        sizes = [pixels.numel() for pixels in self._inputs]
-        if images.dtype != torch.uint8 or images.ndim != 2 or images.shape[1] != sum(sizes):
-            raise ValueError(
-                f"images must be uint8 [B, {sum(sizes)}], as returned by preprocess, got {images.dtype} {list(images.shape)}"
-            )
-        inputs = [
-            part.reshape(len(images), *pixels.shape)
-            for part, pixels in zip(torch.split(images, sizes, dim=1), self._inputs, strict=True)
-        ]
+        inputs = self._split(images)
         maps = [annotator(inputs[i]) for annotator, i in zip(self.annotators, self._input_of, strict=True)]
         height, width = max((logits.shape[2:] for logits in maps), key=lambda grid: grid[0] * grid[1])
         total = resample_area(maps[0], (height, width))
         for logits in maps[1:]:
             total = total + resample_area(logits.to(total.device), (height, width))
         return total / len(maps)
+
+    def _split(self, images: Tensor) -> list[Tensor]:
+        """Return the images in each size of the members."""
+        sizes = [pixels.numel() for pixels in self._inputs]
+        if images.dtype != torch.uint8 or images.ndim != 2 or images.shape[1] != sum(sizes):
+            raise ValueError(
+                f"images must be uint8 [B, {sum(sizes)}], as returned by preprocess, got {images.dtype} {list(images.shape)}"
+            )
+        return [
+            part.reshape(len(images), *pixels.shape)
+            for part, pixels in zip(torch.split(images, sizes, dim=1), self._inputs, strict=True)
+        ]
+
+    def classify(self, images: Tensor) -> Tensor:
+        """Average the members' logits of whole images.
+
+        Args:
+            images: Stacked results of `preprocess`, uint8 `[B, n]`.
+
+        Returns:
+            Mean logits, float32 `[B, C]`.
+        """
+        inputs = self._split(images)
+        members = [classify(annotator, inputs[i]) for annotator, i in zip(self.annotators, self._input_of, strict=True)]
+        return torch.stack([logits.to(members[0].device) for logits in members]).mean(0)
 
     def describe(self) -> dict[str, Any]:
         """Describe everything that determines the maps.
@@ -159,6 +176,17 @@ class FlipAveraged:
             Mean logits, float32 `[B, C, H, W]`.
         """
         return (self.annotator(images) + self.annotator(images.flip(-1)).flip(-1)) / 2
+
+    def classify(self, images: Tensor) -> Tensor:
+        """Average the logits of whole images and of their mirror images.
+
+        Args:
+            images: Stacked results of `preprocess`, uint8 `[B, ...]`.
+
+        Returns:
+            Mean logits, float32 `[B, C]`.
+        """
+        return (classify(self.annotator, images) + classify(self.annotator, images.flip(-1))) / 2
 
     def describe(self) -> dict[str, Any]:
         """Describe everything that determines the maps.

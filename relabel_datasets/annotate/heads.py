@@ -151,6 +151,17 @@ class DenseClassifier(nn.Module):
         # Both maps of a linear head are the same, and the local one is cheaper.
         return self._linearized(tensors) if self.mode == "linearised" and not self.linear_head else self._local(tensors)
 
+    def classify(self, images: Tensor) -> Tensor:
+        """Compute the logits of the model.
+
+        Args:
+            images: Normalized images, `[B, 3, h, w]`.
+
+        Returns:
+            Logits, `[B, C]`.
+        """
+        return self._head(self._features(images))
+
     def both(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Compute the logits of the model and the local logits in one differentiable forward pass.
 

@@ -28,7 +28,7 @@ from ..data.sources import source_sha256
 from ..errors import DatasetError, ImageError, LabelMapError
 from ..keywords import checked_keywords
 from ..labels import codec
-from ..labels.encodings import Encoded, get_encoding
+from ..labels.encodings import Encoded, get_map_encoding
 from ..labels.statistics import Statistics, add_up, image_statistics
 from ..naming import check_config, check_split
 from ..shards.card import read_template, write_card
@@ -45,7 +45,7 @@ from .published import FORMATS, PublishedMaps
 logger = logging.getLogger(__name__)
 
 ORDERS = ("hw", "wh")
-_ENCODING = get_encoding("topk")  # of all releases
+_ENCODING = get_map_encoding("topk")  # of all releases
 _BATCH_SIZE = 256  # files encoded at a time, while the next ones are read
 _NUM_SAMPLED = 64  # files that determine the common shape
 

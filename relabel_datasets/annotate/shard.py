@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -9,7 +10,6 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple
 
 import numpy as np
 import PIL.Image
@@ -18,15 +18,16 @@ from torch import Tensor
 
 from ..data.skipped import Skipped
 from ..data.sources import ImageSource
-from ..errors import DatasetError, ImageError
+from ..errors import DatasetError
 from ..labels import codec
 from ..labels.encodings import encode_logits
 from ..labels.statistics import Statistics, add_up, crop_fidelity, image_statistics
-from ..shards.images import check_refuses_truncated, decode_reduced
+from ..shards.images import check_refuses_truncated
 from ..shards.tars import ShardInfo, ShardWriter
-from ..storage.open_maps import MACHINE_LIMITS, within_file_limit
 from ..words import counted
 from .annotator import Annotator
+from .crop_shard import write_crops
+from .prefetch import LoadedImage, load_images, stack_pixels
 
 _FIDELITY_CROPS = 256  # random crops per shard whose labels are compared with dense labels; more would be slow
 _MAX_PENDING = 2  # batches queued for encoding: keeps the device busy, and their logits fit in its memory
@@ -37,11 +38,16 @@ class BuildConfig:
     """Settings of annotation and storage.
 
     Attributes:
-        encoding: Encoding of the label maps: `"heatmaps"` or `"topk"`. Default: `"heatmaps"`.
-        k: Number of classes to keep, per image for heatmaps and per location for topk. Default: that of the encoding, 10 or 5.
-        storage_dtype: Precision of the stored logits: `"uint4"`, `"uint8"` or `"float16"`. Default: that of the encoding.
+        encoding: Encoding of the labels: `"heatmaps"` or `"topk"` for label maps, `"crops"` for stored crops. Default:
+            `"heatmaps"`.
+        k: Number of classes to keep, per image for heatmaps, per location for topk and per crop for crops. Default: that of the
+            encoding, 10, 5 or 8.
+        storage_dtype: Precision of the stored logits: `"uint4"`, `"uint8"` or `"float16"` for label maps, `"compact"` for crops.
+            Default: that of the encoding.
+        num_crops: Number of crops per image for the encoding crops, 1 to 65536. Each is one image for the annotator. Default: 100
+            for crops. It cannot be set for label maps.
         images: Whether to copy the images into the shards. Default: True.
-        batch_size: Number of images per batch. The last bits of the logits depend on it, because libraries select kernels by
+        batch_size: Number of images per batch of the annotator, or of crops for the encoding crops. The last bits of the logits depend on it, because libraries select kernels by
             the shape of a batch, so the manifest records it. Default: 32.
         num_threads: Number of threads that read and decode images. Default: 4.
     """
@@ -49,6 +55,7 @@ class BuildConfig:
     encoding: str = "heatmaps"
     k: int | None = None
     storage_dtype: str | None = None
+    num_crops: int | None = None
     images: bool = True
     batch_size: int = 32
     num_threads: int = 4
@@ -67,13 +74,6 @@ class Annotated:
     info: ShardInfo
     skipped: list[Skipped] = field(default_factory=list)
     map_size: tuple[int, int] | None = None
-
-
-class _LoadedImage(NamedTuple):
-    position: int  # in the source
-    data: bytes
-    size: tuple[int, int]  # (height, width)
-    pixels: Tensor  # result of Annotator.preprocess
 
 
 def annotate_shard(
@@ -105,27 +105,49 @@ def annotate_shard(
     """
     check_refuses_truncated("building label maps")  # worker processes may import other libraries, which may set it
     annotated = Annotated(ShardInfo([], 0, ""))
+
+    def on_skip(skipped: Skipped) -> None:
+        annotated.skipped.append(skipped)
+        on_skipped(skipped)
+
     with ShardWriter(path, source.extension if build_config.images else None) as writer:
-        # All batches have the same shape; otherwise the last bits of a map would depend on its position in the shard.
-        batch_size = min(build_config.batch_size, len(source.keys))
-        with _Encoder(writer, source, build_config, on_progress) as encoder:
-            for batch in _image_batches(source, indices, annotator, build_config):
-                for item in batch:
-                    if isinstance(item, Skipped):
-                        annotated.skipped.append(item)
-                        on_skipped(item)
-                loaded = [item for item in batch if isinstance(item, _LoadedImage)]
-                dense = annotator(_stack([item.pixels for item in loaded], batch_size)) if loaded else None
-                if dense is not None:
-                    annotated.map_size = (dense.shape[2], dense.shape[3])
-                encoder.put(loaded, dense, len(batch))
+        if build_config.num_crops is None:
+            statistics = _write_maps(writer, source, indices, annotator, build_config, on_progress, on_skip, annotated)
+        else:
+            statistics = write_crops(writer, source, indices, annotator, build_config, on_progress, on_skip)
         # One unreadable image in a last shard of one image is plausible; several without a readable one indicate a wrong path.
         if len(annotated.skipped) == len(indices) and (len(indices) > 1 or len(source.keys) == 1):
             raise DatasetError(
                 f"no image of {path.name} can be used ({counted(len(indices), 'image')}), first {annotated.skipped[0].error}"
             )
-        annotated.info = writer.close()._replace(statistics=encoder.statistics)
+        annotated.info = writer.close()._replace(statistics=statistics)
     return annotated
+
+
+def _write_maps(
+    writer: ShardWriter,
+    source: ImageSource,
+    indices: Sequence[int],
+    annotator: Annotator,
+    build_config: BuildConfig,
+    on_progress: Callable[[int], object],
+    on_skipped: Callable[[Skipped], object],
+    annotated: Annotated,
+) -> Statistics:
+    """Annotate images and write their label maps, and set the size of the maps in `annotated`."""
+    # All batches have the same shape; otherwise the last bits of a map would depend on its position in the shard.
+    batch_size = min(build_config.batch_size, len(source.keys))
+    with _Encoder(writer, source, build_config, on_progress) as encoder:
+        for batch in _image_batches(source, indices, annotator, build_config):
+            for item in batch:
+                if isinstance(item, Skipped):
+                    on_skipped(item)
+            loaded = [item for item in batch if isinstance(item, LoadedImage)]
+            dense = annotator(stack_pixels([item.pixels for item in loaded], batch_size)) if loaded else None
+            if dense is not None:
+                annotated.map_size = (dense.shape[2], dense.shape[3])
+            encoder.put(loaded, dense, len(batch))
+    return encoder.statistics
 
 
 class _Encoder:
@@ -151,7 +173,7 @@ class _Encoder:
             if exc is None:
                 self._wait(0)
 
-    def put(self, loaded: list[_LoadedImage], dense: Tensor | None, count: int) -> None:
+    def put(self, loaded: list[LoadedImage], dense: Tensor | None, count: int) -> None:
         """Queue a batch of `count` images, including unreadable ones. Raises errors of earlier batches."""
         ready = None
         if dense is not None and dense.is_cuda:
@@ -167,7 +189,7 @@ class _Encoder:
             self._on_done(count)
 
     @torch.inference_mode()
-    def _write(self, loaded: list[_LoadedImage], dense: Tensor | None, ready: torch.cuda.Event | None) -> None:
+    def _write(self, loaded: list[LoadedImage], dense: Tensor | None, ready: torch.cuda.Event | None) -> None:
         if dense is None:
             return
         if ready is None:
@@ -181,7 +203,7 @@ class _Encoder:
             dense.record_stream(self._stream)
             self._encode(loaded, dense)
 
-    def _encode(self, loaded: list[_LoadedImage], dense: Tensor) -> None:
+    def _encode(self, loaded: list[LoadedImage], dense: Tensor) -> None:
         source, build_config = self._source, self._build_config
         if dense.device.type not in ("cpu", "cuda"):  # others, such as MPS, lack operations of the encodings
             dense = dense.cpu()
@@ -198,46 +220,21 @@ class _Encoder:
             self._writer.add(source.keys[item.position], source.labels[item.position], item.data, blob)
 
 
-def _stack(pixels: list[Tensor], batch_size: int) -> Tensor:
-    """Stack images to `[batch_size, 3, h, w]`, padded with the last image, in pinned memory if a GPU is in use."""
-    # Without a GPU in use, pinning would only allocate a CUDA context.
-    pin: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
-    batch = torch.empty(batch_size, *pixels[0].shape, dtype=pixels[0].dtype, pin_memory=pin, device="cpu")
-    torch.stack(pixels, out=batch[: len(pixels)])
-    batch[len(pixels) :] = pixels[-1]
-    return batch
-
-
 def _image_batches(
     source: ImageSource, indices: Sequence[int], annotator: Annotator, build_config: BuildConfig
-) -> Iterator[list[_LoadedImage | Skipped]]:
+) -> Iterator[list[LoadedImage | Skipped]]:
     """Yield the images in batches, with two batches prefetched by threads."""
-
-    def load(index: int) -> _LoadedImage | Skipped:
-        name = source.name(index)
-        try:
-            data = within_file_limit(lambda: source.read(index))
-            image, size = decode_reduced(data, target, name)
-        except (OSError, ImageError) as error:
-            if getattr(error, "errno", None) in MACHINE_LIMITS:  # the machine is at fault, not the image
-                raise
-            return Skipped(source.keys[index], name, str(error))
-        return _LoadedImage(index, data, size, annotator.preprocess(image))
-
-    target = _input_size_of(annotator)
-    with ThreadPoolExecutor(build_config.num_threads, thread_name_prefix="decode") as pool:
-        remaining = iter(indices)
-        futures: list[Future[_LoadedImage | Skipped]] = []
-        try:
-            while True:
-                futures += [pool.submit(load, i) for i in islice(remaining, 3 * build_config.batch_size - len(futures))]
-                if not futures:
-                    return
-                batch, futures = futures[: build_config.batch_size], futures[build_config.batch_size :]
-                yield [future.result() for future in batch]
-        finally:
-            for future in futures:  # not needed if the consumer stopped early
-                future.cancel()
+    images = load_images(
+        source,
+        indices,
+        lambda image, _key: annotator.preprocess(image),
+        target=_input_size_of(annotator),
+        num_threads=build_config.num_threads,
+        num_ahead=3 * build_config.batch_size,
+    )
+    with contextlib.closing(images):
+        while batch := list(islice(images, build_config.batch_size)):
+            yield batch
 
 
 def _input_size_of(annotator: Annotator) -> tuple[int, int] | None:

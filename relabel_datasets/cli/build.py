@@ -69,6 +69,11 @@ def add_parser(commands: Any) -> None:
     units = " or ".join(f"{entry.k_unit} ({entry.name}, default: {entry.default_k})" for entry in entries)
     parser.add_argument("--k", type=positive, metavar="K", help=f"number of classes to keep {units}")
     parser.add_argument(
+        "--num-crops", type=positive, metavar="N",
+        help="crops per image, with --encoding crops; the annotator sees each as an image of its own (default: "
+        f"{ENCODINGS['crops'].default_num_crops})",
+    )  # fmt: skip
+    parser.add_argument(
         "--class-mapping", type=path_argument, metavar="JSON",
         help="JSON file that maps each class of the images to a class name or index of the annotator (default: by name)",
     )  # fmt: skip
@@ -80,7 +85,7 @@ def add_parser(commands: Any) -> None:
         type=positive,
         default=32,
         metavar="N",
-        help="images per batch of the annotator; it must not change when a build is resumed (default: %(default)s)",
+        help="images, or crops, per batch of the annotator; it must not change when a build is resumed (default: %(default)s)",
     )
     _add_engine_options(parser)
     add_annotator_arguments(parser)
@@ -148,6 +153,7 @@ def _run(args: argparse.Namespace) -> None:
         encoding=args.encoding,
         k=args.k,
         storage_dtype=args.storage_dtype,
+        num_crops=args.num_crops,
         images=not args.no_images,
         batch_size=args.batch_size,
         num_threads=args.num_threads,
@@ -218,8 +224,8 @@ def _check_labels(
             "that each class is matched with the right class of the annotator (--class-mapping), or choose an annotator that "
             "knows these classes\n"
         )
-    if args.engine == "ray" or args.compile or is_url(args.out):
-        return  # the check needs the annotator in this process, and the label maps on this machine
+    if args.engine == "ray" or args.compile or is_url(args.out) or not ENCODINGS[args.encoding].is_map:
+        return  # the check needs the annotator in this process, and label maps on this machine
     better = find_better_preprocessing(
         make(), source, LabelMaps(args.out, manifest.config, split), class_mapping=class_mapping
     )
@@ -236,17 +242,17 @@ def describe_result(manifest: Any, out: Any, split: str, images: str | None) -> 
     return (
         f"{shown}/{manifest.config}: {entry.num_samples} samples in "
         f"{num_shards} {'shard' if num_shards == 1 else 'shards'}, {sum(entry.shard_bytes) / 1e6:.1f} MB, "
-        f"{num_skipped} {'image' if num_skipped == 1 else 'images'} skipped\n{_describe_agreement(entry)}"
+        f"{num_skipped} {'image' if num_skipped == 1 else 'images'} skipped\n{_describe_agreement(manifest, entry)}"
         f"load_dataset({shown!r}, {manifest.config!r}, split={split!r}{argument})\n"
     )
 
 
-def _describe_agreement(split: Split) -> str:
+def _describe_agreement(manifest: Manifest, split: Split) -> str:
     if split.agreement is None:
         return ""
-    return (
-        f"{split.agreement:.1%} of the label maps, pooled over the whole image, agree with the label of their image\n"
-    )
+    is_map = ENCODINGS[manifest.encoding["name"]].is_map
+    labels = "label maps, pooled over the whole image," if is_map else "mean labels of the crops of an image"
+    return f"{split.agreement:.1%} of the {labels} agree with the label of their image\n"
 
 
 def _read_class_mapping(path: Path) -> dict[str, str | int]:

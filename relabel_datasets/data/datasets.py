@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,8 @@ from torchvision.datasets import VisionDataset
 from ..errors import DatasetError
 from ..keywords import checked_keywords
 from ..labels.compose import run_batch, run_pipeline
-from ..labels.label_map import LabelMap
+from ..labels.crop_labels import CropLabels
+from ..labels.reading import Labels
 from ..labels.v1_transforms import check_transforms
 from ..shards.images import decode_image
 from ..shards.index import Index
@@ -79,6 +81,7 @@ class RelabelDataset(VisionDataset):
         opened = find_config(path, config)
         super().__init__(str(opened.root), transforms=transforms)
         self.label_maps = LabelMaps(opened, split=split)
+        self._walk: tuple[int, int] | None = None  # epoch and seed of the stream that is reading
         self.classes = tuple(self.label_maps.manifest.classes)
         self.class_to_idx = {name: index for index, name in enumerate(self.classes)}
         self._image_bytes, self._rows, self.unmatched = _find_images(self.label_maps, images, unmatched)
@@ -137,10 +140,21 @@ class RelabelDataset(VisionDataset):
         pairs = (self._pair(row, label_map) for row, label_map in zip(rows, label_maps, strict=True))
         return list(pairs) if self.transforms is None else run_batch(self.transforms, pairs)
 
-    def _pair(self, row: int, label_map: LabelMap) -> tuple[PIL.Image.Image, LabelMap]:
+    @contextlib.contextmanager
+    def reading_epoch(self, epoch: int, seed: int) -> Iterator[None]:
+        """Give crop labels the epoch and the seed of the stream that reads the samples in a `with` statement."""
+        self._walk = epoch, seed
+        try:
+            yield
+        finally:
+            self._walk = None
+
+    def _pair(self, row: int, label_map: Labels) -> tuple[PIL.Image.Image, Labels]:
         image = self._image(row)
+        if self._walk is not None and isinstance(label_map, CropLabels):
+            label_map = label_map.at_epoch(*self._walk)
         if label_map.canvas_size != (image.height, image.width):  # the image was stored in another resolution
-            label_map = LabelMap.wrap(label_map.logits, like=label_map, canvas_size=(image.height, image.width))
+            label_map = label_map.with_canvas_size((image.height, image.width))
         return image, label_map
 
     def _row(self, index: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import random
 from collections import deque
@@ -178,6 +179,11 @@ class _Stages:
 
     def _read(self, batch: list[int]) -> tuple[list[Any], bool]:
         """Return the samples at positions, and whether the handler stops the pipeline."""
+        # Resampled shards come several times in an epoch, so there each crop is drawn at random.
+        with contextlib.nullcontext() if self._resampled else self._dataset.reading_epoch(self._epoch, self._seed):
+            return self._read_skipping(batch)
+
+    def _read_skipping(self, batch: list[int]) -> tuple[list[Any], bool]:
         try:
             return self._dataset.__getitems__(batch), False
         except _BAD_DATA:

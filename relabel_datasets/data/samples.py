@@ -9,7 +9,9 @@ import numpy as np
 import PIL.Image
 
 from ..errors import DatasetError
+from ..labels.crop_labels import CropLabels
 from ..labels.label_map import LabelMap
+from ..labels.reading import Labels, read_label
 from ..schema import shown
 from ..shards.formats import IMAGE_EXTENSIONS
 from ..shards.images import decode_image, upright
@@ -71,7 +73,7 @@ def decode_sample(sample: Mapping[str, Any]) -> dict[str, Any]:
     image = _image(sample[fields[0]], f"{key}.{fields[0]}")
     size = (image.height, image.width)
     if label_map.canvas_size not in (size, size[::-1]):  # the image was stored in another resolution
-        label_map = LabelMap.wrap(label_map.logits, like=label_map, canvas_size=size)
+        label_map = label_map.with_canvas_size(size)
     if label_map.canvas_size != size:
         raise DatasetError(
             f"sample {key!r}: its image is {size[0]}x{size[1]}, its label map was made from {size[1]}x{size[0]}: the image was "
@@ -95,14 +97,14 @@ def _label(sample: Mapping[str, Any], key: str) -> int:
     return int(label)
 
 
-def _label_map(sample: Mapping[str, Any], key: str, label: int) -> LabelMap:
+def _label_map(sample: Mapping[str, Any], key: str, label: int) -> Labels:
     stored = sample.get("safetensors")
     if stored is None:
         raise DatasetError(f"sample {key!r} has no label map in 'safetensors', only the fields {sorted(sample)}")
-    if isinstance(stored, LabelMap):  # decoded by a handler of webdataset
-        label_map = LabelMap.wrap(stored.logits, like=stored, key=key, label=label)
+    if isinstance(stored, (LabelMap, CropLabels)):  # decoded by a handler of webdataset
+        label_map = stored.with_sample(key, label)
     elif isinstance(stored, bytes):
-        label_map = LabelMap.from_safetensors(stored, key=key, label=label)
+        label_map = read_label(stored, key=key, label=label)
     else:
         raise TypeError(f"sample {key!r}: 'safetensors' must be bytes or a LabelMap, got {type(stored).__name__}")
     if label >= label_map.num_classes:

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..errors import DatasetError
 from ..keywords import checked_keywords
-from ..labels.label_map import LabelMap, read_label_maps
+from ..labels.reading import Labels, read_labels
 from ..shards.configs import find_split, open_config
 from ..shards.index import Index
 from ..shards.manifest import Manifest
@@ -45,8 +45,8 @@ def find_config(path: PathLike | Folder | OpenedConfig, config: str | None) -> O
     return path
 
 
-class LabelMaps(Mapping[str, LabelMap]):
-    """Read-only mapping from sample key to `LabelMap` over the shards of a split.
+class LabelMaps(Mapping[str, Labels]):
+    """Read-only mapping from sample key to `LabelMap` over the shards of a split, or to `CropLabels` for stored crops.
 
     Use it to add label maps to any dataset whose samples have keys. Single label maps are read at their offset, so memory use is
     small, and DataLoader workers can share one instance, forked or spawned. Decode the images with
@@ -86,24 +86,24 @@ class LabelMaps(Mapping[str, LabelMap]):
     def __contains__(self, key: object) -> bool:
         return isinstance(key, str) and self.index.row(key) is not None
 
-    def __getitem__(self, key: str) -> LabelMap:
+    def __getitem__(self, key: str) -> Labels:
         row = self.index.row(key)
         if row is None:
             raise KeyError(f"no label map of {key!r} among the {len(self)} of split {self.split.name!r}")
         return self.at(row)
 
-    def at(self, row: int) -> LabelMap:
+    def at(self, row: int) -> Labels:
         """Return the label map at a row, counted from 0 in the order of the shards."""
         return self.at_rows([row])[0]
 
-    def at_rows(self, rows: Sequence[int]) -> list[LabelMap]:
+    def at_rows(self, rows: Sequence[int]) -> list[Labels]:
         """Return the label maps at several rows. This is faster than reading one at a time."""
         keys, blobs = [], []
         for row in rows:
             keys.append(self.index.key(row))
             blobs.append(self.map_bytes(row))
         labels = self.index.labels[np.asarray(rows, np.int64)].tolist()
-        return read_label_maps(blobs, keys, labels, len(self.manifest.classes))
+        return read_labels(blobs, keys, labels, len(self.manifest.classes))
 
     def map_bytes(self, row: int) -> bytes:
         """Return the stored bytes of the label map at a row."""

@@ -128,7 +128,9 @@ class RelabelStream(IterableDataset[Any]):
             for start in range(first, len(positions), at_once):
                 batch = positions[start : start + at_once]
                 prefetching.advance(int(batch[0]))
-                for sample in self.dataset.__getitems__(rows[batch].tolist()):
+                with self.dataset.reading_epoch(iteration.start.epoch, self.sampler.seed):
+                    samples = self.dataset.__getitems__(rows[batch].tolist())
+                for sample in samples:
                     self._yielded += 1
                     if not iteration.counted_by_loader:
                         self._epochs.take(iteration)

@@ -16,26 +16,34 @@ from typing import TYPE_CHECKING, Any
 from .._lazy import import_lazily
 
 if TYPE_CHECKING:
-    from .batch import LabelMapBatch, collate
+    from .batch import LabelMapBatch, collate, collate_crops
+    from .crop_labels import CropLabels
+    from .crop_transforms import RandomStoredCrop
     from .label_map import LabelMap
     from .pooling import pool_labels
     from .transforms import LabelPooling
     from .view import View
 
 _MODULES = {
+    "CropLabels": "crop_labels",
     "LabelMap": "label_map",
     "LabelMapBatch": "batch",
     "LabelPooling": "transforms",
+    "RandomStoredCrop": "crop_transforms",
     "View": "view",
     "collate": "batch",
+    "collate_crops": "batch",
     "pool_labels": "pooling",
 }
 __all__ = [
+    "CropLabels",
     "LabelMap",
     "LabelMapBatch",
     "LabelPooling",
+    "RandomStoredCrop",
     "View",
     "collate",
+    "collate_crops",
     "pool_labels",
 ]
 

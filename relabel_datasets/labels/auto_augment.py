@@ -42,7 +42,7 @@ Forward = Callable[..., Any]
 def support_auto_augment(label_map_type: type) -> None:
     """Let instances of `label_map_type` follow their image through the AutoAugment family. A second call is a no-op."""
     for transform in _family():
-        if "forward" in vars(transform) and not hasattr(transform.forward, "follows_label_maps"):
+        if "forward" in vars(transform) and label_map_type not in getattr(transform.forward, "followed_by", ()):
             transform.forward = _wrap_forward(transform.forward, label_map_type)
 
 
@@ -75,7 +75,7 @@ def _wrap_forward(forward: Forward, label_map_type: type) -> Forward:
             raise _unknown(type(transform))
         return outputs
 
-    follow.follows_label_maps = True  # type: ignore[attr-defined]
+    follow.followed_by = (label_map_type, *getattr(forward, "followed_by", ()))  # type: ignore[attr-defined]
     return follow
 
 

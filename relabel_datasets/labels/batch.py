@@ -11,10 +11,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.data._utils.collate import collate as torch_collate
 from torch.utils.data._utils.collate import default_collate_fn_map
 
 from .blending import blend_labels, label_tensor
+from .crop_labels import CropLabels
 from .encodings.base import Encoded
 from .label_map import LabelMap
 from .pooling_checks import check_label_weight
@@ -117,7 +119,49 @@ def collate(samples: list[Any]) -> Any:
         >>> for images, label_maps in loader:
         ...     soft_labels = label_maps.to("cuda", non_blocking=True).pool()
     """
-    return torch_collate(samples, collate_fn_map={LabelMap: _collate_label_maps, **default_collate_fn_map})
+    own = {LabelMap: _collate_label_maps, CropLabels: _refuse_crop_labels}
+    return torch_collate(samples, collate_fn_map={**own, **default_collate_fn_map})  # type: ignore[dict-item]
+
+
+def collate_crops(samples: list[Any]) -> Any:
+    """Collate samples with several crops each: a `collate_fn` for `RandomStoredCrop(num_crops=n)`.
+
+    Each sample becomes n rows of the batch. Tensors are divided along their first dimension, which is n; everything else, such as
+    a key or a class index, is repeated.
+
+    Args:
+        samples: Samples such as (images `[n, 3, h, w]`, soft labels `[n, C]`), with any nesting.
+
+    Returns:
+        The batch, nested like a sample: (images `[B * n, 3, h, w]`, soft labels `[B * n, C]`).
+
+    Raises:
+        ValueError: A sample has no tensor with a first dimension, or they differ in its size.
+
+    Example:
+        >>> transforms = v2.Compose([RandomStoredCrop(224, num_crops=4), v2.ToDtype(torch.float32, scale=True)])
+        >>> loader = RelabelLoader(stream, 64, collate_fn=collate_crops)  # batches of 256 crops
+    """
+    return collate([row for sample in samples for row in _rows_of(sample)])
+
+
+def _rows_of(sample: Any) -> list[Any]:
+    leaves, structure = tree_flatten(sample)
+    counts = {len(leaf) for leaf in leaves if isinstance(leaf, Tensor) and leaf.ndim}
+    if len(counts) != 1:
+        raise ValueError(
+            f"collate_crops needs samples whose tensors have the number of crops as first dimension, got {sorted(counts)}: use "
+            "RandomStoredCrop(num_crops=n) with n above 1, or collate"
+        )
+    (count,) = counts
+    return [
+        tree_unflatten([leaf[i] if isinstance(leaf, Tensor) and leaf.ndim else leaf for leaf in leaves], structure)
+        for i in range(count)
+    ]
+
+
+def _refuse_crop_labels(labels: Sequence[CropLabels], *, collate_fn_map: Any = None) -> Any:
+    raise TypeError("CropLabels cannot be collated: use RandomStoredCrop(size), which replaces them by soft labels")
 
 
 def _collate_label_maps(label_maps: Sequence[LabelMap], *, collate_fn_map: Any = None) -> LabelMapBatch:

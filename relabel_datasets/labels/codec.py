@@ -1,4 +1,4 @@
-"""Read and write the stored form of a label map: the tensors of its encoding as safetensors bytes.
+"""Read and write the stored labels of an image, a label map or crop labels: the tensors of their encoding as safetensors bytes.
 
 Each encoding documents its tensors in its module in `encodings`. The metadata has one key, "relabel", with sorted JSON:
 
@@ -21,7 +21,7 @@ from safetensors.numpy import save
 
 from ..errors import LabelMapError
 from ..schema import FieldError, Rule, fields, integer, list_of, one_of, parse_json, record, shown, text, tuple_of
-from .encodings.base import Encoded, Encoding, Parts, StoredTensor
+from .encodings.base import Array, Encoded, Encoding, Parts, StoredTensor
 from .encodings.registry import ENCODINGS, get_encoding
 from .limits import MAX_CLASSES, MAX_SIDE
 
@@ -36,10 +36,10 @@ _MAX_HEADER = 1 << 12  # bytes; a header has about 350, and thousands of headers
 
 
 class Decoded(NamedTuple):
-    """Content of one stored label map."""
+    """Stored labels of one image."""
 
     encoding: Encoding
-    tensors: Parts  # with the logits, in float32
+    tensors: Parts  # of a label map: with the logits, in float32
     num_classes: int
     canvas_size: tuple[int, int]
 
@@ -63,20 +63,39 @@ def encode(encoded: Encoded, canvas_sizes: list[tuple[int, int]], storage_dtype:
     _check_batch(encoded, canvas_sizes)
     encoding.check_storable(encoded)
     batch = encoding.store(encoded, storage_dtype)
-    blobs = []
-    for i, canvas in enumerate(canvas_sizes):
-        metadata = {"canvas": list(canvas), "num_classes": encoded.num_classes, "version": VERSION}
-        if encoding.name not in _UNNAMED:
-            metadata["encoding"] = encoding.name
-        tensors = {name: np.ascontiguousarray(values[i]) for name, values in batch.items()}
-        blobs.append(save(tensors, metadata={"relabel": json.dumps(metadata, sort_keys=True, separators=(",", ":"))}))
-    return blobs
+    return [
+        serialize(encoding, {name: values[i] for name, values in batch.items()}, encoded.num_classes, canvas)
+        for i, canvas in enumerate(canvas_sizes)
+    ]
+
+
+def serialize(encoding: Encoding, arrays: Mapping[str, Array], num_classes: int, canvas_size: tuple[int, int]) -> bytes:
+    """Return the safetensors bytes of the labels of one image.
+
+    Args:
+        encoding: Encoding of the labels.
+        arrays: Tensors to store.
+        num_classes: Number of classes C.
+        canvas_size: Size (height, width) of the image in pixels.
+    """
+    metadata = {"canvas": list(canvas_size), "num_classes": num_classes, "version": VERSION}
+    if encoding.name not in _UNNAMED:
+        metadata["encoding"] = encoding.name
+    tensors = {name: np.asarray(values, order="C") for name, values in arrays.items()}
+    return save(tensors, metadata={"relabel": json.dumps(metadata, sort_keys=True, separators=(",", ":"))})
 
 
 def _check_batch(encoded: Encoded, canvas_sizes: list[tuple[int, int]]) -> None:
-    num_classes, batch = encoded.num_classes, len(encoded.logits)
-    if len(canvas_sizes) != batch or any(min(canvas) < 1 for canvas in canvas_sizes):
+    batch = len(encoded.logits)
+    if len(canvas_sizes) != batch:
         raise ValueError(f"expected {batch} canvas sizes of positive height and width, got {canvas_sizes}")
+    check_sizes(encoded.num_classes, canvas_sizes)
+
+
+def check_sizes(num_classes: int, canvas_sizes: Sequence[tuple[int, int]]) -> None:
+    """Raise ValueError unless labels of this number of classes, for images of these sizes, can be read back."""
+    if any(min(canvas) < 1 for canvas in canvas_sizes):
+        raise ValueError(f"expected canvas sizes of positive height and width, got {canvas_sizes}")
     if any(max(canvas) > MAX_SIDE for canvas in canvas_sizes):
         raise ValueError(f"canvas sizes must be at most {MAX_SIDE}, got {canvas_sizes}")
     if not 2 <= num_classes <= MAX_CLASSES:
@@ -196,7 +215,7 @@ def _parse_header(header: bytes) -> tuple[_Layout, tuple[int, int]]:
 
 
 def _find_encoding(metadata: Mapping[str, Any], tensors: Mapping[str, Any]) -> Encoding:
-    """Return the encoding of a stored map. The encodings whose name is not stored differ in the tensor `base`."""
+    """Return the encoding of stored labels. The encodings whose name is not stored differ in the tensor `base`."""
     name = metadata.get("encoding", "heatmaps" if "base" in tensors else "topk")
     if name not in ENCODINGS:
         raise FieldError(f"encoding {shown(name)} is unknown, only {', '.join(ENCODINGS)}: update relabel_datasets")

@@ -14,13 +14,13 @@ from torchvision.tv_tensors import TVTensor
 from ..errors import LabelMapError
 from . import codec
 from .auto_augment import support_auto_augment
-from .encodings.base import Encoded, Encoding, Parts, encode_logits
-from .encodings.registry import get_encoding
+from .encodings.base import Encoded, MapEncoding, Parts, encode_logits
+from .encodings.registry import get_map_encoding
 from .view import View
 
 
 class _Metadata(NamedTuple):
-    encoding: Encoding
+    encoding: MapEncoding
     parts: Parts  # tensors of the encoding other than the logits
     num_classes: int
     canvas_size: tuple[int, int]
@@ -81,7 +81,7 @@ class LabelMap(TVTensor):
     ) -> LabelMap:
         # A tensor stays on its device, also under torch.set_default_device.
         logits = cls._to_tensor(logits, device=logits.device if isinstance(logits, Tensor) else None)
-        chosen = get_encoding(encoding)
+        chosen = get_map_encoding(encoding)
         parts = chosen.check(logits, tensors, num_classes)
         height, width = logits.shape[-2:] if canvas_size is None else canvas_size
         canvas = int(height), int(width)
@@ -213,6 +213,14 @@ class LabelMap(TVTensor):
             **tensors, encoding=encoding, num_classes=dense.shape[0], canvas_size=canvas_size, key=key, label=label
         )  # fmt: skip
 
+    def with_sample(self, key: str, label: int) -> LabelMap:
+        """Return the labels with the key and the original class index of a sample."""
+        return LabelMap._wrap(self.logits, self._metadata._replace(key=key, label=label))
+
+    def with_canvas_size(self, canvas_size: tuple[int, int]) -> LabelMap:
+        """Return the map for the current image in another size (height, width)."""
+        return LabelMap._wrap(self.logits, self._metadata._replace(canvas_size=canvas_size))
+
     def dense(self) -> Tensor:
         """Return the logits `[C, H, W]` of the whole original image, regardless of the view."""
         return self._metadata.encoding.dense(self._encoded())[0]
@@ -259,46 +267,18 @@ class LabelMap(TVTensor):
         Raises:
             LabelMapError: (a ValueError) The bytes are not a valid label map.
         """
-        try:
-            (content,) = codec.decode([blob])
-        except LabelMapError as error:
-            raise LabelMapError(f"label map {key!r}: {error}") if key is not None else error from None
-        return _whole(content, key, label)
+        from .reading import read_label
+
+        label_map = read_label(blob, key=key, label=label)
+        if not isinstance(label_map, LabelMap):
+            raise LabelMapError("the bytes hold crop labels, not a label map: use CropLabels.from_safetensors")
+        return label_map
 
 
-def read_label_maps(
-    blobs: Sequence[bytes], keys: Sequence[str], labels: Sequence[int], num_classes: int | None = None
-) -> list[LabelMap]:
-    """Read several label maps at once, several times faster than one at a time. They share one piece of memory.
-
-    Args:
-        blobs: Bytes of the maps.
-        keys: Keys of the samples.
-        labels: Original class indices of the samples.
-        num_classes: Number of classes that each map must have. Default: any.
-
-    Returns:
-        The label maps, in order.
-
-    Raises:
-        LabelMapError: (a ValueError) Bytes are not a valid label map, or it has another number of classes. The message
-            names the key.
-    """
-    try:
-        contents = codec.decode(blobs, num_classes)
-    except LabelMapError:
-        for blob, key in zip(blobs, keys, strict=True):  # find the one that is wrong
-            try:
-                codec.decode([blob], num_classes)
-            except LabelMapError as error:
-                raise LabelMapError(f"label map {key!r}: {error}") from None
-        raise
-    return [_whole(content, key, label) for content, key, label in zip(contents, keys, labels, strict=True)]
-
-
-def _whole(content: codec.Decoded, key: str | None, label: int | None) -> LabelMap:
-    """Return the label map of a whole image."""
+def whole_map(content: codec.Decoded, key: str | None, label: int | None) -> LabelMap:
+    """Return the label map of a whole image from its decoded content."""
     encoding, parts, num_classes, canvas_size = content
+    assert isinstance(encoding, MapEncoding)
     logits = parts.pop("logits")
     return LabelMap._wrap(logits, _Metadata(encoding, parts, num_classes, canvas_size, View(), key, label))
 

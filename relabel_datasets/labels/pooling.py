@@ -15,7 +15,7 @@ from .blending import blend_labels
 from .eager import eagerly
 from .encodings.base import Encoded
 from .encodings.grid_pooling import pool_weighted
-from .encodings.registry import get_encoding
+from .encodings.registry import get_map_encoding
 from .encodings.sparse import SparseEncoding
 from .label_map import LabelMap
 from .pooling_checks import (
@@ -31,7 +31,7 @@ from .precision import pooling_dtype
 from .view import View
 from .weights import box_weights
 
-_TOPK, _HEATMAPS = (cast(SparseEncoding, get_encoding(name)) for name in ("topk", "heatmaps"))
+_TOPK, _HEATMAPS = (cast(SparseEncoding, get_map_encoding(name)) for name in ("topk", "heatmaps"))
 
 
 @eagerly

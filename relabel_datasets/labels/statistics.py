@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .batch import LabelMapBatch
+from .crop_labels import CropLabels
 from .crops import random_resized_crops
 from .encodings.base import Encoded
 from .label_map import LabelMap
@@ -27,9 +28,11 @@ class Statistics(NamedTuple):
     """Sums over label maps. The sums of two sets of maps add up to those of their union.
 
     Attributes:
-        agreeing: Number of images whose map, pooled over the whole image, ranks the original class first.
+        agreeing: Number of images whose map, pooled over the whole image, ranks the original class first. For stored crops, the
+            mean label of the crops does.
         several: Number of images that show more than one class, see `windows.DEFINITION`. None if it was not measured.
-        crops: Number of random crops on which stored and dense labels were compared, 0 if they were not.
+        crops: Number of random crops on which stored and dense labels were compared, 0 if they were not. For stored crops, the
+            labels are compared with the annotator's.
         kl: Sum over these crops of the divergence KL(dense || stored) in nats.
         same_best: Number of these crops for which both labels have the same top class.
         shown: Number of classes that the images show, summed over images. None if it was not measured.
@@ -114,7 +117,31 @@ def crop_fidelity(
     true = pool_labels(dense.float(), every, boxes, num_classes=num_classes).cpu()
     maps = LabelMapBatch.of([LabelMap.from_safetensors(blob) for blob in blobs]).encoded
     stored = maps.encoding.pool(maps, rows_of_boxes(boxes.numpy()))
+    return _divergence(true, stored)
+
+
+def stored_crop_statistics(logits: Tensor, labels: CropLabels, compared: int | None) -> Statistics:
+    """Count agreement of the stored crops of an image with its original label, and compare a label with the annotator's.
+
+    Args:
+        logits: The annotator's logits of the crops `[N, C]`.
+        labels: Stored labels of the same crops, with the original class index.
+        compared: Index of the crop whose stored label is compared. None compares none.
+
+    Returns:
+        Statistics with `agreeing`, and with `crops`, `kl` and `same_best` if a label was compared.
+    """
+    agreeing = int(labels.mean_label().argmax()) == labels.label
+    compared_label = Statistics(several=None, shown=None)
+    if compared is not None:
+        true = logits[compared : compared + 1].float().softmax(1)
+        compared_label = _divergence(true, labels.soft_labels([compared]))
+    return add_up([Statistics(agreeing=int(agreeing), several=None, shown=None), compared_label])
+
+
+def _divergence(true: Tensor, stored: Tensor) -> Statistics:
+    """Compare stored soft labels with true ones, `[B, C]` each."""
     least = torch.finfo(true.dtype).tiny
     kl = (true * (true.clamp_min(least).log() - stored.clamp_min(least).log())).sum(1)
     same = true.argmax(1) == stored.argmax(1)
-    return Statistics(crops=len(boxes), kl=sum(round(value, 4) for value in kl.tolist()), same_best=int(same.sum()))
+    return Statistics(crops=len(true), kl=sum(round(value, 4) for value in kl.tolist()), same_best=int(same.sum()))

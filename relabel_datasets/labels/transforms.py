@@ -19,6 +19,7 @@ from torchvision.transforms.v2 import functional as F
 
 from ..keywords import checked_keywords
 from .blending import blend_labels, label_tensor
+from .crop_labels import CropLabels
 from .label_map import LabelMap
 from .pooling import pool_label_map
 from .pooling_checks import check_label_weight, check_temperature, resolve_grid
@@ -72,12 +73,16 @@ def _crop_view(label_map: LabelMap, top: int, left: int, height: int, width: int
 def resize_label_map(
     label_map: LabelMap, size: Size | None, max_size: int | None = None, **_pixels: object
 ) -> LabelMap:
+    return label_map.with_canvas_size(resized_canvas(label_map.canvas_size, size, max_size))
+
+
+def resized_canvas(canvas_size: tuple[int, int], size: Size | None, max_size: int | None) -> tuple[int, int]:
+    """Return the size (height, width) of a resized image, by torchvision's own rule."""
     if isinstance(size, Sequence) and len(size) == 2:
-        canvas_size = (size[0], size[1])
-    else:  # torchvision's own rule for one side
-        nothing = tv_tensors.BoundingBoxes(torch.empty(0, 4), format="XYXY", canvas_size=label_map.canvas_size)
-        canvas_size = F.resize(nothing, size, max_size=max_size).canvas_size
-    return LabelMap.wrap(label_map.logits, like=label_map, canvas_size=(canvas_size[0], canvas_size[1]))
+        return size[0], size[1]
+    nothing = tv_tensors.BoundingBoxes(torch.empty(0, 4), format="XYXY", canvas_size=canvas_size)
+    height, width = F.resize(nothing, size, max_size=max_size).canvas_size
+    return height, width
 
 
 @_kernel_of(F.resized_crop)
@@ -278,9 +283,14 @@ class LabelPooling(Transform):
 
     def check_inputs(self, flat_inputs: list[Any]) -> None:
         label_maps = [inpt for inpt in flat_inputs if isinstance(inpt, LabelMap)]
+        if any(isinstance(inpt, CropLabels) for inpt in flat_inputs):
+            raise TypeError(
+                "LabelPooling needs a LabelMap, but the sample has CropLabels: use RandomStoredCrop(size) instead of "
+                "RandomResizedCrop, flips and LabelPooling, or a config of label maps"
+            )
         if not label_maps:
             raise TypeError("LabelPooling found no LabelMap in the sample: does v2.ToPureTensor stand before it?")
-        size = _image_size(flat_inputs)
+        size = image_size(flat_inputs)
         for label_map in label_maps:
             if size is not None and label_map.canvas_size != size:
                 raise ValueError(
@@ -314,7 +324,7 @@ class LabelPooling(Transform):
         return blend_labels(soft, label_tensor(labels, keys, soft.shape[1]), self.label_weight)
 
 
-def _image_size(flat_inputs: list[Any]) -> tuple[int, int] | None:
+def image_size(flat_inputs: list[Any]) -> tuple[int, int] | None:
     """Return (height, width) of the sample's first image, by v2's rule for what an image is, or None."""
     for inpt in flat_inputs:
         if isinstance(inpt, PIL.Image.Image):

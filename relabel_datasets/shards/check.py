@@ -20,7 +20,8 @@ from torch.utils.data import Dataset
 
 from ..compatibility import sha256_digest
 from ..errors import DatasetError, ImageError, LabelMapError
-from ..labels.label_map import LabelMap
+from ..labels.crop_labels import CropLabels
+from ..labels.reading import read_label
 from ..naming import KEY_RULE, is_key
 from ..storage.folders import Folder
 from ..storage.regular_files import open_regular
@@ -304,7 +305,7 @@ class ShardCheck:
     def _check_label_map(self, key: str, blob: bytes) -> tuple[int, int] | None:
         """Check a label map and return the (height, width) of its image."""
         try:
-            label_map = LabelMap.from_safetensors(blob)
+            label_map = read_label(blob)
         except LabelMapError as error:
             self._report(key, f"label map: {error}")
             return None
@@ -312,9 +313,18 @@ class ShardCheck:
             self._report(key, f"label map: has {label_map.num_classes} classes, the manifest has {self._num_classes}")
         elif (damage := label_map.find_damage()) is not None:
             self._report(key, f"label map: {damage}")
-        expected = self._split.manifest.encoding["map_size"]
-        if expected and list(label_map.shape[1:]) != list(expected):
-            self._report(key, f"label map: has size {list(label_map.shape[1:])}, the manifest says {expected}")
+        encoding = self._split.manifest.encoding
+        if label_map.encoding != encoding["name"]:
+            self._report(key, f"label map: has the encoding {label_map.encoding}, the manifest says {encoding['name']}")
+        elif isinstance(label_map, CropLabels):
+            if label_map.num_crops != encoding.get("num_crops"):
+                self._report(
+                    key, f"label map: has {label_map.num_crops} crops, the manifest says {encoding.get('num_crops')}"
+                )
+        elif encoding["map_size"] and list(label_map.shape[1:]) != list(encoding["map_size"]):
+            self._report(
+                key, f"label map: has size {list(label_map.shape[1:])}, the manifest says {encoding['map_size']}"
+            )
         return label_map.canvas_size
 
     def _check_image(self, key: str, data: bytes, size: tuple[int, int] | None) -> None:

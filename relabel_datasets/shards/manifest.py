@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DatasetError
-from ..labels.limits import MAX_CLASSES, MAX_DENSE
+from ..labels.limits import MAX_CLASSES, MAX_CROPS, MAX_DENSE
 from ..naming import check_config, check_extension, check_file_name, check_sha256, check_split
 from ..schema import (
     FieldError,
@@ -95,7 +95,8 @@ class Manifest:
         config: Name of the config.
         classes: Names of the classes.
         annotator: Description of the annotator, from `Annotator.describe`.
-        encoding: Name, `k`, `dtype` and `map_size` of the encoding.
+        encoding: Name, `k`, `dtype` and `map_size` of the encoding. For stored crops, `map_size` is None, and `num_crops` is the
+            number of crops per image.
         splits: Entries of the splits, by name.
         made_with: Name and version of the package that wrote it.
         version: Version of the format.
@@ -211,16 +212,18 @@ _SPLIT_FIELDS: dict[str, Rule] = {
     "computed_with": optional(_COMPUTED_WITH),
 }
 _SPLIT = fields(_SPLIT_FIELDS, optional=("computed_with",))  # shards of earlier versions lack it
+_ENCODING: dict[str, Rule] = {
+    "name": text(".+", "a name"),
+    "k": integer(1, MAX_CLASSES),
+    "dtype": text(".+", "a name"),
+    "map_size": optional(tuple_of(integer(1, MAX_DENSE), integer(1, MAX_DENSE))),
+    "num_crops": integer(1, MAX_CROPS),
+}
 _MANIFEST = record(
     config=check_config,
     classes=list_of(text(), 2, MAX_CLASSES),
     annotator=free_form(name=text()),
-    encoding=record(
-        name=text(".+", "a name"),
-        k=integer(1, MAX_CLASSES),
-        dtype=text(".+", "a name"),
-        map_size=optional(tuple_of(integer(1, MAX_DENSE), integer(1, MAX_DENSE))),
-    ),
+    encoding=fields(_ENCODING, optional=("num_crops",)),  # only for stored crops
     splits=dict_of(_SPLIT, 1),
     made_with=text(),
     version=integer(VERSION, VERSION),

@@ -22,7 +22,7 @@ from torchvision import ops, tv_tensors
 from torchvision.transforms import v2
 
 import relabel_datasets as rd
-from relabel_datasets.labels.label_map import read_label_maps
+from relabel_datasets.labels.reading import read_labels
 
 BATCH, NUM_CLASSES, HEIGHT, WIDTH = 256, 1000, 15, 15
 NUM_KEPT = {"topk": 5, "heatmaps": 10}
@@ -142,7 +142,7 @@ def print_samples() -> None:
         )
         label_map = v2.functional.resized_crop(rd.LabelMap.from_safetensors(blob), 20, 30, 200, 220, [224, 224])
         decoding = microseconds(lambda blob=blob: rd.LabelMap.from_safetensors(blob))
-        of_many = microseconds(lambda blob=blob: read_label_maps([blob] * 64, [""] * 64, [0] * 64), 50) / 64
+        of_many = microseconds(lambda blob=blob: read_labels([blob] * 64, [""] * 64, [0] * 64), 50) / 64
         alone = microseconds(lambda label_map=label_map: pooling(label_map))
         in_sample = microseconds(lambda label_map=label_map: pooling(image, label_map))
         print(f"| {encoding}, {dtype} | {len(blob)} | {decoding:.0f} | {of_many:.0f} | {alone:.0f} | {in_sample:.0f} |")

@@ -12,10 +12,10 @@ from relabel_datasets.labels.view import rows_of_boxes
 
 NUM_CLASSES, HEIGHT, WIDTH = 13, 7, 5
 CANVAS_SIZE = (17, 11)
-ENCODINGS = tuple(encodings.ENCODINGS)
+ENCODINGS = tuple(encodings.map_encodings())
 SPARSE = tuple(name for name in ENCODINGS if isinstance(encodings.get_encoding(name), SparseEncoding))
 
-STORED_FORMS = [(name, dtype) for name, entry in encodings.ENCODINGS.items() for dtype in entry.storage_dtypes]
+STORED_FORMS = [(name, dtype) for name in ENCODINGS for dtype in encodings.find_entry(name).storage_dtypes]
 
 
 def random_dense(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:

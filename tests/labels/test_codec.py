@@ -14,7 +14,7 @@ from relabel_datasets.labels import codec
 from relabel_datasets.labels.batch import LabelMapBatch
 from relabel_datasets.labels.encodings import Encoded, get_encoding
 from relabel_datasets.labels.encodings.levels import BITS
-from relabel_datasets.labels.label_map import read_label_maps
+from relabel_datasets.labels.reading import read_labels
 
 from .samples import (
     ENCODINGS,
@@ -128,7 +128,7 @@ def test_maps_read_at_once_are_those_read_by_themselves():
     blobs = [stored_map(*form, canvas_size=size) for size in [(9, 99), (1234, 5)] for form in STORED_FORMS * 2]
     blobs = [blobs[i] for i in torch.randperm(len(blobs)).tolist()]
     keys, labels = [f"image {i}" for i in range(len(blobs))], [*range(len(blobs))]
-    for blob, key, label, found in zip(blobs, keys, labels, read_label_maps(blobs, keys, labels), strict=True):
+    for blob, key, label, found in zip(blobs, keys, labels, read_labels(blobs, keys, labels), strict=True):
         expected = rd.LabelMap.from_safetensors(blob, key=key, label=label)
         assert_same_map(found, expected)
         assert torch.equal(found.dense(), expected.dense())

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 import relabel_datasets as rd
 from relabel_datasets.labels import codec
-from relabel_datasets.labels.label_map import read_label_maps
+from relabel_datasets.labels.reading import read_labels
 
 from .samples import STORED_FORMS, stored_map
 
@@ -181,8 +181,8 @@ def test_the_largest_map_that_is_read_pools_in_little_memory():
 def test_a_map_of_another_number_of_classes_than_its_dataset_is_refused_by_key():
     blobs = [empty_topk(10), empty_topk(20), empty_topk(10)]
     with pytest.raises(rd.errors.LabelMapError, match="label map 'b': it has 20 classes, but its dataset has 10"):
-        read_label_maps(blobs, ["a", "b", "c"], [0, 1, 2], 10)
-    assert [each.num_classes for each in read_label_maps(blobs, ["a", "b", "c"], [0, 1, 2])] == [10, 20, 10]
+        read_labels(blobs, ["a", "b", "c"], [0, 1, 2], 10)
+    assert [each.num_classes for each in read_labels(blobs, ["a", "b", "c"], [0, 1, 2])] == [10, 20, 10]
 
 
 @pytest.mark.parametrize(("encoding", "dtype"), STORED_FORMS)

@@ -1,14 +1,14 @@
-"""Encodings: how the logits of label maps are chosen, stored and pooled.
+"""Encodings: how the logits of label maps are chosen, stored and pooled, and how the labels of stored crops are.
 
-Each encoding is one subclass of `Encoding` in a module of its own, and one entry of `ENCODINGS`. Everything else asks the
-encoding of a label map.
+Each encoding is one subclass of `Encoding` in a module of its own, and one entry of `ENCODINGS`. Those of label maps derive from
+`MapEncoding`. Everything else asks the encoding of a label map.
 
 Names are imported on first use.
 
 Example:
     >>> from relabel_datasets.labels.encodings import ENCODINGS, encode_logits
     >>> list(ENCODINGS)
-    ['heatmaps', 'topk']
+    ['heatmaps', 'topk', 'crops']
     >>> encoded = encode_logits(dense, "topk", k=5)
 """
 
@@ -17,21 +17,32 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ..._lazy import import_lazily
-from .registry import DEFAULT_ENCODING, ENCODINGS, EncodingEntry, find_entry, get_encoding
+from .registry import (
+    DEFAULT_ENCODING,
+    ENCODINGS,
+    EncodingEntry,
+    find_entry,
+    get_encoding,
+    get_map_encoding,
+    map_encodings,
+)
 
 if TYPE_CHECKING:
-    from .base import Encoded, Encoding, encode_logits
+    from .base import Encoded, Encoding, MapEncoding, encode_logits
 
-_MODULES = {"Encoded": "base", "Encoding": "base", "encode_logits": "base"}
+_MODULES = {"Encoded": "base", "Encoding": "base", "MapEncoding": "base", "encode_logits": "base"}
 __all__ = [
     "DEFAULT_ENCODING",
     "ENCODINGS",
     "Encoded",
     "Encoding",
     "EncodingEntry",
+    "MapEncoding",
     "encode_logits",
     "find_entry",
     "get_encoding",
+    "get_map_encoding",
+    "map_encodings",
 ]
 
 

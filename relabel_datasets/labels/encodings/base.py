@@ -1,4 +1,4 @@
-"""Base class of encodings, and encoded logits.
+"""Base classes of encodings, and encoded logits.
 
 Shapes: B images, C classes, K logits kept at each location, H x W locations.
 """
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..view import Rows, View, to_rows
-from .registry import EncodingEntry, get_encoding
+from .registry import EncodingEntry, get_encoding, get_map_encoding
 
 Array = npt.NDArray[Any]
 Parts = dict[str, Any]  # tensors of one map except the logits, by name; an encoding may keep some of them packed
@@ -30,7 +30,7 @@ class Encoded(NamedTuple):
         num_classes: Number of classes C.
     """
 
-    encoding: Encoding
+    encoding: MapEncoding
     tensors: dict[str, Tensor]
     num_classes: int
 
@@ -56,15 +56,14 @@ class StoredTensor(NamedTuple):
 
 
 class Encoding(ABC):
-    """How the logits of label maps are chosen, stored and pooled.
+    """How the labels of images are stored and read.
 
-    A label map has the tensor `logits` and, by name, the other tensors of its encoding (its *parts*). Methods get one map
-    without a batch dimension, or a batch as `Encoded`.
+    There are two kinds: a `MapEncoding` stores label maps, and `crops.Crops` stores labels of fixed crops.
 
     Attributes:
         entry: Entry of the registry.
-        stored_tensors: Names of the tensors of a stored map.
-        optional_tensors: Names of those that are not in every stored map.
+        stored_tensors: Names of the tensors that are stored for an image.
+        optional_tensors: Names of those that are not stored for every image.
         stored_types: Types of stored tensors, as safetensors spells them.
     """
 
@@ -86,6 +85,38 @@ class Encoding(ABC):
     def __repr__(self) -> str:
         return f"<encoding {self.name}>"
 
+    @abstractmethod
+    def check_header(self, tensors: Mapping[str, StoredTensor], num_classes: int) -> str:
+        """Return the storage dtype of the labels of an image after checking the shapes and dtypes of their tensors.
+
+        Raises:
+            LabelMapError: Shapes or dtypes do not fit together.
+        """
+
+    @abstractmethod
+    def decode(self, arrays: Mapping[str, Array], num_classes: int, storage_dtype: str) -> list[Parts]:
+        """Decode the labels of images with the same header.
+
+        Args:
+            arrays: Stored tensors with a batch dimension, as views of the bytes.
+            num_classes: Number of classes C.
+            storage_dtype: Storage dtype found by `check_header`.
+
+        Returns:
+            The tensors of each image. Each has memory of its own, since pickle copies all memory that a tensor refers to.
+
+        Raises:
+            LabelMapError: Values are out of range.
+        """
+
+
+class MapEncoding(Encoding):
+    """How the logits of label maps are chosen, stored and pooled.
+
+    A label map has the tensor `logits` and, by name, the other tensors of its encoding (its *parts*). Methods get one map
+    without a batch dimension, or a batch as `Encoded`. `decode` returns the logits among the tensors of a map.
+    """
+
     # Encode and store.
 
     @abstractmethod
@@ -103,33 +134,6 @@ class Encoding(ABC):
     @abstractmethod
     def num_bytes(self, num_classes: int, k: int, map_size: tuple[int, int], storage_dtype: str) -> int:
         """Return the size of the tensors of a stored map in bytes. The header takes about 350 bytes more."""
-
-    # Read.
-
-    @abstractmethod
-    def check_header(self, tensors: Mapping[str, StoredTensor], num_classes: int) -> str:
-        """Return the storage dtype of a stored map after checking the shapes and dtypes of its tensors.
-
-        Raises:
-            LabelMapError: Shapes or dtypes do not fit together.
-        """
-
-    @abstractmethod
-    def decode(self, arrays: Mapping[str, Array], num_classes: int, storage_dtype: str) -> list[Parts]:
-        """Decode maps with the same header.
-
-        Args:
-            arrays: Stored tensors with a batch dimension, as views of the bytes.
-            num_classes: Number of classes C.
-            storage_dtype: Storage dtype found by `check_header`.
-
-        Returns:
-            The tensors of each map, with the logits. Each tensor has memory of its own, since pickle copies all memory that
-            a tensor refers to.
-
-        Raises:
-            LabelMapError: Values are out of range.
-        """
 
     # One label map.
 
@@ -225,9 +229,10 @@ def encode_logits(dense: Tensor, encoding: str = "heatmaps", k: int | None = Non
         The encoded logits, in float32.
 
     Raises:
-        ValueError: The encoding is unknown, `k` is below 1, or the logits are not finite `[B, C, H, W]`.
+        ValueError: The encoding is unknown or not one of label maps, `k` is below 1, or the logits are not finite
+            `[B, C, H, W]`.
     """
-    chosen = get_encoding(encoding)
+    chosen = get_map_encoding(encoding)
     num_kept = chosen.entry.resolve_k(k)
     if dense.ndim != 4 or 0 in dense.shape[1:]:
         raise ValueError(f"dense logits must be [B, C, H, W] with no empty side, got {tuple(dense.shape)}")

@@ -7,8 +7,10 @@ from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING, cast
 
+from ..limits import MAX_CROPS
+
 if TYPE_CHECKING:
-    from .base import Encoding
+    from .base import Encoding, MapEncoding
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,7 @@ class EncodingEntry:
         default_k: Default number of classes to keep.
         k_unit: Unit to which `k` applies, such as `"per image"`.
         storage_dtypes: Storage dtypes of the logits, the default first.
+        default_num_crops: Default number of crops per image for an encoding of stored crops, None for one of label maps.
     """
 
     name: str
@@ -30,6 +33,12 @@ class EncodingEntry:
     default_k: int
     k_unit: str
     storage_dtypes: tuple[str, ...]
+    default_num_crops: int | None = None
+
+    @property
+    def is_map(self) -> bool:
+        """Whether the encoding stores label maps, not crops."""
+        return self.default_num_crops is None
 
     def resolve_k(self, k: int | None) -> int:
         """Return the number of classes to keep: `k`, or the default if `k` is None.
@@ -51,8 +60,25 @@ class EncodingEntry:
             return self.storage_dtypes[0]
         if storage_dtype not in self.storage_dtypes:
             known = ", ".join(map(repr, self.storage_dtypes))
-            raise ValueError(f"storage_dtype must be one of {known} for {self.name} maps, got {storage_dtype!r}")
+            labels = f"{self.name} maps" if self.is_map else self.name
+            raise ValueError(f"storage_dtype must be one of {known} for {labels}, got {storage_dtype!r}")
         return storage_dtype
+
+    def resolve_num_crops(self, num_crops: int | None) -> int | None:
+        """Return the number of crops per image after checking it, the default for None. It is None for label maps.
+
+        Raises:
+            ValueError: The number is out of range, or the encoding stores label maps.
+        """
+        if num_crops is None:
+            return self.default_num_crops
+        if self.is_map:
+            raise ValueError(
+                f"num_crops={num_crops} needs encoding='crops', got {self.name!r}, which stores one label map per image"
+            )
+        if not 1 <= num_crops <= MAX_CROPS:
+            raise ValueError(f"num_crops must be 1 to {MAX_CROPS}, got {num_crops}")
+        return num_crops
 
 
 ENCODINGS: dict[str, EncodingEntry] = {
@@ -66,9 +92,17 @@ ENCODINGS: dict[str, EncodingEntry] = {
             "topk", ".topk:TopK", "the best classes at each location, as in the paper", 5, "per location",
             ("float16", "uint8"),
         ),
+        EncodingEntry(
+            "crops", ".crops:Crops", "labels of a fixed number of random crops", 8, "per crop", ("compact",), 100
+        ),
     )
 }  # fmt: skip
 DEFAULT_ENCODING = "heatmaps"
+
+
+def map_encodings() -> list[str]:
+    """Return the names of the encodings of label maps."""
+    return [entry.name for entry in ENCODINGS.values() if entry.is_map]
 
 
 def find_entry(name: str) -> EncodingEntry:
@@ -89,6 +123,18 @@ def get_encoding(name: str) -> Encoding:
         ValueError: The name is not that of an encoding.
     """
     return _make(find_entry(name))
+
+
+def get_map_encoding(name: str) -> MapEncoding:
+    """Return the encoding of label maps of this name.
+
+    Raises:
+        ValueError: The name is not that of an encoding of label maps.
+    """
+    if name not in map_encodings():
+        hint = ", which stores crops: use CropLabels" if name in ENCODINGS else ""
+        raise ValueError(f"encoding must be one of {sorted(map_encodings())}, got {name!r}{hint}")
+    return cast("MapEncoding", get_encoding(name))
 
 
 @cache

@@ -21,7 +21,7 @@ from ..limits import MAX_DENSE
 from ..pooling_checks import check_finite
 from ..view import Rows, View, to_rows
 from ..weights import BoxWeights, line_weights
-from .base import Array, Encoded, Encoding, Parts, StoredTensor
+from .base import Array, Encoded, MapEncoding, Parts, StoredTensor
 from .grid_pooling import pool_views
 from .levels import BITS, unpack_levels
 
@@ -30,7 +30,7 @@ _CLASS_DTYPES = tuple(np.dtype(name) for name in ("uint8", "uint16", "uint32"))
 _FLOAT16_MAX = float(np.finfo(np.float16).max)
 
 
-class SparseEncoding(Encoding):
+class SparseEncoding(MapEncoding):
     """Encoding with logits `[K, H, W]` and the indices `classes` of the classes that they belong to.
 
     Attributes:

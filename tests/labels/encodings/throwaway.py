@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from relabel_datasets.errors import LabelMapError
-from relabel_datasets.labels.encodings import Encoding, EncodingEntry
+from relabel_datasets.labels.encodings import EncodingEntry, MapEncoding
 from relabel_datasets.labels.encodings.base import StoredTensor
 from relabel_datasets.labels.encodings.grid_pooling import pool_views
 from relabel_datasets.labels.precision import pooling_dtype
@@ -16,7 +16,7 @@ ENTRY = EncodingEntry(
 )
 
 
-class Plain(Encoding):
+class Plain(MapEncoding):
     stored_tensors = ("logits",)
 
     def encode(self, dense, k):
