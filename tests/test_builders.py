@@ -12,6 +12,8 @@ from safetensors.torch import load_file, save_file
 
 import relabel_datasets as rd
 from relabel_datasets.demo.annotator import load_demo_annotator
+from tests.annotate.crop_releases import write_fkd, write_plus
+from tests.annotate.releases import publish, random_map, write_release
 from tests.conftest import ROOT, picture
 
 SYNSETS = ("n01440764", "n02102040")
@@ -54,6 +56,31 @@ def test_a_builder_script_builds_the_dataset_of_its_name(
     assert dataset[0][1].shape == (2, 3, 3)
     card = (tmp_path / "cache" / f"{name}-relabel" / "README.md").read_text()
     assert f"pretty_name: {name}-relabel" in card
+
+
+@pytest.mark.parametrize("published", ["relabel", "fkd", "imagenet-plus"])
+def test_the_imagenet_script_converts_published_labels(published, imagenet, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("RELABEL_CACHE", str(tmp_path / "cache"))
+    images, release = imagenet / "train", tmp_path / "release"
+    if published == "fkd":
+        write_fkd(release / "train", images)
+    elif published == "imagenet-plus":
+        write_plus(release, images)
+    else:
+        write_release(release, images, lambda i, _: publish(random_map(i)))
+    script = runpy.run_path(str(ROOT / "builders" / "imagenet_relabel.py"))
+    for _ in range(1 if published == "relabel" else 2):  # stored crops may be converted again, which changes nothing
+        monkeypatch.setattr("sys.argv", ["imagenet_relabel.py", str(imagenet), "--published", str(release)])
+        script["main"]()
+        assert capsys.readouterr().out.strip() == str(tmp_path / "cache" / "imagenet-relabel")
+    dataset = rd.load_dataset("imagenet-relabel", split="train", images=imagenet)
+    assert len(dataset) == 6
+    assert len(dataset.classes) == 1000
+    image, labels = dataset[0]
+    assert labels.num_classes == 1000
+    assert labels.canvas_size == (image.height, image.width)
+    assert labels.encoding == ("topk" if published == "relabel" else "crops")
+    assert "pretty_name: imagenet-relabel" in (tmp_path / "cache" / "imagenet-relabel" / "README.md").read_text()
 
 
 def test_the_script_of_the_scenes_annotator_writes_weights_that_load_and_are_the_same_each_time(tmp_path, capsys):

@@ -8,10 +8,12 @@ import shlex
 from collections.abc import Iterator
 
 import datasets
+import numpy as np
 import pytest
 
 from relabel_datasets.cli import make_parser
 from relabel_datasets.shards.card import write_card
+from tests.annotate.crop_releases import write_fkd
 from tests.conftest import ROOT
 from tests.markdown import Block, anchors_of, links_of, read_page, tables_of
 from tests.servers import FaultyServer
@@ -75,6 +77,8 @@ def working_folder(dataset_folder, image_folder, tmp_path, monkeypatch, request)
     for shard in ("00000", "00001", "00002"):  # images are read like those of any tar
         (folder / f"images-{shard}.tar").symlink_to(dataset_folder / "colours" / f"train-{shard}-of-00003.tar")
     write_card(dataset_folder)
+    if "path/to/release" in request.node.callspec.params["block"].code:
+        write_fkd(folder / "release", image_folder, "smoothing", np.float32, 3)
     if "org/name" in request.node.callspec.params["block"].code:
         local_hub = request.getfixturevalue("local_hub")
         commit = local_hub.publish("org/name", dataset_folder)

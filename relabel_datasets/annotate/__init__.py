@@ -1,4 +1,4 @@
-"""Annotators, `build`, its engines, and the import of published label maps.
+"""Annotators, `build`, its engines, and the import of published soft labels.
 
 Names are imported on first use.
 
@@ -21,13 +21,17 @@ if TYPE_CHECKING:
     from .catalogue import AnnotatorEntry, describe_annotators
     from .classes import match_classes
     from .combine import Ensemble, FlipAveraged
+    from .crop_files import CropFile
+    from .crop_importers import import_crops
     from .custom import load_annotator
     from .engines import Description, Engine, LocalEngine, MakeAnnotator, Workers
     from .hf_annotator import HFAnnotator
     from .importers import import_label_maps
     from .orientation import OrderCheck, detect_order
     from .published import PublishedMaps
+    from .published_crops import PublishedCrops
     from .ray_engine import RayEngine
+    from .release_formats import find_format
     from .shard import BuildConfig
     from .timm_annotator import TimmAnnotator
 
@@ -36,6 +40,7 @@ _MODULES = {
     "AnnotatorEntry": "catalogue",
     "BuildConfig": "shard",
     "ClassSubset": "annotator",
+    "CropFile": "crop_files",
     "Description": "engines",
     "Engine": "engines",
     "Ensemble": "combine",
@@ -45,6 +50,7 @@ _MODULES = {
     "MakeAnnotator": "engines",
     "ModuleAnnotator": "annotator",
     "OrderCheck": "orientation",
+    "PublishedCrops": "published_crops",
     "PublishedMaps": "published",
     "RayEngine": "ray_engine",
     "TimmAnnotator": "timm_annotator",
@@ -52,6 +58,8 @@ _MODULES = {
     "build": "builder",
     "describe_annotators": "catalogue",
     "detect_order": "orientation",
+    "find_format": "release_formats",
+    "import_crops": "crop_importers",
     "import_label_maps": "importers",
     "load_annotator": "custom",
     "match_classes": "classes",
@@ -61,6 +69,7 @@ __all__ = [
     "AnnotatorEntry",
     "BuildConfig",
     "ClassSubset",
+    "CropFile",
     "Description",
     "Engine",
     "Ensemble",
@@ -70,6 +79,7 @@ __all__ = [
     "MakeAnnotator",
     "ModuleAnnotator",
     "OrderCheck",
+    "PublishedCrops",
     "PublishedMaps",
     "RayEngine",
     "TimmAnnotator",
@@ -77,6 +87,8 @@ __all__ = [
     "build",
     "describe_annotators",
     "detect_order",
+    "find_format",
+    "import_crops",
     "import_label_maps",
     "load_annotator",
     "match_classes",

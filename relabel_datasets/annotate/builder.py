@@ -5,10 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 from tqdm.auto import tqdm
@@ -32,8 +31,8 @@ from ..storage.output import LocalOutput, explaining_errors, open_output
 from ..storage.redaction import redact_values
 from ..words import counted, printable
 from .annotator import Annotator, ClassSubset
-from .classes import describe_pairs, match_classes
-from .engines import Description, Engine, MakeAnnotator, Workers, find_engine
+from .dataset_classes import resolve_classes
+from .engines import Engine, MakeAnnotator, ShardWorker, find_engine
 from .shard import Annotated, BuildConfig
 from .work import Plan, Work, refuse_other_plan
 
@@ -121,7 +120,7 @@ def build(
     output.check_writable()
     make = _ConstantFactory(cast(Annotator, annotator)) if hasattr(annotator, "describe") else annotator
     with engine.start(make) as workers:
-        classes = _resolve_classes(workers.description, source, class_mapping, all_classes)
+        classes = resolve_classes(workers.description, source, class_mapping, all_classes)
         described: Annotator = workers.description
         if classes.rows is not None:
             described = ClassSubset(described, classes.rows, classes.names)
@@ -142,7 +141,7 @@ def build(
         check_case(config, (file.partition("/")[0] for file in output.find(MANIFEST_NAME)), "config=")
         work = Work(output, config, split, plan, classes.source, build_config, classes.rows)
         with output.lock(work.lock_name, f"split {split!r} of {work.folder}"):
-            return _build(work, workers, card, progress)
+            return run_build(work, workers, card, progress)
 
 
 def _check_images(source: ImageSource) -> None:
@@ -166,7 +165,21 @@ class _ConstantFactory:
         return self.annotator
 
 
-def _build(work: Work, workers: Workers, card: str | os.PathLike[str] | None, progress: bool) -> Manifest:
+def run_build(
+    work: Work, worker: ShardWorker, card: str | os.PathLike[str] | None, progress: bool, verb: str = "annotate"
+) -> Manifest:
+    """Write the missing shards of a split, its index, manifest and card. The lock of the split must be held.
+
+    Args:
+        work: The build.
+        worker: Writer of the shards.
+        card: Template of the dataset card, see `build`.
+        progress: Whether to show a progress bar on stderr.
+        verb: Word for the work of the worker in the progress bar. Default: annotate.
+
+    Returns:
+        Manifest of the config.
+    """
     manifest = _existing_manifest(work)
     work.clean()
     existing = None if manifest is None else manifest.splits.get(work.split)
@@ -186,7 +199,7 @@ def _build(work: Work, workers: Workers, card: str | os.PathLike[str] | None, pr
             work.start()
             if manifest is not None and existing is not None:
                 _keep_valid_shards(work, existing, manifest)
-        annotated = _annotate(work, workers, progress)
+        annotated = _write_missing(work, worker, progress, verb)
         work.clean()  # temporary files of workers that were killed
     # Builders of other splits and configs may run at the same time, but only one may change the manifest and the card.
     with explaining_errors(work.output), work.output.lock(".relabel-lock", str(work.output), wait=True):
@@ -197,62 +210,6 @@ def _build(work: Work, workers: Workers, card: str | os.PathLike[str] | None, pr
     work.remove_records()
     assert manifest is not None
     return manifest
-
-
-class _Classes(NamedTuple):
-    """Classes of the dataset."""
-
-    names: Sequence[str]
-    rows: list[int] | None  # class index of the annotator for each class; None for all classes of the annotator
-    source: ImageSource  # labels are indices of `names`
-
-
-def _resolve_classes(
-    annotator: Description, source: ImageSource, mapping: Mapping[str, str | int] | None, keep_all: bool
-) -> _Classes:
-    names: Sequence[str] = annotator.classes or tuple(map(str, range(annotator.num_classes)))
-    classes = _Classes(names, None, source)
-    if source.classes is not None and (tuple(source.classes) != annotator.classes or mapping):
-        rows = match_classes(annotator.classes, source.classes, mapping, annotator.num_classes)
-        if annotator.classes is None and not mapping:
-            logger.warning(
-                "the classes of the annotator have no names; its rows are taken as the classes of the dataset in order: %s",
-                describe_pairs(source.classes, rows),
-            )
-        classes = _Classes(tuple(source.classes), rows, source)
-        if keep_all:
-            if annotator.classes is None:
-                named = dict(zip(rows, source.classes, strict=True))
-                names = tuple(named.get(row, name) for row, name in enumerate(names))
-            classes = _Classes(names, None, _RelabeledSource(source, rows))
-    highest = max(source.labels, default=0)
-    if highest >= len(classes.names):
-        first = source.name(list(source.labels).index(highest))
-        raise ValueError(
-            f"{first} has class index {highest}, but the annotator has only {len(classes.names)} classes: use an annotator of "
-            "the classes of the images, or correct the labels"
-        )
-    return classes
-
-
-class _RelabeledSource:
-    """Source with class indices of the annotator instead of its own.
-
-    Args:
-        source: Source of the images.
-        rows: Class index of the annotator for each class of the source.
-    """
-
-    def __init__(self, source: ImageSource, rows: Sequence[int]) -> None:
-        self._source, self.classes, self.key_rule = source, None, source.key_rule
-        self.keys, self.read, self.name = source.keys, source.read, source.name
-        self.labels = array("i", (rows[label] if label >= 0 else label for label in source.labels))
-        self.skipped: Sequence[Skipped] = getattr(source, "skipped", ())
-
-    @property
-    def extension(self) -> str:
-        """Extension of the images in the shards."""
-        return self._source.extension
 
 
 def _resolved(build_config: BuildConfig) -> BuildConfig:
@@ -323,16 +280,16 @@ def _keep_valid_shards(work: Work, split: Split, manifest: Manifest) -> None:
     )
 
 
-def _annotate(work: Work, workers: Workers, progress: bool) -> list[Annotated]:
-    """Annotate the missing shards and return all shards."""
+def _write_missing(work: Work, worker: ShardWorker, progress: bool, verb: str) -> list[Annotated]:
+    """Write the missing shards and return all shards."""
     finished = [work.load(number) for number in range(len(work.names))]
     missing = [number for number, shard in enumerate(finished) if shard is None]
     done = sum(len(work.shards[number]) for number, shard in enumerate(finished) if shard is not None)
     total = sum(map(len, work.shards))
     if progress and work.build_config.num_crops is not None:
         _announce_crops(total - done, work.build_config.num_crops, work.build_config.batch_size)
-    with tqdm(total=total, initial=done, unit="img", disable=not progress, desc="annotate") as bar:
-        for number, annotated in workers.run(work, missing, bar.update, _report):
+    with tqdm(total=total, initial=done, unit="img", disable=not progress, desc=verb) as bar:
+        for number, annotated in worker.run(work, missing, bar.update, _report):
             finished[number] = annotated
     return [shard for shard in finished if shard is not None]
 
@@ -363,6 +320,7 @@ def _finish_split(work: Work, manifest: Manifest | None, annotated: list[Annotat
     rows = [row for shard in annotated for row in shard.info.rows]
     all_skipped = [*_skipped_by(work.source), *(skipped for shard in annotated for skipped in shard.skipped)]
     index = make_index(rows, images=work.build_config.images)
+    computed_with = {key: work.plan[key] for key in ("batch_size", "device", "torch") if key in work.plan}
     entry = make_split(
         work.split,
         work.names,
@@ -371,7 +329,7 @@ def _finish_split(work: Work, manifest: Manifest | None, annotated: list[Annotat
         image_extension=work.plan["image_extension"],
         key_rule=work.source.key_rule,
         source_sha256=work.plan["source_sha256"],
-        computed_with={key: work.plan[key] for key in ("batch_size", "device", "torch")},
+        computed_with=computed_with or None,
         skipped=[skipped._asdict() for skipped in all_skipped],
     )
     work.output.write(work.file(entry.index), index)

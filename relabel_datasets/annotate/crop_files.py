@@ -40,6 +40,7 @@ _RENORM = "marginal_renorm"
 _WRITERS_NAMES = {"marginal_renorm_k5": _RENORM}
 _MAX_HALF = 1 << 11  # float16 represents the integers up to here exactly
 _SLACK = {"float16": 2e-3, "float32": 1e-5, "float64": 1e-9}  # rounding of boxes and of sums of probabilities
+_QUARTER_TURNED = 5  # EXIF orientations from here on swap height and width
 _PLAIN_STEPS = ("uint8", "to_tensor", "normalize")  # of the configuration of ImageNet+; they have no parameters
 _CROP, _FLIP = "random_resized_crop", "random_horizontal_flip"
 
@@ -65,22 +66,37 @@ class CropFile:
     probs: Array
     spread_rest: bool
 
-    def shares(self, image_size: tuple[int, int]) -> Array:
-        """Return the boxes as shares of an image.
+    def shares(self, image_size: tuple[int, int], orientation: int = 1) -> Array:
+        """Return the boxes as shares of the upright image. The releases have cropped images without turning them.
 
         Args:
-            image_size: (height, width) in pixels.
+            image_size: (height, width) of the upright image in pixels.
+            orientation: EXIF orientation of the stored image, 1 to 8. Default: 1, upright.
+
+        Returns:
+            (top, left, height, width) of each crop `[N, 4]`.
 
         Raises:
             LabelMapError: A box in pixels exceeds the image, which is then another image.
         """
-        if self.boxes.dtype.kind == "f":
-            return self.boxes
-        sides = np.tile(image_size, 2)
-        if bool((self.boxes[:, :2] + self.boxes[:, 2:] > sides[:2]).any()):
-            raise LabelMapError(f"crops exceed the image of {image_size[0]} x {image_size[1]} pixels (height x width)")
-        shares: Array = self.boxes / sides
-        return shares
+        boxes, stored_size = self.boxes, image_size[::-1] if orientation >= _QUARTER_TURNED else image_size
+        if boxes.dtype.kind == "i":
+            sides = np.tile(stored_size, 2)
+            if bool((boxes[:, :2] + boxes[:, 2:] > sides[:2]).any()):
+                raise LabelMapError(
+                    f"crops exceed the image of {stored_size[0]} x {stored_size[1]} pixels (height x width)"
+                )
+            boxes = boxes / sides
+        return boxes if orientation == 1 else _turned(boxes, orientation)
+
+
+def _turned(boxes: Array, orientation: int) -> Array:
+    """Return boxes in an image that was turned upright."""
+    corners, sides = boxes[:, :2].astype(np.float64), boxes[:, 2:].astype(np.float64)
+    if orientation >= _QUARTER_TURNED:
+        corners, sides = corners[:, ::-1], sides[:, ::-1]
+    is_mirrored = [orientation in (3, 4, 7, 8), orientation in (2, 3, 6, 7)]  # top to bottom, left to right
+    return np.concatenate([np.where(is_mirrored, 1 - corners - sides, corners), sides], axis=1)
 
 
 def find_label_type(name: str | None) -> str | None:

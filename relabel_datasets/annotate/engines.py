@@ -77,18 +77,13 @@ def _device_type(annotator: object) -> str | None:
     return types.pop() if len(types) == 1 else None
 
 
-class Workers(Protocol):
-    """Protocol of the running workers of an engine, which all have the same annotator."""
-
-    @property
-    def description(self) -> Description:
-        """Description of the annotator."""
-        ...
+class ShardWorker(Protocol):
+    """Protocol of what writes the shards of a build."""
 
     def run(
         self, work: Work, numbers: Sequence[int], on_progress: OnProgress, on_skipped: OnSkipped
     ) -> Iterator[tuple[int, Annotated]]:
-        """Annotate, store and record shards.
+        """Write, store and record shards.
 
         Args:
             work: Build that the shards belong to.
@@ -99,6 +94,15 @@ class Workers(Protocol):
         Yields:
             Number and result of each shard, in the order in which they finish.
         """
+        ...
+
+
+class Workers(ShardWorker, Protocol):
+    """Protocol of the running workers of an engine, which all have the same annotator."""
+
+    @property
+    def description(self) -> Description:
+        """Description of the annotator."""
         ...
 
 

@@ -14,7 +14,7 @@ from ..data.skipped import Skipped
 from ..data.sources import ImageFolderSource
 from ..errors import DatasetError, ImageError
 from ..naming import check_split
-from ..shards.images import decode_image, read_size
+from ..shards.images import Header, decode_image, read_header
 from ..storage.folders import local_path
 from ..storage.regular_files import open_regular
 from ..words import counted
@@ -88,7 +88,8 @@ class PairedImages(NamedTuple):
             OSError: The image cannot be read.
             ImageError: The header of the image is damaged, or the map has no image.
         """
-        return open_image(self.source, self._image(index), whole=whole)
+        header, data = open_image(self.source, self._image(index), whole=whole)
+        return header.size, data
 
     def _image(self, index: int) -> int:
         image = self.indices[index]
@@ -97,8 +98,8 @@ class PairedImages(NamedTuple):
         return image
 
 
-def open_image(source: ImageFolderSource, index: int, *, whole: bool) -> tuple[tuple[int, int], bytes | None]:
-    """Read the size of an image from its header, and optionally the whole file.
+def open_image(source: ImageFolderSource, index: int, *, whole: bool) -> tuple[Header, bytes | None]:
+    """Read the header of an image, and optionally the whole file.
 
     Args:
         source: Source of the image.
@@ -106,7 +107,7 @@ def open_image(source: ImageFolderSource, index: int, *, whole: bool) -> tuple[t
         whole: Whether to read the whole file.
 
     Returns:
-        (height, width) in pixels with the EXIF rotation applied, and the bytes of the file if `whole`, else None.
+        Size and orientation, and the bytes of the file if `whole`, else None.
 
     Raises:
         OSError: The image cannot be read.
@@ -115,10 +116,10 @@ def open_image(source: ImageFolderSource, index: int, *, whole: bool) -> tuple[t
     name = source.name(index)
     if whole:
         data = source.read(index)
-        return read_size(io.BytesIO(data), name), data
+        return read_header(io.BytesIO(data), name), data
     try:
         with open_regular(Path(name)) as file:
-            return read_size(file, name), None
+            return read_header(file, name), None
     except DatasetError as error:  # a FIFO or a device
         raise ImageError(str(error)) from None
 

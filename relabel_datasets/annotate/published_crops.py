@@ -30,6 +30,8 @@ CONFIG_NAME = "config.pth.tar"  # of ImageNet+
 class PublishedCrops:
     """Labels of crops of a release, for the images of an ImageFolder. Only data is unpickled, so no code is ever executed.
 
+    Implements the `ImageSource` protocol for the images.
+
     FKD's files are found by class folder and by the name of the image up to its first dot. ImageNet+ numbers the images in
     torchvision's order, so the folder must have exactly the images of the release.
 
@@ -45,12 +47,13 @@ class PublishedCrops:
 
     Attributes:
         format: Format of the release.
+        split: Name of the split.
         label_type: Type of FKD's labels, or None for the one by their shape.
         images: Images, in the order of torchvision's ImageFolder.
         classes: Names of the C classes by index.
         labels: Class index of the folder of each image.
         missing: Images without a file, by index.
-        extra: Files without an image.
+        skipped: Files without an image.
 
     Raises:
         FileNotFoundError: The release or the images do not exist.
@@ -78,7 +81,7 @@ class PublishedCrops:
             raise ValueError(f"source_format must be one of {sorted(LAYOUTS)}, got {source_format!r}")
         if label_type is not None and source_format != "fkd":
             raise ValueError(f"label_type={label_type!r} is for files of FKD, not for {source_format!r}")
-        check_split(split, "split=")
+        self.split = check_split(split, "split=")
         self.format, self.label_type = source_format, find_label_type(label_type)
         root = local_path(source, f"the source of {_NOUN}s")
         root = split_folder(root, split) if source_format == "fkd" else root
@@ -88,7 +91,7 @@ class PublishedCrops:
         assert folders is not None
         self.classes = class_names(root, folders, classes)
         index = {name: i for i, name in enumerate(self.classes)}
-        self.extra: list[Skipped] = []
+        self.skipped: list[Skipped] = []
         self.labels: Sequence[int] = array("i", (index[folders[label]] for label in self.images.labels))
         paired = self._by_name(folders) if source_format == "fkd" else self._by_index()
         self._file_of = array("q", paired)  # -1 for an image without a file
@@ -98,6 +101,21 @@ class PublishedCrops:
                 f"none of {counted(len(self._file_of), 'image')}, such as {self.images.name(0)}, matches a {_NOUN}, such as "
                 f"{self._files.name(0)}: class folders and file names must be the same"
             )
+
+    @property
+    def keys(self) -> Sequence[str]:
+        """Keys of the images."""
+        return self.images.keys
+
+    @property
+    def key_rule(self) -> str | None:
+        """Rule from the file name of an image to its key."""
+        return self.images.key_rule
+
+    @property
+    def extension(self) -> str:
+        """Extension of the images in shards."""
+        return self.images.extension
 
     @property
     def num_classes(self) -> int:
@@ -123,7 +141,7 @@ class PublishedCrops:
                 "ambiguous: rename or remove duplicates"
             )
         paired = [found.pop(name, -1) for name in names]
-        self.extra = [self._skipped(file, "there is no image of this name") for file in found.values()]
+        self.skipped = [self._skipped(file, "there is no image of this name") for file in found.values()]
         return paired
 
     def _by_index(self) -> list[int]:
@@ -157,7 +175,7 @@ class PublishedCrops:
             DatasetError: Images or files are missing.
         """
         missing = [self.images.keys[i] for i in self.missing]
-        extra = [skipped.key for skipped in self.extra]
+        extra = [skipped.key for skipped in self.skipped]
         problems = [
             f"{problem}, such as {', '.join(map(repr, keys[:3]))}"
             for keys, problem in (
@@ -173,13 +191,28 @@ class PublishedCrops:
             )
 
     def name(self, index: int) -> str:
-        """Return the path of the file of an image for messages, or of the image if it has none.
+        """Return the path of an image for messages.
 
         Args:
             index: Index of the image.
         """
-        file = self._file_of[index]
-        return self.images.name(index) if file < 0 else self._files.name(file)
+        return self.images.name(index)
+
+    def read(self, index: int) -> bytes:
+        """Return the bytes of an image. Thread-safe.
+
+        Args:
+            index: Index of the image.
+        """
+        return self.images.read(index)
+
+    def file_name(self, index: int) -> str:
+        """Return the path of the file of an image for messages.
+
+        Args:
+            index: Index of an image that has a file.
+        """
+        return self._files.name(self._file_of[index])
 
     def load(self, index: int) -> CropFile:
         """Read the labels of the crops of an image. Thread-safe.

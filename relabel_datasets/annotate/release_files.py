@@ -20,7 +20,7 @@ class Layout(NamedTuple):
     """Layout of a release.
 
     Attributes:
-        noun: What a file contains, for messages.
+        noun: Name for the content of a file in messages.
         pattern: Path of each file in the release, such as `"<class>/<name>.pt"`.
         max_bytes: Largest size of a file in bytes.
     """

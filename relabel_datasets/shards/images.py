@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import re
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import PIL.ExifTags
@@ -90,15 +90,32 @@ def decode_reduced(
     return image, (image.height, image.width)
 
 
+class Header(NamedTuple):
+    """Geometry of an image file.
+
+    Attributes:
+        size: (height, width) of the upright image.
+        orientation: EXIF orientation, 1 to 8.
+    """
+
+    size: tuple[int, int]
+    orientation: int
+
+
 def read_size(file: BinaryIO, name: str) -> tuple[int, int]:
-    """Read the size of an upright image from its header.
+    """Read the size of an upright image from its header, see `read_header`."""
+    return read_header(file, name).size
+
+
+def read_header(file: BinaryIO, name: str) -> Header:
+    """Read the size and the orientation of an image from its header.
 
     Args:
         file: Image file, open for reading.
         name: Name of the image in error messages.
 
     Returns:
-        (height, width) of the upright image.
+        (height, width) of the upright image, and the orientation of the stored one.
 
     Raises:
         ImageError: The header is damaged, or the bytes are not an image.
@@ -108,10 +125,10 @@ def read_size(file: BinaryIO, name: str) -> tuple[int, int]:
             if opened.format == "TIFF":
                 opened.load()  # applies the orientation
             width, height = opened.size
-            is_turned = orientation_of(opened) in _QUARTER_TURNED
+            orientation = orientation_of(opened)
     except Exception as error:  # decoders of damaged files raise nearly anything
         raise _image_error(name, error) from error
-    return (width, height) if is_turned else (height, width)
+    return Header((width, height) if orientation in _QUARTER_TURNED else (height, width), orientation)
 
 
 def orientation_of(image: PIL.Image.Image) -> int:

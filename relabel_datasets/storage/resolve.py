@@ -32,7 +32,10 @@ PathLike = str | os.PathLike[str]
 # "module:function", which is imported by name because it is in a higher layer. The others are built with the named builder.
 NAMESPACE = "relabel-datasets"
 _MAKERS = {"scenes-relabel": "relabel_datasets.demo:make_scenes_relabel"}
-_BUILDERS = {"imagenet-relabel": "imagenet_relabel.py", "imagenette-relabel": "imagenette_relabel.py"}
+_BUILDERS = {
+    "imagenet-relabel": "imagenet_relabel.py (its option --published converts published labels, without a GPU)",
+    "imagenette-relabel": "imagenette_relabel.py",
+}
 
 
 @checked_keywords()

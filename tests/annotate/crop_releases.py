@@ -3,6 +3,7 @@
 import io
 
 import numpy as np
+import PIL.Image
 import torch
 import torch.nn.functional as nnf
 from torchvision.transforms import functional as F
@@ -17,13 +18,13 @@ def save(content, **options):
     return buffer.getvalue()
 
 
-def random_crops(seed, image_size, num_crops=7):
+def random_crops(seed, image_size, num_classes=NUM_CLASSES, num_crops=7):
     """Return boxes (top, left, height, width) in whole pixels, flips, and softmax probabilities of all classes."""
     rng = np.random.default_rng(seed)
     height, width = image_size
     sides = np.stack([rng.integers(1, height + 1, num_crops), rng.integers(1, width + 1, num_crops)], 1)
     corners = np.stack([rng.integers(0, height - sides[:, 0] + 1), rng.integers(0, width - sides[:, 1] + 1)], 1)
-    logits = 3 * torch.from_numpy(rng.standard_normal((num_crops, NUM_CLASSES))).float()
+    logits = 3 * torch.from_numpy(rng.standard_normal((num_crops, num_classes))).float()
     return np.concatenate([corners, sides], 1), rng.random(num_crops) < 0.5, logits.softmax(1)
 
 
@@ -36,9 +37,9 @@ def fkd_labels(probs, label_type):
     return (pairs[:, :, 0] if label_type == "smoothing" else pairs).numpy()
 
 
-def fkd_file(seed, image_size, label_type="marginal_smoothing_k5", dtype=np.float32):
+def fkd_file(seed, image_size, label_type="marginal_smoothing_k5", dtype=np.float32, num_classes=NUM_CLASSES):
     """Return boxes, flips and labels as FKD's writer stores them."""
-    boxes, flips, probs = random_crops(seed, image_size)
+    boxes, flips, probs = random_crops(seed, image_size, num_classes)
     labels = fkd_labels(probs, label_type)
     shares = np.stack([np.float32(torch.tensor(box / np.tile(image_size, 2))) for box in boxes])
     return [shares.astype(dtype), flips, labels if label_type == "hard" else labels.astype(dtype)]
@@ -101,3 +102,34 @@ def read_plus_labels(prob, num_classes=NUM_CLASSES):
     dense = torch.ones(num_classes) * (1.0 - values.sum()) / (num_classes - len(values))
     dense[ids] = values
     return dense
+
+
+CLASSES = ("cat", "dog", "emu", *(f"other {i}" for i in range(NUM_CLASSES - 3)))
+
+
+def size_of(path):
+    with PIL.Image.open(path) as image:
+        return image.height, image.width
+
+
+def write_fkd(root, image_folder, *arguments):
+    """Write a release of FKD for all images of a folder; return the content of the files by key."""
+    contents = {}
+    for seed, path in enumerate(sorted(image_folder.glob("*/*"))):
+        contents[path.stem] = fkd_file(seed, size_of(path), *arguments)
+        target = root / path.parent.name / f"{path.stem}.tar"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(save(contents[path.stem]))
+    return contents
+
+
+def write_plus(root, image_folder):
+    """Write a release of ImageNet+ for all images of a folder; return the samples of the files by key."""
+    root.mkdir()
+    (root / "config.pth.tar").write_bytes(save(plus_config()))
+    samples = {}
+    for index, path in enumerate(sorted(image_folder.glob("*/*"))):
+        content, _ = plus_file(index, index, size_of(path))
+        samples[path.stem] = content[1]
+        (root / f"{index}.pth.tar").write_bytes(save(content, pickle_protocol=4))
+    return samples

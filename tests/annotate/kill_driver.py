@@ -1,4 +1,4 @@
-"""Run a build repeatedly in forked processes and kill each at another moment: `python kill_driver.py < JOB`.
+"""Run a build, or an import if JOB has a release, repeatedly in forked processes and kill each at another moment: `python kill_driver.py < JOB`.
 
 One interpreter imports all modules, which is most of the time of a small build. It computes nothing before it forks, so that
 the threads of torch start in the child. JOB is JSON, see `main`. The result is printed as JSON.
@@ -18,8 +18,9 @@ import jinja2  # noqa: F401
 import timm  # noqa: F401
 
 import relabel_datasets as rd
-import relabel_datasets.annotate.builder
+import relabel_datasets.annotate.crop_importers
 import relabel_datasets.annotate.timm_annotator
+from tests.annotate.crop_releases import CLASSES
 
 
 def start(job, root, kill_at=None):
@@ -38,6 +39,10 @@ def start(job, root, kill_at=None):
 
 
 def build(job, root):
+    if "release" in job:
+        crops = rd.annotate.PublishedCrops(job["release"], "fkd", job["images"], classes=CLASSES)
+        rd.annotate.import_crops(crops, root, shard_size=job["shard_size"], num_threads=2, progress=False)
+        return
     source = rd.data.ImageFolderSource(job["images"])
     build_config = rd.annotate.BuildConfig(batch_size=job["batch_size"], num_threads=2)
     rd.build(source, root, make(job), shard_size=job["shard_size"], build_config=build_config, progress=False)

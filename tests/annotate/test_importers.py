@@ -322,9 +322,14 @@ def test_the_command_detects_the_order(tmp_path, image_folder, annotator, capsys
     assert rd.LabelMaps(tmp_path / "data").manifest.annotator["order"] == "wh"
 
 
-def test_the_command_requires_an_order(tmp_path, release):
-    with pytest.raises(SystemExit, match="2"):
-        main(["import", str(release), str(tmp_path / "data"), "--format", "relabel"])
+def test_the_command_requires_an_order_and_refuses_options_of_crops(tmp_path, release, capsys):
+    arguments = ["import", str(release), str(tmp_path / "data")]
+    assert main(arguments) == 1
+    assert (
+        "has label maps (relabel), which do not say which axis is the height: give --order" in capsys.readouterr().err
+    )
+    assert main([*arguments, "--order", "hw", "--label-type", "hard"]) == 1
+    assert "--label-type is for files of FKD" in capsys.readouterr().err
 
 
 def test_the_example_of_the_guide_runs(tmp_path, image_folder, annotator, monkeypatch):

@@ -7,6 +7,7 @@ import tarfile
 
 import pytest
 
+from tests.annotate.crop_releases import write_fkd
 from tests.conftest import ROOT, picture
 from tests.test_real_data import MODEL
 
@@ -65,8 +66,12 @@ def test_25_kills_at_random_moments(tmp_path, small_images):
 
 
 @pytest.mark.slow
-def test_a_kill_before_each_change_to_the_folder(tmp_path, image_folder):
+@pytest.mark.parametrize("command", ["build", "import"])
+def test_a_kill_before_each_change_to_the_folder(tmp_path, image_folder, command):
     job = job_of(tmp_path, image_folder, seconds=0.0, kills=1000, shard_size=5)
+    if command == "import":
+        write_fkd(tmp_path / "release", image_folder)
+        job["release"] = str(tmp_path / "release")
     result = kill_builds(job)
     assert result["kills"] == result["rounds"] > 30
     assert_all_equal(tmp_path / "out", uninterrupted(tmp_path, job))
