@@ -58,7 +58,9 @@ def test_a_builder_script_builds_the_dataset_of_its_name(
     assert f"pretty_name: {name}-relabel" in card
 
 
-@pytest.mark.parametrize("published", ["relabel", "fkd", "imagenet-plus"])
+@pytest.mark.parametrize(
+    "published", ["fkd", *(pytest.param(name, marks=pytest.mark.slow) for name in ("relabel", "imagenet-plus"))]
+)
 def test_the_imagenet_script_converts_published_labels(published, imagenet, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("RELABEL_CACHE", str(tmp_path / "cache"))
     images, release = imagenet / "train", tmp_path / "release"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -24,7 +25,7 @@ from ..labels.crop_labels import CropLabels
 from ..labels.statistics import Statistics
 from ..naming import check_case, check_config
 from ..shards.card import read_template
-from ..shards.manifest import Manifest
+from ..shards.manifest import LOW_AGREEMENT, Manifest
 from ..shards.tars import ShardInfo, ShardWriter
 from ..storage.folders import MANIFEST_NAME
 from ..storage.output import explaining_errors, open_output
@@ -36,6 +37,8 @@ from .pairing import open_image
 from .published_crops import REFERENCES, PublishedCrops
 from .shard import Annotated, BuildConfig
 from .work import Plan, Work
+
+logger = logging.getLogger(__name__)
 
 _NUM_SAMPLED = 64  # files that determine the number of crops and classes
 _NUM_AHEAD = 64  # files that are read ahead
@@ -59,7 +62,8 @@ def import_crops(
 
     Boxes, flips, classes and probabilities are stored exactly as in the release. Boxes of images with an EXIF orientation are
     turned with the image, because the releases have cropped images without turning them. Samples are shuffled and assigned to
-    shards as in `build`, and like a build the import is resumable: rerun the same command after any interruption.
+    shards as in `build`, and like a build the import is resumable: rerun the same command after any interruption. A warning follows
+    if the labels of less than half of the images agree with their classes.
 
     Args:
         crops: Labels of the release, paired with the images.
@@ -123,7 +127,15 @@ def import_crops(
     check_case(config, (file.partition("/")[0] for file in output.find(MANIFEST_NAME)), "config=")
     work = Work(output, config, crops.split, plan, crops, BuildConfig(encoding="crops", images=include_images))
     with output.lock(work.lock_name, f"split {crops.split!r} of {work.folder}"):
-        return run_build(work, _ImportWorker(crops, sample, skip_bad, num_threads), card, progress, "import")
+        manifest = run_build(work, _ImportWorker(crops, sample, skip_bad, num_threads), card, progress, "import")
+    agreement = manifest.splits[crops.split].agreement
+    if agreement is not None and agreement < LOW_AGREEMENT:
+        logger.warning(
+            "only %.1f %% of the images have crop labels whose mean ranks the class of the image first: check that the images are "
+            "those of the release, complete and under their original names, and that the classes are in the order of its class indices",
+            100 * agreement,
+        )
+    return manifest
 
 
 class _Sample(NamedTuple):

@@ -41,7 +41,6 @@ from .combine import models_of
 
 logger = logging.getLogger(__name__)
 
-LOW_AGREEMENT = 0.5  # timm's weakest ImageNet models agree with 60 % of 1000 classes, and with more of fewer classes
 NORMALIZATIONS = (
     (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD),
     (IMAGENET_INCEPTION_MEAN, IMAGENET_INCEPTION_STD),

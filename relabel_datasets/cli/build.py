@@ -213,8 +213,9 @@ def _check_labels(
     class_mapping: Mapping[str, str | int] | None,
 ) -> None:
     """Warn if few label maps agree with the labels, or more would with another preprocessing."""
-    from ..annotate.preprocessing import LOW_AGREEMENT, find_better_preprocessing
+    from ..annotate.preprocessing import find_better_preprocessing
     from ..data.store import LabelMaps
+    from ..shards.manifest import LOW_AGREEMENT
     from ..storage.folders import is_url
 
     entry = manifest.splits[split]

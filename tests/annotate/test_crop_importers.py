@@ -45,10 +45,15 @@ def assert_same_crops(crops, labels, expected_crops, expected_labels):
 
 
 @pytest.mark.parametrize(
-    "label_type", ["smoothing", "marginal_smoothing_k5", "marginal_smoothing_k10", "marginal_renorm"]
+    ("label_type", "dtype"),
+    [
+        ("marginal_smoothing_k5", np.float32),
+        ("marginal_renorm", np.float16),
+        *(pytest.param(name, np.float32, marks=pytest.mark.slow) for name in ("smoothing", "marginal_smoothing_k10")),
+    ],
 )
-def test_crops_and_labels_of_fkd_equal_those_of_its_reader(tmp_path, image_folder, label_type):
-    contents = write_fkd(tmp_path / "release", image_folder, label_type)
+def test_crops_and_labels_of_fkd_equal_those_of_its_reader(tmp_path, image_folder, label_type, dtype):
+    contents = write_fkd(tmp_path / "release", image_folder, label_type, dtype)
     run(tmp_path / "release", tmp_path / "data", image_folder, label_type=label_type)
     for key, (crops, labels) in stored_crops(tmp_path / "data", "fkd", image_folder).items():
         boxes, flips, stored = contents[key]
@@ -245,6 +250,17 @@ def test_names_end_at_their_first_dot_as_in_fkd(tmp_path, image_folder):
     first.write_bytes(b"")
     with pytest.raises(rd.DatasetError, match="same name up to its first dot"):
         run(tmp_path / "release", tmp_path / "data", image_folder, config="two")
+
+
+def test_labels_that_disagree_with_most_classes_cause_a_warning(tmp_path, image_folder, caplog):
+    contents = write_fkd(tmp_path / "release", image_folder, "hard")
+    for path in (tmp_path / "release").glob("*/*"):
+        boxes, flips, labels = contents[path.stem]
+        path.write_bytes(save([boxes, flips, np.full_like(labels, CLASSES.index(path.parent.name))]))
+    run(tmp_path / "release", tmp_path / "data", image_folder)
+    assert caplog.text == ""
+    run(tmp_path / "release", tmp_path / "data", image_folder, classes=CLASSES[::-1], config="reversed")
+    assert "only 0.0 % of the images have crop labels whose mean ranks the class of the image first" in caplog.text
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
