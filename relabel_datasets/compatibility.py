@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from types import FrameType
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -64,12 +65,25 @@ def safe_globals(classes: list[Any]) -> Iterator[None]:
         serialization.add_safe_globals(before)
 
 
-def reset_fsspec_after_fork() -> None:
-    """Let forked processes use fsspec. Before fsspec 2025.5 they wait for an event loop whose thread they do not have."""
-    from fsspec import asyn  # slow to import
+@cache
+def import_fsspec() -> Any:
+    """Import fsspec with its module `asyn`, slow and not needed for local files, and let forked processes use it.
 
-    if hasattr(os, "register_at_fork") and not hasattr(asyn, "reset_after_fork"):
-        os.register_at_fork(after_in_child=asyn.reset_lock)
+    Before fsspec 2025.5 they wait for an event loop whose thread they do not have.
+    """
+    import fsspec
+    import fsspec.asyn
+
+    if hasattr(os, "register_at_fork") and not hasattr(fsspec.asyn, "reset_after_fork"):
+        os.register_at_fork(after_in_child=fsspec.asyn.reset_lock)
+    return fsspec
+
+
+def is_timeout(error: BaseException) -> bool:
+    """Return whether an error is a timeout. Python 3.10 has a class of its own for those of asyncio."""
+    from asyncio import TimeoutError as AsyncTimeoutError  # slow to import
+
+    return isinstance(error, (TimeoutError, AsyncTimeoutError))
 
 
 def lock_file(descriptor: int, *, wait: bool) -> None:

@@ -41,6 +41,7 @@ SMALL = {  # IMAGES stands for an ImageFolder, CHECKPOINT for the weights of the
     "sizes": "",
     "students": "few IMAGES --out out --results results --annotator resnet18 --checkpoint CHECKPOINT --input-size 64 --teacher-size 48 "
     "--image-size 32 --epochs 1 --batch-size 4 --seeds 1",
+    "startup": "--part imports --rounds 1",
     "streaming": "--num-samples 192 --num-shards 4 --rounds 1",
     "training": "--rounds 1 --num-images 32 --batch-size 8 --steps 1 --step-batch-size 2",
 }

@@ -21,8 +21,7 @@ from ..keywords import checked_keywords
 from ..labels.encodings import find_entry
 from ..naming import check_case, check_config, check_split, default_config
 from ..shards.card import read_template, write_output_card
-from ..shards.formats import FIELDS
-from ..shards.images import check_refuses_truncated
+from ..shards.formats import FIELDS, check_refuses_truncated
 from ..shards.index import make_index
 from ..shards.manifest import Manifest, Split
 from ..shards.tars import make_split

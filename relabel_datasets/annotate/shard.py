@@ -22,7 +22,7 @@ from ..errors import DatasetError
 from ..labels import codec
 from ..labels.encodings import encode_logits
 from ..labels.statistics import Statistics, add_up, crop_fidelity, image_statistics
-from ..shards.images import check_refuses_truncated
+from ..shards.formats import check_refuses_truncated
 from ..shards.tars import ShardInfo, ShardWriter
 from ..words import counted
 from .annotator import Annotator

@@ -15,6 +15,7 @@ from .epochs import Iteration, SharedEpochs
 from .loader_options import LoaderOptions
 from .prefetch import PREFETCH_SHARDS, Prefetch
 from .sampling import WINDOW, RelabelSampler, Remainder
+from .workers import prepare_workers
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -278,6 +279,8 @@ class RelabelLoader(DataLoader[Any]):
         super().__init__(dataset, batch_size, sampler=sampler, **kwargs)
         if isinstance(dataset, RelabelStream):  # Lightning and Fabric announce epochs to `loader.sampler`
             self.sampler.set_epoch = dataset.set_epoch  # type: ignore[attr-defined]
+        if self.num_workers:
+            prepare_workers(self.multiprocessing_context)
 
     @property
     def _relabel_sampler(self) -> RelabelSampler:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-
-import PIL.Image
 
 # Raster formats of Pillow, except those that start another program (EPS), whose pixels have no known range (FITS, HDF5, GRIB,
 # BUFR), and documents and videos. JPEG and PNG come first: Pillow tries the formats in this order. JPEG includes MPO.
@@ -28,6 +27,8 @@ _CHUNK = 1024  # number of heads that are requested at once
 @cache
 def readable_formats() -> tuple[str, ...]:
     """Return the `FORMATS` that the installed Pillow reads. Some builds lack AVIF or JPEG 2000."""
+    import PIL.Image  # not needed for checking hashes
+
     PIL.Image.init()
     return tuple(name for name in FORMATS if name in PIL.Image.OPEN)
 
@@ -79,3 +80,20 @@ def _heads(count: int, read_head: Callable[[int], bytes | None]) -> Iterator[byt
     with ThreadPoolExecutor(8, thread_name_prefix="head") as pool:
         for start in range(1, count, _CHUNK):
             yield from pool.map(read_head, range(start, min(count, start + _CHUNK)))
+
+
+def check_refuses_truncated(work: str) -> None:
+    """Raise an error if Pillow is set to decode truncated images, whose lower part is then gray.
+
+    Args:
+        work: Name of the operation, for the error message.
+
+    Raises:
+        ValueError: `PIL.ImageFile.LOAD_TRUNCATED_IMAGES` is set.
+    """
+    image_file = sys.modules.get("PIL.ImageFile")  # if nothing has imported it, nothing has set it
+    if image_file is not None and image_file.LOAD_TRUNCATED_IMAGES:
+        raise ValueError(
+            f"PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set, so truncated images would count as complete: set it to False before "
+            f"{work}; truncated images are then reported by name"
+        )

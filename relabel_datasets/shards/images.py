@@ -12,7 +12,6 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 import PIL.ExifTags
 import PIL.Image
-import PIL.ImageFile
 import PIL.JpegImagePlugin
 
 from ..errors import ImageError
@@ -257,19 +256,3 @@ def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
     if image.mode in ("P", "PA"):
         image = image.convert("RGBA")  # Pillow warns if a palette with transparency is converted directly to RGB
     return image.convert("RGB")
-
-
-def check_refuses_truncated(work: str) -> None:
-    """Raise an error if Pillow is set to decode truncated images, whose lower part is then gray.
-
-    Args:
-        work: Name of the operation, for the error message.
-
-    Raises:
-        ValueError: `PIL.ImageFile.LOAD_TRUNCATED_IMAGES` is set.
-    """
-    if PIL.ImageFile.LOAD_TRUNCATED_IMAGES:
-        raise ValueError(
-            f"PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set, so truncated images would count as complete: set it to False before "
-            f"{work}; truncated images are then reported by name"
-        )

@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from ..cpus import num_cpus
 from ..errors import DatasetError
@@ -27,7 +27,7 @@ from ..storage.resolve import find, hub_url
 from ..words import counted, printable
 from .check import Shards, ShardScan, Source, SplitToCheck, check_image_extension, compare_sha256
 from .configs import open_config
-from .images import check_refuses_truncated
+from .formats import check_refuses_truncated
 from .index import Index
 from .manifest import Split
 
@@ -142,8 +142,8 @@ def verify(
         revision: Branch, tag or commit of a dataset on the Hub. Default: the default branch.
         token: Access token for the Hub. Default: the token of `hf auth login`, or of the environment variable `HF_TOKEN`.
         storage_options: Arguments of fsspec's file system for a URL, see `open_folder`. Default: none.
-        num_workers: Number of processes that check shards; 0 checks in this process. Default: one per CPU, but at most one
-            per shard.
+        num_workers: Number of processes that check shards, or of threads with `quick`; 0 checks in this process. Default:
+            one per CPU, but at most one per shard.
         quick: Whether to read the samples only of shards whose size or SHA-256 is wrong. Default: False.
         progress: Whether to show a progress bar on stderr. Default: True.
 
@@ -174,7 +174,7 @@ def verify(
         names = _config_names(root, config)
         problems += _check_card(root, names, is_complete=config is None)
         splits = [split for name in names for split in _open_splits(source, root, name, quick, problems)]
-        counts = _check_shards(splits, num_workers, progress, problems)
+        counts = _check_shards(splits, num_workers, quick, progress, problems)
     notes = [] if root.is_remote else [note for split in splits for note in _stray_shards(split)]
     return VerifyReport(str(root), counts, problems, notes, time.monotonic() - start)
 
@@ -276,15 +276,33 @@ def _stray_shards(split: SplitToCheck) -> list[Problem]:
 
 
 def _check_shards(
-    splits: list[SplitToCheck], num_workers: int | None, progress: bool, problems: list[Problem]
+    splits: list[SplitToCheck], num_workers: int | None, quick: bool, progress: bool, problems: list[Problem]
 ) -> list[SplitCounts]:
     """Check the shards of all splits, add their problems to `problems`, and return the size of each split."""
     shards = Shards(splits)
     num_workers = min(num_cpus(), len(shards)) if num_workers is None else num_workers
     total = sum(split.split.num_samples for split in splits)
-    with tqdm(total=total, unit="sample", desc="verify", disable=not progress) as bar:
-        results = iter(DataLoader(shards, batch_size=None, num_workers=num_workers))
+    scan = _scan_in_threads if quick else _scan_in_processes
+    with (
+        tqdm(total=total, unit="sample", desc="verify", disable=not progress) as bar,
+        closing(scan(shards, num_workers)) as results,
+    ):
         return [_check_split(split, results, problems, bar) for split in splits]
+
+
+def _scan_in_processes(shards: Shards, num_workers: int) -> Generator[ShardScan]:
+    from torch.utils.data import DataLoader  # slow to import
+
+    yield from DataLoader(shards, batch_size=None, num_workers=num_workers)  # type: ignore[arg-type]  # has no base class
+
+
+def _scan_in_threads(shards: Shards, num_workers: int) -> Generator[ShardScan]:
+    """Yield the results in order. Threads suffice for hashing, and start without torch."""
+    if num_workers == 0:
+        yield from map(shards.__getitem__, range(len(shards)))
+        return
+    with ThreadPoolExecutor(num_workers) as pool:
+        yield from pool.map(shards.__getitem__, range(len(shards)))
 
 
 def _check_split(split: SplitToCheck, results: Iterator[ShardScan], problems: list[Problem], bar: Any) -> SplitCounts:

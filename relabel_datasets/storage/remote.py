@@ -6,7 +6,6 @@ refused requests are repeated after pauses that double, with jitter. The SHA-256
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import time
@@ -14,17 +13,13 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, BinaryIO
 from urllib.parse import quote
 
-import fsspec
-from fsspec.asyn import AsyncFileSystem, sync
-
-from ..compatibility import reset_fsspec_after_fork, sha256_digest
+from ..compatibility import import_fsspec, is_timeout, sha256_digest
 from ..errors import DatasetError, RefusedError
 from ..extras import check_protocol
 from .redaction import redact, redact_path, redacted_cause, secrets_of
 from .retries import Failure, growing_pauses, retry
 
 logger = logging.getLogger(__name__)
-reset_fsspec_after_fork()
 
 MAX_ATTEMPTS = 10  # for one range, about two minutes of pauses in total
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
@@ -222,10 +217,11 @@ class RemoteFiles:
         files = self._file_system()
         name = quote(name) if self._is_http else name
         path = files._strip_protocol(f"{self._url}/{name}{self._query}")
+        asyn = import_fsspec().asyn
         if self._is_http:
-            data = sync(files.loop, _get, files, path, max_bytes, start, stop, timeout=STALL_S)
-        elif isinstance(files, AsyncFileSystem):
-            data = sync(files.loop, files._cat_file, path, start=start, end=stop, timeout=STALL_S)
+            data = asyn.sync(files.loop, _get, files, path, max_bytes, start, stop, timeout=STALL_S)
+        elif isinstance(files, asyn.AsyncFileSystem):
+            data = asyn.sync(files.loop, files._cat_file, path, start=start, end=stop, timeout=STALL_S)
         else:
             # by default, the Hub's file system reads 5 MiB more with each range and discards them
             more = {"cache_type": "none"} if self._protocol == "hf" else {}
@@ -242,7 +238,7 @@ class RemoteFiles:
             if is_s3:  # retries are made here, not in botocore too
                 options["config_kwargs"] = {"retries": {"max_attempts": 0}, **options.get("config_kwargs", {})}
             try:
-                files = fsspec.filesystem(self._protocol, **options)
+                files = import_fsspec().filesystem(self._protocol, **options)
             except Exception as error:  # noqa: BLE001  each protocol's library has its own
                 raise DatasetError(
                     f"{self.name}: cannot open {self._protocol}:// URLs: {self.redact(error)}"
@@ -256,7 +252,7 @@ class RemoteFiles:
     def _describe(self, error: Exception) -> str:
         if isinstance(error, (_WrongLengthError, _TooLargeError)):
             return str(error)
-        if isinstance(error, (TimeoutError, asyncio.TimeoutError)) and not str(error):  # two classes in Python 3.10
+        if is_timeout(error) and not str(error):
             return f"no complete response within {STALL_S:g} s"
         if isinstance(getattr(error.__cause__, "response", None), dict):
             error = error.__cause__  # type: ignore[assignment]  # the error of botocore has more details
@@ -325,7 +321,7 @@ def _is_refusal(error: Exception) -> bool:
 
 def _is_temporary(error: Exception) -> bool:
     """Return whether the same request may succeed later."""
-    if isinstance(error, (TimeoutError, asyncio.TimeoutError)):
+    if is_timeout(error):
         return True
     # ValueError: an invalid URL or certificate
     if isinstance(error, (TypeError, ValueError, NotImplementedError, ImportError)):

@@ -139,22 +139,54 @@ COMMANDS = {
     "demo", "build", "import", "annotators", "verify", "inspect", "analyze", "report", "pictures", "train", "evaluate",
     "compare", "publish",
 }  # fmt: skip
-QUICK = [[], ["--help"], ["--version"], ["biuld"], ["build", "--help"], ["train", "--help"], ["verify", "--quik", "x"]]
+TYPOS = {
+    "a command": ["biuld"],
+    "an option": ["verify", "--quik", "x"],
+    "a last option": ["build", "images", "out", "--annotator", "any", "--encodign"],
+    "a value": ["build", "images", "out", "--annotator", "any", "--k", "five"],
+}
+QUICK = [[], ["--help"], ["--version"], *TYPOS.values(), *([command, "--help"] for command in sorted(COMMANDS))]
+HEAVY = ("torch", "torchvision", "timm", "datasets", "numpy", "PIL", "fsspec", "huggingface_hub", "yaml", "tqdm")
 
 
-@pytest.mark.parametrize("arguments", QUICK, ids=" ".join)
-def test_help_version_and_typos_import_nothing_heavy(arguments):
+def _imports_of(arguments_of_runs, libraries):
+    """Return, for each run of the command in a process of its own, its exit code and those of the libraries that it has imported."""
     code = f"""
-import sys
+import json, os, sys
 from relabel_datasets.cli import main
-try:
-    main({arguments!r})
-finally:
-    heavy = {{"torch", "torchvision", "timm", "datasets", "numpy", "PIL", "fsspec", "huggingface_hub"}} & set(sys.modules)
-    print("heavy", sorted(heavy))
+results = []
+for arguments in {arguments_of_runs!r}:
+    reading, writing = os.pipe()
+    if os.fork() == 0:
+        code = 1
+        try:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            code = main(arguments)
+        except SystemExit as error:
+            code = error.code
+        finally:
+            os.write(writing, json.dumps([code or 0, [name for name in {libraries!r} if name in sys.modules]]).encode())
+            os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as file:
+        results.append(json.load(file))
+    os.wait()
+print(json.dumps(results))
 """
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
-    assert run.stdout.splitlines()[-1] == "heavy []", run.stderr
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    return json.loads(run.stdout)
+
+
+def test_help_version_and_typos_import_nothing_heavy():
+    results = _imports_of(QUICK, HEAVY)
+    assert dict(zip(map(" ".join, QUICK), results, strict=True)) == {
+        " ".join(arguments): [2 if arguments in TYPOS.values() else 0, []] for arguments in QUICK
+    }
+
+
+def test_a_quick_verification_imports_no_torch(dataset_folder):
+    (result,) = _imports_of([["verify", "--quick", str(dataset_folder)]], ("torch", "PIL", "fsspec"))
+    assert result == [0, []]
 
 
 def test_python_m_runs_the_command_and_prints_the_version_of_the_package():
