@@ -15,6 +15,7 @@ import numpy as np
 
 from ..data.store import LabelMaps
 from ..keywords import checked_keywords
+from ..labels.calibration import Calibration
 from ..labels.crops import random_resized_crops
 from ..labels.statistics import total
 from ..labels.windows import DEFINITION as SHOWN_DEFINITION
@@ -118,7 +119,8 @@ def analyze(
 ) -> Analysis:
     """Measure crop-object overlap and label map statistics.
 
-    - Of a dataset: number of classes in images and crops, pairs of confused classes, images whose label may be wrong, and fidelity of the stored maps to the annotator's output.
+    - Of a dataset: number of classes in images and crops, pairs of confused classes, images whose label may be wrong, fidelity of the
+      stored maps to the annotator's output, and the gains of calibrated labels.
     - Of boxes: overlap of random crops (`RandomResizedCrop`, 8 % to 100 % of the area) with the objects.
     - Of both, for the images that have boxes: confidence and agreement by overlap, and how well heatmaps localize the objects.
 
@@ -170,9 +172,16 @@ def analyze(
             "progress": progress,
         }
         measures = measure_maps(label_maps, **options)
-        summary["label maps"] = {**_map_summary(measures), **_split_fidelity(label_maps.split)}
+        split_entry = label_maps.split
+        summary["label maps"] = {
+            **_map_summary(measures),
+            **_split_fidelity(split_entry),
+            **_calibration_summary(split_entry.calibration),
+        }
         tables.update(_map_tables(measures, label_maps.manifest.classes))
         tables["fidelity"] = _fidelity_table(folder, label_maps)
+        if split_entry.calibration is not None:
+            tables["calibration"] = _calibration_table(split_entry.calibration)
         if objects is not None:
             objects = in_classes(objects, label_maps.manifest.classes)
             measures = measure_maps(label_maps, objects=objects, **options)
@@ -236,6 +245,21 @@ def _fidelity_table(folder: Folder, label_maps: LabelMaps) -> Table:
                 encoded = encoding["name"], encoding["k"], encoding["dtype"]
                 rows.append((manifest.config, split.name, size, *encoded, *fidelity.values()))
     return Table(("config", "split", "map", "encoding", "k", "dtype", "kl", "same_best"), rows)
+
+
+def _calibration_summary(calibration: Calibration | None) -> dict[str, Any]:
+    """Return how well pooled labels match the annotator's answers to crops; empty unless the build measured it."""
+    if calibration is None:
+        return {}
+    return {
+        "KL of answers to crops from pooled labels, nats": calibration.kl_before,
+        "KL of answers to crops from calibrated labels, nats": calibration.kl_after,
+        "crops annotated for calibration": calibration.num_crops,
+    }
+
+
+def _calibration_table(calibration: Calibration) -> Table:
+    return Table(("area_share", "gain"), list(zip(calibration.shares, calibration.gains, strict=True)))
 
 
 def _localization_summary(measures: MapMeasures) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from ..storage.output import LocalOutput, explaining_errors, open_output
 from ..storage.redaction import redact_values
 from ..words import counted, printable
 from .annotator import Annotator, ClassSubset
+from .calibrate import fit_calibration
 from .dataset_classes import resolve_classes
 from .engines import Engine, MakeAnnotator, ShardWorker, find_engine
 from .shard import Annotated, BuildConfig
@@ -316,6 +317,7 @@ def _skipped_by(source: ImageSource) -> Iterator[Skipped]:
 
 def _finish_split(work: Work, manifest: Manifest | None, annotated: list[Annotated]) -> Manifest:
     work.check_complete(annotated)
+    existing = manifest.splits.get(work.split) if manifest else None
     rows = [row for shard in annotated for row in shard.info.rows]
     all_skipped = [*_skipped_by(work.source), *(skipped for shard in annotated for skipped in shard.skipped)]
     index = make_index(rows, images=work.build_config.images)
@@ -330,6 +332,9 @@ def _finish_split(work: Work, manifest: Manifest | None, annotated: list[Annotat
         source_sha256=work.plan["source_sha256"],
         computed_with=computed_with or None,
         skipped=[skipped._asdict() for skipped in all_skipped],
+        calibration=existing.calibration
+        if existing
+        else fit_calibration([crop for shard in annotated for crop in shard.crops]),
     )
     work.output.write(work.file(entry.index), index)
     map_size = next((shard.map_size for shard in annotated if shard.map_size), None)

@@ -66,7 +66,7 @@ def write_crops(
     images = load_images(
         source,
         indices,
-        lambda image, key: _preprocess_crops(annotator, image, key, num_crops),
+        lambda image, key: preprocess_crops(annotator, image, key, num_crops),
         target=None,
         num_threads=build_config.num_threads,
         num_ahead=build_config.num_threads + -(-2 * build_config.batch_size // num_crops),
@@ -91,7 +91,7 @@ def write_crops(
                 on_progress(1)
 
         number = 0
-        for result in _annotate_crops(images, annotator, build_config.batch_size):
+        for result in annotate_crops(images, annotator, build_config.batch_size):
             if isinstance(result, Skipped):
                 on_skipped(result)
                 on_progress(1)
@@ -103,7 +103,7 @@ def write_crops(
     return statistics
 
 
-def _preprocess_crops(annotator: Annotator, image: PIL.Image.Image, key: str, num_crops: int) -> Tensor:
+def preprocess_crops(annotator: Annotator, image: PIL.Image.Image, key: str, num_crops: int) -> Tensor:
     """Return the annotator's input for each crop of an image, `[N, ...]`."""
     size = image.height, image.width
     boxes, flips = seeded_crops([seed_of(key)], [size], num_crops)
@@ -114,7 +114,7 @@ def _preprocess_crops(annotator: Annotator, image: PIL.Image.Image, key: str, nu
     return torch.stack(crops)
 
 
-def _annotate_crops(
+def annotate_crops(
     images: Iterator[LoadedImage | Skipped], annotator: Annotator, batch_size: int
 ) -> Iterator[tuple[LoadedImage, Tensor] | Skipped]:
     """Yield each image with the logits of its crops, `[N, C]` on the CPU. A batch may have crops of several images."""

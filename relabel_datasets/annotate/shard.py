@@ -26,6 +26,7 @@ from ..shards.formats import check_refuses_truncated
 from ..shards.tars import ShardInfo, ShardWriter
 from ..words import counted
 from .annotator import Annotator
+from .calibrate import measure_images
 from .crop_shard import write_crops
 from .prefetch import LoadedImage, load_images, stack_pixels
 
@@ -69,11 +70,13 @@ class Annotated:
         info: Content of the shard.
         skipped: Unreadable images that are not in the shard.
         map_size: (H, W) of the label maps, or None if the shard is empty.
+        crops: Measurements of the random crops that calibrate labels, see `calibrate.measure_images`.
     """
 
     info: ShardInfo
     skipped: list[Skipped] = field(default_factory=list)
     map_size: tuple[int, int] | None = None
+    crops: list[list[float]] = field(default_factory=list)
 
 
 def annotate_shard(
@@ -84,6 +87,8 @@ def annotate_shard(
     build_config: BuildConfig,
     on_progress: Callable[[int], object] = lambda _count: None,
     on_skipped: Callable[[Skipped], object] = lambda _skipped: None,
+    *,
+    num_calibrated: int = 0,
 ) -> Annotated:
     """Annotate images and write them as one shard. The file is written completely or not at all.
 
@@ -95,6 +100,8 @@ def annotate_shard(
         build_config: Settings of annotation and storage.
         on_progress: Function called with the number of images done since its last call, including skipped ones.
         on_skipped: Function called with every unreadable image.
+        num_calibrated: Number of images, the first of the shard, whose random crops are annotated to calibrate label maps.
+            Default: 0.
 
     Returns:
         Content of the shard and the skipped images.
@@ -112,7 +119,10 @@ def annotate_shard(
 
     with ShardWriter(path, source.extension if build_config.images else None) as writer:
         if build_config.num_crops is None:
-            statistics = _write_maps(writer, source, indices, annotator, build_config, on_progress, on_skip, annotated)
+            calibrated = indices[:num_calibrated]
+            statistics = _write_maps(
+                writer, source, indices, annotator, build_config, on_progress, on_skip, annotated, calibrated
+            )
         else:
             statistics = write_crops(writer, source, indices, annotator, build_config, on_progress, on_skip)
         # One unreadable image in a last shard of one image is plausible; several without a readable one indicate a wrong path.
@@ -133,11 +143,12 @@ def _write_maps(
     on_progress: Callable[[int], object],
     on_skipped: Callable[[Skipped], object],
     annotated: Annotated,
+    calibrated: Sequence[int],
 ) -> Statistics:
-    """Annotate images and write their label maps, and set the size of the maps in `annotated`."""
+    """Annotate images and write their label maps, and set the size of the maps and the measured crops in `annotated`."""
     # All batches have the same shape; otherwise the last bits of a map would depend on its position in the shard.
     batch_size = min(build_config.batch_size, len(source.keys))
-    with _Encoder(writer, source, build_config, on_progress) as encoder:
+    with _Encoder(writer, source, build_config, on_progress, calibrated) as encoder:
         for batch in _image_batches(source, indices, annotator, build_config):
             for item in batch:
                 if isinstance(item, Skipped):
@@ -147,6 +158,7 @@ def _write_maps(
             if dense is not None:
                 annotated.map_size = (dense.shape[2], dense.shape[3])
             encoder.put(loaded, dense, len(batch))
+    annotated.crops = measure_images(source, encoder.kept, annotator, batch_size, build_config.num_threads)
     return encoder.statistics
 
 
@@ -154,14 +166,21 @@ class _Encoder:
     """Thread that encodes and writes batches in order while the annotator computes the next ones."""
 
     def __init__(
-        self, writer: ShardWriter, source: ImageSource, build_config: BuildConfig, on_done: Callable[[int], object]
+        self,
+        writer: ShardWriter,
+        source: ImageSource,
+        build_config: BuildConfig,
+        on_done: Callable[[int], object],
+        keep: Sequence[int],
     ) -> None:
         self._writer, self._source, self._build_config, self._on_done = writer, source, build_config, on_done
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="encode")
         self._pending: deque[tuple[int, Future[None]]] = deque()
         self._random = np.random.default_rng(0)  # the same crops in every run
         self._stream: torch.cuda.Stream | None = None
+        self._keep = set(keep)
         self.statistics = Statistics()
+        self.kept: dict[int, bytes] = {}  # stored maps of the images to keep, by position in the source
 
     def __enter__(self) -> _Encoder:
         return self
@@ -218,6 +237,8 @@ class _Encoder:
         self.statistics = add_up(parts)
         for item, blob in zip(loaded, blobs, strict=True):
             self._writer.add(source.keys[item.position], source.labels[item.position], item.data, blob)
+            if item.position in self._keep:
+                self.kept[item.position] = blob
 
 
 def _image_batches(

@@ -24,6 +24,7 @@ from ..shards.tars import ShardInfo, index_name, read_rows, shard_names
 from ..storage.output import LocalOutput, Output, explaining_errors
 from ..words import counted
 from .annotator import Annotator, ClassSubset
+from .calibrate import num_calibrated_images
 from .shard import Annotated, BuildConfig, annotate_shard
 
 Plan = dict[str, Any]
@@ -86,6 +87,17 @@ class Work:
         """Return an annotator of the classes to keep."""
         return annotator if self.rows is None else ClassSubset(annotator, self.rows, self.plan["classes"])
 
+    def num_calibrated(self, number: int) -> int:
+        """Return the number of images of a shard, its first ones, whose random crops are annotated to calibrate labels.
+
+        They are the first images of the split, whatever the size of shards, and a random sample, since the order is random.
+        """
+        if self.build_config.num_crops is not None:  # the labels of stored crops are the answers
+            return 0
+        size: int = self.plan["shard_size"]
+        total = sum(map(len, self.shards))
+        return min(size, max(0, num_calibrated_images(total) - number * size))
+
     def is_started(self) -> bool:
         """Return whether this run or an earlier one has started and not finished."""
         return self._read("plan.json") is not None
@@ -108,7 +120,8 @@ class Work:
             record = self._read(f"{self.names[number]}.json") or {}
             rows, num_bytes, sha256, statistics = record["info"]
             info = ShardInfo([Row(*row) for row in rows], num_bytes, sha256, Statistics.from_list(statistics))
-            annotated = Annotated(info, [Skipped(*fields) for fields in record["skipped"]], record["map_size"])
+            skipped = [Skipped(*fields) for fields in record["skipped"]]
+            annotated = Annotated(info, skipped, record["map_size"], record["crops"])
         except (KeyError, TypeError, ValueError):
             return None  # not finished, or the record is damaged
         is_valid = self.output.has(self.file(self.names[number]), info.num_bytes, info.sha256)
@@ -129,7 +142,14 @@ class Work:
         path = self.output.shard_path(self.file(self.names[number]))
         with explaining_errors(path.parent):
             return annotate_shard(
-                path, self.source, self.shards[number], annotator, self.build_config, on_progress, on_skipped
+                path,
+                self.source,
+                self.shards[number],
+                annotator,
+                self.build_config,
+                on_progress,
+                on_skipped,
+                num_calibrated=self.num_calibrated(number),
             )
 
     def store(self, number: int, annotated: Annotated) -> None:

@@ -243,7 +243,8 @@ def describe_result(manifest: Any, out: Any, split: str, images: str | None) -> 
     return (
         f"{shown}/{manifest.config}: {entry.num_samples} samples in "
         f"{num_shards} {'shard' if num_shards == 1 else 'shards'}, {sum(entry.shard_bytes) / 1e6:.1f} MB, "
-        f"{num_skipped} {'image' if num_skipped == 1 else 'images'} skipped\n{_describe_agreement(manifest, entry)}"
+        f"{num_skipped} {'image' if num_skipped == 1 else 'images'} skipped\n"
+        f"{_describe_agreement(manifest, entry)}{_describe_calibration(entry)}"
         f"load_dataset({shown!r}, {manifest.config!r}, split={split!r}{argument})\n"
     )
 
@@ -254,6 +255,16 @@ def _describe_agreement(manifest: Manifest, split: Split) -> str:
     is_map = ENCODINGS[manifest.encoding["name"]].is_map
     labels = "label maps, pooled over the whole image," if is_map else "mean labels of the crops of an image"
     return f"{split.agreement:.1%} of the {labels} agree with the label of their image\n"
+
+
+def _describe_calibration(split: Split) -> str:
+    if split.calibration is None:
+        return ""
+    calibration = split.calibration
+    return (
+        f"calibrated labels: KL {calibration.kl_after:.3f} instead of {calibration.kl_before:.3f} from the annotator's answers to "
+        f"{calibration.num_crops} random crops, which took as many forward passes\n"
+    )
 
 
 def _read_class_mapping(path: Path) -> dict[str, str | int]:

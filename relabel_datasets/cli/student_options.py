@@ -28,6 +28,8 @@ RECIPE_HELP = {
     "temperature": "divisor of the logits of label maps or of the annotator before the softmax; values above 1 soften the label. "
     "The student's logits are not divided, and the loss is not multiplied by the squared temperature",
     "label_weight": "weight W of the original class label, 0 to 1: the target is (1 - W) * soft label + W * one-hot label",
+    "calibrated": "apply the gains of the dataset to labels pooled from label maps, which brings them closer to the annotator's answer "
+    "to each crop",
     "model": "name of a timm model",
     "model_kwargs": "additional arguments of timm.create_model, such as drop_rate=0.1",
     "image_size": "side of a training crop in pixels",

@@ -103,7 +103,7 @@ class LabelMaps(Mapping[str, Labels]):
             keys.append(self.index.key(row))
             blobs.append(self.map_bytes(row))
         labels = self.index.labels[np.asarray(rows, np.int64)].tolist()
-        return read_labels(blobs, keys, labels, len(self.manifest.classes))
+        return read_labels(blobs, keys, labels, len(self.manifest.classes), self.split.calibration)
 
     def map_bytes(self, row: int) -> bytes:
         """Return the stored bytes of the label map at a row."""

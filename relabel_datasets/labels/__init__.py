@@ -17,6 +17,7 @@ from .._lazy import import_lazily
 
 if TYPE_CHECKING:
     from .batch import LabelMapBatch, collate, collate_crops
+    from .calibration import Calibration
     from .crop_labels import CropLabels
     from .crop_transforms import RandomStoredCrop
     from .label_map import LabelMap
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from .view import View
 
 _MODULES = {
+    "Calibration": "calibration",
     "CropLabels": "crop_labels",
     "LabelMap": "label_map",
     "LabelMapBatch": "batch",
@@ -36,6 +38,7 @@ _MODULES = {
     "pool_labels": "pooling",
 }
 __all__ = [
+    "Calibration",
     "CropLabels",
     "LabelMap",
     "LabelMapBatch",

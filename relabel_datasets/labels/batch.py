@@ -16,10 +16,12 @@ from torch.utils.data._utils.collate import collate as torch_collate
 from torch.utils.data._utils.collate import default_collate_fn_map
 
 from .blending import blend_labels, label_tensor
+from .calibration import Calibration, calibrated_temperature
 from .crop_labels import CropLabels
-from .encodings.base import Encoded
+from .eager import eagerly
+from .encodings.base import Encoded, Temperature
 from .label_map import LabelMap
-from .pooling_checks import check_label_weight
+from .pooling_checks import check_finite, check_label_weight, check_temperature, resolve_grid
 from .view import View, to_rows
 
 
@@ -32,12 +34,14 @@ class LabelMapBatch:
         views: View of each image, B in total.
         labels: Original class index of each image, or None for an image without one.
         keys: Key of each image, or None for an image without one.
+        calibrations: Calibration of each image, or None for an image without one.
     """
 
     encoded: Encoded
     views: tuple[View, ...]
     labels: tuple[int | None, ...]
     keys: tuple[str | None, ...]
+    calibrations: tuple[Calibration | None, ...]
 
     @classmethod
     def of(cls, label_maps: Sequence[LabelMap]) -> LabelMapBatch:
@@ -68,6 +72,7 @@ class LabelMapBatch:
             tuple(one.view for one in metadata),
             tuple(one.label for one in metadata),
             tuple(one.key for one in metadata),
+            tuple(one.calibration for one in metadata),
         )
 
     def __len__(self) -> int:
@@ -82,18 +87,33 @@ class LabelMapBatch:
         return self._changed(lambda tensor: tensor.pin_memory())
 
     def pool(
-        self, output_size: int | Sequence[int] = 1, temperature: float = 1.0, *, label_weight: float = 0.0
+        self,
+        output_size: int | Sequence[int] = 1,
+        temperature: float = 1.0,
+        *,
+        label_weight: float = 0.0,
+        calibrated: bool = False,
     ) -> Tensor:
         """Return the soft labels `[B, C]`, or `[B, C, h, w]` for a grid; see `LabelPooling` for the arguments.
 
         Raises:
-            ValueError: An argument is out of range, or `label_weight` is above 0 and an image has no label.
+            ValueError: An argument is out of range, `label_weight` is above 0 and an image has no label, or `calibrated` is True
+                and an image has no calibration.
         """
         check_label_weight(label_weight)
         encoded = self.encoded
         labels = label_tensor(self.labels, self.keys, encoded.num_classes) if label_weight else None
-        soft = encoded.encoding.pool(encoded, to_rows(self.views), output_size, temperature)
+        divisor: Temperature = self._calibrated(output_size, temperature) if calibrated else temperature
+        soft = encoded.encoding.pool(encoded, to_rows(self.views), output_size, divisor)
         return soft if labels is None else blend_labels(soft, labels, label_weight)
+
+    @eagerly
+    def _calibrated(self, output_size: int | Sequence[int], temperature: float) -> Temperature:
+        """Return the divisor of the pooled logits in each cell."""
+        check_temperature(temperature)
+        views = to_rows(self.views)
+        check_finite("views", views)
+        return calibrated_temperature(self.calibrations, self.keys, views, resolve_grid(output_size), temperature)
 
     def _changed(self, change: Callable[[Tensor], Tensor]) -> LabelMapBatch:
         return replace(self, encoded=self.encoded.changed(change))

@@ -104,7 +104,8 @@ def _pool_together(label_maps: list[LabelMap], pooling: LabelPooling) -> Iterabl
     batch = LabelMapBatch.stack(label_maps)
     if not pooling.localized:
         batch = replace(batch, views=(View(),) * len(batch))
-    return pooling.to_targets(batch.pool(pooling.output_size, pooling.temperature), label_maps)
+    soft = batch.pool(pooling.output_size, pooling.temperature, calibrated=pooling.calibrated)
+    return pooling.to_targets(soft, label_maps)
 
 
 def _pool_one(label_map: LabelMap, pooling: LabelPooling) -> Tensor:

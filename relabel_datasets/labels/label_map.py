@@ -14,6 +14,7 @@ from torchvision.tv_tensors import TVTensor
 from ..errors import LabelMapError
 from . import codec
 from .auto_augment import support_auto_augment
+from .calibration import Calibration
 from .encodings.base import Encoded, MapEncoding, Parts, encode_logits
 from .encodings.registry import get_map_encoding
 from .view import View
@@ -27,6 +28,7 @@ class _Metadata(NamedTuple):
     view: View
     key: str | None
     label: int | None
+    calibration: Calibration | None = None  # shared by all maps of a split
 
     def like(self, logits: Tensor) -> _Metadata:
         """Return the metadata on the device of `logits`, with floating-point tensors in its dtype."""
@@ -173,6 +175,11 @@ class LabelMap(TVTensor):
         return self._metadata.label
 
     @property
+    def calibration(self) -> Calibration | None:
+        """Gains for `LabelPooling(calibrated=True)`, or None. `load_dataset` reads them from the manifest."""
+        return self._metadata.calibration
+
+    @property
     def encoding(self) -> str:
         """Name of the encoding, such as `"heatmaps"` or `"topk"`."""
         return self._metadata.encoding.name
@@ -275,12 +282,15 @@ class LabelMap(TVTensor):
         return label_map
 
 
-def whole_map(content: codec.Decoded, key: str | None, label: int | None) -> LabelMap:
+def whole_map(
+    content: codec.Decoded, key: str | None, label: int | None, calibration: Calibration | None = None
+) -> LabelMap:
     """Return the label map of a whole image from its decoded content."""
     encoding, parts, num_classes, canvas_size = content
     assert isinstance(encoding, MapEncoding)
     logits = parts.pop("logits")
-    return LabelMap._wrap(logits, _Metadata(encoding, parts, num_classes, canvas_size, View(), key, label))
+    metadata = _Metadata(encoding, parts, num_classes, canvas_size, View(), key, label, calibration)
+    return LabelMap._wrap(logits, metadata)
 
 
 def _rebuild(logits: Tensor, metadata: _Metadata) -> LabelMap:

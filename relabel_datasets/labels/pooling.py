@@ -12,8 +12,9 @@ from typing import cast
 from torch import Tensor
 
 from .blending import blend_labels
+from .calibration import calibrated_temperature
 from .eager import eagerly
-from .encodings.base import Encoded
+from .encodings.base import Encoded, Temperature
 from .encodings.grid_pooling import pool_weighted
 from .encodings.registry import get_map_encoding
 from .encodings.sparse import SparseEncoding
@@ -28,7 +29,7 @@ from .pooling_checks import (
     to_array,
 )
 from .precision import pooling_dtype
-from .view import View
+from .view import View, to_rows
 from .weights import box_weights
 
 _TOPK, _HEATMAPS = (cast(SparseEncoding, get_map_encoding(name)) for name in ("topk", "heatmaps"))
@@ -107,8 +108,18 @@ def pool_labels(
 
 @eagerly
 def pool_label_map(
-    label_map: LabelMap, view: View, output_size: int | Sequence[int] = 1, temperature: float = 1.0
+    label_map: LabelMap,
+    view: View,
+    output_size: int | Sequence[int] = 1,
+    temperature: float = 1.0,
+    *,
+    calibrated: bool = False,
 ) -> Tensor:
     """Return the soft label `[C]`, or `[C, h, w]`, of one view of one label map."""
     encoding, parts, num_classes, *_ = label_map._metadata
-    return encoding.pool_one(label_map.logits, parts, num_classes, view, output_size, temperature)
+    divisor: Temperature = temperature
+    if calibrated:
+        grid, views = resolve_grid(output_size), to_rows([view])
+        check_finite("views", views)
+        divisor = calibrated_temperature([label_map.calibration], [label_map.key], views, grid, temperature)
+    return encoding.pool_one(label_map.logits, parts, num_classes, view, output_size, divisor)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from ..errors import LabelMapError
 from . import codec
+from .calibration import Calibration
 from .crop_labels import CropLabels, wrap_decoded
 from .encodings.base import MapEncoding
 from .label_map import LabelMap, whole_map
@@ -35,7 +36,11 @@ def read_label(blob: bytes, *, key: str | None = None, label: int | None = None)
 
 
 def read_labels(
-    blobs: Sequence[bytes], keys: Sequence[str], labels: Sequence[int], num_classes: int | None = None
+    blobs: Sequence[bytes],
+    keys: Sequence[str],
+    labels: Sequence[int],
+    num_classes: int | None = None,
+    calibration: Calibration | None = None,
 ) -> list[Labels]:
     """Read the labels of several images at once, several times faster than one at a time. They share one piece of memory.
 
@@ -44,6 +49,7 @@ def read_labels(
         keys: Keys of the samples.
         labels: Original class indices of the samples.
         num_classes: Number of classes that all must have. Default: any.
+        calibration: Calibration of the label maps. Default: none.
 
     Returns:
         The label maps or crop labels, in order.
@@ -60,12 +66,19 @@ def read_labels(
             except LabelMapError as error:
                 raise LabelMapError(f"label map {key!r}: {error}") from None
         raise
-    return _wrap(contents, keys, labels)
+    return _wrap(contents, keys, labels, calibration)
 
 
-def _wrap(contents: Sequence[codec.Decoded], keys: Sequence[str | None], labels: Sequence[int | None]) -> list[Labels]:
+def _wrap(
+    contents: Sequence[codec.Decoded],
+    keys: Sequence[str | None],
+    labels: Sequence[int | None],
+    calibration: Calibration | None = None,
+) -> list[Labels]:
     of_crops = [i for i, content in enumerate(contents) if not isinstance(content.encoding, MapEncoding)]
     crops = wrap_decoded([contents[i] for i in of_crops], [keys[i] for i in of_crops], [labels[i] for i in of_crops])
     found: dict[int, Labels] = dict(zip(of_crops, crops, strict=True))
-    found |= {i: whole_map(contents[i], keys[i], labels[i]) for i in range(len(contents)) if i not in found}
+    found |= {
+        i: whole_map(contents[i], keys[i], labels[i], calibration) for i in range(len(contents)) if i not in found
+    }
     return [found[i] for i in range(len(contents))]

@@ -243,13 +243,16 @@ class LabelPooling(Transform):
             `[C, h, w]`, as used for token labels. Default: 1.
         temperature: Divisor of the pooled logits before the softmax. Values above 1 soften the label. Default: 1.
         label_weight: Weight of the one-hot label of the original class, 0 to 1. Default: 0.
+        calibrated: Whether to multiply the pooled logits of each cell by the gain that the build fitted for the share of the
+            image that the cell covers, so that the label is closer to the annotator's answer to the crop. Default: False, as in
+            the paper.
         localized: Whether to pool the view. False pools the whole image regardless of the view. Default: True.
         multi_label: Whether to keep all classes. False returns a one-hot label of the top class. With `localized=False`,
             that is a single label per image as in the original dataset. Default: True.
 
     Raises:
         ValueError: An argument is out of range. When called: the image size differs from the canvas size of the label map, or
-            `label_weight` is above 0 and the label map has no label.
+            `label_weight` is above 0 and the label map has no label, or `calibrated` is True and it has no calibration.
         TypeError: When called: the sample holds no LabelMap.
 
     Example:
@@ -268,6 +271,7 @@ class LabelPooling(Transform):
         temperature: float = 1.0,
         *,
         label_weight: float = 0.0,
+        calibrated: bool = False,
         localized: bool = True,
         multi_label: bool = True,
     ) -> None:
@@ -278,6 +282,7 @@ class LabelPooling(Transform):
         self.output_size = output_size if isinstance(output_size, int) else grid
         self.temperature = temperature
         self.label_weight = label_weight
+        self.calibrated = calibrated
         self.localized = localized
         self.multi_label = multi_label
 
@@ -300,7 +305,7 @@ class LabelPooling(Transform):
 
     def transform(self, inpt: LabelMap, params: dict[str, Any]) -> Tensor:
         view = inpt.view if self.localized else View()
-        soft = pool_label_map(inpt, view, self.output_size, self.temperature)
+        soft = pool_label_map(inpt, view, self.output_size, self.temperature, calibrated=self.calibrated)
         return soft if self.multi_label and not self.label_weight else self.to_targets(soft[None], [inpt])[0]
 
     def to_targets(self, soft: Tensor, label_maps: Sequence[LabelMap]) -> Tensor:

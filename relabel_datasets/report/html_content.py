@@ -39,6 +39,7 @@ _TITLES = {
     "confused": "Confused classes",
     "suspects": "Suspect labels",
     "fidelity": "Fidelity of the stored labels",
+    "calibration": "Gain of calibrated labels by share of the image area",
 }
 
 

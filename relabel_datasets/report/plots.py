@@ -32,7 +32,8 @@ def plot(analysis: Analysis) -> dict[str, Figure]:
         analysis: Result of `analyze`.
 
     Returns:
-        The figures by name, one for each of the tables `overlap`, `by_overlap`, `num_classes` and `confused` that has rows.
+        The figures by name, one for each of the tables `overlap`, `by_overlap`, `num_classes`, `confused` and `calibration`
+        that has rows.
 
     Raises:
         MissingExtraError: (an ImportError) matplotlib is not installed.
@@ -46,6 +47,7 @@ def plot(analysis: Analysis) -> dict[str, Figure]:
         ("by_overlap", _by_overlap),
         ("num_classes", _num_classes),
         ("confused", _confused),
+        ("calibration", _calibration),
     ):
         if name in analysis.tables and analysis.tables[name].rows:
             with _style():
@@ -165,6 +167,16 @@ def _confused(axes: Axes, table: Table, analysis: Analysis) -> None:
     axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
     axes.set(xlabel="images")
     axes.set_title("label → class that the map ranks first", x=0)
+
+
+def _calibration(axes: Axes, table: Table, analysis: Analysis) -> None:
+    shares = [100 * share for share in _column(table, "area_share")]
+    axes.plot(shares, _column(table, "gain"), color=_COLORS[0], marker=_MARKERS[0], markersize=4)
+    axes.axhline(1, color="0.7", linewidth=0.8)
+    axes.set_xscale("log")
+    axes.set_xticks(shares, [f"{share:.0f}" for share in shares])
+    axes.minorticks_off()
+    axes.set(xlabel="share of the image area that a crop shows, %", ylabel="gain of pooled logits", ylim=(0, None))
 
 
 def _short(name: str, max_length: int = 24) -> str:

@@ -159,6 +159,12 @@ def _describe_statistics(split: Split) -> Iterator[str]:
             "" if statistics.several is None else f", {statistics.several / split.num_samples:.1%} show several classes"
         )
         yield f"{'':13}{split.agreement:.1%} agree with their label{several}"
+    if split.calibration is not None:
+        calibration = split.calibration
+        gains = ", ".join(
+            f"{gain:.2f} at {share:.0%}" for share, gain in zip(calibration.shares, calibration.gains, strict=True)
+        )
+        yield f"{'':13}calibrated KL {calibration.kl_after:.3f} instead of {calibration.kl_before:.3f}, gain {gains} of the area"
 
 
 def _describe_samples(

@@ -309,4 +309,5 @@ def _describe_split(folder: Path, split: Split, num_classes: int) -> dict[str, A
         "num_crops": statistics.crops,
         "kl": statistics.kl / max(1, statistics.crops),
         "same_best": statistics.same_best / max(1, statistics.crops),
+        "calibration": split.calibration,
     }

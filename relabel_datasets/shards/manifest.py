@@ -10,10 +10,12 @@ import hashlib
 import json
 import math
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from ..errors import DatasetError
+from ..labels.calibration import Calibration
 from ..labels.limits import MAX_CLASSES, MAX_CROPS, MAX_DENSE
 from ..naming import check_config, check_extension, check_file_name, check_sha256, check_split
 from ..schema import (
@@ -62,6 +64,7 @@ class Split:
         source_sha256: SHA-256 of the source's keys and labels, in its order.
         skipped: Images that could not be read, with `key`, `name` and `error`. Default: none.
         computed_with: `batch_size`, `device` and `torch` of the build, which affect the last bits of the maps. Default: unknown.
+        calibration: Gains that `LabelPooling(calibrated=True)` applies. Default: none.
     """
 
     name: str
@@ -79,6 +82,7 @@ class Split:
     source_sha256: str
     skipped: list[dict[str, str]] = field(default_factory=list)
     computed_with: dict[str, Any] | None = None
+    calibration: Calibration | None = None
 
     @property
     def agreement(self) -> float | None:
@@ -173,7 +177,7 @@ class Manifest:
             _check_relations(content)
         except (FieldError, DatasetError) as error:
             raise DatasetError(f"{path} is damaged: {error}") from error
-        splits = {name: Split(**split) for name, split in content.pop("splits").items()}
+        splits = {name: _parse_split(split) for name, split in content.pop("splits").items()}
         return cls(splits=splits, **content)
 
     def save(self, folder: Path) -> None:
@@ -187,6 +191,9 @@ class Manifest:
     def to_bytes(self) -> bytes:
         """Return the content of the file."""
         content = asdict(self)
+        for split in content["splits"].values():
+            if split["calibration"] is None:
+                del split["calibration"]
         content["checksum"] = _checksum(content)
         return (json.dumps(content, indent=1, sort_keys=True) + "\n").encode()
 
@@ -195,6 +202,9 @@ _COUNT = integer(0, MAX_SAMPLES)
 # See labels.statistics.Statistics. Early versions wrote five values.
 _STATISTICS = tuple_of(_COUNT, _COUNT, _COUNT, number(), _COUNT, integer(), num_optional=1)
 _COMPUTED_WITH = record(batch_size=integer(1), device=optional(text()), torch=text())
+_CALIBRATION = record(
+    shares=list_of(number(), 1), gains=list_of(number(), 1), num_crops=integer(1), kl_before=number(), kl_after=number()
+)
 _SPLIT_FIELDS: dict[str, Rule] = {
     "name": check_split,
     "num_samples": _COUNT,
@@ -211,8 +221,9 @@ _SPLIT_FIELDS: dict[str, Rule] = {
     "source_sha256": check_sha256,
     "skipped": list_of(record(key=string(), name=string(), error=string())),
     "computed_with": optional(_COMPUTED_WITH),
+    "calibration": _CALIBRATION,
 }
-_SPLIT = fields(_SPLIT_FIELDS, optional=("computed_with",))  # shards of earlier versions lack it
+_SPLIT = fields(_SPLIT_FIELDS, optional=("computed_with", "calibration"))  # shards of earlier versions lack them
 _ENCODING: dict[str, Rule] = {
     "name": text(".+", "a name"),
     "k": integer(1, MAX_CLASSES),
@@ -246,6 +257,8 @@ def _check_relations(content: dict[str, Any]) -> None:
         if split["name"] != name:
             fail(f"{field}.name", f"{name!r}, its key", split["name"])
         _check_shards(split, field)
+        if "calibration" in split:
+            _check_calibration(split["calibration"], f"{field}.calibration")
         for file in (split["index"], *split["filenames"]):
             if file.lower() in files:  # the file systems of macOS and Windows ignore case
                 raise FieldError(
@@ -265,6 +278,22 @@ def _check_shards(split: dict[str, Any], field: str) -> None:
         agreeing, several, crops, _, same_best, *_ = statistics
         if max(agreeing, several, crops) > length or same_best > crops:
             fail(f"{field}.shard_statistics[{shard}]", f"counts of at most {length} samples", statistics)
+
+
+def _check_calibration(calibration: dict[str, Any], field: str) -> None:
+    shares, gains = calibration["shares"], calibration["gains"]
+    if not 0 < shares[0] <= shares[-1] <= 1 or any(low >= high for low, high in pairwise(shares)):
+        fail(f"{field}.shares", "increasing numbers above 0 and at most 1", shares)
+    if len(gains) != len(shares) or min(gains) <= 0:
+        fail(f"{field}.gains", f"{len(shares)} positive numbers, one for each of shares", gains)
+
+
+def _parse_split(content: dict[str, Any]) -> Split:
+    calibration = content.pop("calibration", None)
+    if calibration is None:
+        return Split(**content)
+    knots = {name: tuple(calibration[name]) for name in ("shares", "gains")}
+    return Split(**content, calibration=Calibration(**{**calibration, **knots}))
 
 
 def _checksum(content: dict[str, Any]) -> str:

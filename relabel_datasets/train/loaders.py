@@ -130,11 +130,13 @@ def target_transform(label_config: LabelConfig, grid: tuple[int, int] | None = N
     """
     if label_config.tokens:
         assert grid is not None
-        return TokenLabelPooling(grid, label_config.temperature, label_weight=label_config.label_weight)
+        return TokenLabelPooling(
+            grid, label_config.temperature, label_weight=label_config.label_weight, calibrated=label_config.calibrated
+        )
     if label_config.pooled:
         return LabelPooling(
             temperature=label_config.temperature, label_weight=label_config.label_weight,
-            localized=label_config.localized, multi_label=label_config.multi_label,
+            calibrated=label_config.calibrated, localized=label_config.localized, multi_label=label_config.multi_label,
         )  # fmt: skip
     return ClassIndex()
 

@@ -27,6 +27,7 @@ class LabelConfig:
         tokens: Whether each token has a target in addition to the crop. Default: False.
         temperature: Divisor of the logits of soft labels before their softmax. Default: 1.
         label_weight: Weight of the original class label in the target of a crop, 0 to 1. Default: 0.
+        calibrated: Whether labels pooled from label maps are calibrated. Default: False.
     """
 
     pooled: bool = False
@@ -37,6 +38,7 @@ class LabelConfig:
     tokens: bool = False
     temperature: float = 1.0
     label_weight: float = 0.0
+    calibrated: bool = False
 
     @property
     def soft(self) -> bool:
@@ -69,6 +71,7 @@ class Recipe:
             without a factor of the squared temperature. Default: 1.
         label_weight: Weight w of the original class label, 0 to 1: the target is `(1 - w) * soft label + w * one-hot label`.
             Labels of tokens are not blended. Default: 0.
+        calibrated: Whether to apply the gains of the dataset to labels pooled from label maps, see `LabelPooling`. Default: False.
         model: Name of a timm model. Default: "resnet50".
         model_kwargs: Additional keyword arguments of `timm.create_model`. Default: none.
         image_size: Side of a training crop in pixels. Default: 224.
@@ -102,6 +105,7 @@ class Recipe:
     labels: str = "relabel"
     temperature: float = 1.0
     label_weight: float = 0.0
+    calibrated: bool = False
     model: str = "resnet50"
     model_kwargs: Mapping[str, Any] = field(default_factory=dict)
     image_size: int = 224
@@ -159,10 +163,15 @@ class Recipe:
             )
 
     def _check_blending(self) -> None:
-        for name, neutral in (("temperature", 1), ("label_weight", 0)):
+        for name, neutral in (("temperature", 1), ("label_weight", 0), ("calibrated", False)):
             if getattr(self, name) != neutral and not self.uses(name):
+                reason = (
+                    "are not pooled from label maps"
+                    if LABELS[self.labels].soft and name == "calibrated"
+                    else "are one-hot"
+                )
                 raise ValueError(
-                    f"{name}={getattr(self, name)} has no effect on labels={self.labels}, which are one-hot: leave out {name}=, or "
+                    f"{name}={getattr(self, name)} has no effect on labels={self.labels}, which {reason}: leave out {name}=, or "
                     "choose other labels="
                 )
 
@@ -170,17 +179,24 @@ class Recipe:
         """Return whether the targets of the recipe can depend on a value.
 
         Args:
-            name: Name of an attribute. Only `temperature` and `label_weight` are without effect on some labels.
+            name: Name of an attribute. Only `temperature`, `label_weight` and `calibrated` are without effect on some labels.
         """
         config = LABELS[self.labels]
         if name == "temperature":
             return config.soft and config.multi_label
+        if name == "calibrated":
+            return config.pooled and config.multi_label
         return config.soft if name == "label_weight" else True
 
     @property
     def label_config(self) -> LabelConfig:
         """Targets of the student."""
-        return replace(LABELS[self.labels], temperature=self.temperature, label_weight=self.label_weight)
+        return replace(
+            LABELS[self.labels],
+            temperature=self.temperature,
+            label_weight=self.label_weight,
+            calibrated=self.calibrated,
+        )
 
     def changed(self, **values: Any) -> Recipe:
         """Return a copy of the recipe with other values.

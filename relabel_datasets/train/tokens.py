@@ -31,9 +31,11 @@ class TokenLabelPooling(LabelPooling):
         temperature: Temperature of the softmax, see `LabelPooling`. Default: 1.
         label_weight: Weight of the original class label in the label of the crop, see `LabelPooling`. Labels of tokens are not
             blended, because the class label does not say where the object is. Default: 0.
+        calibrated: Whether to apply the gains of the dataset, see `LabelPooling`. Default: False.
 
     Raises:
-        ValueError: An argument is out of range. In use: `label_weight` is above 0 and a label map has no label.
+        ValueError: An argument is out of range. In use: `label_weight` is above 0 and a label map has no label, or `calibrated`
+            is True and it has no calibration.
         TypeError: The sample contains no LabelMap. Raised in use.
 
     Example:
@@ -42,10 +44,16 @@ class TokenLabelPooling(LabelPooling):
     """
 
     def __init__(
-        self, output_size: int | Sequence[int], temperature: float = 1.0, *, label_weight: float = 0.0
+        self,
+        output_size: int | Sequence[int],
+        temperature: float = 1.0,
+        *,
+        label_weight: float = 0.0,
+        calibrated: bool = False,
     ) -> None:
-        super().__init__((output_size, output_size) if isinstance(output_size, int) else output_size, temperature)
-        self._crop = LabelPooling(temperature=temperature, label_weight=label_weight)
+        grid = (output_size, output_size) if isinstance(output_size, int) else output_size
+        super().__init__(grid, temperature, calibrated=calibrated)
+        self._crop = LabelPooling(temperature=temperature, label_weight=label_weight, calibrated=calibrated)
 
     def transform(self, inpt: LabelMap, params: dict[str, Any]) -> Any:
         """Return the labels of the crop and of its tokens."""

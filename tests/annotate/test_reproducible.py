@@ -8,6 +8,7 @@ import torch
 
 import relabel_datasets as rd
 from relabel_datasets.annotate.annotator import ModuleAnnotator
+from relabel_datasets.annotate.calibrate import CROPS_PER_IMAGE
 from relabel_datasets.annotate.combine import Ensemble, FlipAveraged
 from relabel_datasets.annotate.engines import Description
 from relabel_datasets.shards.manifest import Manifest
@@ -84,7 +85,7 @@ def test_logits_do_not_depend_on_shards_other_images_or_threads(tmp_path, images
     for name, (source, arguments) in builds.items():
         build(source, tmp_path / name, recorders[name], **arguments)
     whole = recorders["one shard"]
-    assert len(whole.logits) == 40
+    assert len(whole.logits) == 40 + 2 * CROPS_PER_IMAGE  # those of two images calibrate labels
     for recorder in recorders.values():
         assert recorder.sizes == {BATCH_SIZE}
         assert len(recorder.logits) >= 33

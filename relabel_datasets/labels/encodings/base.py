@@ -18,6 +18,7 @@ from ..view import Rows, View, to_rows
 from .registry import EncodingEntry, get_encoding, get_map_encoding
 
 Array = npt.NDArray[Any]
+Temperature = float | npt.NDArray[np.float64]  # of all cells, or of each cell of a batch, `[B, n]`
 Parts = dict[str, Any]  # tensors of one map except the logits, by name; an encoding may keep some of them packed
 
 
@@ -162,7 +163,7 @@ class MapEncoding(Encoding):
         num_classes: int,
         view: View,
         output_size: int | Sequence[int] = 1,
-        temperature: float = 1.0,
+        temperature: Temperature = 1.0,
     ) -> Tensor:
         """Return the soft label `[C]`, or `[C, h, w]` for a grid, of one view of one map. Equals `pool` of a batch of one."""
         encoded = Encoded(self, self.stack([logits], [parts]), num_classes)
@@ -181,7 +182,7 @@ class MapEncoding(Encoding):
 
     @abstractmethod
     def pool(
-        self, encoded: Encoded, views: Rows, output_size: int | Sequence[int] = 1, temperature: float = 1.0
+        self, encoded: Encoded, views: Rows, output_size: int | Sequence[int] = 1, temperature: Temperature = 1.0
     ) -> Tensor:
         """Pool the logits under one view of each image of a batch.
 
@@ -189,7 +190,7 @@ class MapEncoding(Encoding):
             encoded: Encoded logits of B images.
             views: View of each image, `[B, 10]`, see `view.to_rows`.
             output_size: Grid of output cells, see `pool_labels`.
-            temperature: Divisor of the pooled logits before the softmax.
+            temperature: Divisor of the pooled logits before the softmax: one number, or one per cell, `[B, n]`.
 
         Returns:
             Soft labels `[B, C]`, or `[B, C, h, w]` for a grid.

@@ -21,7 +21,7 @@ from ..pooling_checks import check_finite, check_temperature, resolve_grid
 from ..precision import full_precision, pooling_dtype
 from ..view import Rows, are_boxes
 from ..weights import BoxWeights, box_weights, view_weights
-from .base import Encoded
+from .base import Encoded, Temperature
 
 # Function of encoded logits, the weights of their locations in each cell, and the shape of the result. It returns the mean
 # logits `[B, C]` of a single cell per image, or `[B, n, C]`, as a new tensor in the dtype of pooling.
@@ -34,7 +34,7 @@ def pool_views(
     views: Rows,
     mean_logits: MeanLogits,
     output_size: int | Sequence[int] = 1,
-    temperature: float = 1.0,
+    temperature: Temperature = 1.0,
 ) -> Tensor:
     """Pool logits `[B, K, H, W]` under one view of each of B images, rotated and sheared views included.
 
@@ -46,7 +46,7 @@ def pool_views(
         views: One view per image, `[B, 10]`, see `view.to_rows`.
         mean_logits: Function that computes the mean logits of cells.
         output_size: Grid of output cells, see `pool_labels`.
-        temperature: Divisor of the mean logits before the softmax.
+        temperature: Divisor of the mean logits before the softmax: one number, or one per cell, `[B, n]`.
 
     Returns:
         Soft labels, see `pool_labels`.
@@ -55,7 +55,8 @@ def pool_views(
         ValueError: The number of views is not that of the images, a view is not finite, or an argument is out of range.
     """
     logits, batch = encoded.logits, len(views)
-    check_temperature(temperature)
+    if not isinstance(temperature, np.ndarray):
+        check_temperature(temperature)
     if batch != len(logits):
         raise ValueError(f"expected {len(logits)} views, one per image, got {batch}")
     check_finite("views", views)
@@ -84,14 +85,15 @@ def _pool_groups(
     upright: npt.NDArray[np.bool_],
     mean_logits: MeanLogits,
     output_size: int | Sequence[int],
-    temperature: float,
+    temperature: Temperature,
 ) -> Tensor:
     """Pool upright and other views separately."""
     groups = [np.flatnonzero(upright), np.flatnonzero(~upright)]
-    pooled = [
-        pool_views(encoded.select(torch.from_numpy(group)), views[group], mean_logits, output_size, temperature)
-        for group in groups
-    ]
+    pooled = []
+    for group in groups:
+        divisor = temperature[group] if isinstance(temperature, np.ndarray) else temperature
+        chosen = encoded.select(torch.from_numpy(group))
+        pooled.append(pool_views(chosen, views[group], mean_logits, output_size, divisor))
     return torch.cat(pooled)[torch.from_numpy(np.concatenate(groups).argsort())]
 
 
@@ -100,7 +102,7 @@ def pool_weighted(
     weights: Tensor | BoxWeights,
     mean_logits: MeanLogits,
     output_size: int | Sequence[int],
-    temperature: float,
+    temperature: Temperature,
 ) -> Tensor:
     """Return the soft labels of n cells from weights `[B, n, H * W]` or from those of boxes."""
     logits = encoded.logits
@@ -109,7 +111,9 @@ def pool_weighted(
     cells = (height * width,) if height * width > 1 else ()
     with full_precision(logits.device):
         pooled = mean_logits(encoded, weights, (len(logits), *cells, encoded.num_classes))
-    if temperature != 1:
+    if isinstance(temperature, np.ndarray):
+        pooled /= torch.from_numpy(temperature).reshape(len(logits), *cells, 1).to(pooled.device, pooled.dtype)
+    elif temperature != 1:
         pooled /= temperature
     # In place where the kernel is known to allow it: memory that is new to the process costs more than the arithmetic.
     soft = torch.softmax(pooled, -1, out=pooled) if _may_overwrite(pooled) else pooled.softmax(-1)

@@ -21,7 +21,7 @@ from ..limits import MAX_DENSE
 from ..pooling_checks import check_finite
 from ..view import Rows, View, to_rows
 from ..weights import BoxWeights, line_weights
-from .base import Array, Encoded, MapEncoding, Parts, StoredTensor
+from .base import Array, Encoded, MapEncoding, Parts, StoredTensor, Temperature
 from .grid_pooling import pool_views
 from .levels import BITS, unpack_levels
 
@@ -147,7 +147,7 @@ class SparseEncoding(MapEncoding):
         num_classes: int,
         view: View,
         output_size: int | Sequence[int] = 1,
-        temperature: float = 1.0,
+        temperature: Temperature = 1.0,
     ) -> Tensor:
         # A single cell of an upright view on the CPU is computed in NumPy, whose calls cost a fraction of torch's.
         if not (output_size == 1 and view.is_box and _is_constant_on_cpu(logits, parts)):
@@ -160,7 +160,8 @@ class SparseEncoding(MapEncoding):
         rows, columns = line_weights(y1, y2, top, bottom, height), line_weights(x1, x2, left, right, width)
         lines = None if rows is None or columns is None else (rows, columns)
         soft = torch.from_numpy(self.mean_logits_of_box(logits.numpy(), parts, num_classes, lines))
-        return (soft if temperature == 1 else soft / temperature).softmax(0)
+        divisor = temperature.item() if isinstance(temperature, np.ndarray) else temperature
+        return (soft if divisor == 1 else soft / divisor).softmax(0)
 
     # Batches.
 
@@ -168,7 +169,7 @@ class SparseEncoding(MapEncoding):
         return tuple(logits.shape)  # determines the shapes of all parts
 
     def pool(
-        self, encoded: Encoded, views: Rows, output_size: int | Sequence[int] = 1, temperature: float = 1.0
+        self, encoded: Encoded, views: Rows, output_size: int | Sequence[int] = 1, temperature: Temperature = 1.0
     ) -> Tensor:
         return pool_views(encoded, views, self.mean_logits, output_size, temperature)
 

@@ -1,0 +1,119 @@
+"""Calibration: a gain of pooled logits that depends on the share of the image that a crop covers.
+
+The mean of the logits under a crop is not what the annotator answers to the crop alone: a large crop spreads an object over many
+locations, and their mean is less sure than the annotator is. The gain is a factor of the pooled logits that corrects this.
+
+Shapes: B images, n = h * w output cells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from .view import Rows, are_boxes
+
+Floats = npt.NDArray[np.float64]
+_POINTS = 32  # sampling points along a side of a rotated or sheared view
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Gain of pooled logits as a function of the share of the image area, fitted when the label maps were built.
+
+    The gain is interpolated linearly over the logarithm of the share, and constant outside the knots.
+
+    Attributes:
+        shares: Knots, increasing shares of the image area in 0..1.
+        gains: Positive gain at each knot.
+        num_crops: Number of random crops that the gains were fitted to.
+        kl_before: Mean divergence in nats of the pooled labels from the annotator's answers to these crops, without gains.
+        kl_after: The same divergence with the gains.
+    """
+
+    shares: tuple[float, ...]
+    gains: tuple[float, ...]
+    num_crops: int
+    kl_before: float
+    kl_after: float
+
+    def gains_at(self, shares: npt.ArrayLike) -> Floats:
+        """Return the gain at each share of the image area."""
+        positions = np.log(np.maximum(shares, self.shares[0]))
+        gains: Floats = np.interp(positions, np.log(self.shares), self.gains)
+        return gains
+
+
+def calibrated_temperature(
+    calibrations: Sequence[Calibration | None],
+    keys: Sequence[str | None],
+    views: Rows,
+    grid: tuple[int, int],
+    temperature: float,
+) -> Floats:
+    """Return the divisor of the pooled logits in each cell, `[B, n]`: the temperature over the gain.
+
+    Args:
+        calibrations: Calibration of each image.
+        keys: Key of each image, which errors name.
+        views: View of each image, `[B, 10]`.
+        grid: Number of output cells (h, w).
+        temperature: Divisor of the calibrated logits.
+
+    Raises:
+        ValueError: An image has no calibration.
+    """
+    shares = covered_shares(views, grid)
+    gains = np.empty_like(shares)
+    for calibration in dict.fromkeys(calibrations):  # usually one
+        rows = [row for row, other in enumerate(calibrations) if other == calibration]
+        if calibration is None:
+            raise ValueError(
+                f"the label map of {keys[rows[0]]!r} has no calibration, which calibrated=True applies: build the label maps of "
+                "at least 20 images with `relabel build`, which fits the gains, and read them with load_dataset; or leave out "
+                "calibrated=True"
+            )
+        gains[rows] = calibration.gains_at(shares[rows])
+    return temperature / gains
+
+
+def covered_shares(views: Rows, grid: tuple[int, int]) -> Floats:
+    """Return the share of the image area that each cell of each view covers, `[B, n]`.
+
+    Parts of a cell outside the visible box do not count. The shares of upright views are exact. Those of other views are counted
+    on a grid of points.
+
+    Args:
+        views: Views `[B, 10]`, see `view.to_rows`.
+        grid: Number of output cells (h, w).
+    """
+    upright = are_boxes(views)
+    shares = np.empty((len(views), grid[0] * grid[1]))
+    for chosen, measure in ((upright, _shares_of_boxes), (~upright, _shares_of_others)):
+        if chosen.any():
+            shares[chosen] = measure(views[chosen], grid).reshape(-1, shares.shape[1])
+    return shares
+
+
+def _shares_of_boxes(views: Rows, grid: tuple[int, int]) -> Floats:
+    xx, _, x0, _, yy, y0, left, top, right, bottom = views.T[..., None]
+    columns = np.clip(x0 + xx * np.linspace(0, 1, grid[1] + 1), left, right)
+    rows = np.clip(y0 + yy * np.linspace(0, 1, grid[0] + 1), top, bottom)
+    shares: Floats = np.abs(np.diff(rows))[:, :, None] * np.abs(np.diff(columns))[:, None]
+    return shares
+
+
+def _shares_of_others(views: Rows, grid: tuple[int, int]) -> Floats:
+    height, width = grid
+    down, across = (max(4, -(-_POINTS // cells)) for cells in grid)  # points in a cell
+    u = (np.arange(width * across) + 0.5) / (width * across)
+    v = (np.arange(height * down)[:, None] + 0.5) / (height * down)
+    xx, xy, x0, yx, yy, y0, left, top, right, bottom = views.T[..., None, None]
+    x, y = xx * u + xy * v + x0, yx * u + yy * v + y0
+    inside = (x >= left) & (x <= right) & (y >= top) & (y <= bottom)
+    counted = inside.reshape(-1, height, down, width, across).mean((2, 4))
+    shares: Floats = np.abs(xx * yy - xy * yx) / (height * width) * counted
+    return shares
