@@ -14,7 +14,7 @@ from relabel_datasets.demo.scenes import CLASSES, read_objects
 from relabel_datasets.labels import windows
 from relabel_datasets.labels.crops import random_resized_crops
 
-MAP_TABLES = {"num_classes", "classes", "confused", "suspects", "fidelity"}
+MAP_TABLES = {"num_classes", "classes", "confused", "suspects", "fidelity", "calibration"}
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +81,17 @@ def test_a_dataset_can_be_analyzed_without_boxes(scenes):
         rd.analysis.analyze(rd.storage.open_folder(scenes / "dataset"), "heatmaps", num_crops=48, progress=False)
         == analysis
     )
+
+
+def test_the_gains_of_the_split_are_reported(scenes, both):
+    calibration = rd.LabelMaps(scenes / "dataset", "heatmaps").split.calibration
+    assert _rows(both, "calibration") == [
+        {"area_share": share, "gain": gain} for share, gain in zip(calibration.shares, calibration.gains, strict=True)
+    ]
+    summary = both.summary["label maps"]
+    assert summary["KL of answers to crops from pooled labels, nats"] == calibration.kl_before
+    assert summary["KL of answers to crops from calibrated labels, nats"] == calibration.kl_after
+    assert summary["crops annotated for calibration"] == calibration.num_crops == 8
 
 
 def test_dataset_and_boxes_together_include_the_results_of_each(scenes, scene_boxes, both):

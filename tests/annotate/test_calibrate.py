@@ -1,4 +1,5 @@
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 from torchvision.transforms.v2 import functional as F
@@ -7,12 +8,13 @@ import relabel_datasets as rd
 from relabel_datasets.annotate.annotator import ModuleAnnotator
 from relabel_datasets.annotate.calibrate import (
     CROPS_PER_IMAGE,
-    cut_crops,
     fit_calibration,
     measure_crops,
     num_calibrated_images,
 )
 from relabel_datasets.labels import Calibration
+from relabel_datasets.labels.crops import seeded_crops, to_pixels
+from relabel_datasets.labels.encodings.crops import seed_of
 from relabel_datasets.shards.manifest import Manifest
 from tests.conftest import ColourNet, picture
 
@@ -23,17 +25,6 @@ from tests.conftest import ColourNet, picture
 )
 def test_few_images_are_cropped(num_images, expected):
     assert num_calibrated_images(num_images) == expected
-
-
-def test_crops_depend_on_the_key_alone_and_are_preprocessed_as_whole_images(annotator):
-    image = picture(3, (90, 130))
-    crops = cut_crops(image, "a", annotator)
-    assert len(crops.pixels) == len(crops.boxes_xyxy) == CROPS_PER_IMAGE
-    assert np.array_equal(cut_crops(image, "a", annotator).boxes_xyxy, crops.boxes_xyxy)
-    assert not np.array_equal(cut_crops(image, "b", annotator).boxes_xyxy, crops.boxes_xyxy)
-    for (x1, y1, x2, y2), pixels in zip(crops.boxes_xyxy * [*image.size, *image.size], crops.pixels, strict=True):
-        part = F.crop(image, round(y1), round(x1), round(y2 - y1), round(x2 - x1))
-        assert torch.equal(pixels, annotator.preprocess(part))
 
 
 class ContextNet(ColourNet):
@@ -56,50 +47,47 @@ def pooled(label_map, image, box_xyxy, *, calibrated=False):
     return rd.LabelPooling(calibrated=calibrated)(F.crop(label_map, y1, x1, y2 - y1, x2 - x1))
 
 
-def records_of(gain_of, annotator, num_images):
+def records_of(gain_of, num_images):
     """Return the records of crops whose answers are the pooled logits times a gain that depends on the share of the area."""
     generator, records = torch.Generator().manual_seed(0), []
     for i in range(num_images):
         image, label_map = picture(i), rd.LabelMap.from_logits(20 * torch.randn(3, 5, 7, generator=generator), k=3)
-        crops = cut_crops(image, str(i), annotator)
-        answers = [
-            pooled(label_map, image, box).log() * gain_of((box[2] - box[0]) * (box[3] - box[1]))
-            for box in crops.boxes_xyxy
-        ]
-        records += measure_crops([(label_map.to_safetensors("float16"), crops)], torch.stack(answers))
+        boxes = seeded_crops([i], [(image.height, image.width)], CROPS_PER_IMAGE)[0][0]
+        gains = [gain_of((x2 - x1) * (y2 - y1)) for x1, y1, x2, y2 in boxes]
+        answers = [pooled(label_map, image, box).log() * gain for box, gain in zip(boxes, gains, strict=True)]
+        records += measure_crops(label_map.to_safetensors("float16"), boxes, torch.stack(answers))
     return records
 
 
-def test_the_fit_recovers_gains_that_depend_on_the_area(annotator):
+def test_the_fit_recovers_gains_that_depend_on_the_area():
     true = Calibration((0.08, 1.0), (0.7, 2.0), num_crops=1, kl_before=0.0, kl_after=0.0)
-    records = records_of(lambda share: float(true.gains_at(share)), annotator, 60)
+    records = records_of(lambda share: float(true.gains_at(share)), 60)
     fitted = fit_calibration(records)
     assert fitted.num_crops == 240
     assert fitted.gains == pytest.approx(true.gains_at(fitted.shares), rel=0.1)
     assert fitted.kl_after < 0.1 * fitted.kl_before
 
 
-def test_a_fit_is_never_worse_than_no_gains(annotator):
+def test_a_fit_is_never_worse_than_no_gains():
     for num_crops in (1, 2, 5, 16):
-        fitted = fit_calibration(records_of(lambda share: 1.0, annotator, 4)[:num_crops])
+        fitted = fit_calibration(records_of(lambda share: 1.0, 4)[:num_crops])
         assert fitted.num_crops == num_crops
         assert fitted.kl_after <= fitted.kl_before
         assert fitted.gains == pytest.approx((1, 1, 1, 1), abs=0.1)
 
 
-def test_gains_stay_in_the_range_that_was_measured(annotator):
+def test_gains_stay_in_the_range_that_was_measured():
     for true, bound in ((1e-3, 0.25), (1e3, 8)):
-        fitted = fit_calibration(records_of(lambda share, true=true: true, annotator, 8))
+        fitted = fit_calibration(records_of(lambda share, true=true: true, 8))
         assert fitted.gains == pytest.approx((bound,) * 4, rel=0.1)
 
 
-def test_crops_with_answers_that_are_not_finite_are_left_out(annotator):
-    crops = cut_crops(picture(0), "0", annotator)
+def test_crops_with_answers_that_are_not_finite_are_left_out():
     blob = rd.LabelMap.from_logits(torch.randn(3, 5, 7), k=3).to_safetensors()
-    answers = torch.zeros(CROPS_PER_IMAGE, 3)
+    answers = torch.zeros(4, 3)
     answers[1, 2] = torch.nan
     answers[3, 0] = torch.inf
-    assert len(measure_crops([(blob, crops)], answers)) == 2
+    assert len(measure_crops(blob, np.array([[0, 0, 1, 1]] * 4), answers)) == 2
     assert fit_calibration([]) is None
 
 
@@ -126,9 +114,11 @@ def test_a_build_stores_gains_and_divergences_that_pooling_reproduces(tmp_path, 
     divergences = {False: [], True: []}
     for row in range(3):
         image, label_map = dataset[row]
-        crops = cut_crops(image, label_map.key, in_context)
-        answers = in_context(torch.stack(crops.pixels)).mean((2, 3)).log_softmax(1)
-        for box, answer in zip(crops.boxes_xyxy, answers, strict=True):
+        size = image.height, image.width
+        boxes, flips = seeded_crops([seed_of(label_map.key)], [size], CROPS_PER_IMAGE)
+        for box, corners, flip in zip(boxes[0], to_pixels(boxes[0], size).tolist(), flips[0], strict=True):
+            crop = F.horizontal_flip(image.crop(corners)) if flip else image.crop(corners)
+            answer = in_context(in_context.preprocess(crop)[None]).mean((0, 2, 3)).log_softmax(0)
             for calibrated, values in divergences.items():
                 label = pooled(label_map, image, box, calibrated=calibrated)
                 values.append(float((answer.exp() * (answer - label.log())).sum()))
@@ -171,3 +161,25 @@ def test_small_datasets_have_no_calibration(tmp_path, image_folder, annotator):
     label_map = rd.load_dataset(tmp_path, split="train")[0][1]
     with pytest.raises(ValueError, match="has no calibration"):
         rd.LabelPooling(calibrated=True)(label_map)
+
+
+def test_images_too_large_for_full_size_are_left_out_of_the_calibration_only(tmp_path, images, annotator, monkeypatch):
+    path = tmp_path / "images" / "cat" / "0.png"
+    path.unlink()
+    picture(0, (800, 1000)).save(path.with_suffix(".jpg"))
+    monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 300_000)
+    keep_first = rd.data.ImageFolderSource(tmp_path / "images")
+    keep_first = _Repeated(keep_first, keep_first.keys.index("0"))
+    manifest = rd.build(keep_first, tmp_path / "out", annotator, progress=False)
+    assert manifest.splits["train"].num_samples == 40
+    assert manifest.splits["train"].skipped == []
+    assert manifest.splits["train"].calibration is None
+
+
+class _Repeated:
+    """Source of 40 samples of one image."""
+
+    def __init__(self, source, index):
+        self.keys, self.labels = [f"k{i}" for i in range(40)], [0] * 40
+        self.classes, self.key_rule, self.extension = source.classes, None, "jpg"
+        self.read, self.name = (lambda _index: source.read(index)), str

@@ -23,7 +23,7 @@ from torchvision.ops import roi_align
 
 import relabel_datasets as rd
 from relabel_datasets.annotate.annotator import Annotator
-from relabel_datasets.annotate.calibrate import CutCrops, fit_calibration, measure_crops, pooled_logits
+from relabel_datasets.annotate.calibrate import fit_calibration, measure_crops, pooled_logits
 from relabel_datasets.cli.annotator_options import add_annotator_arguments, annotator_from
 from relabel_datasets.labels import codec
 from relabel_datasets.labels.crops import random_resized_crops
@@ -108,8 +108,8 @@ def store_maps(args: argparse.Namespace, crops: Crops, size: int, encoding: str 
 def calibrated(maps: StoredMaps, crops: Crops) -> Tensor:
     """Return pooled logits with the gains that a build would store for the first half of the images."""
     fitted = slice(crops.num_fitted)
-    cropped = [(blob, CutCrops(boxes, [])) for blob, boxes in zip(maps.blobs[fitted], crops.boxes[fitted], strict=True)]
-    calibration = fit_calibration(measure_crops(cropped, crops.answers[fitted].flatten(0, 1)))
+    records = map(measure_crops, maps.blobs[fitted], crops.boxes[fitted], crops.answers[fitted])
+    calibration = fit_calibration([record for of_image in records for record in of_image])
     print(f"{maps.size} px: {calibration}", flush=True)
     return maps.pooled * torch.from_numpy(calibration.gains_at(crops.shares))[..., None]
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import torch
 from torch import Tensor
 
 import relabel_datasets as rd
-from relabel_datasets.labels import encodings
+from relabel_datasets.labels import Calibration, encodings
 from relabel_datasets.labels.encodings.sparse import SparseEncoding
 from relabel_datasets.labels.view import rows_of_boxes
+from relabel_datasets.shards.manifest import Manifest
 
 NUM_CLASSES, HEIGHT, WIDTH = 13, 7, 5
 CANVAS_SIZE = (17, 11)
+GAINS = Calibration((0.1, 0.4, 1.0), (0.5, 1.5, 3.0), num_crops=8, kl_before=1.0, kl_after=0.5)
 ENCODINGS = tuple(encodings.map_encodings())
 SPARSE = tuple(name for name in ENCODINGS if isinstance(encodings.get_encoding(name), SparseEncoding))
 
@@ -54,6 +59,13 @@ def pool_boxes(encoded: encodings.Encoded, boxes: Tensor, **arguments) -> Tensor
     )
 
 
+def set_calibration(folder: Path, calibration: Calibration = GAINS) -> None:
+    """Store a calibration of the training split in the manifest of a config."""
+    manifest = Manifest.load(folder)
+    splits = {**manifest.splits, "train": replace(manifest.splits["train"], calibration=calibration)}
+    replace(manifest, splits=splits).save(folder)
+
+
 def assert_same_map(got: rd.LabelMap, want: rd.LabelMap) -> None:
     assert type(got) is rd.LabelMap
     assert_same_metadata(got, want)
@@ -67,5 +79,5 @@ def assert_same_metadata(got: rd.LabelMap, want: rd.LabelMap) -> None:
     assert {name: part.shape for name, part in got.tensors.items()} == {
         name: part.shape for name, part in want.tensors.items()
     }
-    for name in ("num_classes", "canvas_size", "view", "key", "label", "encoding"):
+    for name in ("num_classes", "canvas_size", "view", "key", "label", "encoding", "calibration"):
         assert getattr(got, name) == getattr(want, name)

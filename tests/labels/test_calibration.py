@@ -1,5 +1,4 @@
 import pickle
-from dataclasses import replace
 
 import numpy as np
 import PIL.Image
@@ -14,10 +13,8 @@ from relabel_datasets.labels import Calibration, View
 from relabel_datasets.labels.calibration import covered_shares
 from relabel_datasets.labels.compose import run_batch, run_pipeline
 from relabel_datasets.labels.view import to_rows
-from relabel_datasets.shards.manifest import Manifest
-from tests.labels.samples import CANVAS_SIZE, ENCODINGS, random_map
+from tests.labels.samples import CANVAS_SIZE, ENCODINGS, GAINS, random_map, set_calibration
 
-GAINS = Calibration((0.1, 0.4, 1.0), (0.5, 1.5, 3.0), num_crops=8, kl_before=1.0, kl_after=0.5)
 OTHER_GAINS = Calibration((0.1, 1.0), (2.0, 2.0), num_crops=8, kl_before=1.0, kl_after=0.5)
 IMAGE = PIL.Image.new("RGB", CANVAS_SIZE[::-1])
 HEIGHT, WIDTH = CANVAS_SIZE
@@ -38,13 +35,6 @@ VIEWS = {
 
 def calibrated_map(encoding, calibration=GAINS):
     return rd.LabelMap.wrap(random_map(encoding).logits, like=random_map(encoding), calibration=calibration)
-
-
-def set_calibration(folder, calibration=GAINS):
-    """Store a calibration of the training split in the manifest of a config."""
-    manifest = Manifest.load(folder)
-    splits = {**manifest.splits, "train": replace(manifest.splits["train"], calibration=calibration)}
-    replace(manifest, splits=splits).save(folder)
 
 
 def share_by_points(view, cell=(0, 0), grid=(1, 1), points=400):

@@ -24,6 +24,7 @@ def analysis():
         ),
         "num_classes": Table(("classes", "images_shown", "crops_share_0.1"), [(0, 0, 0.1), (1, 0.7, 0.9), (2, 0.3, 0)]),
         "confused": Table(("label", "best", "images"), confused),
+        "calibration": Table(("area_share", "gain"), [(0.08, 0.6), (0.2, 1.0), (1.0, 1.9)]),
         "suspects": Table(("key", "label", "suggestion", "margin"), []),
     }
     return Analysis({"crops and objects": shares}, tables)
@@ -34,7 +35,7 @@ def _texts(data):
 
 
 def test_each_table_with_rows_is_plotted(analysis):
-    assert list(plot(analysis)) == ["overlap", "by_overlap", "num_classes", "confused"]
+    assert list(plot(analysis)) == ["overlap", "by_overlap", "num_classes", "confused", "calibration"]
     empty = Analysis({}, {"confused": Table(("label", "best", "images"), [])})
     assert plot(empty) == {}
 
@@ -48,7 +49,7 @@ def test_files_are_reproducible_and_independent_of_the_users_style(analysis, tmp
         again = save_plots(analysis, second)
     assert [path.name for path in paths] == [path.name for path in again]
     assert {path.suffix for path in paths} == {".png", ".svg"}
-    assert len(paths) == 8
+    assert len(paths) == 10
     assert [path.read_bytes() for path in paths] == [path.read_bytes() for path in again]
     assert sorted(first.iterdir()) == sorted(paths)
 

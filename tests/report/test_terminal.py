@@ -11,6 +11,7 @@ from relabel_datasets.labels.windows import DEFINITION
 from relabel_datasets.report.terminal import _heatmap, _heatmap_row, describe
 from tests.bad_names import change_manifest
 from tests.conftest import ColourNet, picture
+from tests.labels.samples import set_calibration
 from tests.servers import FaultyServer
 
 SHARD = "train-00001-of-00003.tar"
@@ -91,6 +92,14 @@ def test_agreement_and_several_classes_equal_those_of_analyze(folder, tmp_path):
     text = describe(folder, "colours")
     assert f"{agree:.1%} agree with their label, {several:.1%} show several classes" in text
     assert DEFINITION in " ".join(text.split())  # next to the number
+
+
+def test_gains_are_shown_if_the_split_has_them(folder, tmp_path):
+    folder = shutil.copytree(folder, tmp_path / "gains")
+    assert "calibrated" not in describe(folder, "colours")
+    set_calibration(folder / "colours")
+    text = describe(folder, "colours")
+    assert "calibrated KL 0.500 instead of 1.000, gain 0.50 at 10%, 1.50 at 40%, 3.00 at 100% of the area\n" in text
 
 
 def test_several_classes_of_early_versions_are_not_shown(folder, tmp_path):

@@ -17,6 +17,7 @@ from huggingface_hub import DatasetCard, DatasetCardData
 import relabel_datasets as rd
 from relabel_datasets.shards.card_template import package_templates
 from tests.conftest import ROOT
+from tests.labels.samples import set_calibration
 
 REPO = "org/photos"
 TEMPLATES = ("default", "imagenet-relabel", "imagenette-relabel", "scenes-relabel")
@@ -97,6 +98,15 @@ def test_a_rendered_card_has_complete_tables(publish, template):
         assert crops == "13"
     assert "arxiv.org/abs/2101.05022" in text
     assert "## Limits" in text
+
+
+def test_a_card_has_a_table_of_gains_if_a_split_has_them(publish, dataset_folder):
+    assert "calibrated" not in publish()
+    set_calibration(dataset_folder / "colours")
+    text = publish()
+    row = "| train | 1.000 nats | 0.500 nats | 0.50 at 10%, 1.50 at 40%, 3.00 at 100% | 8 |"
+    assert text.count("| gain at each share of the area |") == text.count(row) == 1
+    assert f"| --- | --- | --- | --- | --- |\n{row}\n\n" in text
 
 
 @pytest.mark.parametrize("name", ["colours", "labels-only"])

@@ -3,12 +3,14 @@
 import copy
 import json
 import shutil
+from dataclasses import asdict
 
 import pytest
 
 import relabel_datasets as rd
 from relabel_datasets.report.terminal import describe
 from relabel_datasets.shards.manifest import MANIFEST_NAME, Manifest, _checksum
+from tests.labels.samples import GAINS
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +84,31 @@ CASES = {
     "skipped with a number": (f"{TRAIN}.skipped", [{"key": "a", "name": "b", "error": 1}]),
     "an unknown field of a split": (f"{TRAIN}.extra", 1),
     "an unknown field": ("extra", 1),
+    **{
+        f"gains with {name} of {value!r}": (f"{TRAIN}.calibration", {**asdict(GAINS), name: value})
+        for name, values in (
+            (
+                "shares",
+                [
+                    (),
+                    (0.1, 0.4),
+                    (0.4, 0.1, 1.0),
+                    (0.1, 0.1, 1.0),
+                    (0.0, 0.4, 1.0),
+                    (0.1, 0.4, 1.1),
+                    ("a", 0.4, 1),
+                    0.1,
+                ],
+            ),
+            ("gains", [(), (1.0, 1.0), (0.0, 1.0, 1.0), (1.0, 1.0, -1.0), (True, 1.0, 1.0), (1.0, 1.0, 10**300), None]),
+            ("num_crops", [0, 1.5, None]),
+            ("kl_before", ["1", None]),
+            ("kl_after", [[1.0]]),
+            ("more", [1]),
+        )
+        for value in values
+    },
+    "gains of null": (f"{TRAIN}.calibration", None),
     "no splits": ("splits", {}),
     "one class": ("classes", ["a"]),
     "no classes": ("classes", []),
@@ -141,9 +168,20 @@ def test_a_valid_manifest_is_read(content):
         ("encoding.map_size", None),
         (f"{TRAIN}.skipped", [names]),
         (f"{TRAIN}.key_rule", None),
+        (f"{TRAIN}.calibration", json.loads(json.dumps(asdict(GAINS)))),
     ):
         manifest = Manifest.parse(sealed(changed(content, path, value)), "some/_info.json")
         assert Manifest.parse(manifest.to_bytes(), "again") == manifest
+
+
+def test_the_gains_of_a_split_are_optional(content):
+    manifest = Manifest.parse(sealed(content), "some/_info.json")
+    assert manifest.splits["train"].calibration is None
+    assert (
+        b"calibration" not in manifest.to_bytes()
+    )  # the bytes of manifests without gains are those of earlier versions
+    with_gains = changed(content, f"{TRAIN}.calibration", json.loads(json.dumps(asdict(GAINS))))
+    assert Manifest.parse(sealed(with_gains), "some/_info.json").splits["train"].calibration == GAINS
 
 
 @pytest.mark.parametrize(

@@ -42,12 +42,15 @@ def test_the_command_scores_label_maps_trains_students_and_reuses_results(scenes
 
 
 def test_a_temperature_applies_to_the_rows_with_soft_labels():
-    args = make_parser().parse_args(["compare", "data", "--temperature", "2", "--label-weight", "0.5"])
+    args = make_parser().parse_args(["compare", "data", "--temperature", "2", "--label-weight", "0.5", "--calibrated"])
     args.presets = list(PRESETS)
     recipes = _recipes(args, ["a"])
     assert {preset for preset, recipe in recipes.items() if recipe.label_weight == 0.5} == PRESETS.keys() - {
         "single-label",
         "label-smoothing",
+    }
+    assert {preset for preset, recipe in recipes.items() if recipe.calibrated} == {
+        preset for preset, recipe in PRESETS.items() if recipe.label_config.pooled and recipe.label_config.multi_label
     }
     assert (recipes["relabel"].temperature, recipes["single-label"].temperature) == (2, 1)
     assert (recipes["global-single-label"].temperature, recipes["distillation"].temperature) == (1, 2)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import relabel_datasets as rd
+from relabel_datasets.labels import Calibration
 from relabel_datasets.train.loaders import CenterCrops, ClassIndex, target_transform, train_loader
 from relabel_datasets.train.recipe import LABELS
 from relabel_datasets.train.seeds import SeededTransforms, seed_all
@@ -77,6 +78,20 @@ def test_labels_of_tokens_have_the_values_of_the_recipe(tiny):
     soft, tokens = target_transform(label_config, (2, 2))(label_map)
     assert torch.equal(soft, rd.LabelPooling(temperature=2.0, label_weight=0.25)(label_map))
     assert torch.equal(tokens, rd.LabelPooling((2, 2), 2.0)(label_map))
+
+
+@pytest.mark.parametrize("labels", ["relabel", "global-multi", "tokens"])
+def test_labels_are_calibrated_if_the_recipe_says_so(tiny, labels):
+    label_map = rd.LabelMap.from_logits(torch.randn(12, 4, 4))
+    gains = Calibration((0.1, 1.0), (2.0, 3.0), num_crops=8, kl_before=1.0, kl_after=0.5)
+    label_map = rd.LabelMap.wrap(label_map.logits, like=label_map, calibration=gains)
+    recipe = tiny.changed(labels=labels)
+    plain, calibrated = (
+        target_transform(recipe.changed(calibrated=value).label_config, (2, 2))(label_map) for value in (False, True)
+    )
+    pairs = zip(plain, calibrated, strict=True) if labels == "tokens" else [(plain, calibrated)]
+    for (before, after), gain in zip(pairs, (3.0, float(gains.gains_at(0.25))), strict=False):
+        torch.testing.assert_close(after, (before.log() * gain).softmax(0), rtol=0, atol=1e-5)
 
 
 def test_only_global_labels_are_equal_for_all_crops(scenes, tiny):

@@ -46,6 +46,11 @@ def test_presets_are_those_of_the_paper_and_cover_all_labels():
             {"labels": "localized-single", "temperature": 2.0},
             "temperature=2.0 has no effect on labels=localized-single",
         ),
+        ({"labels": "single", "calibrated": True}, "calibrated=True has no effect on labels=single, which are one-hot"),
+        (
+            {"labels": "distilled", "calibrated": True},
+            "calibrated=True has no effect on labels=distilled, which are not pooled from label maps",
+        ),
     ],
 )
 def test_a_recipe_value_out_of_range_is_an_error(values, message):
@@ -54,14 +59,16 @@ def test_a_recipe_value_out_of_range_is_an_error(values, message):
 
 
 @pytest.mark.parametrize("labels", LABELS)
-def test_temperature_and_label_weight_are_values_of_all_labels_that_use_them(labels):
+def test_temperature_label_weight_and_calibration_are_values_of_all_labels_that_use_them(labels):
     recipe = Recipe(labels=labels)
     assert (recipe.label_config.temperature, recipe.label_config.label_weight) == (1, 0)
-    values = {name: value for name, value in (("temperature", 2.0), ("label_weight", 0.3)) if recipe.uses(name)}
+    every = {"temperature": 2.0, "label_weight": 0.3, "calibrated": True}
+    values = {name: value for name, value in every.items() if recipe.uses(name)}
     config = recipe.changed(**values).label_config
     assert config == replace(LABELS[labels], **values)
     assert ("label_weight" in values) is (labels not in ("single", "smoothed"))
     assert ("temperature" in values) is (config.soft and config.multi_label)
+    assert ("calibrated" in values) is (labels in ("relabel", "global-multi", "tokens"))
 
 
 @pytest.mark.parametrize(
@@ -94,7 +101,7 @@ def test_options_become_values_of_their_fields():
     ]
     args = make_parser().parse_args(
         [*arguments, "--ema-decay", "0.99", "--auto-augment", "rand-m9", "--eval-size", "64",
-         "--temperature", "2", "--label-weight", "0.25", "--dtype", "bfloat16", "--no-progress", "--compile", "--window", "3"]
+         "--temperature", "2", "--label-weight", "0.25", "--calibrated", "--dtype", "bfloat16", "--no-progress", "--compile", "--window", "3"]
     )  # fmt: skip
     kwargs = {"depth": 12, "flag": True, "pad": "same", "sizes": [1, 2]}
     assert PRESETS["relabel"].changed(**recipe_values(args)) == Recipe(
@@ -105,6 +112,7 @@ def test_options_become_values_of_their_fields():
         dtype="bfloat16",
         temperature=2.0,
         label_weight=0.25,
+        calibrated=True,
     )
     assert runtime_from(args) == RuntimeConfig(progress=False, compile=True, window=3)
 
