@@ -44,8 +44,7 @@ def measure_images(
 ) -> list[list[float]]:
     """Annotate random crops of images, and measure the divergence of pooled labels from the annotator's answers.
 
-    The crops are the first stored crops of the images, see `labels.crops.seeded_crops`. An image that is too large to be decoded at
-    full size is left out.
+    The crops are the first that a build of stored crops would annotate, see `labels.crops.seeded_crops`.
 
     Args:
         source: Source of the images.

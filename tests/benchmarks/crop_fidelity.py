@@ -11,7 +11,8 @@ all figures are those of the other half. KL is the divergence of the label from 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +23,7 @@ from torch import Tensor
 from torchvision.ops import roi_align
 
 import relabel_datasets as rd
-from relabel_datasets.annotate.annotator import Annotator
+from relabel_datasets.annotate.annotator import Annotator, classify
 from relabel_datasets.annotate.calibrate import fit_calibration, measure_crops, pooled_logits
 from relabel_datasets.cli.annotator_options import add_annotator_arguments, annotator_from
 from relabel_datasets.labels import codec
@@ -73,11 +74,13 @@ class StoredMaps(NamedTuple):
         return sum(map(len, self.blobs)) / len(self.blobs)
 
 
-def annotate(annotator: Annotator, images: list[PIL.Image.Image]) -> Tensor:
-    """Return dense logits `[N, C, H, W]`."""
+def annotate(
+    annotator: Annotator, images: list[PIL.Image.Image], call: Callable[[Tensor], Tensor] | None = None
+) -> Tensor:
+    """Return dense logits `[N, C, H, W]`, or what another function of the preprocessed images returns."""
     pixels = [annotator.preprocess(image) for image in images]
     return torch.cat(
-        [annotator(torch.stack(pixels[i : i + _BATCH])).float().cpu() for i in range(0, len(pixels), _BATCH)]
+        [(call or annotator)(torch.stack(pixels[i : i + _BATCH])).float().cpu() for i in range(0, len(pixels), _BATCH)]
     )
 
 
@@ -89,7 +92,7 @@ def draw_crops(images: list[PIL.Image.Image], num_crops: int, annotator: Annotat
         corners = np.rint(drawn * [*image.size, *image.size])
         parts = [image.crop(tuple(box)) for box in corners.astype(int).tolist()]
         boxes.append(drawn)
-        answers.append(annotate(annotator, parts).mean((2, 3)))
+        answers.append(annotate(annotator, parts, partial(classify, annotator)))
     return Crops(images, np.stack(boxes), torch.stack(answers))
 
 
