@@ -30,6 +30,8 @@ SYNSETS = [
 SMALL = {  # IMAGES stands for an ImageFolder, CHECKPOINT for the weights of the annotator
     "annotators": "IMAGES --num-images 2 --num-crops 1 --steps 1",
     "building": "IMAGES/train --annotator resnet18 --checkpoint CHECKPOINT --input-size 64 --batch-size 4",
+    "crop_fidelity": "IMAGES/train --annotator resnet18 --checkpoint CHECKPOINT --input-size 64 --num-images 4 --num-crops 2 --size 64 "
+    "--sizes 64 96 128",
     "fidelity": "IMAGES/train --annotator resnet18 --checkpoint CHECKPOINT --num-images 4 --num-crops 2 --sizes 64",
     "label_errors": "IMAGES/train --annotator resnet18 --checkpoint CHECKPOINT --input-size 64 --num-mosaics 20 --seeds 1",
     "loading": "--num-images 8 --rounds 1 --num-workers 0",

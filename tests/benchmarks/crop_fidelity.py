@@ -11,6 +11,7 @@ all figures are those of the other half. KL is the divergence of the label from 
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -113,7 +114,7 @@ def calibrated(maps: StoredMaps, crops: Crops) -> Tensor:
     fitted = slice(crops.num_fitted)
     records = map(measure_crops, maps.blobs[fitted], crops.boxes[fitted], crops.answers[fitted])
     calibration = fit_calibration([record for of_image in records for record in of_image])
-    print(f"{maps.size} px: {calibration}", flush=True)
+    sys.stderr.write(f"{maps.size} px: {calibration}\n")
     return maps.pooled * torch.from_numpy(calibration.gains_at(crops.shares))[..., None]
 
 
@@ -136,7 +137,8 @@ def combined(all_maps: list[StoredMaps], crops: Crops) -> Tensor:
         return value
 
     optimizer.step(loss)
-    print(f"weights of {[maps.size for maps in all_maps]} px, by area: {weights.detach().numpy().round(2).tolist()}")
+    sizes = [maps.size for maps in all_maps]
+    sys.stderr.write(f"weights of {sizes} px, by area: {weights.detach().numpy().round(2).tolist()}\n")
     return mix(slice(None)).detach()
 
 
@@ -164,10 +166,10 @@ def map_rows(args: argparse.Namespace, crops: Crops) -> Iterator[Row]:
     main = stored[args.size]
     paper = store_maps(args, crops, args.size, "topk")
     yield Row(f"one map, {args.size} px, topk 5 as in the paper", paper.pooled, paper.num_bytes, 1)
-    yield Row("same, with gains", calibrated(paper, crops), paper.num_bytes, 1)
+    yield Row("same, with gains by area", calibrated(paper, crops), paper.num_bytes, 1)
     yield Row(f"one map, {args.size} px, heatmaps", main.pooled, main.num_bytes, 1)
     for size, maps in stored.items():
-        yield Row(f"one map, {size} px, heatmaps with gains", calibrated(maps, crops), maps.num_bytes, 1)
+        yield Row(f"one map, {size} px, heatmaps with gains by area", calibrated(maps, crops), maps.num_bytes, 1)
     groups = [[stored[min(stored)], main], list(stored.values())]
     for group in groups if len(stored) > 2 else groups[:1]:
         names = ", ".join(str(maps.size) for maps in group)
