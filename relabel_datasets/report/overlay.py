@@ -16,26 +16,31 @@ from ..data.datasets import RelabelDataset
 from ..labels.label_map import LabelMap
 from ..labels.transforms import LabelPooling
 from ..storage.local import write_atomically
+from ..words import printable
 from .names import legible_names
 from .tiles import (
     CLASS_COLORS,
-    INK,
+    GAP,
     OTHER_COLOR,
-    PAPER,
     TILE,
     Color,
     Line,
+    draw_box,
     draw_tag,
     fit_to_tile,
-    heatmap_legend,
+    legend,
+    panel,
+    row_width,
     side_by_side,
     stack_rows,
-    tile,
+    tag_size,
+    title_row,
     to_colors,
 )
 
 _STRENGTH = 0.65  # opacity of a heatmap
 _MIN_PROBABILITY = 0.01  # of classes that are listed below a crop
+_LEGEND_COLUMNS = 2  # panels whose place a legend needs
 
 
 def draw_heatmap(image: Image.Image, label_map: LabelMap, class_index: int, strength: float = _STRENGTH) -> Image.Image:
@@ -114,6 +119,8 @@ def draw_figure(
 ) -> Image.Image:
     """Draw a figure of an image: its random crops, label map, heatmaps, and the pooled labels of the crops.
 
+    The box of a crop has the color of the most probable class of the crop.
+
     Args:
         image: Whole image, RGB.
         label_map: Label map of the whole image.
@@ -129,24 +136,46 @@ def draw_figure(
     Reference: The layout is that of figure 1 of Yun et al., "Re-labeling ImageNet", 2021.
     """
     crops = _random_crops(image, num_crops, seed)
+    pool = LabelPooling()
+    soft_labels = [pool(F.crop(label_map, *crop)) for crop in crops]
     ranked = [index for index, _ in strongest_classes(label_map, len(CLASS_COLORS))]
     colors = dict(zip(ranked, CLASS_COLORS, strict=False))
+    boxes = [colors.get(int(soft_label.argmax()), OTHER_COLOR) for soft_label in soft_labels]
     truth = [] if label_map.label is None else [_line(f"label: {classes[label_map.label]}", label_map.label, colors)]
-    tiles = [tile(_framed(image, crops), truth)]
-    best = set(_best_anywhere(label_map.dense()))
-    names = [_line(classes[index], index, colors) for index in ranked if index in best]
-    names += [Line("other classes", OTHER_COLOR)] if best - set(ranked) else []
-    tiles.append(tile(draw_class_regions(image, label_map, colors), names))
-    tiles += [
-        tile(draw_heatmap(image, label_map, index), [_line(classes[index], index, colors)])
+    panels = [panel(_framed(image, crops, boxes), "Image and crops" if crops else "Image", truth)]
+    panels.append(
+        panel(draw_class_regions(image, label_map, colors), "Label map", [Line("best class at each location")])
+    )
+    panels += [
+        panel(draw_heatmap(image, label_map, index), "Heatmap", [_line(classes[index], index, colors)])
         for index in (ranked[:num_heatmaps] if heatmaps_of is None else heatmaps_of)
     ]
-    pool = LabelPooling()
-    for number, crop in enumerate(crops, 1):
-        lines = _best_lines(pool(F.crop(label_map, *crop)), classes, colors)
-        tiles.append(tile(F.crop(image, *crop), lines, str(number)))
-    row = side_by_side(tiles)
-    return stack_rows([row, heatmap_legend(row.width)])
+    crop_panels = [
+        panel(F.crop(image, *crop), f"Crop {number}", _best_lines(soft_label, classes, colors), color=color)
+        for number, (crop, soft_label, color) in enumerate(zip(crops, soft_labels, boxes, strict=True), 1)
+    ]
+    return _arranged(panels, crop_panels, _class_names(label_map, ranked, classes, colors))
+
+
+def _class_names(
+    label_map: LabelMap, ranked: Sequence[int], classes: Sequence[str], colors: Mapping[int, Color]
+) -> list[Line]:
+    """Return the names and colors of the classes that are best at any location."""
+    best = set(_best_anywhere(label_map.dense()))
+    names = [_line(classes[index], index, colors) for index in ranked if index in best]
+    return names + ([Line("other classes", OTHER_COLOR)] if best - set(ranked) else [])
+
+
+def _arranged(panels: Sequence[Image.Image], crops: Sequence[Image.Image], names: Sequence[Line]) -> Image.Image:
+    """Return panels above crops. The legend is right of the crops if it fits there, else below them."""
+    columns = max(len(panels), len(crops))
+    free = row_width(columns - len(crops)) - 2 * GAP
+    if free >= _LEGEND_COLUMNS * TILE:
+        return stack_rows([side_by_side(panels), side_by_side([*crops, legend(names, free)])])
+    rows = [side_by_side(row) for row in (panels, crops) if row]
+    return stack_rows(
+        [*rows, side_by_side([legend(names, max(row_width(columns), row_width(_LEGEND_COLUMNS)) - 2 * GAP)])]
+    )
 
 
 def _random_crops(image: Image.Image, count: int, seed: int) -> list[tuple[int, int, int, int]]:
@@ -158,18 +187,32 @@ def _random_crops(image: Image.Image, count: int, seed: int) -> list[tuple[int, 
     return [(int(top), int(left), int(height), int(width)) for top, left, height, width in crops]
 
 
-def _framed(image: Image.Image, crops: Sequence[tuple[int, int, int, int]]) -> Image.Image:
-    """Return the image, fitted to a tile, with numbered black and white frames of crops. Colors are reserved for classes."""
+def _framed(image: Image.Image, crops: Sequence[tuple[int, int, int, int]], colors: Sequence[Color]) -> Image.Image:
+    """Return the image, fitted to a panel, with numbered boxes of crops in their colors."""
     framed, scale = fit_to_tile(image), TILE / max(image.size)
     draw = ImageDraw.Draw(framed)
-    for crop in crops:
-        top, left, height, width = (round(scale * pixels) for pixels in crop)
-        right, bottom = left + max(2, width - 1), top + max(2, height - 1)
-        draw.rectangle((left, top, right, bottom), outline=INK, width=3)
-        draw.rectangle((left + 1, top + 1, right - 1, bottom - 1), outline=PAPER)
-    for number, (top, left, *_) in enumerate(crops, 1):  # after all frames, which could hide numbers
-        draw_tag(draw, (round(scale * left), round(scale * top)), str(number))
+    boxes = []
+    for (top, left, height, width), color in zip(crops, colors, strict=True):
+        x1, y1 = round(scale * left), round(scale * top)
+        boxes.append(
+            (x1, y1, max(x1 + 2, round(scale * (left + width)) - 1), max(y1 + 2, round(scale * (top + height)) - 1))
+        )
+        draw_box(draw, boxes[-1], color)
+    taken: list[tuple[int, int]] = []
+    for number, (box, color) in enumerate(
+        zip(boxes, colors, strict=True), 1
+    ):  # after all boxes, which could hide numbers
+        taken.append(_free_corner(box, str(number), taken))
+        draw_tag(draw, taken[-1], str(number), color)
     return framed
+
+
+def _free_corner(box: tuple[int, int, int, int], tag: str, taken: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """Return the place of a tag in the first corner of a box where it covers no other tag."""
+    (left, top, right, bottom), (width, height) = box, tag_size(tag)
+    corners = [(x, y) for y in (top, bottom - height) for x in (left, right - width)]
+    is_free = (all(abs(x - a) > width or abs(y - b) > height for a, b in taken) for x, y in corners)
+    return next((corner for corner, free in zip(corners, is_free, strict=True) if free), corners[0])
 
 
 def _line(text: str, index: int, colors: Mapping[int, Color]) -> Line:
@@ -200,7 +243,8 @@ def contact_sheet(dataset: RelabelDataset, count: int = 4) -> Image.Image:
     Raises:
         ValueError: The dataset has transforms.
     """
-    return stack_rows([picture for _, picture in draw_figures(dataset, spread(dataset, count))])
+    figures = draw_figures(dataset, spread(dataset, count))
+    return stack_rows([row for key, figure in figures for row in (title_row(printable(key), "", figure.width), figure)])
 
 
 def save_overlays(dataset: RelabelDataset, folder: Path, count: int = 10) -> list[Path]:

@@ -13,16 +13,19 @@ from ..analysis.label_maps import measure_images, spread_rows
 from ..analysis.suspects import find_suspects
 from ..data.datasets import RelabelDataset
 from ..labels.transforms import LabelPooling
-from ..words import counted
+from ..words import counted, printable
 from .names import legible_names
 from .overlay import check_untransformed, draw_class_regions, draw_figures, save_png, spread, strongest_classes
-from .tiles import CLASS_COLORS, OTHER_COLOR, Line, heading, side_by_side, stack_rows, tile
+from .tiles import CLASS_COLORS, OTHER_COLOR, Line, panel, side_by_side, stack_rows, title_row
 
 _PAIRS_PER_ROW = 3
 _CLASSES_PER_TILE = 4
-_LEGEND = "Right: best class at each location, more opaque for higher probability; below, its highest probability at any location."
-_SEVERAL = f"Images that show the most classes. {_LEGEND}"
-_SUSPECTS = f"Suspect labels: the map ranks another class first. The most suspect ones first. {_LEGEND}"
+_LEGEND = (
+    "Below an image: its label, and the first class of its label map, pooled over the whole image. The label map shows the best "
+    "class at each location, more opaque for higher probability. Below it: the highest probabilities at any location."
+)
+_SEVERAL = ("Images that show the most classes", _LEGEND)
+_SUSPECTS = ("Suspect labels", f"The map ranks another class first. The most suspect labels are first. {_LEGEND}")
 
 
 def draw_pictures(
@@ -78,18 +81,18 @@ def _save_sheets(
     images = measure_images(label_maps, spread_rows(range(len(label_maps)), num_samples), progress=progress)
     several = np.lexsort((-images["entropy"], -images["num_shown"]))
     paths = []
-    for name, title, order in (("several_classes", _SEVERAL, several), ("suspects", _SUSPECTS, find_suspects(images))):
+    for name, words, order in (("several_classes", _SEVERAL, several), ("suspects", _SUSPECTS, find_suspects(images))):
         if chosen := _present(dataset, images["key"][order].tolist(), count):
-            paths.append(save_png(draw_sheet(dataset, chosen, title), folder / f"{name}.png"))
+            paths.append(save_png(draw_sheet(dataset, chosen, *words), folder / f"{name}.png"))
     return paths
 
 
-def draw_sheet(dataset: RelabelDataset, indices: Sequence[int], title: str) -> Image.Image:
-    """Draw a contact sheet of samples: each image next to its label map, with its label, key and strongest classes."""
+def draw_sheet(dataset: RelabelDataset, indices: Sequence[int], title: str, text: str) -> Image.Image:
+    """Draw a contact sheet of samples below a title and a text: each image next to its label map, with its label and classes."""
     names = legible_names(dataset.classes)
-    tiles = [picture for index in indices for picture in _pair(dataset, index, names)]
-    rows = [side_by_side(tiles[i : i + 2 * _PAIRS_PER_ROW]) for i in range(0, len(tiles), 2 * _PAIRS_PER_ROW)]
-    return stack_rows([heading(title, rows[0].width), *rows])
+    panels = [picture for index in indices for picture in _pair(dataset, index, names)]
+    rows = [side_by_side(panels[i : i + 2 * _PAIRS_PER_ROW]) for i in range(0, len(panels), 2 * _PAIRS_PER_ROW)]
+    return stack_rows([title_row(title, text, rows[0].width), *rows])
 
 
 def _pair(dataset: RelabelDataset, index: int, names: Sequence[str]) -> list[Image.Image]:
@@ -100,11 +103,13 @@ def _pair(dataset: RelabelDataset, index: int, names: Sequence[str]) -> list[Ima
     pooled, best = LabelPooling()(label_map).max(0)
     caption = [
         Line(f"label: {names[label]}", colors.get(label, OTHER_COLOR)),
-        Line(f"pooled: {pooled:.0%} {names[int(best)]}", colors.get(int(best), OTHER_COLOR)),
-        Line(dataset.keys[index]),
+        Line(f"map: {pooled:.0%} {names[int(best)]}", colors.get(int(best), OTHER_COLOR)),
     ]
     lines = [Line(f"{highest:.0%} {names[i]}", colors[i]) for i, highest in ranked[:_CLASSES_PER_TILE]]
-    return [tile(image, caption), tile(draw_class_regions(image, label_map, colors), lines)]
+    return [
+        panel(image, printable(dataset.keys[index]), caption),
+        panel(draw_class_regions(image, label_map, colors), "Label map", lines),
+    ]
 
 
 def _present(dataset: RelabelDataset, keys: Sequence[str], count: int) -> list[int]:

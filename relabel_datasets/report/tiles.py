@@ -1,4 +1,4 @@
-"""Building blocks of pictures: tiles with captions, colors, a legend, and their layout in rows."""
+"""Building blocks of pictures: panels with headings and captions, colors, a legend, and their layout in rows."""
 
 from __future__ import annotations
 
@@ -20,9 +20,12 @@ CLASS_COLORS = (
     (0, 114, 178), (230, 159, 0), (0, 158, 115), (204, 121, 167), (213, 94, 0), (86, 180, 233), (240, 228, 66),
 )  # fmt: skip
 OTHER_COLOR = (128, 128, 128)
-INK, PAPER, FAINT = (20, 20, 20), (255, 255, 255), (225, 225, 225)
-TILE, GAP = 220, 12  # longer side of a picture in a tile, and space between tiles, in pixels
-_LINE, _SQUARE = 19, 11  # height of a text line, and side of the color square before it, in pixels
+INK, PAPER = (20, 20, 20), (255, 255, 255)
+TILE, GAP = 210, 12  # longer side of a picture in a panel, and space between panels, in pixels
+_LINE, _SQUARE = 20, 11  # height of a text line, and side of the color square before it, in pixels
+_FONT_SIZE = 14  # legible where a README reduces a figure to three quarters
+_BOLD = 0.3  # width of the stroke around bold letters: the package has no second font
+_BAR = 120  # length of the color bar of heatmaps
 
 
 class Line(NamedTuple):
@@ -46,46 +49,68 @@ def fit_to_tile(picture: Image.Image) -> Image.Image:
     return picture.resize(size, Image.Resampling.BICUBIC)
 
 
-def tile(picture: Image.Image, lines: Sequence[Line] = (), tag: str = "") -> Image.Image:
-    """Return a picture, resized to the size of a tile, above lines of text.
+def panel(picture: Image.Image, heading: str, lines: Sequence[Line] = (), *, color: Color | None = None) -> Image.Image:
+    """Return a heading above a picture, resized so that its longer side is `TILE` pixels, above lines of text.
 
     Args:
         picture: Picture, RGB.
-        lines: Lines of text. Long lines are truncated.
-        tag: Short text in the upper left corner of the picture. Default: none.
+        heading: Heading, in bold letters.
+        lines: Lines of text below the picture. The heading and long lines are truncated.
+        color: Color of a frame around the picture. Default: no frame.
 
     Returns:
-        The tile, `TILE` pixels wide.
+        The panel, `TILE` pixels wide.
     """
     picture = fit_to_tile(picture)
-    result = Image.new("RGB", (TILE, TILE + 4 + _LINE * len(lines)), PAPER)
-    corner = ((TILE - picture.width) // 2, TILE - picture.height)
-    result.paste(picture, corner)
+    result = Image.new("RGB", (TILE, _LINE + picture.height + 4 + _LINE * len(lines)), PAPER)
     draw = ImageDraw.Draw(result)
-    if tag:
-        draw_tag(draw, corner, tag)
+    draw.text((0, 0), _truncated(heading, TILE - 1), fill=INK, font=_font(), stroke_width=_BOLD)
+    result.paste(picture, (0, _LINE))
+    if color is not None:
+        draw_box(draw, (0, _LINE, picture.width - 1, _LINE + picture.height - 1), color)
     for i, line in enumerate(lines):
-        _draw_line(draw, (2, TILE + 3 + i * _LINE), line)
+        _draw_line(draw, (0, _LINE + picture.height + 3 + i * _LINE), line, TILE)
     return result
 
 
-def draw_tag(draw: ImageDraw.ImageDraw, corner: tuple[int, int], tag: str) -> None:
-    """Write a short text on a dark box whose upper left corner is `corner`."""
-    width, height = round(draw.textlength(tag, font=_font())) + 6, 17
-    draw.rectangle((*corner, corner[0] + width, corner[1] + height), fill=INK)
-    draw.text((corner[0] + width / 2, corner[1] + height / 2), tag, fill=PAPER, font=_font(), anchor="mm")
+def draw_box(draw: ImageDraw.ImageDraw, box: tuple[int, int, int, int], color: Color) -> None:
+    """Draw a box (left, top, right, bottom) in a color, with dark edges that separate it from the picture."""
+    left, top, right, bottom = box
+    draw.rectangle(box, outline=INK, width=4)
+    if right - left > 2 and bottom - top > 2:
+        draw.rectangle((left + 1, top + 1, right - 1, bottom - 1), outline=color, width=2)
 
 
-def _draw_line(draw: ImageDraw.ImageDraw, corner: tuple[int, int], line: Line) -> None:
+def tag_size(tag: str) -> tuple[int, int]:
+    """Return the width and height of a tag."""
+    return round(_font().getlength(tag)) + 8, 18
+
+
+def draw_tag(draw: ImageDraw.ImageDraw, corner: tuple[int, int], tag: str, color: Color) -> None:
+    """Write a short text on a colored field whose upper left corner is `corner`."""
+    (left, top), (width, height) = corner, tag_size(tag)
+    draw.rectangle((left, top, left + width, top + height), fill=color, outline=INK)
+    luminance = float(np.dot(color, (0.299, 0.587, 0.114)))
+    draw.text(
+        (left + width / 2, top + height / 2), tag, fill=INK if luminance > 110 else PAPER, font=_font(), anchor="mm"
+    )
+
+
+def _draw_line(draw: ImageDraw.ImageDraw, corner: tuple[int, int], line: Line, width: int) -> None:
+    """Draw a line of at most `width` pixels."""
     left, top = corner
     if line.color is not None:
         draw.rectangle((left, top + 3, left + _SQUARE, top + 3 + _SQUARE), fill=line.color, outline=INK)
-        left += _SQUARE + 6
-    draw.text((left, top), _truncated(draw, line.text, TILE - left), fill=INK, font=_font())
+        width, left = width - _SQUARE - 6, left + _SQUARE + 6
+    draw.text((left, top), _truncated(line.text, width), fill=INK, font=_font())
 
 
-def _truncated(draw: ImageDraw.ImageDraw, text: str, width: int) -> str:
-    while draw.textlength(text, font=_font()) > width:
+def _line_width(line: Line) -> int:
+    return round(_font().getlength(line.text) + 0.5) + (0 if line.color is None else _SQUARE + 6)
+
+
+def _truncated(text: str, width: int) -> str:
+    while _font().getlength(text) > width:
         text = text.removesuffix("…")[:-1] + "…"
     return text
 
@@ -93,15 +118,22 @@ def _truncated(draw: ImageDraw.ImageDraw, text: str, width: int) -> str:
 @cache
 def _font() -> ImageFont.FreeTypeFont:
     """Return the font of this package; the one of Pillow has only English letters."""
-    return ImageFont.truetype(str(Path(__file__).parent / "fonts" / "DejaVuSans.ttf"), 13)
+    return ImageFont.truetype(str(Path(__file__).parent / "fonts" / "DejaVuSans.ttf"), _FONT_SIZE)
 
 
-def side_by_side(tiles: Sequence[Image.Image]) -> Image.Image:
-    """Return tiles in a row."""
-    height = max(picture.height for picture in tiles)
-    row = Image.new("RGB", (len(tiles) * (TILE + GAP) + GAP, height + 2 * GAP), PAPER)
-    for i, picture in enumerate(tiles):
-        row.paste(picture, (GAP + i * (TILE + GAP), GAP))
+def row_width(num_panels: int) -> int:
+    """Return the width of a row of panels."""
+    return num_panels * (TILE + GAP) + GAP
+
+
+def side_by_side(panels: Sequence[Image.Image]) -> Image.Image:
+    """Return panels of any width in a row, aligned at the top."""
+    width = sum(picture.width + GAP for picture in panels) + GAP
+    row = Image.new("RGB", (width, max(picture.height for picture in panels) + 2 * GAP), PAPER)
+    left = GAP
+    for picture in panels:
+        row.paste(picture, (left, GAP))
+        left += picture.width + GAP
     return row
 
 
@@ -115,30 +147,51 @@ def stack_rows(rows: Sequence[Image.Image]) -> Image.Image:
     return sheet
 
 
-def heading(text: str, width: int) -> Image.Image:
-    """Return a text, wrapped to the width, as a row."""
-    measure = ImageDraw.Draw(Image.new("RGB", (1, 1)))
+def title_row(title: str, text: str, width: int) -> Image.Image:
+    """Return a title in bold letters above a text, which is wrapped to the width, as a row."""
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".lstrip()
-        if measure.textlength(longer, font=_font()) <= width - 2 * GAP:
+        if _font().getlength(longer) <= width - 2 * GAP:
             lines[-1] = longer
         else:
             lines.append(word)
-    row = Image.new("RGB", (width, _LINE * len(lines) + GAP), PAPER)
-    ImageDraw.Draw(row).text((GAP, GAP), "\n".join(lines), fill=INK, font=_font())
-    return row
-
-
-def heatmap_legend(width: int) -> Image.Image:
-    """Return a color bar of heatmaps, from probability 0 to 1, as a row."""
-    row = Image.new("RGB", (width, _LINE + GAP // 2 + 5), PAPER)
-    bar = Image.fromarray(to_colors(np.linspace(0, 1, TILE, dtype=np.float32)[None].repeat(10, 0)))
+    lines = lines if text else []
+    row = Image.new("RGB", (width, _LINE * (1 + len(lines)) + GAP), PAPER)
     draw = ImageDraw.Draw(row)
-    draw.line((GAP, 1, width - GAP, 1), fill=FAINT)
-    caption, top = "heatmaps: probability of the class, 0 ", 5
-    draw.text((GAP, top), caption, fill=INK, font=_font())
-    left = GAP + round(draw.textlength(caption, font=_font())) + 2
-    row.paste(bar, (left, top + 4))
-    draw.text((left + TILE + 6, top), "1", fill=INK, font=_font())
+    draw.text((GAP, GAP), _truncated(title, width - 2 * GAP), fill=INK, font=_font(), stroke_width=_BOLD)
+    for i, line in enumerate(lines, 1):
+        draw.text((GAP, GAP + i * _LINE), line, fill=INK, font=_font())
     return row
+
+
+def legend(names: Sequence[Line], width: int) -> Image.Image:
+    """Return a panel with the colors of classes, the color bar of heatmaps, and the meaning of boxes.
+
+    Args:
+        names: Names and colors of classes. They flow in as many lines as necessary.
+        width: Width of the panel in pixels.
+
+    Returns:
+        The panel.
+    """
+    places, left, top = [], 0, _LINE
+    for name in names:
+        if left and left + _line_width(name) > width:
+            left, top = 0, top + _LINE
+        places.append((left, top))
+        left += _line_width(name) + 2 * GAP
+    result = Image.new("RGB", (width, top + 3 * _LINE + 2), PAPER)
+    draw = ImageDraw.Draw(result)
+    draw.text((0, 0), "Legend", fill=INK, font=_font(), stroke_width=_BOLD)
+    for name, place in zip(names, places, strict=True):
+        _draw_line(draw, place, name, width)
+    top += _LINE
+    caption = "heatmap: probability of the class, 0 "
+    draw.text((0, top), caption, fill=INK, font=_font())
+    bar = Image.fromarray(to_colors(np.linspace(0, 1, _BAR, dtype=np.float32)[None].repeat(_SQUARE, 0)))
+    left = round(_font().getlength(caption)) + 2
+    result.paste(bar, (left, top + 4))
+    draw.text((left + _BAR + 6, top), "1", fill=INK, font=_font())
+    _draw_line(draw, (0, top + _LINE), Line("box of a crop: color of its most probable class"), width)
+    return result

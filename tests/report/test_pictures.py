@@ -11,7 +11,7 @@ from relabel_datasets.cli import main
 from relabel_datasets.report import pictures as module
 from relabel_datasets.report.overlay import draw_class_regions, draw_figure, draw_figures, spread, strongest_classes
 from relabel_datasets.report.pictures import draw_pictures, draw_sheet
-from relabel_datasets.report.tiles import CLASS_COLORS, OTHER_COLOR, TILE, Line, heading, tile
+from relabel_datasets.report.tiles import CLASS_COLORS, GAP, OTHER_COLOR, TILE, Line, panel, title_row
 from tests.conftest import ColourNet, picture
 
 
@@ -79,8 +79,8 @@ def test_strongest_classes_are_sorted_by_their_highest_probability_at_any_locati
 def test_heatmaps_of_selects_the_heatmaps_of_a_figure(quarters):
     image = picture(0, (40, 60))
     names = ("cat", "dog", "emu", "fox", "gnu")
-    widths = [draw_figure(image, quarters, names, heatmaps_of=chosen).width for chosen in ([], [4], [4, 0, 1, 2])]
-    assert np.diff(widths).tolist() == [232, 3 * 232]
+    widths = [draw_figure(image, quarters, names, heatmaps_of=chosen).width for chosen in ([4], [4, 0], [4, 0, 1, 2])]
+    assert np.diff(widths).tolist() == [TILE + GAP, 2 * (TILE + GAP)]
     default = draw_figure(image, quarters, names)
     assert default.tobytes() == draw_figure(image, quarters, names, heatmaps_of=[0, 1, 2]).tobytes()
     assert default.tobytes() != draw_figure(image, quarters, names, heatmaps_of=[0, 1, 4]).tobytes()
@@ -92,20 +92,21 @@ def test_figures_accept_images_of_any_shape(size):
     assert draw_figure(picture(0, size), label_map, ("a", "b", "c")).width > 5 * TILE
 
 
-def test_long_captions_are_truncated_and_long_headings_are_wrapped():
-    image = picture(0)
-    long = tile(image, [Line("a class name that is much too long for the width of a tile", CLASS_COLORS[0])])
-    assert long.width == TILE
-    assert (np.asarray(long)[TILE:, -1] == 255).all()  # blank at the edge
-    short_heading, long_heading = heading("few words", 400), heading("many words " * 30, 400)
-    assert short_heading.width == long_heading.width == 400
-    assert long_heading.height > 4 * short_heading.height
-    assert (np.asarray(long_heading)[:, -4:] == 255).all()
+def test_long_captions_are_truncated_and_long_texts_are_wrapped():
+    long = "a class name that is much too long for the width of a panel"
+    drawn = np.asarray(panel(picture(0, (40, 20)), long, [Line(long, CLASS_COLORS[0])]))
+    assert drawn.shape[1] == TILE
+    assert (drawn[:, -1] == 255).all()  # blank at the edge
+    short_row, long_row = title_row("title", "few words", 400), title_row(long, "many words " * 30, 400)
+    assert short_row.width == long_row.width == 400
+    assert long_row.height > 3 * short_row.height
+    assert (np.asarray(long_row)[:, -4:] == 255).all()
 
 
 def test_captions_support_non_latin_alphabets():
-    boxes = [np.asarray(tile(picture(0), [Line(name)]))[TILE + 4 :] for name in ("é", "ж", "λ", "ł")]
-    assert len({box.tobytes() for box in boxes}) == 4  # not all as the same replacement box
+    letters = ("é", "ж", "λ", "ł")
+    assert len({panel(picture(0), "", [Line(letter)]).tobytes() for letter in letters}) == 4  # no replacement boxes
+    assert len({panel(picture(0), letter).tobytes() for letter in letters}) == 4
 
 
 def test_without_keys_sheets_and_figures_are_drawn(dataset, tmp_path, capsys):
@@ -122,7 +123,9 @@ def test_without_keys_sheets_and_figures_are_drawn(dataset, tmp_path, capsys):
 
 def test_sheets_show_the_images_with_most_classes_and_the_strongest_suspects(dataset, tmp_path, monkeypatch):
     chosen = []
-    monkeypatch.setattr(module, "draw_sheet", lambda dataset, indices, title: chosen.append(indices) or picture(0))
+    monkeypatch.setattr(
+        module, "draw_sheet", lambda dataset, indices, title, text: chosen.append(indices) or picture(0)
+    )
     draw_pictures(dataset, tmp_path, count=5, progress=False)
     images = measure_images(dataset.label_maps, range(len(dataset)), progress=False)
     assert images["key"].tolist() == list(dataset.keys)
@@ -133,7 +136,7 @@ def test_sheets_show_the_images_with_most_classes_and_the_strongest_suspects(dat
 
 
 def test_sheets_wrap_to_several_rows(dataset):
-    one, three, four = (draw_sheet(dataset, range(count), "title") for count in (1, 3, 4))
+    one, three, four = (draw_sheet(dataset, range(count), "title", "text") for count in (1, 3, 4))
     assert one.width < three.width == four.width
     assert one.height >= three.height
     assert four.height > 1.8 * three.height
