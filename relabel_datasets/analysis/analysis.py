@@ -148,8 +148,9 @@ def analyze(
     """
     if path is None and boxes is None:
         raise ValueError("nothing to analyze: give a dataset, boxes, or both")
-    if num_crops < 1 or (num_samples is not None and num_samples < 1):
-        raise ValueError(f"num_crops and num_samples must be at least 1, got {num_crops} and {num_samples}")
+    for name, value in (("num_crops", num_crops), ("num_samples", num_samples)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name}= must be at least 1, got {value}")
     objects = None if boxes is None else read_boxes(boxes, progress=progress)
     summary: dict[str, dict[str, Any]] = {}
     tables: dict[str, Table] = {}

@@ -17,7 +17,7 @@ from torch import Tensor
 EXPONENT = 0.3  # of the power mean, compared with others in tests/benchmarks/README.md
 DEFINITION = (
     "A label is suspect if the map ranks another class, the suggestion, first, and the margin of the label is negative. The margin "
-    "is the log odds log(s / (1 - s)) of the label's support s in the image and its parts: -4.6 means a support of 1 %."
+    "is the log odds log(s / (1 - s)) of the label's support s in the image and its parts: -4.6 means a support of 1%."
 )
 
 

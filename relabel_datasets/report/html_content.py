@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -54,6 +55,7 @@ def provenance(folder: Folder, label_maps: LabelMaps) -> dict[str, Any]:
     manifest, split = label_maps.manifest, label_maps.split
     encoding = manifest.encoding
     grid = " x ".join(map(str, encoding["map_size"]))
+    annotator = _entries(manifest.annotator)
     location = str(folder) if folder.is_remote else str(Path(str(folder)).absolute())
     facts = [
         _Fact("Images", f"{split.num_samples:,}", f"{len(manifest.classes):,} classes"),
@@ -71,11 +73,21 @@ def provenance(folder: Folder, label_maps: LabelMaps) -> dict[str, Any]:
         "about_maps": facts,
         "splits": _splits(manifest),
         "made": [
-            *((f"annotator: {key.replace('_', ' ')}", _as_text(value)) for key, value in manifest.annotator.items()),
-            *((f"encoding: {key.replace('_', ' ')}", _as_text(value)) for key, value in encoding.items()),
-            ("made with", f"{manifest.made_with}, format version {manifest.version}"),
+            ("Annotator", [entry for entry in annotator if not _is_checksum(entry)]),
+            ("Encoding", _entries(encoding)),
+            ("Package", [("made with", manifest.made_with), ("format version", str(manifest.version))]),
         ],
+        "checksums": [entry for entry in annotator if _is_checksum(entry)],
     }
+
+
+def _entries(values: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return names and values as text."""
+    return [(key.replace("_", " "), _as_text(value)) for key, value in values.items()]
+
+
+def _is_checksum(entry: tuple[str, str]) -> bool:
+    return re.search(r"\b[0-9a-f]{32,}\b", entry[1]) is not None
 
 
 def _annotator(manifest: Manifest) -> str:
@@ -101,20 +113,17 @@ def _as_text(value: Any) -> str:
 
 
 def _splits(manifest: Manifest) -> Table:
-    columns = ("split", "images", "shards", "MB", "bytes per sample", "has images", "unreadable")
+    """Return the properties of the splits: a column per split, because there are few of them and screens may be narrow."""
+    splits = list(manifest.splits.values())
     rows = [
-        (
-            split.name,
-            f"{split.num_samples:,}",
-            len(split.filenames),
-            f"{sum(split.shard_bytes) / 1e6:,.1f}",
-            f"{sum(split.shard_bytes) / max(1, split.num_samples):,.0f}",
-            "yes" if split.image_extension else "no",
-            len(split.skipped),
-        )
-        for split in manifest.splits.values()
+        ("images", *(f"{split.num_samples:,}" for split in splits)),
+        ("shards", *(f"{len(split.filenames):,}" for split in splits)),
+        ("MB", *(f"{sum(split.shard_bytes) / 1e6:,.1f}" for split in splits)),
+        ("bytes per sample", *(f"{sum(split.shard_bytes) / max(1, split.num_samples):,.0f}" for split in splits)),
+        ("has images", *("yes" if split.image_extension else "no" for split in splits)),
+        ("unreadable", *(f"{len(split.skipped):,}" for split in splits)),
     ]
-    return Table(columns, rows)
+    return Table(("split", *(split.name for split in splits)), rows)
 
 
 def statistics(analysis: Analysis, names: Mapping[str, str]) -> dict[str, Any]:
@@ -130,13 +139,17 @@ def statistics(analysis: Analysis, names: Mapping[str, str]) -> dict[str, Any]:
     maps = analysis.summary["label maps"]
     return {
         "scope": (
-            f"Measured on all {maps['images']:,} images and {maps['crops']:,} random crops of 8 % to 100 % of the area. A map agrees "
+            f"Measured on all {maps['images']:,} images and {maps['crops']:,} random crops of 8% to 100% of the area. A map agrees "
             "with the label if the label has the highest probability when pooled over the whole image. Entropies are in nats. "
             f"{SHOWN_DEFINITION}"
         ),
         "suspects": f"{_suspects(len(analysis.tables['suspects'].rows))} {SUSPECT_DEFINITION}",
         "about_labels": [
-            _Fact("Maps agree with labels", _number("share", maps["images that agree with their label, share"])),
+            _Fact(
+                "Maps agree with labels",
+                _number("share", maps["images that agree with their label, share"]),
+                "of images",
+            ),
             _Fact(
                 "Show several classes",
                 _number("share", maps["images that show several classes, share"]),

@@ -29,6 +29,7 @@ from ..storage.resolve import open_folder
 from .html_content import NUM_SUSPECTS, provenance, statistics
 from .html_samples import ReadImage, sample_contents, sample_index
 from .names import legible_names
+from .opening import opening_view
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ def write_report(
 
     In the page, a crop box can be dragged over each sample to see the pooled label of the crop. The file works offline and
     loads nothing. It holds the stored label maps of the samples, and their images as JPEGs of at most 256 pixels, about 10 KB
-    each.
+    each. It opens on the sample whose crops have the most different labels.
 
     Args:
         path: Dataset, as for `load_dataset`.
@@ -83,7 +84,7 @@ def write_report(
         >>> write_report("scenes-relabel", "report.html", split="validation")
     """
     if num_samples < 1:
-        raise ValueError(f"num_samples must be at least 1, got {num_samples}")
+        raise ValueError(f"num_samples= must be at least 1, got {num_samples}")
     out = local_path(out, "out=")
     if out.is_dir():
         raise ValueError(
@@ -100,7 +101,7 @@ def write_report(
         **provenance(folder, label_maps),
         **statistics(analysis, dict(zip(label_maps.manifest.classes, names, strict=True))),
         note=note,
-        index=sample_index(measured, names),
+        index=sample_index(measured, names, opening_view(label_maps, measured)),
         samples=sample_contents(label_maps, measured["key"].tolist(), read_image, progress=progress),
     )
     write_atomically(out, page.encode())

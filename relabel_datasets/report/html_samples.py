@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from ..data.store import LabelMaps
 from ..labels.label_map import LabelMap
+from .opening import Opening
 from .tiles import CLASS_COLORS
 
 PICTURE_SIZE = 256  # longer side of an embedded picture, in pixels
@@ -23,12 +24,13 @@ _PAGE_K = 20  # heatmaps of a map in any other encoding
 ReadImage = Callable[[int], PIL.Image.Image]  # row -> RGB image
 
 
-def sample_index(images: Mapping[str, npt.NDArray[Any]], names: Sequence[str]) -> dict[str, Any]:
+def sample_index(images: Mapping[str, npt.NDArray[Any]], names: Sequence[str], opening: Opening) -> dict[str, Any]:
     """Return the index of the samples for the page: columns of equal length, and the names and colors of classes.
 
     Args:
         images: Measures of the samples, see `analysis.label_maps.measure_images`.
         names: Legible names of the classes, by index.
+        opening: Sample and crop that the page opens on.
 
     Returns:
         The content of the page's JSON element `index`.
@@ -36,6 +38,7 @@ def sample_index(images: Mapping[str, npt.NDArray[Any]], names: Sequence[str]) -
     return {
         "classes": list(names),
         "colors": CLASS_COLORS,
+        "opening": opening._asdict(),
         "samples": {
             "key": images["key"].tolist(),
             "label": images["label"].tolist(),

@@ -62,8 +62,9 @@ def draw_pictures(
     Raises:
         ValueError: A key or class is unknown, a number is not positive, or the dataset has transforms.
     """
-    if count < 1 or (num_samples is not None and num_samples < 1):
-        raise ValueError(f"count and num_samples must be at least 1, got {count} and {num_samples}")
+    for name, value in (("count", count), ("num_samples", num_samples)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name}= must be at least 1, got {value}")
     check_untransformed(dataset)
     heatmaps_of = [_find_class(name, dataset.classes) for name in classes] or None
     indices = _find_indices(dataset, keys) if keys else spread(dataset, count)

@@ -260,9 +260,9 @@ def test_maps_that_agree_with_all_labels_have_no_suspects(tmp_path, image_folder
         (
             {"path": "{root}", "config": "topk", "num_crops": 0},
             ValueError,
-            "num_crops and num_samples must be at least 1",
+            "num_crops= must be at least 1, got 0",
         ),
-        ({"path": "{root}", "config": "topk", "num_samples": 0}, ValueError, "got 100000 and 0"),
+        ({"path": "{root}", "config": "topk", "num_samples": 0}, ValueError, "num_samples= must be at least 1, got 0"),
     ],
 )
 def test_invalid_arguments_raise_an_error(scenes, arguments, error, message):

@@ -112,4 +112,4 @@ class Report:
         for index, probability, name, text in shown:
             assert probability == pytest.approx(float(soft[index]), abs=1e-3), (self.box, name)
             assert name == classes[index]
-            assert text == f"{100 * probability:.1f}\u00a0%" or abs(100 * probability * 10 % 1 - 0.5) < 1e-6
+            assert text == f"{100 * probability:.1f}%" or abs(100 * probability * 10 % 1 - 0.5) < 1e-6

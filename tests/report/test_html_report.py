@@ -109,6 +109,25 @@ def test_the_page_loads_nothing_and_allows_only_its_own_script(write):
     assert all(link.startswith(("#", "data:,")) for link in links), links
 
 
+def test_checksums_are_behind_a_details_element(write, hostile_dataset):
+    page = write()
+    digests = [
+        value
+        for value in rd.LabelMaps(hostile_dataset, "heatmaps").manifest.annotator.values()
+        if re.fullmatch("[0-9a-f]{64}", str(value))
+    ]
+    texts = [text.strip() for text in page.texts if text.strip()]
+    assert digests
+    assert [text for text in texts if re.search("[0-9a-f]{32}", text)] == digests
+    assert all(texts.index(digest) > texts.index("Checksums") for digest in digests)
+    assert [tag for tag, _ in page.tags].count("dd") >= len(digests)
+
+
+def test_the_page_says_what_a_label_map_is_before_the_first_number(write):
+    texts = "".join(write().texts)
+    assert texts.index("A label map holds the class scores of the annotator") < texts.index("Size of a label map")
+
+
 def test_ids_are_unique_across_all_plots(write, tmp_path, hostile_dataset):
     boxes = tmp_path / "boxes.csv"
     lines = [f"key_{i},100,80,10,10,60,50" for i in range(3)]
@@ -195,12 +214,12 @@ def test_restricted_images_of_the_hub_are_left_out(restricted_dataset, tmp_path,
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_samples": 0}, "num_samples must be at least 1, got 0"),
+        ({"num_samples": 0}, "num_samples= must be at least 1, got 0"),
         ({"restricted_images": "ImageNet"}, "does not restrict its images: leave it out"),
         ({"config": "blue"}, "no config 'blue'"),
         ({"split": "test"}, "no split 'test'"),
         ({"boxes": "nowhere.csv"}, "nowhere.csv"),
-        ({"num_crops": 0}, "num_crops"),
+        ({"num_crops": 0}, "num_crops= must be at least 1, got 0"),
         ({"out": "."}, "is a folder: give the path of the file"),
     ],
 )

@@ -167,8 +167,8 @@ def test_classes_are_found_by_name_and_by_legible_name():
             "no sample 'nobody' in split 'train': expected one of its 9 keys, such as 'photo_",
         ),
         ({"classes": ["cow"]}, "no class 'cow': expected one of the 3 classes"),
-        ({"count": 0}, "count and num_samples must be at least 1, got 0 and None"),
-        ({"num_samples": 0}, "must be at least 1, got 12 and 0"),
+        ({"count": 0}, "count= must be at least 1, got 0"),
+        ({"num_samples": 0}, "num_samples= must be at least 1, got 0"),
     ],
 )
 def test_invalid_arguments_raise_an_error_before_anything_is_written(dataset, tmp_path, arguments, message):

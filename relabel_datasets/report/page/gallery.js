@@ -6,14 +6,16 @@ const CHUNK = 60; // list items added at a time
  * Create the list.
  *
  * @param samples All samples of the index.
+ * @param opening Number of the sample that is selected first.
  * @param draw Called with the number of a sample and its element when it first scrolls into view.
  * @param onSelect Called with the number of the selected sample.
  * @returns {show, select}: `show` displays samples by number; `select` selects a displayed sample by position.
  */
-function makeGallery(samples, draw, onSelect) {
+function makeGallery(samples, opening, draw, onSelect) {
   const list = document.getElementById("gallery");
   let numbers = [];
   let position = -1; // position of the selected sample in `numbers`
+  let selected = opening; // number of the selected sample
 
   const inView = new IntersectionObserver(
     (entries) => {
@@ -44,7 +46,7 @@ function makeGallery(samples, draw, onSelect) {
     element.setAttribute("aria-posinset", i + 1);
     element.setAttribute("aria-setsize", numbers.length);
     element.dataset.number = number;
-    element.append(make("span", { class: "thumbnail" }), make("span", { class: "caption" }, text));
+    element.append(make("span", { class: "thumbnail" }), make("span", { class: "caption" }, breakable(text)));
     element.classList.toggle("disagrees", label !== best);
     inView.observe(element);
     return element;
@@ -60,8 +62,9 @@ function makeGallery(samples, draw, onSelect) {
     element.setAttribute("aria-selected", "true");
     element.setAttribute("tabindex", "0");
     if (focus) element.focus({ preventScroll: true });
-    reveal(element);
-    onSelect(numbers[position]);
+    selected = numbers[position];
+    onSelect(selected);
+    reveal(element); // at last: the list is as high as the sample
   }
 
   /** Scroll the list, without scrolling the page, until an option is visible. */
@@ -97,7 +100,6 @@ function makeGallery(samples, draw, onSelect) {
   return {
     show(wanted) {
       inView.disconnect();
-      const selected = numbers[position];
       numbers = wanted;
       position = -1;
       list.replaceChildren();
@@ -107,6 +109,11 @@ function makeGallery(samples, draw, onSelect) {
     },
     select,
   };
+}
+
+/** Return a text that may also be wrapped after underscores. */
+function breakable(text) {
+  return text.replaceAll("_", "_\u200b");
 }
 
 /** Create an element with attributes and a text. All strings from the dataset enter the page through this function. */

@@ -4,7 +4,7 @@ const NUM_SHOWN = 8; // classes shown of a label
 const STRENGTH = 0.6; // opacity of heatmaps over an image; without an image they are opaque
 const SPEAK_DELAY_MS = 500; // announce a label to screen readers only after a pause
 
-const { classes, colors, samples: columns } = JSON.parse(document.getElementById("index").textContent);
+const { classes, colors, opening, samples: columns } = JSON.parse(document.getElementById("index").textContent);
 const samples = columns.key.map((key, i) => ({
   key,
   label: classes[columns.label[i]],
@@ -17,7 +17,7 @@ const samples = columns.key.map((key, i) => ({
   pBest: columns.p_best[i],
 }));
 
-const current = { sample: null, map: null, strongest: [], box: [0.2, 0.2, 0.8, 0.8] };
+const current = { sample: null, map: null, strongest: [], box: opening.box };
 const visible = new Set([0, 1, 2]); // ranks of the classes whose heatmaps are shown, for all samples
 let speaking;
 
@@ -129,13 +129,13 @@ function labelRow(index, p) {
 }
 
 function percent(p) {
-  return `${(100 * p).toFixed(1)}\u00a0%`;
+  return `${(100 * p).toFixed(1)}%`;
 }
 
 document.getElementById("browser").hidden = false;
 document.getElementById("fold").open = window.matchMedia("(min-width: 40rem)").matches;
 const setBox = makeCropBox(showLabel, () => current.map.canvas);
-const gallery = makeGallery(samples, drawThumbnail, showSample);
+const gallery = makeGallery(samples, opening.sample, drawThumbnail, showSample);
 makeFilters(samples, (numbers) => {
   document.getElementById("gallery").classList.toggle("none", numbers.length === 0);
   gallery.show(numbers);
