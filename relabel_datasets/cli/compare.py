@@ -71,7 +71,7 @@ def _run(args: argparse.Namespace) -> None:
     from ..annotate.remake import check_package
     from ..data.store import LabelMaps
     from ..storage.local import write_atomically
-    from ..train.comparison import compare, score_label_maps
+    from ..train.comparison import check_validation, compare, score_label_maps
 
     logging.getLogger("timm").setLevel(logging.WARNING)  # it logs its checkpoints after each epoch
     if (args.presets or args.kinds) and args.out is None:
@@ -81,9 +81,10 @@ def _run(args: argparse.Namespace) -> None:
     configs = args.configs or _all_configs(args.path)
     entries = []
     if args.presets or args.kinds:
-        entries = [
-            entry for name, recipe in _recipes(args, configs).items() for entry in _entries(args, name, recipe, configs)
-        ]
+        dataset, validation = load_splits(args, configs[0])
+        check_validation(validation)  # fail before minutes of work
+        recipes = _recipes(args, len(dataset))
+        entries = [entry for name, recipe in recipes.items() for entry in _entries(args, name, recipe, configs)]
     if any(entry.recipe.label_config.distilled for entry in entries):
         for config in configs:
             check_package(annotator_of(args.path, config))
@@ -102,12 +103,11 @@ def _run(args: argparse.Namespace) -> None:
         say_next("relabel", "compare", args.path, "--labels", "single", "relabel", "--out", "runs")
 
 
-def _recipes(args: argparse.Namespace, configs: list[str]) -> dict[str, Recipe]:
+def _recipes(args: argparse.Namespace, num_images: int) -> dict[str, Recipe]:
     """Return the recipe of each preset, or of each kind of labels."""
     values = recipe_values(args)
     if args.presets:
         return {preset: PRESETS[preset].changed(**_used(PRESETS[preset], values)) for preset in args.presets}
-    num_images = len(load_splits(args, configs[0])[0])
     common = derived_recipe(args.out, num_images, _used(Recipe(labels="single"), values))
     recipes = {labels: common.changed(labels=labels) for labels in args.kinds}
     return {labels: recipe.changed(**_used(recipe, values)) for labels, recipe in recipes.items()}

@@ -74,7 +74,8 @@ def disagreement(soft_labels: Tensor) -> Tensor:
     Reference: This is the generalized Jensen-Shannon divergence of Lin, "Divergence measures based on the Shannon entropy", 1991.
     """
     of_mean: Tensor = torch.special.entr(soft_labels.mean(1)).sum(1)
-    return of_mean - torch.special.entr(soft_labels).sum(2).mean(1)
+    mean_of: Tensor = torch.special.entr(soft_labels).sum(2).mean(1)
+    return of_mean - mean_of
 
 
 def _window_labels(label_maps: LabelMaps, rows: Sequence[int]) -> Tensor:

@@ -112,6 +112,12 @@ def compare(
     return Comparison(metrics, seconds)
 
 
+def check_validation(validation: LabeledImages | None) -> None:
+    """Raise ValueError if there are no validation images."""
+    if validation is None:
+        raise ValueError("students are compared on validation images, but there are none: give validation_images=")
+
+
 def _run(entry: ComparisonEntry, folder: Path, seed: int, runtime: RuntimeConfig) -> dict[str, Any]:
     """Train a student, unless its result exists."""
     recipe = entry.recipe.changed(seed=seed)
@@ -122,8 +128,7 @@ def _run(entry: ComparisonEntry, folder: Path, seed: int, runtime: RuntimeConfig
         if previous["recipe"] == recipe_values:
             return previous
     dataset, validation = entry.load()
-    if validation is None:
-        raise ValueError("students are compared on validation images, but there are none: give validation_images=")
+    check_validation(validation)
     annotator = None if entry.annotator is None else entry.annotator()
     trained = train_student(dataset, folder, recipe, validation=validation, annotator=annotator, runtime=runtime)
     result = {

@@ -1,4 +1,4 @@
-"""Draw the pictures of the guides that show `scenes-relabel`: `python -m tests.report.card_pictures cards`."""
+"""Draw the pictures of the guides that show `scenes-relabel`: `python tests/report/card_pictures.py cards`."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import sys
 import tempfile
 from pathlib import Path
 
+from browser import Report, start_chromium  # this folder is on the path of its scripts
 from PIL import Image
 
 import relabel_datasets as rd
 from relabel_datasets.report.pictures import draw_pictures
-from tests.report.browser import Report, start_chromium
 
 SPLIT, KEY = "validation", "validation_00179"  # the sample that the report of this split opens on
 SIZE = (1200, 1100)  # of the window, in pixels

@@ -44,7 +44,7 @@ def test_the_command_scores_label_maps_trains_students_and_reuses_results(scenes
 def test_a_temperature_applies_to_the_rows_with_soft_labels():
     args = make_parser().parse_args(["compare", "data", "--temperature", "2", "--label-weight", "0.5", "--calibrated"])
     args.presets = list(PRESETS)
-    recipes = _recipes(args, ["a"])
+    recipes = _recipes(args, 48)
     assert {preset for preset, recipe in recipes.items() if recipe.label_weight == 0.5} == PRESETS.keys() - {
         "single-label",
         "label-smoothing",
