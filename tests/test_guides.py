@@ -15,6 +15,7 @@ from relabel_datasets.cli import make_parser
 from relabel_datasets.shards.card import write_card
 from tests.annotate.crop_releases import write_fkd
 from tests.conftest import ROOT
+from tests.labels.samples import set_calibration
 from tests.markdown import Block, anchors_of, links_of, read_page, tables_of
 from tests.servers import FaultyServer
 
@@ -69,6 +70,7 @@ def working_folder(dataset_folder, image_folder, tmp_path, monkeypatch, request)
     datasets.disable_progress_bars()
     folder = tmp_path / "path" / "to"
     folder.mkdir(parents=True)
+    set_calibration(dataset_folder / "colours")  # its images are too few for a build to fit gains
     (dataset_folder / "labels-only").rename(folder / "label-only")
     (folder / "dataset").symlink_to(dataset_folder)
     (tmp_path / "scenes-relabel").symlink_to(dataset_folder)

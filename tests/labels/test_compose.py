@@ -134,7 +134,12 @@ class Watching(Transform):
 def test_maps_are_pooled_together_where_nobody_minds(monkeypatch):
     sizes = []
     pool = LabelMapBatch.pool
-    monkeypatch.setattr(LabelMapBatch, "pool", lambda batch, *args: sizes.append(len(batch)) or pool(batch, *args))
+
+    def record(batch, *args, **options):
+        sizes.append(len(batch))
+        return pool(batch, *args, **options)
+
+    monkeypatch.setattr(LabelMapBatch, "pool", record)
 
     def maps(kinds):
         return [rd.LabelMap.from_logits(torch.randn(9, 4, 6), kind, canvas_size=(40, 56)) for kind in kinds]
