@@ -30,6 +30,7 @@ SYNSETS = [
 SMALL = {  # IMAGES stands for an ImageFolder, CHECKPOINT for the weights of the annotator
     "annotators": "IMAGES --num-images 2 --num-crops 1 --steps 1",
     "building": "IMAGES/train --annotator resnet18 --checkpoint CHECKPOINT --input-size 64 --batch-size 4",
+    "crop_codec": "IMAGES/train --annotator resnet18 --checkpoint CHECKPOINT --input-size 64 --num-images 2 --num-crops 6 --subset 3",
     "crop_fidelity": "IMAGES/train --annotator resnet18 --checkpoint CHECKPOINT --input-size 64 --num-images 4 --num-crops 2 --size 64 "
     "--sizes 64 96 128",
     "fidelity": "IMAGES/train --annotator resnet18 --checkpoint CHECKPOINT --num-images 4 --num-crops 2 --sizes 64",

@@ -41,8 +41,8 @@ class BuildConfig:
     Attributes:
         encoding: Encoding of the labels: `"heatmaps"` or `"topk"` for label maps, `"crops"` for stored crops. Default:
             `"heatmaps"`.
-        k: Number of classes to keep, per image for heatmaps, per location for topk and per crop for crops. Default: that of the
-            encoding, 10, 5 or 8.
+        k: Number of classes to keep, per image for heatmaps and per location for topk, or of components that the labels of an
+            image are made of for crops. Default: that of the encoding, 10, 5 or 16.
         storage_dtype: Precision of the stored logits: `"uint4"`, `"uint8"` or `"float16"` for label maps, `"compact"` for crops.
             Default: that of the encoding.
         num_crops: Number of crops per image for the encoding crops, 1 to 65536. Each is one image for the annotator. Default: 100

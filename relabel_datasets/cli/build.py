@@ -67,7 +67,7 @@ def add_parser(commands: Any) -> None:
         "--encoding", choices=list(ENCODINGS), default=DEFAULT_ENCODING, help=f"{summaries} (default: %(default)s)"
     )
     units = " or ".join(f"{entry.k_unit} ({entry.name}, default: {entry.default_k})" for entry in entries)
-    parser.add_argument("--k", type=positive, metavar="K", help=f"number of classes to keep {units}")
+    parser.add_argument("--k", type=positive, metavar="K", help=f"number of {units}")
     parser.add_argument(
         "--num-crops", type=positive, metavar="N",
         help="crops per image, with --encoding crops; the annotator sees each as an image of its own (default: "

@@ -197,7 +197,7 @@ class CropLabels(TVTensor):
             boxes: (top, left, height, width) of each crop `[N, 4]`, as shares of the height and width of the image. Default:
                 those of `labels.crops.seeded_crops` for this key.
             flips: `[N]`, whether each crop is mirrored. Required with `boxes`, and not allowed without.
-            k: Number of classes to keep per crop. Default: 8.
+            k: Number of components that the labels are made of. More are more exact and take more bytes. Default: 16.
 
         Returns:
             The labels.

@@ -54,7 +54,7 @@ def test_labels_of_seeded_crops_are_those_of_the_logits():
     labels = rd.CropLabels.from_logits(logits, canvas_size=CANVAS, key="a", k=NUM_CLASSES)
     for temperature in (1.0, 2.5):
         torch.testing.assert_close(
-            labels.soft_labels(temperature=temperature), (logits / temperature).softmax(1), rtol=0, atol=0.02
+            labels.soft_labels(temperature=temperature), (logits / temperature).softmax(1), rtol=0, atol=0.06
         )
     assert torch.equal(labels.soft_labels([4, 1, 4]), labels.soft_labels()[[4, 1, 4]])
     torch.testing.assert_close(labels.mean_label(), labels.soft_labels().mean(0))

@@ -2,7 +2,7 @@
 
 Two forms store the views of an image as a few small arrays. The names of the arrays determine the form.
 
-    `compact`, see `crop_compact`: made of logits by `compress_crops`; approximate, about 25 bytes per view
+    `compact`, see `crop_compact`: made of logits by `compress_crops`; approximate, about 20 bytes per view of 1000 classes
     `sparse`, see `crop_sparse`: made of the k best probabilities of each view by `sparse_crops`; exact, for published files
 
 Both are checked and read by the functions of this module. Class indices and probabilities are those of one annotator with C

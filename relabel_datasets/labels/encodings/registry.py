@@ -21,8 +21,8 @@ class EncodingEntry:
         name: Name of the encoding, as stored in manifests.
         implementation: Module and class of the encoding, `".module:Class"`.
         summary: Phrase for help texts that says what is stored.
-        default_k: Default number of classes to keep.
-        k_unit: Unit to which `k` applies, such as `"per image"`.
+        default_k: Default of `k`.
+        k_unit: Phrase that says what `k` counts, such as `"classes to keep per image"`.
         storage_dtypes: Storage dtypes of the logits, the default first.
         default_num_crops: Default number of crops per image for an encoding of stored crops, None for one of label maps.
     """
@@ -41,7 +41,7 @@ class EncodingEntry:
         return self.default_num_crops is None
 
     def resolve_k(self, k: int | None) -> int:
-        """Return the number of classes to keep: `k`, or the default if `k` is None.
+        """Return `k`, or its default if `k` is None.
 
         Raises:
             ValueError: `k` is below 1.
@@ -85,15 +85,16 @@ ENCODINGS: dict[str, EncodingEntry] = {
     entry.name: entry
     for entry in (
         EncodingEntry(
-            "heatmaps", ".heatmaps:Heatmaps", "all locations of the most important classes", 10, "per image",
+            "heatmaps", ".heatmaps:Heatmaps", "all locations of the most important classes", 10, "classes to keep per image",
             ("uint4", "uint8", "float16"),
         ),
         EncodingEntry(
-            "topk", ".topk:TopK", "the best classes at each location, as in the paper", 5, "per location",
+            "topk", ".topk:TopK", "the best classes at each location, as in the paper", 5, "classes to keep per location",
             ("float16", "uint8"),
         ),
         EncodingEntry(
-            "crops", ".crops:Crops", "labels of a fixed number of random crops", 8, "per crop", ("compact",), 100
+            "crops", ".crops:Crops", "labels of a fixed number of random crops", 16,
+            "components that the labels of an image are made of", ("compact",), 100
         ),
     )
 }  # fmt: skip

@@ -12,7 +12,12 @@ from relabel_datasets.labels.encodings.grid_pooling import pool_views
 from relabel_datasets.labels.precision import pooling_dtype
 
 ENTRY = EncodingEntry(
-    "plain", "tests.labels.encodings.throwaway:Plain", "the logits of all classes", 1, "per image", ("float16",)
+    "plain",
+    "tests.labels.encodings.throwaway:Plain",
+    "the logits of all classes",
+    1,
+    "classes to keep per image",
+    ("float16",),
 )
 
 
