@@ -120,7 +120,7 @@ def _pack(symbols: CropSymbols) -> Array:
     ranks = rank[symbols.classes]
     per_view = np.bincount(symbols.views, minlength=num_views)
     counts = np.array([components.shape[1], num_leading, len(ranks)], _COUNTS)
-    blocks = [
+    blocks: list[list[Array]] = [
         [counts, symbols.base.astype(np.uint8)],
         [symbols.coefs.T.astype(np.int8)],
         [components[:num_leading].T.astype(np.int8)],

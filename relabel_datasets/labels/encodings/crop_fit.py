@@ -258,6 +258,6 @@ def _product(left: Floats, right: Floats) -> Floats:
 
 
 def log_softmax(logits: Floats) -> Floats:
-    shifted = logits - logits.max(1, keepdims=True)
+    shifted: Floats = logits - logits.max(1, keepdims=True)
     shifted -= np.log(np.exp(shifted).sum(1, keepdims=True))
     return shifted
