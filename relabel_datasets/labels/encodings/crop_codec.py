@@ -15,11 +15,11 @@ from collections.abc import Mapping, Sequence
 from types import ModuleType
 
 import numpy as np
+from torch import Tensor
 
 from ...errors import LabelMapError
 from . import crop_compact, crop_sparse
 from .base import Array, StoredTensor
-from .crop_compact import compress_crops
 from .crop_sparse import sparse_crops
 from .sparse import Floats
 
@@ -32,7 +32,30 @@ __all__ = [
     "sparse_crops",
 ]
 
+_FEW_CLASSES = 4
 _FORMS: tuple[ModuleType, ...] = (crop_compact, crop_sparse)
+
+
+def compress_crops(logits: Tensor, k: int = 16) -> dict[str, Array]:
+    """Compress the logits of all views of one image. Equal logits give equal bytes.
+
+    Up to 4 classes are stored exactly, as probabilities in the sparse form, which takes as few bytes.
+
+    Args:
+        logits: Finite logits `[N, C]`.
+        k: Number of components that the views share. More are more exact and take more bytes. Default: 16.
+
+    Returns:
+        Arrays to store, by name.
+
+    Raises:
+        ValueError: The logits are not finite `[N, C]` with N of at least 1 and C of at least 2.
+    """
+    if logits.ndim == 2 and len(logits) and 2 <= logits.shape[1] <= _FEW_CLASSES and bool(logits.isfinite().all()):
+        probs = logits.detach().cpu().float().softmax(1).numpy()
+        classes = np.broadcast_to(np.arange(logits.shape[1]), probs.shape)
+        return sparse_crops(classes, probs, logits.shape[1], spread_rest=False)
+    return crop_compact.compress(logits, k)
 
 
 def check_crops_header(tensors: Mapping[str, StoredTensor], num_classes: int) -> int:

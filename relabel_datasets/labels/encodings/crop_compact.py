@@ -50,12 +50,12 @@ class _Symbols(NamedTuple):
     ranks: Array  # [2, K]
 
 
-def compress_crops(logits: Tensor, k: int = 16) -> dict[str, Array]:
-    """Compress the logits of all views of one image. Equal logits give equal bytes.
+def compress(logits: Tensor, k: int) -> dict[str, Array]:
+    """Compress the logits of all views of one image.
 
     Args:
         logits: Finite logits `[N, C]`.
-        k: Number of components that the views share. More are more exact and take more bytes. Default: 16.
+        k: Number of components that the views share.
 
     Returns:
         Arrays to store, by name.

@@ -144,9 +144,9 @@ class _Fit:
         components = symbols.components.astype(np.float32) * STEP[symbols.base, None]
         gradients = {
             "base": error.sum(0) * _SLOPE[symbols.base],
-            "coefs": _product(components.T, error.T).T + _price(values["coefs"]),
-            "components": _product(coefs.T, error).T * self.first_step + _price(values["components"]),
-            "corrections": error[self.views, self.classes] * SCALE + _price(values["corrections"]),
+            "coefs": _product(components.T, error.T).T + _price(values["coefs"], self.num_classes),
+            "components": _product(coefs.T, error).T * self.first_step + _price(values["components"], self.num_classes),
+            "corrections": error[self.views, self.classes] * SCALE + _price(values["corrections"], self.num_classes),
         }
         decay = 0.97 ** max(0, step - _NUM_STEPS * 13 // 20)
         for name, gradient in gradients.items():
@@ -195,7 +195,7 @@ def _worst_classes(target: Floats, log_probs: Floats, num_classes: int) -> tuple
         gains = np.exp(wanted) * (wanted - stored) + np.exp(wanted_others) * (wanted_others - stored_others)
         gains[chosen[rows]] = 0
         classes = gains.argmax(1)
-        index = np.flatnonzero(gains.max(1) > _CORRECTION_PRICE)
+        index = np.flatnonzero(gains.max(1) > _CORRECTION_PRICE * _price_factor(num_classes))
         if not len(index):
             break
         rows, classes = rows[index], classes[index]
@@ -238,10 +238,16 @@ def _to_int8(symbols: Floats) -> Integers:
     return np.clip(np.rint(symbols), -_LARGEST, _LARGEST).astype(np.int64)
 
 
-def _price(symbols: Floats) -> Floats:
+def _price(symbols: Floats, num_classes: int) -> Floats:
     """Return the derivative of the price of symbols."""
-    gradient: Floats = np.sign(symbols) * (_PRICE * _BITS) / (1 + np.abs(symbols))
+    price = _PRICE * _BITS * np.float32(_price_factor(num_classes))
+    gradient: Floats = np.sign(symbols) * price / (1 + np.abs(symbols))
     return gradient
+
+
+def _price_factor(num_classes: int) -> float:
+    """Return the factor of all prices: labels of few classes are stored more exactly, since they take few bytes anyway."""
+    return min(1.0, num_classes / 1000)
 
 
 def _product(left: Floats, right: Floats) -> Floats:
