@@ -166,6 +166,7 @@ def analyze(
     if path is not None:
         folder = open_folder(path)
         label_maps = LabelMaps(folder, config, split)
+        label_maps.manifest.check_maps("analyze")
         options: dict[str, Any] = {
             "num_crops": num_crops,
             "num_samples": num_samples,
@@ -242,7 +243,8 @@ def _fidelity_table(folder: Folder, label_maps: LabelMaps) -> Table:
         encoding = manifest.encoding
         for split in manifest.splits.values():
             if fidelity := _split_fidelity(split):
-                size = "x".join(map(str, (*encoding["map_size"], len(manifest.classes))))
+                kept = encoding["map_size"] if manifest.has_maps else (encoding["num_crops"],)
+                size = "x".join(map(str, (*kept, len(manifest.classes))))
                 encoded = encoding["name"], encoding["k"], encoding["dtype"]
                 rows.append((manifest.config, split.name, size, *encoded, *fidelity.values()))
     return Table(("config", "split", "map", "encoding", "k", "dtype", "kl", "same_best"), rows)

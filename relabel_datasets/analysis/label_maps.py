@@ -94,6 +94,7 @@ def measure_maps(
     Raises:
         ValueError: None of the images has objects, two images with objects have the same name, or the split is empty.
     """
+    label_maps.manifest.check_maps("measure_maps")
     if not len(label_maps):
         raise ValueError(f"split {label_maps.split.name!r} has no samples to measure: choose another split")
     by_row = {} if objects is None else _objects_by_row(label_maps, objects)
@@ -133,6 +134,7 @@ def measure_images(label_maps: LabelMaps, rows: Sequence[int], *, progress: bool
     Returns:
         The columns of `MapMeasures.images`.
     """
+    label_maps.manifest.check_maps("measure_images")
     images = _Columns()
     for start in tqdm(range(0, len(rows), _BATCH_IMAGES), desc="pool", unit="batch", disable=not progress):
         encoded, keys, labels, _ = _stack(label_maps, list(rows[start : start + _BATCH_IMAGES]))

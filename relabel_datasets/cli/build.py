@@ -252,8 +252,7 @@ def describe_result(manifest: Any, out: Any, split: str, images: str | None) -> 
 def _describe_agreement(manifest: Manifest, split: Split) -> str:
     if split.agreement is None:
         return ""
-    is_map = ENCODINGS[manifest.encoding["name"]].is_map
-    labels = "label maps, pooled over the whole image," if is_map else "mean labels of the crops of an image"
+    labels = "label maps, pooled over the whole image," if manifest.has_maps else "mean labels of the crops of an image"
     return f"{split.agreement:.1%} of the {labels} agree with the label of their image\n"
 
 

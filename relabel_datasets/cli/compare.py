@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import logging
 import sys
 from functools import partial
@@ -70,8 +71,11 @@ def add_parser(commands: Any) -> None:
 def _run(args: argparse.Namespace) -> None:
     from ..annotate.remake import check_package
     from ..data.store import LabelMaps
+    from ..shards.configs import open_config
     from ..storage.local import write_atomically
+    from ..storage.resolve import open_folder
     from ..train.comparison import check_validation, compare, score_label_maps
+    from ..train.loaders import check_labels
 
     logging.getLogger("timm").setLevel(logging.WARNING)  # it logs its checkpoints after each epoch
     if (args.presets or args.kinds) and args.out is None:
@@ -85,6 +89,8 @@ def _run(args: argparse.Namespace) -> None:
         check_validation(validation)  # fail before minutes of work
         recipes = _recipes(args, len(dataset))
         entries = [entry for name, recipe in recipes.items() for entry in _entries(args, name, recipe, configs)]
+    for config, entry in itertools.product(configs, entries):
+        check_labels(entry.recipe, open_config(open_folder(args.path), config)[1])
     if any(entry.recipe.label_config.distilled for entry in entries):
         for config in configs:
             check_package(annotator_of(args.path, config))

@@ -166,11 +166,15 @@ class RandomStoredCrop(Transform):
         """Return the crops of an image, or the soft labels for its crop labels."""
         if isinstance(inpt, CropLabels):
             return params["soft"] if self.num_crops > 1 else params["soft"][0]
-        crops = [self._crop(inpt, *pair) for pair in zip(params["boxes"], params["flips"], strict=True)]
+        crops = self.cut(inpt, params)
         if self.num_crops == 1:
             return crops[0]
         stacked = torch.stack([F.to_image(crop) if isinstance(crop, PIL.Image.Image) else crop for crop in crops])
         return tv_tensors.Image(stacked) if isinstance(inpt, (PIL.Image.Image, tv_tensors.Image)) else stacked
+
+    def cut(self, image: Any, params: dict[str, Any]) -> list[Any]:
+        """Return the crops of an image, for the result of `make_params`."""
+        return [self._crop(image, *pair) for pair in zip(params["boxes"], params["flips"], strict=True)]
 
     def _crop(self, image: Any, box: tuple[int, int, int, int], flip: bool) -> Any:
         left, top, right, bottom = box

@@ -83,7 +83,7 @@ def seeded_crops(seeds: npt.ArrayLike, sizes: npt.ArrayLike, num_crops: int) -> 
     is_misfit = np.zeros(len(first), bool)
     is_misfit[waiting] = True
     boxes = _place(all_sizes, sides, left, top, is_misfit, _RATIO)
-    flips = np.less(flip, 0.5)
+    flips: Bools = np.asarray(flip < 0.5, bool)
     return boxes.reshape(-1, num_crops, 4), flips.reshape(-1, num_crops)
 
 

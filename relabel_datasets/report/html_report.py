@@ -92,6 +92,7 @@ def write_report(
         )
     folder = open_folder(path)
     label_maps = LabelMaps(folder, config, split)
+    label_maps.manifest.check_maps("a report")
     read_image, note = _find_images(folder, label_maps, images, restricted_images)
     out.parent.mkdir(parents=True, exist_ok=True)  # fail before minutes of work
     analysis = analyze(folder, config, split, boxes=boxes, num_crops=num_crops, progress=progress)

@@ -13,6 +13,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from ..data.datasets import RelabelDataset
+from ..labels.crop_labels import CropLabels
 from ..labels.label_map import LabelMap
 from ..labels.transforms import LabelPooling
 from ..storage.local import write_atomically
@@ -287,6 +288,35 @@ def spread(dataset: RelabelDataset, count: int) -> list[int]:
     return indices
 
 
+def draw_crop_figure(
+    image: Image.Image, labels: CropLabels, classes: Sequence[str], *, num_crops: int = 3
+) -> Image.Image:
+    """Draw a figure of an image with stored crops: its first crops as the annotator saw them, with their labels.
+
+    Args:
+        image: Whole image, RGB.
+        labels: Labels of its stored crops.
+        classes: Names of the classes.
+        num_crops: Maximum number of crops. Default: 3.
+
+    Returns:
+        The figure.
+    """
+    crops = range(min(num_crops, labels.num_crops))
+    soft = labels.soft_labels(crops)
+    ranked = soft.amax(0).topk(min(len(CLASS_COLORS), len(classes))).indices.tolist()
+    colors = dict(zip(ranked, CLASS_COLORS, strict=False))
+    boxes = [labels.pixel_box(crop) for crop in crops]
+    truth = [] if labels.label is None else [_line(f"label: {classes[labels.label]}", labels.label, colors)]
+    frames = [(top, left, bottom - top, right - left) for left, top, right, bottom in boxes]
+    tiles = [tile(_framed(image, frames), truth)]
+    for crop, box in zip(crops, boxes, strict=True):
+        part = image.crop(box)
+        shown = part.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if labels.flips[crop] else part
+        tiles.append(tile(shown, _best_lines(soft[crop], classes, colors), str(crop + 1)))
+    return side_by_side(tiles)
+
+
 def check_untransformed(dataset: RelabelDataset) -> None:
     """Raise ValueError if a dataset has transforms: figures need whole images."""
     if dataset.transforms is not None:
@@ -314,5 +344,8 @@ def draw_figures(
     check_untransformed(dataset)
     names = legible_names(dataset.classes)
     for index in indices:
-        image, label_map = dataset[index]
-        yield dataset.keys[index], draw_figure(image, label_map, names, heatmaps_of=heatmaps_of, seed=index)
+        image, labels = dataset[index]
+        if isinstance(labels, CropLabels):
+            yield dataset.keys[index], draw_crop_figure(image, labels, names)
+        else:
+            yield dataset.keys[index], draw_figure(image, labels, names, heatmaps_of=heatmaps_of, seed=index)

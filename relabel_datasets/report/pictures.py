@@ -46,6 +46,8 @@ def draw_pictures(
     - `suspects.png`: images whose label may be wrong, if there are any
     - `<key>.png`: figures of samples spread evenly over the dataset
 
+    For stored crops, only figures are drawn: the first crops with their labels.
+
     Args:
         dataset: Dataset without transforms, so that its samples are whole images.
         folder: Folder for the files. It is created if it does not exist.
@@ -66,10 +68,13 @@ def draw_pictures(
         if value is not None and value < 1:
             raise ValueError(f"{name}= must be at least 1, got {value}")
     check_untransformed(dataset)
+    manifest = dataset.label_maps.manifest
+    if classes:
+        manifest.check_maps("a heatmap")
     heatmaps_of = [_find_class(name, dataset.classes) for name in classes] or None
     indices = _find_indices(dataset, keys) if keys else spread(dataset, count)
     folder.mkdir(parents=True, exist_ok=True)
-    paths = [] if keys else _save_sheets(dataset, folder, count, num_samples, progress)
+    paths = [] if keys or not manifest.has_maps else _save_sheets(dataset, folder, count, num_samples, progress)
     for key, picture in draw_figures(dataset, indices, heatmaps_of):
         paths.append(save_png(picture, folder / f"{key.replace('/', '_')}.png"))
     return paths

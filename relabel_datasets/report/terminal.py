@@ -15,7 +15,9 @@ from ..compatibility import read_at
 from ..data.store import LabelMaps
 from ..errors import DatasetError
 from ..keywords import checked_keywords
+from ..labels.crop_labels import CropLabels
 from ..labels.label_map import LabelMap
+from ..labels.reading import Labels, read_label
 from ..labels.statistics import total
 from ..labels.transforms import LabelPooling
 from ..labels.windows import DEFINITION as SHOWN_DEFINITION
@@ -33,10 +35,11 @@ from .overlay import strongest_classes
 _SHADES = " .:-=+*#%@"  # from probability 0 to 1; ASCII, for any terminal
 _NUM_CLASSES = 12  # class names per config
 _NUM_HEATMAPS = 3
+_NUM_CROPS = 3  # stored crops per sample
 
 
 class _Sample(NamedTuple):
-    label_map: LabelMap  # with its key and label
+    labels: Labels  # with their key and label
     map_bytes: int
     image_bytes: int  # 0: the shard has no images
 
@@ -128,12 +131,13 @@ def _describe_shard(path: str, num_samples: int, width: int) -> Iterator[str]:
 def _describe_config(folder: Folder, manifest: Manifest) -> Iterator[str]:
     encoding, annotator, classes = manifest.encoding, manifest.annotator, legible_names(manifest.classes)
     size = "x".join(map(str, encoding["map_size"] or ()))
+    labels = f"maps       {size} locations" if manifest.has_maps else f"crops      {encoding['num_crops']} per image"
     more = f", ... {len(classes) - _NUM_CLASSES} more" if len(classes) > _NUM_CLASSES else ""
     yield f"{folder}: config {manifest.config}, made with {manifest.made_with}"
     for line in (
         f"classes    {len(classes)}: {', '.join(classes[:_NUM_CLASSES])}{more}",
         f"annotator  {annotator.get('name')}, {annotator.get('kind')}" + _input_of(annotator),
-        f"maps       {size} locations, {encoding['name']} {encoding['k']}, stored as {encoding['dtype']}",
+        f"{labels}, {encoding['name']} {encoding['k']}, stored as {encoding['dtype']}",
     ):
         yield from textwrap.wrap(printable(line), 110, initial_indent="  ", subsequent_indent=" " * 13)
     for split in manifest.splits.values():
@@ -188,27 +192,46 @@ def _read_samples(path: Path, count: int) -> Iterator[_Sample]:
     with open_regular(path) as file:
         for row in rows[:count]:
             blob = read_at(file.fileno(), row.map_size, row.map_offset)
-            label_map = LabelMap.from_safetensors(blob, key=row.key, label=row.label)
-            if row.label >= label_map.num_classes:
+            labels = read_label(blob, key=row.key, label=row.label)
+            if row.label >= labels.num_classes:
                 raise DatasetError(
-                    f"{path}: sample {row.key!r}: .cls must be below {label_map.num_classes}, the number of classes, got {row.label}"
+                    f"{path}: sample {row.key!r}: .cls must be below {labels.num_classes}, the number of classes, got {row.label}"
                 )
-            yield _Sample(label_map, row.map_size, row.image_size)
+            yield _Sample(labels, row.map_size, row.image_size)
 
 
 def _show_samples(samples: Iterator[_Sample], names: Sequence[str], width: int) -> Iterator[str]:
     """Yield the lines of samples. If there are no class names, class indices are shown."""
-    pool = LabelPooling()
-    for label_map, map_bytes, image_bytes in samples:
-        class_names = names or [f"class {index}" for index in range(label_map.num_classes)]
-        label = "none" if label_map.label is None else class_names[label_map.label]
-        height, image_width = label_map.canvas_size
+    for labels, label_bytes, image_bytes in samples:
+        class_names = names or [f"class {index}" for index in range(labels.num_classes)]
+        label = "none" if labels.label is None else class_names[labels.label]
+        height, image_width = labels.canvas_size
         image = f"image {image_bytes:,} bytes, " if image_bytes else ""
-        yield f"\n{label_map.key}: label {label}, {height}x{image_width} pixels, {image}map {map_bytes:,} bytes"
-        values, indices = pool(label_map).topk(min(_NUM_HEATMAPS, label_map.num_classes))
-        best = zip(values.tolist(), indices.tolist(), strict=True)
-        yield "  pooled: " + ", ".join(f"{value:.1%} {class_names[index]}" for value, index in best)
-        yield from _heatmap_row(label_map, class_names, width)
+        kind = "crops" if isinstance(labels, CropLabels) else "map"
+        yield f"\n{labels.key}: label {label}, {height}x{image_width} pixels, {image}{kind} {label_bytes:,} bytes"
+        if isinstance(labels, CropLabels):
+            yield from _crop_rows(labels, class_names)
+        else:
+            yield "  pooled: " + _best(LabelPooling()(labels), class_names)
+            yield from _heatmap_row(labels, class_names, width)
+
+
+def _best(soft_label: torch.Tensor, names: Sequence[str]) -> str:
+    """Return the strongest classes of a soft label `[C]` as text."""
+    values, indices = soft_label.topk(min(_NUM_HEATMAPS, len(soft_label)))
+    best = zip(values.tolist(), indices.tolist(), strict=True)
+    return ", ".join(f"{value:.1%} {names[index]}" for value, index in best)
+
+
+def _crop_rows(labels: CropLabels, names: Sequence[str]) -> Iterator[str]:
+    """Yield the lines of the mean label and of the first crops."""
+    yield "  mean: " + _best(labels.mean_label(), names)
+    for crop in range(min(_NUM_CROPS, labels.num_crops)):
+        x1, y1, x2, y2 = labels.pixel_box(crop)
+        mirrored = ", mirrored" if labels.flips[crop] else ""
+        yield f"  crop {crop}, x {x1} to {x2}, y {y1} to {y2}{mirrored}: {_best(labels.soft_labels([crop])[0], names)}"
+    if labels.num_crops > _NUM_CROPS:
+        yield f"  ... {labels.num_crops - _NUM_CROPS} more"
 
 
 def _heatmap_row(label_map: LabelMap, names: Sequence[str], width: int) -> Iterator[str]:

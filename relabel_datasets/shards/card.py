@@ -273,6 +273,7 @@ def _describe(root: Path, manifest: Manifest) -> dict[str, Any]:
         "exact": manifest.annotator.get("linear_head"),
         "encoding": manifest.encoding,
         "map_size": _as_size(manifest.encoding.get("map_size")),
+        "num_crops": manifest.encoding.get("num_crops"),
         "num_classes": len(manifest.classes),
         "splits": splits,
         "made_with": manifest.made_with,

@@ -115,6 +115,23 @@ class Manifest:
     made_with: str
     version: int = VERSION
 
+    @property
+    def has_maps(self) -> bool:
+        """Whether the config has label maps, not stored crops."""
+        return "num_crops" not in self.encoding
+
+    def check_maps(self, purpose: str) -> None:
+        """Raise DatasetError if the config has stored crops instead of label maps.
+
+        Args:
+            purpose: What needs label maps, such as `"relabel analyze"`.
+        """
+        if not self.has_maps:
+            raise DatasetError(
+                f"{purpose} needs label maps, but config {self.config!r} has stored crops (encoding {self.encoding['name']!r}): choose "
+                "a config of label maps"
+            )
+
     @classmethod
     def read(cls, folder: Folder) -> Manifest:
         """Read the manifest in a local or remote folder.

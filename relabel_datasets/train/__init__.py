@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from .evaluation import LabeledImages, SourceImages, evaluate, open_images
     from .loop import TrainResult, train_student
     from .recipe import LABELS, PRESETS, LabelConfig, Recipe, RuntimeConfig
-    from .timm_augmentation import TimmTransforms, timm_transforms
+    from .timm_augmentation import TimmStoredCrops, TimmTransforms, timm_transforms
     from .tokens import MixToken, TokenLabelPooling, TokenStudent, token_label_loss
 
 _MODULES = {
@@ -41,6 +41,7 @@ _MODULES = {
     "Recipe": "recipe",
     "RuntimeConfig": "recipe",
     "SourceImages": "evaluation",
+    "TimmStoredCrops": "timm_augmentation",
     "TimmTransforms": "timm_augmentation",
     "TokenLabelPooling": "tokens",
     "TokenStudent": "tokens",
@@ -69,6 +70,7 @@ __all__ = [
     "Recipe",
     "RuntimeConfig",
     "SourceImages",
+    "TimmStoredCrops",
     "TimmTransforms",
     "TokenLabelPooling",
     "TokenStudent",

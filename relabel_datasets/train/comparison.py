@@ -11,13 +11,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ..analysis.metrics import Metrics
 from ..annotate.annotator import Annotator
 from ..data.datasets import RelabelDataset
 from ..data.store import LabelMaps
 from ..keywords import checked_keywords
+from ..labels.crop_labels import CropLabels
 from ..labels.pooling import pool_label_map
+from ..labels.reading import Labels
 from ..labels.view import View
 from ..storage.folders import local_path
 from ..storage.local import write_atomically
@@ -141,7 +144,7 @@ def _run(entry: ComparisonEntry, folder: Path, seed: int, runtime: RuntimeConfig
 
 
 def score_label_maps(label_maps: LabelMaps) -> dict[str, float]:
-    """Evaluate label maps, pooled over the whole image, against the classes of their images.
+    """Evaluate label maps, pooled over the whole image, against the classes of their images; for stored crops, mean labels.
 
     Args:
         label_maps: Label maps to score. If there are more than 50,000, only 50,000 evenly spaced ones are scored.
@@ -152,11 +155,15 @@ def score_label_maps(label_maps: LabelMaps) -> dict[str, float]:
     metrics = Metrics(len(label_maps.manifest.classes))
     rows = np.unique(np.linspace(0, len(label_maps) - 1, min(len(label_maps), _MAX_SCORED_MAPS)).astype(int))
     for batch in np.array_split(rows, -(-len(rows) // 1024)):
-        maps = [label_maps.at(int(row)) for row in batch]
-        soft_labels = torch.stack([pool_label_map(label_map, View()) for label_map in maps])
+        soft_labels = torch.stack([_label_of_image(label_maps.at(int(row))) for row in batch])
         class_indices = torch.as_tensor(label_maps.index.labels[batch].astype(np.int64))
         metrics.update(soft_labels.clamp_min(1e-30).log(), class_indices)
     return metrics.compute()
+
+
+def _label_of_image(labels: Labels) -> Tensor:
+    """Return the soft label `[C]` of a whole image."""
+    return labels.mean_label() if isinstance(labels, CropLabels) else pool_label_map(labels, View())
 
 
 def _percent(values: Sequence[float]) -> str:

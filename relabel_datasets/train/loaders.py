@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import torch
 from timm.data.transforms_factory import create_transform
 from torch import Tensor
@@ -13,12 +15,15 @@ from torchvision.transforms import v2
 
 from ..data.datasets import RelabelDataset
 from ..data.stream import RelabelLoader, RelabelStream
+from ..labels.crop_labels import CropLabels
+from ..labels.crop_transforms import RandomStoredCrop
 from ..labels.label_map import LabelMap
 from ..labels.transforms import LabelPooling
 from ..labels.v2_hooks import Transform
+from ..shards.manifest import Manifest
 from .recipe import LabelConfig, Recipe
 from .seeds import SeededTransforms
-from .timm_augmentation import TimmTransforms, timm_transforms
+from .timm_augmentation import timm_transforms
 from .tokens import TokenLabelPooling
 
 
@@ -70,7 +75,7 @@ def train_loader(
 
     Raises:
         ValueError: The batch size is not a multiple of the number of ranks, is larger than the dataset, or is odd although
-            images are mixed.
+            images are mixed. Or the recipe needs label maps, but the dataset has stored crops.
     """
     batch_size, remainder = divmod(recipe.batch_size, world_size)
     if remainder or not batch_size:
@@ -79,8 +84,9 @@ def train_loader(
         raise ValueError(
             f"mixup= and cutmix= mix images in pairs, so each rank needs an even batch size, not {batch_size}: change batch_size="
         )
-    target = target_transform(recipe.label_config, grid)
-    transforms = SeededTransforms(crop_transforms(recipe, interpolation, target, crop_size), recipe.seed)
+    manifest = dataset.label_maps.manifest
+    check_labels(recipe, manifest)
+    transforms = SeededTransforms(_transforms(recipe, manifest, interpolation, crop_size, grid), recipe.seed)
     dataset.transforms = transforms
     stream = RelabelStream(dataset, seed=recipe.seed, window=window, rank=rank, world_size=world_size)
     if len(stream) < batch_size:
@@ -99,9 +105,75 @@ def train_loader(
     return loader, transforms
 
 
+def check_labels(recipe: Recipe, manifest: Manifest) -> None:
+    """Raise ValueError if a recipe needs label maps, but a config has stored crops.
+
+    Args:
+        recipe: Recipe of a run.
+        manifest: Manifest of the config.
+    """
+    labels = recipe.label_config
+    if manifest.has_maps or not labels.pooled:
+        return
+    if labels.tokens or not (labels.localized and labels.multi_label):
+        raise ValueError(
+            f"labels={recipe.labels} needs label maps, but config {manifest.config!r} has stored crops: use labels=relabel, or a config "
+            "of label maps"
+        )
+    if recipe.min_area != Recipe.min_area:
+        raise ValueError(
+            f"min_area={recipe.min_area} has no effect on config {manifest.config!r}, whose crops are stored: leave out min_area="
+        )
+
+
+def _transforms(
+    recipe: Recipe,
+    manifest: Manifest,
+    interpolation: str,
+    crop_size: tuple[int, int] | None,
+    grid: tuple[int, int] | None,
+) -> Callable[..., Any]:
+    """Return the transforms of training images and their label maps or crop labels."""
+    label_config = recipe.label_config
+    if manifest.has_maps:
+        return crop_transforms(recipe, interpolation, target_transform(label_config, grid), crop_size)
+    if not label_config.pooled:
+        return _ClassOnly(crop_transforms(recipe, interpolation, ClassIndex(), crop_size))
+    size = crop_size or (recipe.image_size, recipe.image_size)
+    crop = RandomStoredCrop(
+        size, interpolation, temperature=label_config.temperature, label_weight=label_config.label_weight
+    )
+    return timm_transforms(
+        size,
+        crop=crop,
+        color_jitter=recipe.color_jitter or None,
+        auto_augment=recipe.auto_augment,
+        interpolation=interpolation,
+        use_prefetcher=True,
+    )
+
+
+class _ClassOnly:
+    """Transforms of an image and the class index of its crop labels, for targets that need no stored crop.
+
+    Args:
+        transforms: Transforms of an image and a label map that end in `ClassIndex`.
+    """
+
+    def __init__(self, transforms: Callable[..., Any]) -> None:
+        self._transforms = transforms
+
+    def __call__(self, image: PIL.Image.Image, labels: CropLabels) -> Any:
+        empty = LabelMap(
+            torch.zeros(0, 1, 1), "topk", classes=torch.zeros(0, 1, 1, dtype=torch.long), num_classes=labels.num_classes,
+            canvas_size=labels.canvas_size, key=labels.key, label=labels.label,
+        )  # fmt: skip
+        return self._transforms(image, empty)
+
+
 def crop_transforms(
     recipe: Recipe, interpolation: str, target: v2.Transform | None, crop_size: tuple[int, int] | None = None
-) -> TimmTransforms:
+) -> Callable[..., Any]:
     """Return the transforms of training images and their label maps. Images stay uint8 and are normalized later.
 
     Args:

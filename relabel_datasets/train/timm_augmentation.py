@@ -17,6 +17,7 @@ from typing import Any
 import PIL.Image
 import timm.data.auto_augment as timm_ops
 import timm.data.transforms as timm_tf
+import torch
 import torchvision.transforms as tv
 from timm.data.random_erasing import RandomErasing
 from timm.data.transforms_factory import create_transform
@@ -24,6 +25,8 @@ from torchvision.transforms.v2 import functional as F
 
 from ..keywords import checked_keywords
 from ..labels.compose import run_pipeline, run_steps
+from ..labels.crop_labels import CropLabels
+from ..labels.crop_transforms import RandomStoredCrop
 from ..labels.label_map import LabelMap
 from ..labels.transforms import LabelPooling, resized_crop_label_map
 from ..labels.view import View
@@ -75,8 +78,9 @@ def timm_transforms(
     *,
     is_training: bool = True,
     pooling: Callable[..., Any] | None = LabelPooling(),
+    crop: RandomStoredCrop | None = None,
     **kwargs: Any,
-) -> TimmTransforms:
+) -> TimmTransforms | TimmStoredCrops:
     """Create timm's transforms for an image and its label map.
 
     The result is called with (PIL image, `LabelMap`), as by a `RelabelDataset`. It returns the image that timm returns for the
@@ -87,6 +91,8 @@ def timm_transforms(
         is_training: Whether to create timm's training transforms instead of its validation transforms. Default: True.
         pooling: Transform from (image, label map) to (image, label). None leaves label maps for later pooling, see `collate`.
             Default: `LabelPooling()`.
+        crop: For datasets of stored crops: the transform that takes the place of timm's random crop and flips and of `pooling`. Its
+            size must be `image_size`. Default: None, for label maps.
         kwargs: Keyword arguments of `timm.data.create_transform`, such as `scale`, `ratio`, `train_crop_mode`, `hflip`, `vflip`,
             `color_jitter`, `auto_augment`, `interpolation`, `mean`, `std` and `re_prob`.
 
@@ -95,7 +101,8 @@ def timm_transforms(
 
     Raises:
         TypeError: `timm.data.create_transform` has no such argument.
-        ValueError: A label map cannot follow a transform, such as AugMix, NaFlex or `separate`.
+        ValueError: A label map cannot follow a transform, such as AugMix, NaFlex or `separate`. With `crop`, a transform moves the
+            image after the crop.
 
     Example:
         >>> transforms = timm_transforms(224, auto_augment="rand-m9-mstd0.5-inc1", re_prob=0.25)
@@ -104,7 +111,7 @@ def timm_transforms(
     """
     size: Any = image_size if isinstance(image_size, int) else tuple(image_size)
     pipeline = create_transform(size, is_training=is_training, **kwargs)
-    return TimmTransforms(pipeline, pooling)
+    return TimmTransforms(pipeline, pooling) if crop is None else TimmStoredCrops(pipeline, crop)
 
 
 class TimmTransforms:
@@ -139,6 +146,11 @@ class TimmTransforms:
 
     def run_until_pooling(self, image: PIL.Image.Image, label_map: LabelMap) -> tuple[Any, LabelPooling | None]:
         """See `compose.run_until_pooling`."""
+        if isinstance(label_map, CropLabels):
+            raise TypeError(
+                "these transforms are for label maps, but the sample has CropLabels: pass crop=RandomStoredCrop(image_size) to "
+                "timm_transforms"
+            )
         if not isinstance(image, PIL.Image.Image) or not isinstance(label_map, LabelMap):
             raise TypeError(
                 "timm's transforms need a PIL image and its LabelMap, got "
@@ -158,15 +170,89 @@ class TimmTransforms:
         return f"{type(self).__name__}({self._pipeline!r}, pooling={self.pooling!r})"
 
 
+class TimmStoredCrops:
+    """Transforms that `timm_transforms` returns for stored crops: the crop, then timm's transforms of pixel values.
+
+    Args:
+        pipeline: Result of `timm.data.create_transform`.
+        crop: Transform that cuts out the crops.
+
+    Raises:
+        ValueError: A transform moves the image, other than timm's random crop and flips, or `crop` has another size.
+    """
+
+    def __init__(self, pipeline: Any, crop: RandomStoredCrop) -> None:
+        steps = list(pipeline.transforms) if type(pipeline) is tv.Compose else [pipeline]
+        if type(steps[0]) is not timm_tf.RandomResizedCropAndInterpolation:
+            raise ValueError(
+                "crop= takes the place of timm's random resized crop, which these arguments do not create: leave out "
+                "is_training=False, train_crop_mode=, separate= and no_aug="
+            )
+        if list(steps[0].size) != crop.size:
+            raise ValueError(f"crop= has size {crop.size}, but image_size= is {list(steps[0].size)}: make them equal")
+        flips = (tv.RandomHorizontalFlip, tv.RandomVerticalFlip)
+        self.steps = [_pixel_step(step) for step in steps[1:] if type(step) not in flips]
+        self.crop = crop
+        self._pipeline = pipeline
+
+    def __call__(self, image: PIL.Image.Image, labels: CropLabels) -> Any:
+        """Return (image tensor, soft label), or `[n, ...]` of both if the crop has `num_crops` n above 1.
+
+        Raises:
+            TypeError: The arguments are not a PIL image and CropLabels.
+            ValueError: The labels belong to an image of another size.
+        """
+        if not isinstance(image, PIL.Image.Image):
+            raise TypeError(f"timm's transforms need a PIL image, got {type(image).__name__}")
+        self.crop.check_inputs([image, labels])
+        params = self.crop.make_params([labels])
+        crops = []
+        for crop in self.crop.cut(image, params):
+            for step in self.steps:
+                crop = step(crop)
+            crops.append(crop)
+        return (crops[0], params["soft"][0]) if self.crop.num_crops == 1 else (torch.stack(crops), params["soft"])
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._pipeline!r}, crop={self.crop!r})"
+
+
+def _pixel_step(step: Any) -> Any:
+    """Return a transform in timm's pipeline that changes only pixel values."""
+    if type(step) in (timm_ops.RandAugment, timm_ops.AutoAugment):
+        for op in _ops_of(step):
+            if op.name not in PIXEL_OPS:
+                raise ValueError(
+                    f"timm's operation {op.name} moves the image, so the label of a stored crop would be wrong: leave out "
+                    "auto_augment="
+                )
+            op.aug_fn = _posterize if op.aug_fn is timm_ops.posterize else op.aug_fn
+        return step
+    if not _changes_pixels_only(step):
+        raise ValueError(
+            f"timm's {type(step).__name__} cannot follow a stored crop: leave out the argument that adds it"
+        )
+    return step
+
+
+def _changes_pixels_only(step: Any) -> bool:
+    return type(step) in _PIXEL_STEPS or (
+        type(step) is tv.RandomApply and all(type(inner) in _PIXEL_STEPS for inner in step.transforms)
+    )
+
+
+def _ops_of(augment: Any) -> list[Any]:
+    """Return the operations of timm's RandAugment or AutoAugment."""
+    return augment.ops if type(augment) is timm_ops.RandAugment else [op for policy in augment.policy for op in policy]
+
+
 def _follow_step(step: Any) -> Step:
     """Return a transform of (image, label map) for a transform in timm's pipeline."""
     step_type = type(step)
     if step_type in (timm_ops.RandAugment, timm_ops.AutoAugment):
         _follow_ops(step)
         return functools.partial(_auto_augment, step)
-    if step_type in _PIXEL_STEPS or (
-        step_type is tv.RandomApply and all(type(inner) in _PIXEL_STEPS for inner in step.transforms)
-    ):
+    if _changes_pixels_only(step):
         return functools.partial(_pixels_only, step)
     if step_type is timm_ops.AugMixAugment:
         raise ValueError("AugMix mixes several views of an image, which a LabelMap cannot follow: leave it out")
@@ -290,8 +376,7 @@ class _Pair:
 
 def _follow_ops(augment: Any) -> None:
     """Make the operations of RandAugment or AutoAugment accept a `_Pair` in place of an image, in-place."""
-    ops = augment.ops if type(augment) is timm_ops.RandAugment else [op for policy in augment.policy for op in policy]
-    for op in ops:
+    for op in _ops_of(augment):
         if op.name in PIXEL_OPS:
             operation = _posterize if op.aug_fn is timm_ops.posterize else op.aug_fn
             op.aug_fn = functools.partial(_change_pixels, operation)

@@ -44,7 +44,7 @@ def build(job, root):
         rd.annotate.import_crops(crops, root, shard_size=job["shard_size"], num_threads=2, progress=False)
         return
     source = rd.data.ImageFolderSource(job["images"])
-    build_config = rd.annotate.BuildConfig(batch_size=job["batch_size"], num_threads=2)
+    build_config = rd.annotate.BuildConfig(batch_size=job["batch_size"], num_threads=2, **job.get("build_config", {}))
     rd.build(source, root, make(job), shard_size=job["shard_size"], build_config=build_config, progress=False)
 
 

@@ -7,6 +7,7 @@ import tarfile
 
 import pytest
 
+import relabel_datasets as rd
 from tests.annotate.crop_releases import write_fkd
 from tests.conftest import ROOT, picture
 from tests.test_real_data import MODEL
@@ -63,6 +64,16 @@ def test_25_kills_at_random_moments(tmp_path, small_images):
     job = job_of(tmp_path, small_images, seconds=0.01, kills=25, seconds_alive=0.3)
     assert kill_builds(job)["kills"] == 25
     assert_all_equal(tmp_path / "out", uninterrupted(tmp_path, job))
+
+
+@pytest.mark.slow
+def test_25_kills_of_a_build_of_stored_crops(tmp_path, small_images):
+    crops = {"encoding": "crops", "num_crops": 6}
+    job = job_of(tmp_path, small_images, seconds=0.003, kills=25, seconds_alive=0.3, build_config=crops)
+    assert kill_builds(job)["kills"] == 25
+    whole = uninterrupted(tmp_path, job)
+    assert rd.load_dataset(whole, split="train")[0][1].num_crops == 6
+    assert_all_equal(tmp_path / "out", whole)
 
 
 @pytest.mark.slow

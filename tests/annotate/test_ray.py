@@ -122,14 +122,17 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-def test_an_engine_that_starts_ray_writes_the_shards_of_the_local_engine(tmp_path, many_images, one_thread, ray):
+@pytest.mark.parametrize("encoding", [{"encoding": "heatmaps"}, {"encoding": "crops", "num_crops": 4}])
+def test_an_engine_that_starts_ray_writes_the_shards_of_the_local_engine(
+    tmp_path, many_images, one_thread, ray, encoding
+):
     """Must be the first of these tests, because the engine would use the cluster of the others."""
     weights = tmp_path / "weights.safetensors"
     save_file(timm.create_model("mobilenetv2_035", num_classes=3).state_dict(), weights)
     network = {"checkpoint": str(weights), "input_size": 64, "num_classes": 3, "classes": ("cat", "dog", "emu")}
     make = partial(rd.TimmAnnotator, "mobilenetv2_035", device="cpu", **network)
     source = rd.data.ImageFolderSource(many_images)
-    options = {"shard_size": 17, "build_config": rd.annotate.BuildConfig(batch_size=16, images=False)}
+    options = {"shard_size": 17, "build_config": rd.annotate.BuildConfig(batch_size=16, images=False, **encoding)}
     run(source, tmp_path / "local", make, **options)
     run(source, tmp_path / "ray", make, engine=rd.annotate.RayEngine(num_actors=2), **options)
     assert not ray.is_initialized()  # it ends with the build

@@ -9,7 +9,14 @@ import relabel_datasets as rd
 from relabel_datasets.analysis import find_suspects, measure_images
 from relabel_datasets.cli import main
 from relabel_datasets.report import pictures as module
-from relabel_datasets.report.overlay import draw_class_regions, draw_figure, draw_figures, spread, strongest_classes
+from relabel_datasets.report.overlay import (
+    draw_class_regions,
+    draw_crop_figure,
+    draw_figure,
+    draw_figures,
+    spread,
+    strongest_classes,
+)
 from relabel_datasets.report.pictures import draw_pictures, draw_sheet
 from relabel_datasets.report.tiles import CLASS_COLORS, GAP, OTHER_COLOR, TILE, Line, panel, title_row
 from tests.conftest import ColourNet, picture
@@ -207,3 +214,22 @@ def test_the_command_prints_the_paths_of_its_files(folder, images, tmp_path, cap
     assert main([*command, "--out", str(tmp_path / "none"), "--key", "nobody"]) == 1
     assert "no sample 'nobody'" in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
+
+
+def test_figures_of_stored_crops_show_the_first_crops_as_the_annotator_saw_them(images, tmp_path):
+    annotator = rd.ModuleAnnotator(ColourNet(), (48, 64), classes=("cat", "dog", "emu"), name="colours")
+    crops = rd.annotate.BuildConfig(encoding="crops", num_crops=4)
+    rd.build(rd.data.ImageFolderSource(images), tmp_path / "data", annotator, build_config=crops, progress=False)
+    dataset = rd.load_dataset(tmp_path / "data", split="train")
+    paths = draw_pictures(dataset, tmp_path / "pictures", count=3)
+    assert sorted(path.name for path in paths) == sorted(f"{dataset.keys[i]}.png" for i in spread(dataset, 3))
+    image, labels = dataset[0]
+    figure = np.asarray(draw_crop_figure(image, labels, ("cat", "dog", "emu")))
+    for crop in range(3):
+        part = image.crop(labels.pixel_box(crop))
+        shown = part.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if labels.flips[crop] else part
+        expected = np.asarray(tile(shown))[TILE // 2 : TILE]  # below the number
+        assert any(
+            np.array_equal(figure[TILE // 2 : TILE, left : left + TILE], expected)
+            for left in range(figure.shape[1] - TILE + 1)
+        )

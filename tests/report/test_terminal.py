@@ -259,3 +259,28 @@ def test_errors_are_one_message_and_exit_code_1(folder, arguments, message, caps
     captured = capsys.readouterr()
     assert message in captured.err
     assert captured.out == ""
+
+
+def test_stored_crops_are_described_by_their_mean_label_and_the_first_crops(folder, tmp_path):
+    annotator = rd.ModuleAnnotator(ColourNet(), (48, 64), classes=("cat", "dog", "n01440764"), name="colours")
+    build_config = rd.annotate.BuildConfig(encoding="crops", num_crops=5)
+    source = rd.data.ImageFolderSource(folder.parent / "images")
+    rd.build(source, tmp_path / "data", annotator, build_config=build_config, progress=False)
+    text = describe(tmp_path / "data", num_samples=2)
+    assert "crops      5 per image, crops 8, stored as compact" in text
+    assert "show several classes" not in text
+    dataset = rd.load_dataset(tmp_path / "data", split="train")
+    for _, labels in (dataset[0], dataset[1]):
+        lines = text.partition(f"\n{labels.key}: ")[2].splitlines()
+        assert "crops " in lines[0]
+        assert lines[1].startswith(f"  mean: {float(labels.mean_label().max()):.1%} ")
+        for crop in range(3):
+            x1, y1, x2, y2 = labels.pixel_box(crop)
+            mirrored = ", mirrored" if labels.flips[crop] else ""
+            best = float(labels.soft_labels([crop]).max())
+            assert lines[2 + crop].startswith(f"  crop {crop}, x {x1} to {x2}, y {y1} to {y2}{mirrored}: {best:.1%} ")
+        assert lines[5] == "  ... 2 more"
+    shard = next((tmp_path / "data").glob("*/*.tar"))
+    assert "  mean: " in describe(shard, num_samples=1)
+    (shard.parent / "_info.json").unlink()
+    assert "  mean: " in describe(shard, num_samples=1)

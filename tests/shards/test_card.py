@@ -155,6 +155,24 @@ def test_snippets_of_an_unpublished_card_run(dataset_folder, tmp_path):
     assert names["soft_label"].shape == (3,)
 
 
+def test_the_card_of_stored_crops_describes_them_and_its_snippets_run(tmp_path, image_folder, annotator, local_hub):
+    build_config = rd.annotate.BuildConfig(encoding="crops", num_crops=5, batch_size=4)
+    source = rd.data.ImageFolderSource(image_folder)
+    rd.build(source, tmp_path / "data", annotator, build_config=build_config, progress=False)
+    rd.publish(tmp_path / "data", REPO, progress=False)
+    card = local_hub.files(REPO)["README.md"].decode()
+    assert "| encoding | `crops` with k = `8`, `compact`, 5 crops per image |" in card
+    assert "| train | " in card.partition("shows several classes")[2]
+    assert "not measured" in card
+    assert "None" not in card
+    names: dict[str, object] = {}
+    for snippet in re.findall(r"```python\n(.*?)```", card, re.DOTALL):
+        exec(compile(snippet, REPO, "exec"), names)
+        if "labels = " in snippet:
+            assert names.pop("labels").num_crops == 5
+    assert names["soft_label"].shape == (3,)
+
+
 def test_every_page_in_cards_is_a_template_except_the_guide_and_the_shared_part():
     pages = {path.stem for path in (ROOT / "cards").glob("*.md")}
     assert package_templates() == TEMPLATES
