@@ -11,7 +11,10 @@ import datasets
 import numpy as np
 import pytest
 
+import relabel_datasets as rd
+from relabel_datasets.annotate import BuildConfig
 from relabel_datasets.cli import make_parser
+from relabel_datasets.data import ImageFolderSource
 from relabel_datasets.shards.card import write_card
 from tests.annotate.crop_releases import write_fkd
 from tests.conftest import ROOT
@@ -62,7 +65,7 @@ def name_of(block: Block) -> str:
 
 
 @pytest.fixture
-def working_folder(dataset_folder, image_folder, tmp_path, monkeypatch, request) -> Iterator[dict[str, str]]:
+def working_folder(dataset_folder, image_folder, annotator, tmp_path, monkeypatch, request) -> Iterator[dict[str, str]]:
     """Create a working folder with the paths of the guides, and yield the replacements in their code."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("RELABEL_CACHE", str(tmp_path))
@@ -79,9 +82,13 @@ def working_folder(dataset_folder, image_folder, tmp_path, monkeypatch, request)
     for shard in ("00000", "00001", "00002"):  # images are read like those of any tar
         (folder / f"images-{shard}.tar").symlink_to(dataset_folder / "colours" / f"train-{shard}-of-00003.tar")
     write_card(dataset_folder)
-    if "path/to/release" in request.node.callspec.params["block"].code:
+    code = request.node.callspec.params["block"].code
+    if "path/to/release" in code:
         write_fkd(folder / "release", image_folder, "smoothing", np.float32, 3)
-    if "org/name" in request.node.callspec.params["block"].code:
+    if "path/to/crops" in code:
+        crops = BuildConfig(encoding="crops", num_crops=5)
+        rd.build(ImageFolderSource(image_folder), folder / "crops", annotator, build_config=crops, progress=False)
+    if "org/name" in code:
         local_hub = request.getfixturevalue("local_hub")
         commit = local_hub.publish("org/name", dataset_folder)
         local_hub.repos["org/name"].tags["v1"] = commit.oid

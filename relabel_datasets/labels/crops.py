@@ -83,8 +83,8 @@ def seeded_crops(seeds: npt.ArrayLike, sizes: npt.ArrayLike, num_crops: int) -> 
     is_misfit = np.zeros(len(first), bool)
     is_misfit[waiting] = True
     boxes = _place(all_sizes, sides, left, top, is_misfit, _RATIO)
-    flips: Bools = np.asarray(flip < 0.5, bool)
-    return boxes.reshape(-1, num_crops, 4), flips.reshape(-1, num_crops)
+    flips: Bools = flip.reshape(-1, num_crops) < 0.5
+    return boxes.reshape(-1, num_crops, 4), flips
 
 
 def to_pixels(boxes: npt.ArrayLike, size: tuple[int, int]) -> npt.NDArray[np.int64]:
@@ -125,7 +125,7 @@ def _try_sides(sizes: Floats, areas: Floats, log_ratios: Floats) -> tuple[Floats
     height, width = sizes[..., 0], sizes[..., 1]
     area, aspect = height * width * areas, np.exp(log_ratios)
     sides = np.stack([np.rint(np.sqrt(area / aspect)), np.rint(np.sqrt(area * aspect))], axis=-1)
-    return sides, ((sides > 0) & (sides <= sizes)).all(-1)
+    return sides, np.asarray(((sides > 0) & (sides <= sizes)).all(-1), np.bool_)
 
 
 def _place(

@@ -44,7 +44,9 @@ _TITLES = {
 }
 
 
-class _Fact(NamedTuple):
+class Fact(NamedTuple):
+    """Fact on top of a page."""
+
     name: str
     value: str
     note: str = ""
@@ -54,14 +56,13 @@ def provenance(folder: Folder, label_maps: LabelMaps) -> dict[str, Any]:
     """Return the template variables about how the label maps were made."""
     manifest, split = label_maps.manifest, label_maps.split
     encoding = manifest.encoding
-    grid = " x ".join(map(str, encoding["map_size"]))
     annotator = _entries(manifest.annotator)
     location = str(folder) if folder.is_remote else str(Path(str(folder)).absolute())
     facts = [
-        _Fact("Images", f"{split.num_samples:,}", f"{len(manifest.classes):,} classes"),
-        _Fact("Annotator", _annotator(manifest), _annotator_note(manifest)),
-        _Fact("Label maps", f"{grid} locations", f"{encoding['name']}, k = {encoding['k']}, {encoding['dtype']}"),
-        _Fact("Size of a label map", f"{label_maps.index.mean_size('map'):,.0f} bytes", f"{sum(split.shard_bytes) / 1e6:,.1f} MB of shards"),
+        Fact("Images", f"{split.num_samples:,}", f"{len(manifest.classes):,} classes"),
+        Fact("Annotator", _annotator(manifest), _annotator_note(manifest)),
+        _stored_labels(manifest),
+        Fact("Size of a label map" if manifest.has_maps else "Labels of an image", f"{label_maps.index.mean_size('map'):,.0f} bytes", f"{sum(split.shard_bytes) / 1e6:,.1f} MB of shards"),
     ]  # fmt: skip
     return {
         "title": location.rstrip("/")
@@ -88,6 +89,14 @@ def _entries(values: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _is_checksum(entry: tuple[str, str]) -> bool:
     return re.search(r"\b[0-9a-f]{32,}\b", entry[1]) is not None
+
+
+def _stored_labels(manifest: Manifest) -> Fact:
+    encoding = manifest.encoding
+    note = f"{encoding['name']}, k = {encoding['k']}, {encoding['dtype']}"
+    if not manifest.has_maps:
+        return Fact("Stored crops", f"{encoding['num_crops']} per image", note)
+    return Fact("Label maps", f"{' x '.join(map(str, encoding['map_size']))} locations", note)
 
 
 def _annotator(manifest: Manifest) -> str:
@@ -145,12 +154,12 @@ def statistics(analysis: Analysis, names: Mapping[str, str]) -> dict[str, Any]:
         ),
         "suspects": f"{_suspects(len(analysis.tables['suspects'].rows))} {SUSPECT_DEFINITION}",
         "about_labels": [
-            _Fact(
+            Fact(
                 "Maps agree with labels",
                 _number("share", maps["images that agree with their label, share"]),
                 "of images",
             ),
-            _Fact(
+            Fact(
                 "Show several classes",
                 _number("share", maps["images that show several classes, share"]),
                 "of images",

@@ -10,6 +10,7 @@ import base64
 import hashlib
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from ..shards.card import find_restricted_images
 from ..storage.folders import Folder, local_path
 from ..storage.local import write_atomically
 from ..storage.resolve import open_folder
+from .crop_samples import crop_content
 from .html_content import NUM_SUSPECTS, provenance, statistics
 from .html_samples import ReadImage, sample_contents, sample_index
 from .names import legible_names
@@ -35,6 +37,7 @@ logger = logging.getLogger(__name__)
 
 _PAGE = Path(__file__).parent / "page"
 _SCRIPTS = ("label_map.js", "stage.js", "gallery.js", "sheet.js", "page.js")
+_CROP_SCRIPTS = ("stage.js", "gallery.js", "crops.js")
 
 
 @checked_keywords()
@@ -53,7 +56,8 @@ def write_report(
 ) -> Path:
     """Write an HTML page with samples, statistics and provenance of a split's label maps.
 
-    In the page, a crop box can be dragged over each sample to see the pooled label of the crop. The file works offline and
+    In the page, a crop box can be dragged over each sample to see the pooled label of the crop. For stored crops, their boxes can be
+    clicked to see the stored labels. The file works offline and
     loads nothing. It holds the stored label maps of the samples, and their images as JPEGs of at most 256 pixels, about 10 KB
     each. It opens on the sample whose crops have the most different labels.
 
@@ -69,7 +73,7 @@ def write_report(
         restricted_images: Name of images that must not be redistributed, as in the card (`restricted_images:`), to include
             them in the page. Default: such images are left out.
         boxes: Boxes of objects for overlap statistics, see `read_boxes`. Default: no overlap statistics.
-        num_crops: Number of random crops for the statistics, over all images. Default: 100,000.
+        num_crops: Number of random crops for the statistics of label maps, over all images. Default: 100,000.
         progress: Whether to show progress bars on stderr. Default: True.
 
     Returns:
@@ -92,13 +96,20 @@ def write_report(
         )
     folder = open_folder(path)
     label_maps = LabelMaps(folder, config, split)
-    label_maps.manifest.check_maps("a report")
+    if boxes is not None:
+        label_maps.manifest.check_maps("boxes=")
     read_image, note = _find_images(folder, label_maps, images, restricted_images)
     out.parent.mkdir(parents=True, exist_ok=True)  # fail before minutes of work
+    if not label_maps.manifest.has_maps:
+        page = _render_crops(folder, label_maps, num_samples, read_image, note, progress=progress)
+        write_atomically(out, page.encode())
+        return out
     analysis = analyze(folder, config, split, boxes=boxes, num_crops=num_crops, progress=progress)
     measured = measure_images(label_maps, _choose_rows(label_maps, num_samples, analysis), progress=False)
     names = legible_names(label_maps.manifest.classes)
     page = _render(
+        "page.html",
+        _SCRIPTS,
         **provenance(folder, label_maps),
         **statistics(analysis, dict(zip(label_maps.manifest.classes, names, strict=True))),
         note=note,
@@ -152,14 +163,24 @@ def _find_images(
     return dataset.image, note
 
 
-def _render(**content: Any) -> str:
+def _render_crops(
+    folder: Folder, label_maps: LabelMaps, num_samples: int, read_image: ReadImage | None, note: str, *, progress: bool
+) -> str:
+    """Return the page of a config of stored crops."""
+    names = legible_names(label_maps.manifest.classes)
+    rows = spread_rows(range(len(label_maps)), num_samples)
+    content = crop_content(label_maps, rows, names, read_image, progress=progress)
+    return _render("crops.html", _CROP_SCRIPTS, **provenance(folder, label_maps), **content, note=note)
+
+
+def _render(template: str, scripts: Sequence[str], **content: Any) -> str:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined  # only reports need it
 
     environment = Environment(
         loader=FileSystemLoader(_PAGE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    script = "".join(f"\n{(_PAGE / name).read_text(encoding='utf-8')}" for name in _SCRIPTS)
+    script = "".join(f"\n{(_PAGE / name).read_text(encoding='utf-8')}" for name in scripts)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     style = (_PAGE / "page.css").read_text(encoding="utf-8")
     static = {"script": Markup(script), "style": Markup(style)}  # noqa: S704  independent of the dataset
-    return environment.get_template("page.html").render(**static, script_hash=f"sha256-{digest}", **content)
+    return environment.get_template(template).render(**static, script_hash=f"sha256-{digest}", **content)

@@ -65,7 +65,7 @@ def sample_contents(
     for key in tqdm(keys, desc="samples", unit="img", disable=not progress):
         row = label_maps.index.row(key)
         assert row is not None
-        image = None if read_image is None else _to_base64(_small_jpeg(read_image(row)))
+        image = None if read_image is None else embedded_picture(read_image(row))
         yield {"map": _to_base64(_readable_by_page(label_maps.map_bytes(row))), "image": image}
 
 
@@ -76,6 +76,11 @@ def _readable_by_page(blob: bytes) -> bytes:
         return blob
     encoded = LabelMap.from_logits(label_map.dense(), "heatmaps", k=_PAGE_K, canvas_size=label_map.canvas_size)
     return encoded.to_safetensors("uint8")
+
+
+def embedded_picture(image: PIL.Image.Image) -> str:
+    """Return a small JPEG of an image in base64."""
+    return _to_base64(_small_jpeg(image))
 
 
 def _small_jpeg(image: PIL.Image.Image) -> bytes:

@@ -307,14 +307,15 @@ def draw_crop_figure(
     ranked = soft.amax(0).topk(min(len(CLASS_COLORS), len(classes))).indices.tolist()
     colors = dict(zip(ranked, CLASS_COLORS, strict=False))
     boxes = [labels.pixel_box(crop) for crop in crops]
-    truth = [] if labels.label is None else [_line(f"label: {classes[labels.label]}", labels.label, colors)]
     frames = [(top, left, bottom - top, right - left) for left, top, right, bottom in boxes]
-    tiles = [tile(_framed(image, frames), truth)]
+    best = [colors.get(int(label.argmax()), OTHER_COLOR) for label in soft]
+    truth = [] if labels.label is None else [_line(f"label: {classes[labels.label]}", labels.label, colors)]
+    panels = [panel(_framed(image, frames, best), "Image and crops", truth)]
     for crop, box in zip(crops, boxes, strict=True):
         part = image.crop(box)
         shown = part.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if labels.flips[crop] else part
-        tiles.append(tile(shown, _best_lines(soft[crop], classes, colors), str(crop + 1)))
-    return side_by_side(tiles)
+        panels.append(panel(shown, f"Crop {crop + 1}", _best_lines(soft[crop], classes, colors), color=best[crop]))
+    return side_by_side(panels)
 
 
 def check_untransformed(dataset: RelabelDataset) -> None:

@@ -25,7 +25,7 @@ CALLS = {
     "measure_maps": lambda dataset, folder, out: measure_maps(dataset.label_maps, progress=False),
     "measure_images": lambda dataset, folder, out: measure_images(dataset.label_maps, [0], progress=False),
     "a heatmap": lambda dataset, folder, out: draw_pictures(dataset, out / "pictures", classes=["cat"]),
-    "a report": lambda dataset, folder, out: write_report(folder, out / "report.html", "crops"),
+    "boxes=": lambda dataset, folder, out: write_report(folder, out / "report.html", "crops", boxes=folder),
 }
 
 

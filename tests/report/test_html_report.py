@@ -26,7 +26,7 @@ from relabel_datasets.report import html_report
 from relabel_datasets.shards.card import write_card
 from tests.conftest import ROOT, picture
 from tests.labels.samples import STORED_FORMS, random_dense
-from tests.report.pages import DISPLAYED_CLASSES, HostileImages, Page
+from tests.report.pages import CLASSES, DISPLAYED_CLASSES, HostileImages, Page, RandomNet
 
 QUICK = {"num_crops": 200, "progress": False}
 PAGE_FOLDER = Path(html_report.__file__).parent / "page"
@@ -313,3 +313,36 @@ def test_the_wheel_contains_the_page(tmp_path):
     with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
         names = {Path(name).name for name in wheel.namelist() if "/report/page/" in name}
     assert names == {path.name for path in PAGE_FOLDER.iterdir()}
+
+
+def test_the_page_of_stored_crops_has_their_boxes_flips_and_labels(tmp_path):
+    data = tmp_path / "data"
+    annotator = rd.ModuleAnnotator(RandomNet(), (56, 40), classes=CLASSES, name="<i>annotator</i>")
+    crops = rd.annotate.BuildConfig(encoding="crops", num_crops=6)
+    rd.build(HostileImages(), data, annotator, config="crops", build_config=crops, progress=False)
+    page = Page(rd.report.write_report(data, tmp_path / "crops.html", num_samples=5, progress=False))
+    index, (script,) = page.data["index"], page.scripts
+    policy = next(attributes["content"] for _, attributes in page.tags if "content" in attributes)
+    assert base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() in policy
+    assert index["classes"] == list(DISPLAYED_CLASSES)
+    assert len(index["samples"]["key"]) == 5
+    label_maps = rd.LabelMaps(data)
+    for position, key in enumerate(index["samples"]["key"]):
+        sample, labels = page.data[f"sample-{position}"], label_maps[key]
+        soft, mean = labels.soft_labels(), labels.mean_label()
+        assert sample["boxes"] == [list(labels.pixel_box(crop)) for crop in range(6)]
+        assert sample["flips"] == labels.flips.int().tolist()
+        assert sample["size"] == list(labels.canvas_size)
+        assert (index["samples"]["label"][position], index["samples"]["best"][position]) == (
+            labels.label,
+            int(mean.argmax()),
+        )
+        for shown, label in ((sample["mean"], mean), *zip(sample["labels"], soft, strict=True)):
+            assert [p for _, p in shown] == pytest.approx(label.topk(5).values.tolist(), abs=1e-4)
+            assert all(float(label[index]) == pytest.approx(p, abs=1e-4) for index, p in shown)
+        with Image.open(io.BytesIO(base64.b64decode(sample["image"]))) as picture_of_sample:
+            assert picture_of_sample.size == labels.canvas_size[::-1]
+    assert "hacked" not in script
+    texts = "".join(page.texts)
+    assert "6 per image" in texts
+    assert "<i>annotator</i>" in texts

@@ -1,0 +1,33 @@
+"""The page of stored crops in a browser."""
+
+import pytest
+
+import relabel_datasets as rd
+from tests.report.pages import CLASSES, HostileImages, RandomNet
+
+pytestmark = pytest.mark.slow
+
+
+def test_a_click_on_a_stored_box_shows_its_crop_and_label(open_report, tmp_path):
+    annotator = rd.ModuleAnnotator(RandomNet(), (56, 40), classes=CLASSES, name="random")
+    crops = rd.annotate.BuildConfig(encoding="crops", num_crops=6)
+    rd.build(HostileImages(), tmp_path / "data", annotator, build_config=crops, progress=False)
+    path = rd.report.write_report(tmp_path / "data", tmp_path / "crops.html", num_samples=4, progress=False)
+    page = open_report(path=path).page
+    label_maps = rd.LabelMaps(tmp_path / "data")
+    for position in (2, 0):
+        page.locator("#gallery li").nth(position).click()
+        labels = label_maps[page.locator("#key").text_content()]
+        for crop in range(6):
+            page.locator(f'#boxes rect[data-crop="{crop}"]').dispatch_event("click")
+            mirrored = ", mirrored" if labels.flips[crop] else ""
+            assert page.locator("#label-title").text_content() == f"Label of crop {crop + 1} of 6{mirrored}"
+            rows = page.locator("#label li").all()
+            shown = {int(r.get_attribute("data-class")): float(r.locator("data").get_attribute("value")) for r in rows}
+            soft = labels.soft_labels([crop])[0]
+            assert len(shown) == 5
+            assert all(float(soft[index]) == pytest.approx(p, abs=1e-4) for index, p in shown.items())
+        page.locator("#mean").click()
+        assert page.locator("#label-title").text_content() == "Mean label of 6 crops"
+    page.locator("#next").click()
+    assert page.locator("#label-title").text_content().startswith("Label of crop 2 of 6")
