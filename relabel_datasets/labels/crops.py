@@ -108,7 +108,7 @@ def uniform(seeds: npt.ArrayLike, numbers: npt.ArrayLike) -> Floats:
 
     Args:
         seeds: 64-bit seeds of at least 0.
-        numbers: Which number of the sequence, from 0. It is broadcast against the seeds.
+        numbers: Positions in the sequence of random numbers, from 0. They are broadcast against the seeds.
     """
     seeds, numbers = np.asarray(seeds, np.uint64), np.asarray(numbers, np.uint64)
     with np.errstate(over="ignore"):  # arithmetic modulo 2^64

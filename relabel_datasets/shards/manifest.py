@@ -124,7 +124,7 @@ class Manifest:
         """Raise DatasetError if the config has stored crops instead of label maps.
 
         Args:
-            purpose: What needs label maps, such as `"relabel analyze"`.
+            purpose: Function or command that needs label maps, such as `"relabel analyze"`.
         """
         if not self.has_maps:
             raise DatasetError(
