@@ -120,6 +120,10 @@ def check_labels(recipe: Recipe, manifest: Manifest) -> None:
             f"labels={recipe.labels} needs label maps, but config {manifest.config!r} has stored crops: use labels=relabel, or a config "
             "of label maps"
         )
+    if labels.calibrated:
+        raise ValueError(
+            f"calibrated=True has no effect on config {manifest.config!r}, whose labels are the annotator's own: leave out calibrated="
+        )
     if recipe.min_area != Recipe.min_area:
         raise ValueError(
             f"min_area={recipe.min_area} has no effect on config {manifest.config!r}, whose crops are stored: leave out min_area="

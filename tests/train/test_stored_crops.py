@@ -174,6 +174,7 @@ def test_class_indices_need_no_stored_crop_and_have_the_crops_of_label_maps(fold
         ({"labels": "global-multi"}, "labels=global-multi needs label maps, but config 'crops' has stored crops"),
         ({"labels": "localized-single"}, "labels=localized-single needs label maps"),
         ({"labels": "tokens"}, "labels=tokens needs label maps"),
+        ({"calibrated": True}, "calibrated=True has no effect on config 'crops'"),
         ({"min_area": 0.25}, "min_area=0.25 has no effect on config 'crops'"),
     ],
 )
