@@ -18,7 +18,7 @@ from relabel_datasets.report.overlay import (
     strongest_classes,
 )
 from relabel_datasets.report.pictures import draw_pictures, draw_sheet
-from relabel_datasets.report.tiles import CLASS_COLORS, GAP, OTHER_COLOR, TILE, Line, panel, title_row
+from relabel_datasets.report.tiles import CLASS_COLORS, GAP, OTHER_COLOR, TILE, Line, fit_to_tile, panel, title_row
 from tests.conftest import ColourNet, picture
 
 
@@ -228,6 +228,9 @@ def test_figures_of_stored_crops_show_the_first_crops_as_the_annotator_saw_them(
     for crop in range(3):
         part = image.crop(labels.pixel_box(crop))
         shown = part.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if labels.flips[crop] else part
-        expected, left = np.asarray(panel(shown, ""))[40:], GAP + (crop + 1) * (TILE + GAP)
-        inside = slice(10, 100), slice(10, TILE - 10)  # without the frame
-        assert np.array_equal(figure[GAP + 40 :, left : left + TILE][inside], expected[inside])
+        expected, left = np.asarray(panel(shown, "")), GAP + (crop + 1) * (TILE + GAP)
+        inside = (
+            slice(40, fit_to_tile(shown).height),
+            slice(10, fit_to_tile(shown).width - 10),
+        )  # without heading and frame
+        assert np.array_equal(figure[GAP:, left : left + TILE][inside], expected[inside])
