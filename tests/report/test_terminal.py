@@ -267,7 +267,7 @@ def test_stored_crops_are_described_by_their_mean_label_and_the_first_crops(fold
     source = rd.data.ImageFolderSource(folder.parent / "images")
     rd.build(source, tmp_path / "data", annotator, build_config=build_config, progress=False)
     text = describe(tmp_path / "data", num_samples=2)
-    assert "crops      5 per image, crops 8, stored as compact" in text
+    assert "crops      5 per image, crops 16, stored as compact" in text
     assert "show several classes" not in text
     dataset = rd.load_dataset(tmp_path / "data", split="train")
     for _, labels in (dataset[0], dataset[1]):

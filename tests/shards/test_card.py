@@ -161,7 +161,7 @@ def test_the_card_of_stored_crops_describes_them_and_its_snippets_run(tmp_path, 
     rd.build(source, tmp_path / "data", annotator, build_config=build_config, progress=False)
     rd.publish(tmp_path / "data", REPO, progress=False)
     card = local_hub.files(REPO)["README.md"].decode()
-    assert "| encoding | `crops` with k = `8`, `compact`, 5 crops per image |" in card
+    assert "| encoding | `crops` with k = `16`, `compact`, 5 crops per image |" in card
     assert "| train | " in card.partition("shows several classes")[2]
     assert "not measured" in card
     assert "None" not in card
