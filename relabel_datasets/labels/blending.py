@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .threads import in_one_thread
+
 
 def blend_labels(soft: Tensor, labels: Tensor, weight: float) -> Tensor:
     """Return `(1 - weight) * soft + weight * one_hot(labels)` in the dtype of `soft`, on its device.
@@ -20,9 +22,10 @@ def blend_labels(soft: Tensor, labels: Tensor, weight: float) -> Tensor:
         weight: Weight of the class indices, 0 to 1.
     """
     # A comparison instead of a scatter, because it is deterministic and has no device-side assertions.
-    classes = torch.arange(soft.shape[1], device=soft.device)
-    one_hot = (labels.to(soft.device, non_blocking=True)[:, None] == classes).to(soft.dtype)
-    return soft * (1 - weight) + weight * one_hot.reshape(*one_hot.shape, *[1] * (soft.ndim - 2))
+    with in_one_thread(soft.numel()):
+        classes = torch.arange(soft.shape[1], device=soft.device)
+        one_hot = (labels.to(soft.device, non_blocking=True)[:, None] == classes).to(soft.dtype)
+        return soft * (1 - weight) + weight * one_hot.reshape(*one_hot.shape, *[1] * (soft.ndim - 2))
 
 
 def label_tensor(labels: Sequence[int | None], keys: Sequence[str | None], num_classes: int) -> Tensor:

@@ -4,6 +4,9 @@ The published implementation (Yun et al., "Re-labeling ImageNet", 2021) scatters
 applies torchvision's roi_align and a softmax. Both get the same maps and the same boxes of RandomResizedCrop, in turns, in one
 process. Times are medians. Batches are pooled with the default number of torch threads and with one thread, as in a DataLoader
 worker; single samples with one. Memory is the growth of the peak of a new process during one call, after a call for two maps.
+
+`--busy` measures batches while other processes keep all cores busy: with small kernels in the calling thread, as `pool_labels` runs
+them, and in all threads of torch, in turns.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import sys
 import timeit
 from collections.abc import Callable
 from typing import NamedTuple
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -22,6 +26,8 @@ from torchvision import ops, tv_tensors
 from torchvision.transforms import v2
 
 import relabel_datasets as rd
+from relabel_datasets.cpus import num_cpus
+from relabel_datasets.labels import threads
 from relabel_datasets.labels.reading import read_labels
 
 BATCH, NUM_CLASSES, HEIGHT, WIDTH = 256, 1000, 15, 15
@@ -148,8 +154,52 @@ def print_samples() -> None:
         print(f"| {encoding}, {dtype} | {len(blob)} | {decoding:.0f} | {of_many:.0f} | {alone:.0f} | {in_sample:.0f} |")
 
 
+def busy_milliseconds(maps: Maps, num_threads: int, max_elements: int) -> list[float]:
+    """Return the durations of calls in milliseconds.
+
+    Args:
+        maps: Maps to pool.
+        num_threads: Number of threads of torch.
+        max_elements: Largest number of elements for which kernels run in the calling thread.
+    """
+    torch.set_num_threads(num_threads)
+    with mock.patch.object(threads, "MAX_ELEMENTS", max_elements):
+        pool(maps)
+        return [timeit.timeit(lambda: pool(maps), number=1) * 1e3 for _ in range(40)]
+
+
+def print_busy() -> None:
+    """Print the table of batches on a busy machine."""
+    spinning = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(num_cpus())]
+    cases = [(name, number, limit) for name in NUM_KEPT for number in (1, 2, 4) for limit in (threads.MAX_ELEMENTS, 0)]
+    durations: dict[tuple[str, int, int], list[float]] = {case: [] for case in cases}
+    try:
+        maps = {name: random_maps(name) for name in NUM_KEPT}
+        for _ in range(REPEATS):
+            for name, number, limit in cases:
+                durations[name, number, limit] += busy_milliseconds(maps[name], number, limit)
+    finally:
+        for process in spinning:
+            process.kill()
+            process.wait()
+    print(f"Labels of {BATCH} boxes while {num_cpus()} other processes keep all cores busy\n")
+    print(
+        "| encoding | threads of torch | mean, ms | median, ms | mean in all threads, ms | median in all threads, ms |"
+    )
+    print("| --- | ---: | ---: | ---: | ---: | ---: |")
+    for name in NUM_KEPT:
+        for number in (1, 2, 4):
+            ours, all_threads = (durations[name, number, limit] for limit in (threads.MAX_ELEMENTS, 0))
+            values = [
+                average(values) for values in (ours, all_threads) for average in (statistics.mean, statistics.median)
+            ]
+            print(f"| {name} {NUM_KEPT[name]} | {number} | {' | '.join(f'{value:.2f}' for value in values)} |")
+
+
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--added-peak"]:
+    if sys.argv[1:] == ["--busy"]:
+        print_busy()
+    elif sys.argv[1:2] == ["--added-peak"]:
         print(added_peak(*sys.argv[2:]))
     else:
         print_batches()

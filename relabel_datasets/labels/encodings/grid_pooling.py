@@ -8,6 +8,7 @@ Shapes: B images, C classes, H x W locations, h x w output cells, n = h * w. Box
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -19,6 +20,7 @@ from torch.autograd import forward_ad
 from ..eager import eagerly
 from ..pooling_checks import check_finite, check_temperature, resolve_grid
 from ..precision import full_precision, pooling_dtype
+from ..threads import in_one_thread
 from ..view import Rows, are_boxes
 from ..weights import BoxWeights, box_weights, view_weights
 from .base import Encoded, Temperature
@@ -109,14 +111,15 @@ def pool_weighted(
     height, width = resolve_grid(output_size)
     # No cell dimension for a single cell: every dimension that a kernel iterates over costs time.
     cells = (height * width,) if height * width > 1 else ()
-    with full_precision(logits.device):
-        pooled = mean_logits(encoded, weights, (len(logits), *cells, encoded.num_classes))
-    if isinstance(temperature, np.ndarray):
-        pooled /= torch.from_numpy(temperature).reshape(len(logits), *cells, 1).to(pooled.device, pooled.dtype)
-    elif temperature != 1:
-        pooled /= temperature
-    # In place where the kernel is known to allow it: memory that is new to the process costs more than the arithmetic.
-    soft = torch.softmax(pooled, -1, out=pooled) if _may_overwrite(pooled) else pooled.softmax(-1)
+    shape = (len(logits), *cells, encoded.num_classes)
+    with full_precision(logits.device), in_one_thread(math.prod(shape)):
+        pooled = mean_logits(encoded, weights, shape)
+        if isinstance(temperature, np.ndarray):
+            pooled /= torch.from_numpy(temperature).reshape(len(logits), *cells, 1).to(pooled.device, pooled.dtype)
+        elif temperature != 1:
+            pooled /= temperature
+        # In place where the kernel is known to allow it: memory that is new to the process costs more than the arithmetic.
+        soft = torch.softmax(pooled, -1, out=pooled) if _may_overwrite(pooled) else pooled.softmax(-1)
     return soft if output_size == 1 else soft.reshape(len(logits), height, width, encoded.num_classes).movedim(-1, 1)
 
 
