@@ -67,8 +67,13 @@ def calibrated_temperature(
         ValueError: An image has no calibration.
     """
     shares = covered_shares(views, grid)
+    first = calibrations[0]
+    if first is not None and all(
+        calibration is first for calibration in calibrations
+    ):  # as fast as possible: the usual case
+        return temperature / first.gains_at(shares)
     gains = np.empty_like(shares)
-    for calibration in dict.fromkeys(calibrations):  # usually one
+    for calibration in dict.fromkeys(calibrations):
         rows = [row for row, other in enumerate(calibrations) if other == calibration]
         if calibration is None:
             raise ValueError(
@@ -91,18 +96,22 @@ def covered_shares(views: Rows, grid: tuple[int, int]) -> Floats:
         grid: Number of output cells (h, w).
     """
     upright = are_boxes(views)
+    if upright.all():
+        return _shares_of_boxes(views, grid)
     shares = np.empty((len(views), grid[0] * grid[1]))
     for chosen, measure in ((upright, _shares_of_boxes), (~upright, _shares_of_others)):
         if chosen.any():
-            shares[chosen] = measure(views[chosen], grid).reshape(-1, shares.shape[1])
+            shares[chosen] = measure(views[chosen], grid)
     return shares
 
 
 def _shares_of_boxes(views: Rows, grid: tuple[int, int]) -> Floats:
     xx, _, x0, _, yy, y0, left, top, right, bottom = views.T[..., None]
-    columns = np.clip(x0 + xx * np.linspace(0, 1, grid[1] + 1), left, right)
-    rows = np.clip(y0 + yy * np.linspace(0, 1, grid[0] + 1), top, bottom)
-    shares: Floats = np.abs(np.diff(rows))[:, :, None] * np.abs(np.diff(columns))[:, None]
+    # Functions such as np.clip, np.diff and np.linspace take several times as long as these for few numbers.
+    columns = np.minimum(np.maximum(x0 + xx * (np.arange(grid[1] + 1) / grid[1]), left), right)
+    rows = np.minimum(np.maximum(y0 + yy * (np.arange(grid[0] + 1) / grid[0]), top), bottom)
+    widths, heights = np.abs(columns[:, 1:] - columns[:, :-1]), np.abs(rows[:, 1:] - rows[:, :-1])
+    shares: Floats = (heights[:, :, None] * widths[:, None]).reshape(len(views), -1)
     return shares
 
 
@@ -115,5 +124,5 @@ def _shares_of_others(views: Rows, grid: tuple[int, int]) -> Floats:
     x, y = xx * u + xy * v + x0, yx * u + yy * v + y0
     inside = (x >= left) & (x <= right) & (y >= top) & (y <= bottom)
     counted = inside.reshape(-1, height, down, width, across).mean((2, 4))
-    shares: Floats = np.abs(xx * yy - xy * yx) / (height * width) * counted
+    shares: Floats = (np.abs(xx * yy - xy * yx) / (height * width) * counted).reshape(len(views), -1)
     return shares
