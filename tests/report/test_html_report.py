@@ -138,7 +138,9 @@ def test_ids_are_unique_across_all_plots(write, tmp_path, hostile_dataset):
     page = Page(path)
     ids = [tag["id"] for _, tag in page.tags if "id" in tag]
     assert len(ids) == len(set(ids))
-    assert sum(tag == "svg" for tag, _ in page.tags) == 4
+    assert (
+        sum(tag == "svg" for tag, _ in page.tags) == 5
+    )  # overlap, overlap and confidence, number of classes, confused classes, gains
     references = re.findall(
         r'(?:href="#|url\(#|aria-labelledby="|aria-describedby=")([^")]+)', path.read_text(encoding="utf-8")
     )
