@@ -96,7 +96,7 @@ function step(by) {
 }
 
 document.getElementById("browser").hidden = false;
-const gallery = makeGallery(samples, drawThumbnail, showSample);
+const gallery = makeGallery(samples, 0, drawThumbnail, showSample);
 const form = document.getElementById("filters");
 const filter = () => {
   const { text, agreement } = Object.fromEntries(new FormData(form));
