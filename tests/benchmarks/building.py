@@ -27,7 +27,7 @@ import timm
 import torch
 
 import relabel_datasets as rd
-from relabel_datasets.annotate import shard
+from relabel_datasets.annotate import prefetch, shard
 from relabel_datasets.annotate.classes import match_classes
 from relabel_datasets.cli.annotator_options import add_annotator_arguments, annotator_from
 
@@ -92,7 +92,7 @@ def measuring() -> Iterator[Measured]:
 
     stages = [
         ("read and decode", rd.data.ImageFolderSource, "read", time.thread_time),
-        ("read and decode", shard, "decode_reduced", time.thread_time),
+        ("read and decode", prefetch, "decode_reduced", time.thread_time),
         ("preprocess", rd.TimmAnnotator, "preprocess", time.thread_time),
         ("inference (wall-clock time)", rd.TimmAnnotator, "__call__", time.perf_counter),
         ("encode", shard, "encode_logits", time.thread_time),
