@@ -59,7 +59,7 @@ def measure_images(
     images = load_images(
         source,
         list(blobs),
-        lambda image, key: preprocess_crops(annotator, image, key, CROPS_PER_IMAGE),
+        lambda image, key, size: preprocess_crops(annotator, image, key, size, CROPS_PER_IMAGE),
         target=None,
         num_threads=num_threads,
         num_ahead=num_threads + -(-2 * batch_size // CROPS_PER_IMAGE),

@@ -66,7 +66,7 @@ def write_crops(
     images = load_images(
         source,
         indices,
-        lambda image, key: preprocess_crops(annotator, image, key, num_crops),
+        lambda image, key, size: preprocess_crops(annotator, image, key, size, num_crops),
         target=None,
         num_threads=build_config.num_threads,
         num_ahead=build_config.num_threads + -(-2 * build_config.batch_size // num_crops),
@@ -103,12 +103,22 @@ def write_crops(
     return statistics
 
 
-def preprocess_crops(annotator: Annotator, image: PIL.Image.Image, key: str, num_crops: int) -> Tensor:
-    """Return the annotator's input for each crop of an image, `[N, ...]`."""
-    size = image.height, image.width
+def preprocess_crops(
+    annotator: Annotator, image: PIL.Image.Image, key: str, size: tuple[int, int], num_crops: int
+) -> Tensor:
+    """Return the annotator's input for each crop of an image, `[N, ...]`.
+
+    Args:
+        annotator: Annotator whose `preprocess` makes the input.
+        image: Image, decoded at full size or reduced.
+        key: Key of the image, which determines the crops.
+        size: Full (height, width) of the image, which determines the crops.
+        num_crops: Number of crops N.
+    """
     boxes, flips = seeded_crops([seed_of(key)], [size], num_crops)
     crops = []
-    for box, flip in zip(to_pixels(boxes[0], size).tolist(), flips[0].tolist(), strict=True):
+    pixels = to_pixels(boxes[0], (image.height, image.width)).tolist()
+    for box, flip in zip(pixels, flips[0].tolist(), strict=True):
         crop = image.crop(box)
         crops.append(annotator.preprocess(crop.transpose(PIL.Image.Transpose.FLIP_LEFT_RIGHT) if flip else crop))
     return torch.stack(crops)

@@ -18,7 +18,7 @@ from ..errors import ImageError
 from ..shards.images import decode_reduced
 from ..storage.open_maps import MACHINE_LIMITS, within_file_limit
 
-Preprocess = Callable[[PIL.Image.Image, str], Tensor]
+Preprocess = Callable[[PIL.Image.Image, str, tuple[int, int]], Tensor]
 
 
 class LoadedImage(NamedTuple):
@@ -44,7 +44,8 @@ def load_images(
     Args:
         source: Source of the images.
         indices: Indices of the images in the source.
-        preprocess: Function of an RGB image and its key that returns pixels. It must be thread-safe.
+        preprocess: Function of an RGB image, its key, and its (height, width) before any reduction, that returns pixels. It must be
+            thread-safe.
         target: (height, width) that images are resized to. Large JPEGs may be decoded at a reduced size. None decodes at full size.
         num_threads: Number of threads.
         num_ahead: Number of images that are loaded ahead.
@@ -59,7 +60,7 @@ def load_images(
             if getattr(error, "errno", None) in MACHINE_LIMITS:  # the machine is at fault, not the image
                 raise
             return Skipped(source.keys[index], name, str(error))
-        return LoadedImage(index, data, size, preprocess(image, source.keys[index]))
+        return LoadedImage(index, data, size, preprocess(image, source.keys[index], size))
 
     with ThreadPoolExecutor(num_threads, thread_name_prefix="decode") as pool:
         remaining = iter(indices)

@@ -248,7 +248,7 @@ def _image_batches(
     images = load_images(
         source,
         indices,
-        lambda image, _key: annotator.preprocess(image),
+        lambda image, _key, _size: annotator.preprocess(image),
         target=_input_size_of(annotator),
         num_threads=build_config.num_threads,
         num_ahead=3 * build_config.batch_size,

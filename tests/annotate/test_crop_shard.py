@@ -120,6 +120,20 @@ def test_labels_do_not_depend_on_threads_shards_and_the_place_of_a_crop_in_its_b
             assert one[key].to_safetensors() == two[key].to_safetensors()
 
 
+def test_crops_of_a_file_above_the_pixel_limit_are_those_of_its_full_size(tmp_path, monkeypatch):
+    (tmp_path / "images" / "cat").mkdir(parents=True)
+    pixels = np.random.default_rng(0).integers(256, size=(24, 31, 3), dtype=np.uint8)
+    image = PIL.Image.fromarray(pixels).resize((499, 389))
+    image.save(tmp_path / "images" / "cat" / "large.jpg", quality=95)
+    monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 60_000)  # decoded at half its size
+    annotator = patches()
+    build(tmp_path / "images", tmp_path / "out", annotator, all_classes=True)
+    image, labels = rd.load_dataset(tmp_path / "out", split="train")[0]
+    assert image.size == (250, 195)
+    want = expected_logits(annotator, image, labels).softmax(1)
+    torch.testing.assert_close(labels.soft_labels(), want, rtol=0, atol=0.02)
+
+
 def test_damaged_images_are_skipped_and_counted(tmp_path, image_folder):
     (image_folder / "cat" / "photo_03.jpg").write_bytes(b"no image")
     manifest = build(image_folder, tmp_path / "out", patches())

@@ -94,9 +94,8 @@ def annotate(annotator: Annotator, images: Path, args: argparse.Namespace) -> li
     chosen = np.random.default_rng(0).permutation(len(source.keys))[args.skip :][: args.num_images].tolist()
     logits = []
     for i in chosen:
-        pixels = preprocess_crops(
-            annotator, rd.decode_image(source.read(i), source.name(i)), source.keys[i], args.num_crops
-        )
+        image = rd.decode_image(source.read(i), source.name(i))
+        pixels = preprocess_crops(annotator, image, source.keys[i], (image.height, image.width), args.num_crops)
         logits.append(torch.cat([classify(annotator, batch).float().cpu() for batch in pixels.split(25)]))
     return logits
 
