@@ -53,6 +53,11 @@ def resolve_classes(
             f"{first} has class index {highest}, but the annotator has only {len(classes.names)} classes: use an annotator of "
             "the classes of the images, or correct the labels"
         )
+    if len(classes.names) < 2:
+        raise ValueError(
+            f"the images have one class, {classes.names[0]!r}, but labels need at least two: add images of other classes, or keep all "
+            "classes of the annotator with all_classes=True (--all-classes)"
+        )
     return classes
 
 

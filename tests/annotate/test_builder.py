@@ -1,6 +1,7 @@
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import torch
 
 import relabel_datasets as rd
 from relabel_datasets.annotate.annotator import ModuleAnnotator
+from relabel_datasets.labels.encodings import ENCODINGS
 from relabel_datasets.shards.manifest import Manifest
 from tests.conftest import ROOT, ColourNet, picture
 
@@ -302,6 +304,17 @@ def test_class_indices_must_be_classes_of_the_annotator(tmp_path, image_folder):
     source.classes, source.labels = None, [7] * 13
     with pytest.raises(ValueError, match="class index 7"):
         rd.build(source, tmp_path / "data", annotator_of(ColourNet()), progress=False)
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_images_of_one_class_are_refused_before_any_output(tmp_path, image_folder, annotator, encoding):
+    for name in ("dog", "emu"):
+        shutil.rmtree(image_folder / name)
+    build_config = rd.annotate.BuildConfig(encoding=encoding)
+    source = rd.data.ImageFolderSource(image_folder)
+    with pytest.raises(ValueError, match=r"one class, 'cat'.*--all-classes"):
+        rd.build(source, tmp_path / "data", annotator, build_config=build_config, progress=False)
+    assert not (tmp_path / "data").exists()
 
 
 def test_the_manifest_records_annotator_and_encoding(tmp_path, image_folder, annotator):
