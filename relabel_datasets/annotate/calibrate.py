@@ -127,9 +127,8 @@ def fit_calibration(records: Sequence[Sequence[float]]) -> Calibration | None:
     table = np.array(records)
     shares, curves = table[:, 0], table[:, 1:]
     positions = np.interp(np.log(shares), np.log(_SHARES), np.arange(len(_SHARES)))
-    weights = np.maximum(
-        0, 1 - np.abs(positions[:, None] - np.arange(len(_SHARES)))
-    )  # of each knot in the gain of each crop
+    # Weight of each knot in the gain of each crop.
+    weights = np.maximum(0, 1 - np.abs(positions[:, None] - np.arange(len(_SHARES))))
 
     def mean_divergence(gains: Floats) -> float:
         place = np.interp(np.log(weights @ gains), np.log(_GAINS), np.arange(len(_GAINS)))

@@ -69,11 +69,9 @@ def _encode(text: str, encoding: str) -> bytes:
 
 
 def _named(stand_in: Any, module: str, name: str) -> Any:
-    stand_in.__module__, stand_in.__name__, stand_in.__qualname__ = (
-        module,
-        name,
-        name,
-    )  # torch looks globals up by these
+    # torch looks globals up by these.
+    stand_in.__module__ = module
+    stand_in.__name__ = stand_in.__qualname__ = name
     return stand_in
 
 

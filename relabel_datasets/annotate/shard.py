@@ -48,8 +48,8 @@ class BuildConfig:
         num_crops: Number of crops per image for the encoding crops, 1 to 65536. Each is one image for the annotator. Default: 100
             for crops. It cannot be set for label maps.
         images: Whether to copy the images into the shards. Default: True.
-        batch_size: Number of images per batch of the annotator, or of crops for the encoding crops. The last bits of the logits depend on it, because libraries select kernels by
-            the shape of a batch, so the manifest records it. Default: 32.
+        batch_size: Number of images per batch of the annotator, or of crops for the encoding crops. The last bits of the logits
+            depend on it, because libraries select kernels by the shape of a batch, so the manifest records it. Default: 32.
         num_threads: Number of threads that read and decode images. Default: 4.
     """
 

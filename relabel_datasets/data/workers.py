@@ -23,10 +23,8 @@ def prepare_workers(context: Any) -> None:
     """
     if getattr(multiprocessing.process.current_process(), "_inheriting", False):
         return  # a worker or the server is importing a main module that makes a loader
-    method = (context or multiprocessing).get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[
-        0
-    ]
-    if method != "forkserver":
+    method = (context or multiprocessing).get_start_method(allow_none=True)
+    if (method or multiprocessing.get_all_start_methods()[0]) != "forkserver":
         return
     from multiprocessing import forkserver  # not on Windows
 

@@ -68,9 +68,8 @@ def calibrated_temperature(
     """
     shares = covered_shares(views, grid)
     first = calibrations[0]
-    if first is not None and all(
-        calibration is first for calibration in calibrations
-    ):  # as fast as possible: the usual case
+    # The usual case, as fast as possible.
+    if first is not None and all(calibration is first for calibration in calibrations):
         return temperature / first.gains_at(shares)
     gains = np.empty_like(shares)
     for calibration in dict.fromkeys(calibrations):

@@ -330,11 +330,8 @@ def wrap_decoded(
     contents: Sequence[codec.Decoded], keys: Sequence[str | None], labels: Sequence[int | None]
 ) -> list[CropLabels]:
     """Return the crop labels of decoded contents."""
-    images = [content.tensors for content in contents]
-    sizes, nums_crops = (
-        [content.canvas_size for content in contents],
-        [_count(content.tensors, content.num_classes) for content in contents],
-    )
+    images, sizes = [content.tensors for content in contents], [content.canvas_size for content in contents]
+    nums_crops = [_count(content.tensors, content.num_classes) for content in contents]
     located = find_boxes(images, sizes, nums_crops)
     return [
         CropLabels._wrap(

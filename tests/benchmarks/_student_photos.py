@@ -14,6 +14,7 @@ import PIL.ImageOps
 import relabel_datasets as rd
 from relabel_datasets.shards.images import decode_image
 
+Annotation = rd.LabelMap | rd.CropLabels
 MOSAIC_SIDE = 288  # pixels
 
 
@@ -65,24 +66,26 @@ class Photos:
         return self._decoded[index]
 
 
-class PhotosWithMaps(rd.RelabelDataset):
-    """Photos in memory with label maps, and with the labels of the photos.
+class AnnotatedPhotos(rd.RelabelDataset):
+    """Photos in memory with their label maps or stored crops, and with the labels of the photos.
 
     Args:
-        path: Dataset with the label maps.
+        path: Dataset with the annotations.
         photos: Photos of the same keys.
+        config: Config of the dataset.
     """
 
-    def __init__(self, path: Path, photos: Photos) -> None:
-        super().__init__(path, split="train", images=photos)
+    def __init__(self, path: Path, photos: Photos, config: str = "maps") -> None:
+        super().__init__(path, config, split="train", images=photos)
         self._photos = photos
         self._index = {key: index for index, key in enumerate(photos.keys)}
 
-    def _pair(self, row: int, label_map: rd.LabelMap) -> tuple[PIL.Image.Image, rd.LabelMap]:
-        index = self._index[label_map.key]
-        image = self._photos.image(index)
-        size, label = (image.height, image.width), self._photos.labels[index]
-        return image, rd.LabelMap.wrap(label_map.logits, like=label_map, canvas_size=size, label=label)
+    def _image(self, row: int) -> PIL.Image.Image:
+        return self._photos.image(self._index[self.label_maps.index.key(row)])
+
+    def _pair(self, row: int, label_map: Annotation) -> tuple[PIL.Image.Image, Annotation]:
+        image, annotation = super()._pair(row, label_map)
+        return image, annotation.with_sample(annotation.key, self._photos.labels[self._index[annotation.key]])
 
 
 def load_photos(folder: Path, kind: str, side: int) -> Photos:

@@ -16,6 +16,8 @@ LABELS: Mapping[str, Mapping[str, Any]] = {  # values of the recipe by kind of l
     "ReLabel": {"labels": "relabel"},
     "ReLabel + CutMix": {"labels": "relabel", "cutmix": 1.0},
     "ReLabel, temperature 3": {"labels": "relabel", "temperature": 3.0},
+    "ReLabel, calibrated": {"labels": "relabel", "calibrated": True},
+    "stored crops": {"labels": "relabel"},
     "global multi-label": {"labels": "global-multi"},
     "localized single label": {"labels": "localized-single"},
     "online distillation": {"labels": "distilled"},

@@ -13,9 +13,9 @@ val/. TABLE is one of
 
 All students of a table have the same recipe, and so the same number of steps. They are validated on the photos of val/. Photos are
 reduced and decoded once, and stay in memory. The result of every student is written to RESULTS/<images>.json when it is finished,
-and the student is not trained again. Run the command again after an interruption, or with more --seeds. Label maps are built once,
-in DIR. They never depend on labels. Which labels are wrong depends on the seed of the student; those of 20 % are also wrong at 40 %.
-The annotator of online distillation sees crops of the full images, at --teacher-size.
+and the student is not trained again. Run the command again after an interruption, or with more --seeds. Label maps and stored crops
+are built once, in DIR. They never depend on labels. Which labels are wrong depends on the seed of the student; those of 20 % are
+also wrong at 40 %. The annotator of online distillation sees crops of the full images, at --teacher-size.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from _student_photos import PhotosWithMaps, load_photos, main_class, with_noise
+from _student_photos import AnnotatedPhotos, load_photos, main_class, with_noise
 from _student_tables import LABELS, TABLES, Table, draw, read_results, to_markdown
 
 import relabel_datasets as rd
@@ -67,12 +67,17 @@ class Bench:
         self.folder = args.out / table.images
         build_config = rd.annotate.BuildConfig(images=False, batch_size=32)
         rd.build(self.photos, self.folder, annotator, config="maps", build_config=build_config, progress=False)
+        if "stored crops" in table.labels and "stored crops" in args.labels:
+            crops_config = replace(build_config, encoding="crops", num_crops=args.num_crops)
+            of_crops = annotator_from(args, args.crop_input_size)
+            rd.build(self.photos, self.folder, of_crops, config="crops", build_config=crops_config, progress=False)
         changed = {field.name: getattr(self.recipe, field.name) for field in fields(Recipe)}
         settings = {
             "recipe": {name: value for name, value in changed.items() if value != getattr(Recipe(), name)},
             "stored_side": side, "annotator": annotator.describe()["name"], "teacher_size": args.teacher_size,
             "annotator_input_size": list(annotator.input_size), "training_images": len(self.photos.keys),
-            "validation_images": len(self.validation.keys),
+            "validation_images": len(self.validation.keys), "num_crops": args.num_crops,
+            "crop_input_size": args.crop_input_size,
         }  # fmt: skip
         self.results = read_results(self.path) if self.path.is_file() else {"settings": settings, "runs": []}
         if self.results["settings"] != settings:
@@ -106,7 +111,8 @@ class Bench:
         teacher, side = None, self.photos.side
         if labels == "online distillation":
             teacher, side = annotator_from(self.args, self.args.teacher_size), None
-        dataset = PhotosWithMaps(self.folder, self.photos.relabeled(range(len(given)), given, side))
+        config = "crops" if labels == "stored crops" else "maps"
+        dataset = AnnotatedPhotos(self.folder, self.photos.relabeled(range(len(given)), given, side), config)
         recipe = self.recipe.changed(**LABELS[labels], seed=seed)
         folder = self.folder / "runs" / f"{labels}-{noise}-{seed}".replace(" ", "_")
         seconds = self._seconds_per_step(dataset, recipe, teacher)
@@ -127,7 +133,7 @@ class Bench:
             "versions": {"relabel_datasets": rd.__version__, "torch": torch.__version__, "timm": timm.__version__},
         }  # fmt: skip
 
-    def _seconds_per_step(self, dataset: PhotosWithMaps, recipe: Recipe, teacher: rd.Annotator | None) -> float:
+    def _seconds_per_step(self, dataset: AnnotatedPhotos, recipe: Recipe, teacher: rd.Annotator | None) -> float:
         """Compare short trainings of one and three epochs: CPU time, because the cores are shared, or the time on a GPU."""
         clock = time.process_time if self._device().startswith("CPU") else time.perf_counter
         seconds = []
@@ -150,7 +156,7 @@ class Bench:
 
     def _describe_labels(self) -> dict[str, float]:
         """Return means over random training crops, of what they show and of their pooled labels."""
-        dataset = PhotosWithMaps(self.folder, self.photos)
+        dataset = AnnotatedPhotos(self.folder, self.photos)
         photos = {photo.key: photo for photo in self.photos.photos}
         crop = crop_transforms(self.recipe, "bicubic", None)
         sums: Counter[str] = Counter()
@@ -213,6 +219,10 @@ def main() -> None:
     option("--student-dtype", default="bfloat16", help="precision of the students (default: %(default)s)")
     option(
         "--teacher-size", type=int, default=128, help="input of the annotator of distillation (default: %(default)s)"
+    )
+    option("--num-crops", type=int, default=24, help="stored crops of an image (default: %(default)s)")
+    option(
+        "--crop-input-size", type=int, default=160, help="input of the annotator of stored crops (default: %(default)s)"
     )
     option("--num-workers", type=int, default=0, help="processes that load crops (default: %(default)s)")
     add_annotator_arguments(parser, default="mobilenetv2_100")

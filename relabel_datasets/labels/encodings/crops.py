@@ -121,9 +121,8 @@ def find_boxes(
     """
     found: dict[int, tuple[Floats, Bools]] = {}
     seeded = [i for i, arrays in enumerate(images) if _SEED in arrays]
-    for num_crops in {
-        nums_crops[i] for i in seeded
-    }:  # computed together, since NumPy's calls cost more than the numbers
+    # Images are computed together, since NumPy's calls cost more than the numbers.
+    for num_crops in {nums_crops[i] for i in seeded}:
         rows = [i for i in seeded if nums_crops[i] == num_crops]
         seeds = np.concatenate([images[i][_SEED] for i in rows])
         boxes, flips = seeded_crops(seeds, [canvas_sizes[i] for i in rows], num_crops)
