@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,21 +43,8 @@ class PairedImages(NamedTuple):
         Raises:
             DatasetError: Images or label maps are missing.
         """
-        missing = [self.maps.keys[i] for i, image in enumerate(self.indices) if image is None]
-        extra = [image.key for image in self.extra]
-        problems = [
-            f"{problem}, such as {', '.join(map(repr, keys[:3]))}"
-            for keys, problem in (
-                (missing, f"{counted(len(missing), 'label map')} without an image"),
-                (extra, f"{counted(len(extra), 'image')} without a label map"),
-            )
-            if keys
-        ]
-        if problems:
-            raise DatasetError(
-                f"images and label maps do not match by class and name: {'; '.join(problems)}. Give the images of these maps, "
-                "or use skip_bad=True to skip the unmatched ones"
-            )
+        without_image = [self.maps.keys[i] for i, image in enumerate(self.indices) if image is None]
+        refuse_unmatched("label map", without_image, [image.key for image in self.extra])
 
     def decode(self, index: int) -> PIL.Image.Image:
         """Decode the image of a map.
@@ -96,6 +84,29 @@ class PairedImages(NamedTuple):
         if image is None:
             raise ImageError(f"{self.maps.name(index)}: there is no image of this name")
         return image
+
+
+def refuse_unmatched(noun: str, without_image: Sequence[str], without_labels: Sequence[str]) -> None:
+    """Raise DatasetError if some published labels have no image, or some images no labels.
+
+    Args:
+        noun: Word for the labels of one image.
+        without_image: Keys of labels without an image.
+        without_labels: Keys of images without labels.
+    """
+    problems = [
+        f"{problem}, such as {', '.join(map(repr, keys[:3]))}"
+        for keys, problem in (
+            (without_image, f"{counted(len(without_image), noun)} without an image"),
+            (without_labels, f"{counted(len(without_labels), 'image')} without a {noun}"),
+        )
+        if keys
+    ]
+    if problems:
+        raise DatasetError(
+            f"images and {noun}s do not match by class and name: {'; '.join(problems)}. Give the images of these {noun}s, or use "
+            "skip_bad=True to skip the unmatched ones"
+        )
 
 
 def open_image(source: ImageFolderSource, index: int, *, whole: bool) -> tuple[Header, bytes | None]:

@@ -15,6 +15,7 @@ from ..naming import check_split
 from ..storage.folders import local_path
 from ..words import counted
 from .crop_files import MAX_BYTES, CropFile, PlusConfig, find_label_type, parse_fkd, parse_imagenet_plus
+from .pairing import refuse_unmatched
 from .published import class_names
 from .release_files import Layout, ReleaseFiles
 
@@ -174,21 +175,7 @@ class PublishedCrops:
         Raises:
             DatasetError: Images or files are missing.
         """
-        missing = [self.images.keys[i] for i in self.missing]
-        extra = [skipped.key for skipped in self.skipped]
-        problems = [
-            f"{problem}, such as {', '.join(map(repr, keys[:3]))}"
-            for keys, problem in (
-                (missing, f"{counted(len(missing), 'image')} without a {_NOUN}"),
-                (extra, f"{counted(len(extra), _NOUN)} without an image"),
-            )
-            if keys
-        ]
-        if problems:
-            raise DatasetError(
-                f"images and {_NOUN}s do not match: {'; '.join(problems)}. Give the images of these files, or use "
-                "skip_bad=True to skip the unmatched ones"
-            )
+        refuse_unmatched(_NOUN, [skipped.key for skipped in self.skipped], [self.images.keys[i] for i in self.missing])
 
     def name(self, index: int) -> str:
         """Return the path of an image for messages.

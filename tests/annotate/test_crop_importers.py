@@ -211,7 +211,7 @@ def test_bad_and_unmatched_files_stop_the_import_or_are_listed(tmp_path, image_f
     files["photo_03"].unlink()
     next(image_folder.glob("*/photo_04.*")).unlink()
     message = (
-        "1 image without a crop label file, such as 'photo_03'; 1 crop label file without an image, such as 'photo_04'"
+        "1 crop label file without an image, such as 'photo_04'; 1 image without a crop label file, such as 'photo_03'"
     )
     with pytest.raises(rd.DatasetError, match=message):
         run(tmp_path / "release", tmp_path / "data", image_folder)
