@@ -2,10 +2,10 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 
+import psutil
 import pytest
 
 import relabel_datasets as rd
@@ -37,7 +37,7 @@ def ranks(request, tmp_path_factory):
 # Before Python 3.11.8, a worker forked while another thread of the parent, such as autograd's, starts or ends may deadlock
 # (https://github.com/python/cpython/issues/112275).
 _FORK_MAY_DEADLOCK = sys.version_info < (3, 11, 8)
-_TIMEOUT_S = 400
+_TIMEOUT_S = 300
 
 
 def launch(name, ranks, tmp_path):
@@ -50,13 +50,16 @@ def launch(name, ranks, tmp_path):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     for attempts_left in reversed(range(1 + _FORK_MAY_DEADLOCK * 2)):
         process = subprocess.Popen(
-            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment,
-            start_new_session=True,
-        )  # fmt: skip
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment
+        )
         try:
             _, errors = process.communicate(timeout=_TIMEOUT_S)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
+            for child in psutil.Process(process.pid).children(
+                recursive=True
+            ):  # torchrun gives its ranks sessions of their own
+                child.kill()
+            process.kill()
             process.communicate()
             assert attempts_left, f"{name} does not end within {_TIMEOUT_S} s"
         else:
