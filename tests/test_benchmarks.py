@@ -27,7 +27,7 @@ SYNSETS = [
     "n03445777",
     "n03888257",
 ]
-SMALL = {  # IMAGES stands for an ImageFolder, CHECKPOINT for the weights of the annotator
+SMALL = {  # IMAGES and MANY stand for folders of ImageFolders, CHECKPOINT for the weights of the annotator
     "annotators": "IMAGES --num-images 2 --num-crops 1 --steps 1",
     "building": "IMAGES/train --annotator resnet18 --checkpoint CHECKPOINT --input-size 64 --batch-size 4",
     "crop_codec": "IMAGES/train --annotator resnet18 --checkpoint CHECKPOINT --input-size 64 --num-images 2 --num-crops 6 --subset 3",
@@ -42,7 +42,7 @@ SMALL = {  # IMAGES stands for an ImageFolder, CHECKPOINT for the weights of the
     "shuffling": "--num-shards 8 --num-samples 50 --epochs 1",
     "shown_classes": "IMAGES/train --annotator resnet18 --checkpoint CHECKPOINT --input-size 64 --num-mosaics 20 --full-size IMAGES/val",
     "sizes": "",
-    "students": "few IMAGES --out out --results results --annotator resnet18 --checkpoint CHECKPOINT --input-size 64 --teacher-size 48 "
+    "students": "few MANY --out out --results results --annotator resnet18 --checkpoint CHECKPOINT --input-size 64 --teacher-size 48 "
     "--image-size 32 --epochs 1 --batch-size 4 --seeds 1 --num-crops 2 --crop-input-size 64",
     "startup": "--part imports --rounds 1",
     "streaming": "--num-samples 192 --num-shards 4 --rounds 1",
@@ -53,13 +53,20 @@ SMALL = {  # IMAGES stands for an ImageFolder, CHECKPOINT for the weights of the
 @pytest.fixture
 def run(tmp_path):
     """Function that runs a benchmark with the arguments in a string and returns the rows of its tables."""
-    for split in ("train", "val"):
-        for i in range(40):
-            path = tmp_path / split / SYNSETS[i % 10] / f"{split}{i}.jpg"
+    for folder, split, count in (
+        ("images", "train", 40),
+        ("images", "val", 40),
+        ("many", "train", 200),
+        ("many", "val", 10),
+    ):
+        for i in range(count):
+            path = tmp_path / folder / split / SYNSETS[i % 10] / f"{split}{i}.jpg"
             path.parent.mkdir(parents=True, exist_ok=True)
             picture(i, (80, 64)).save(path)
     torch.save(timm.create_model("resnet18").state_dict(), tmp_path / "weights.pt")
-    paths = {"IMAGES": str(tmp_path), "CHECKPOINT": str(tmp_path / "weights.pt")}
+    paths = {
+        "IMAGES": str(tmp_path / "images"), "MANY": str(tmp_path / "many"), "CHECKPOINT": str(tmp_path / "weights.pt"),
+    }  # fmt: skip
 
     def run(name, arguments):
         for word, path in paths.items():
