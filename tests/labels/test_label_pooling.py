@@ -59,13 +59,13 @@ def test_nested_samples_keep_their_structure_and_other_items_are_the_same_object
 
 @pytest.mark.parametrize("copying", [copy.deepcopy, lambda transform: pickle.loads(pickle.dumps(transform))])
 def test_a_copied_transform_pools_the_same(copying):
-    transform = rd.LabelPooling((2, 3), 1.5, label_weight=0.25, localized=False, multi_label=False)
+    arguments = {"label_weight": 0.25, "calibrated": False, "localized": False, "multi_label": False}
+    transform = rd.LabelPooling((2, 3), 1.5, **arguments)
     label_map = cropped()[1]
     assert torch.equal(copying(transform)(label_map), transform(label_map))
     assert repr(copying(transform)) == repr(transform)
-    assert "output_size=(2, 3), temperature=1.5, label_weight=0.25, localized=False, multi_label=False" in repr(
-        transform
-    )
+    shown = ", ".join(f"{name}={value}" for name, value in arguments.items())
+    assert f"output_size=(2, 3), temperature=1.5, {shown}" in repr(transform)
 
 
 @pytest.mark.parametrize(

@@ -112,11 +112,12 @@ def rewritten(root, change_map=lambda row, blob: blob, change_index=lambda colum
     return folder
 
 
-def reseal(folder):
-    """Write the sizes and hashes of the files on disk to the manifest."""
+def reseal(folder, **encoding):
+    """Write the sizes and hashes of the files on disk to the manifest, and changes of the encoding."""
     path = folder / "_info.json"
     content = json.loads(path.read_bytes())
     del content["checksum"]
+    content["encoding"].update(encoding)
     for split in content["splits"].values():
         split["shard_bytes"] = [(folder / name).stat().st_size for name in split["filenames"]]
         split["shard_sha256"] = [sha256_of(folder / name) for name in split["filenames"]]
@@ -153,6 +154,7 @@ def test_a_topk_map_with_a_repeated_class_at_a_location_is_named_by_verify(root)
         return blob[:start] + bytes(96) + blob[start + 96 :] if row == 4 else blob
 
     folder = rewritten(root, twice)
+    reseal(folder, name="topk", k=2, dtype="float16")
     problems = rd.verify(root, "labels-only", num_workers=0, progress=False).problems
     assert [(problem.key, problem.problem) for problem in problems] == [
         (rd.LabelMaps(folder).index.key(4), "label map: a class is stored more than once at a location")
