@@ -92,6 +92,7 @@ LEGACY = {"_use_new_zipfile_serialization": False}
         save([np.asfortranarray(BOXES), FLIPS, LABELS.astype(">f4")]),
         save([BOXES[:, ::-1].copy()[:, ::-1], FLIPS, np.moveaxis(np.moveaxis(LABELS, 0, 2).copy(), 2, 0)]),
     ],
+    ids=["numpy 1", "numpy 2", "legacy", "tensors", "legacy mix", "tuple", "orders of bytes", "strides"],
 )
 def test_arrays_tensors_and_lists_are_read_in_every_form(content):
     crops = parse_fkd(content, NUM_CLASSES)
