@@ -1,5 +1,6 @@
 """Runs of a few steps: results, files and errors."""
 
+import argparse
 import copy
 import csv
 import dataclasses
@@ -12,6 +13,7 @@ from torch.nn import functional as nnf
 
 import relabel_datasets as rd
 from relabel_datasets.annotate.remake import remake_annotator
+from relabel_datasets.compatibility import safe_globals
 from relabel_datasets.demo.annotator import WEIGHTS
 from relabel_datasets.train import loop
 from relabel_datasets.train.checkpoints import load_checkpoint
@@ -138,7 +140,8 @@ def test_losses_in_half_precision_are_close_to_full_precision(fit, dtype):
 def test_timm_loads_the_checkpoints(fit):
     trained = fit(ema_decay=0.5)
     model = timm.create_model("resnet10t", num_classes=12, **MODEL_ARGS)
-    timm.models.load_checkpoint(model, str(trained.folder / "model_best.pth.tar"))
+    with safe_globals([argparse.Namespace]):  # timm itself allows it with torch 2.5 or later
+        timm.models.load_checkpoint(model, str(trained.folder / "model_best.pth.tar"))
     state = load_checkpoint(trained.folder / "model_best.pth.tar")
     assert torch.equal(model.fc.weight, state["state_dict_ema"]["fc.weight"])
     assert len(state["args"].classes) == 12
