@@ -149,7 +149,7 @@ def test_allowed_globals_are_forgotten_after_the_block():
 
     from torch import serialization
 
-    before = list(serialization.get_safe_globals())
+    before = set(serialization.get_safe_globals())
     with compatibility.safe_globals([argparse.Namespace]):
         assert argparse.Namespace in serialization.get_safe_globals()
-    assert list(serialization.get_safe_globals()) == before
+    assert set(serialization.get_safe_globals()) == before
