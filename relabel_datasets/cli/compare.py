@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import itertools
 import logging
 import sys
 from functools import partial
@@ -85,12 +84,15 @@ def _run(args: argparse.Namespace) -> None:
     configs = args.configs or _all_configs(args.path)
     entries = []
     if args.presets or args.kinds:
+        folder = open_folder(args.path)
         dataset, validation = load_splits(args, configs[0])
         check_validation(validation)  # fail before minutes of work
         recipes = _recipes(args, len(dataset))
+        for config in configs:
+            manifest = open_config(folder, config)[1]
+            for recipe in recipes.values():
+                check_labels(recipe, manifest)
         entries = [entry for name, recipe in recipes.items() for entry in _entries(args, name, recipe, configs)]
-    for config, entry in itertools.product(configs, entries):
-        check_labels(entry.recipe, open_config(open_folder(args.path), config)[1])
     if any(entry.recipe.label_config.distilled for entry in entries):
         for config in configs:
             check_package(annotator_of(args.path, config))
