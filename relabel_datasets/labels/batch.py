@@ -16,12 +16,13 @@ from torch.utils.data._utils.collate import collate as torch_collate
 from torch.utils.data._utils.collate import default_collate_fn_map
 
 from .blending import blend_labels, label_tensor
-from .calibration import Calibration, calibrated_temperature
+from .calibration import Calibration
 from .crop_labels import CropLabels
 from .eager import eagerly
 from .encodings.base import Encoded, Temperature
 from .label_map import LabelMap
-from .pooling_checks import check_finite, check_label_weight, check_temperature, resolve_grid
+from .pooling import calibrated_divisor
+from .pooling_checks import check_label_weight
 from .view import View, to_rows
 
 
@@ -110,10 +111,7 @@ class LabelMapBatch:
     @eagerly
     def _calibrated(self, output_size: int | Sequence[int], temperature: float) -> Temperature:
         """Return the divisor of the pooled logits in each cell."""
-        check_temperature(temperature)
-        views = to_rows(self.views)
-        check_finite("views", views)
-        return calibrated_temperature(self.calibrations, self.keys, views, resolve_grid(output_size), temperature)
+        return calibrated_divisor(self.calibrations, self.keys, self.views, output_size, temperature)
 
     def _changed(self, change: Callable[[Tensor], Tensor]) -> LabelMapBatch:
         return replace(self, encoded=self.encoded.changed(change))

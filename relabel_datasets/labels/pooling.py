@@ -12,7 +12,7 @@ from typing import cast
 from torch import Tensor
 
 from .blending import blend_labels
-from .calibration import calibrated_temperature
+from .calibration import Calibration, calibrated_temperature
 from .eager import eagerly
 from .encodings.base import Encoded, Temperature
 from .encodings.grid_pooling import pool_weighted
@@ -25,6 +25,7 @@ from .pooling_checks import (
     check_inputs,
     check_label_weight,
     check_labels,
+    check_temperature,
     resolve_grid,
     to_array,
 )
@@ -119,7 +120,23 @@ def pool_label_map(
     encoding, parts, num_classes, *_ = label_map._metadata
     divisor: Temperature = temperature
     if calibrated:
-        grid, views = resolve_grid(output_size), to_rows([view])
-        check_finite("views", views)
-        divisor = calibrated_temperature([label_map.calibration], [label_map.key], views, grid, temperature)
+        divisor = calibrated_divisor([label_map.calibration], [label_map.key], [view], output_size, temperature)
     return encoding.pool_one(label_map.logits, parts, num_classes, view, output_size, divisor)
+
+
+def calibrated_divisor(
+    calibrations: Sequence[Calibration | None],
+    keys: Sequence[str | None],
+    views: Sequence[View],
+    output_size: int | Sequence[int],
+    temperature: float,
+) -> Temperature:
+    """Return `calibrated_temperature` after checking the arguments.
+
+    Raises:
+        ValueError: An image has no calibration, a view is not finite, or an argument is out of range.
+    """
+    check_temperature(temperature)
+    rows = to_rows(views)
+    check_finite("views", rows)
+    return calibrated_temperature(calibrations, keys, rows, resolve_grid(output_size), temperature)

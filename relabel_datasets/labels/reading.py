@@ -28,11 +28,7 @@ def read_label(blob: bytes, *, key: str | None = None, label: int | None = None)
     Raises:
         LabelMapError: (a ValueError) The bytes are not valid labels.
     """
-    try:
-        contents = codec.decode([blob])
-    except LabelMapError as error:
-        raise LabelMapError(f"label map {key!r}: {error}") if key is not None else error from None
-    return _wrap(contents, [key], [label])[0]
+    return _wrap(_decode_one(blob, key), [key], [label])[0]
 
 
 def read_labels(
@@ -61,12 +57,17 @@ def read_labels(
         contents = codec.decode(blobs, num_classes)
     except LabelMapError:
         for blob, key in zip(blobs, keys, strict=True):  # find the one that is wrong
-            try:
-                codec.decode([blob], num_classes)
-            except LabelMapError as error:
-                raise LabelMapError(f"label map {key!r}: {error}") from None
+            _decode_one(blob, key, num_classes)
         raise
     return _wrap(contents, keys, labels, calibration)
+
+
+def _decode_one(blob: bytes, key: str | None, num_classes: int | None = None) -> list[codec.Decoded]:
+    """Decode the labels of one image. Errors name the key if there is one."""
+    try:
+        return codec.decode([blob], num_classes)
+    except LabelMapError as error:
+        raise LabelMapError(f"label map {key!r}: {error}") if key is not None else error from None
 
 
 def _wrap(

@@ -27,13 +27,12 @@ import numpy as np
 from torch import Tensor
 
 from ...errors import LabelMapError
-from ..limits import MAX_DENSE
+from ..limits import MAX_CROPS, MAX_DENSE
 from .base import Array, StoredTensor
 from .crop_fit import BASE, SCALE, STEP, CropSymbols, fit_crops
 from .sparse import Floats
 
 NAMES = ("crop_stream",)
-MAX_VIEWS = 1 << 16
 _COUNTS = np.dtype("<u4")
 _MAX_RANK = 1 << 16
 _MAX_PER_VIEW = 255  # corrections of a view
@@ -73,9 +72,9 @@ def compress(logits: Tensor, k: int) -> dict[str, Array]:
 
 def check_header(tensors: Mapping[str, StoredTensor], num_classes: int) -> int:
     shape, dtype = tensors["crop_stream"]
-    if dtype != np.uint8 or len(shape) != 2 or not 1 <= shape[0] <= MAX_VIEWS or shape[1] < 1:
+    if dtype != np.uint8 or len(shape) != 2 or not 1 <= shape[0] <= MAX_CROPS or shape[1] < 1:
         raise LabelMapError(
-            f"crop_stream must be uint8 [N, B] with N of 1 to {MAX_VIEWS} and B of at least 1, got {dtype} {shape}"
+            f"crop_stream must be uint8 [N, B] with N of 1 to {MAX_CROPS} and B of at least 1, got {dtype} {shape}"
         )
     return shape[0]
 

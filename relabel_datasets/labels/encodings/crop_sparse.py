@@ -14,8 +14,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from ...errors import LabelMapError
+from ..limits import MAX_CROPS
 from .base import Array, StoredTensor
-from .crop_compact import MAX_VIEWS
 from .sparse import Floats, check_highest, class_dtype
 
 NAMES = ("crop_classes", "crop_probs", "crop_rest")
@@ -60,9 +60,9 @@ def sparse_crops(classes: Array, probs: Array, num_classes: int, *, spread_rest:
 
 def check_header(tensors: Mapping[str, StoredTensor], num_classes: int) -> int:
     shape, dtype = tensors["crop_classes"].shape, tensors["crop_probs"].dtype
-    if len(shape) != 2 or not 1 <= shape[0] <= MAX_VIEWS or not 1 <= shape[1] <= num_classes or dtype not in _DTYPES:
+    if len(shape) != 2 or not 1 <= shape[0] <= MAX_CROPS or not 1 <= shape[1] <= num_classes or dtype not in _DTYPES:
         raise LabelMapError(
-            f"crop_classes must be [N, k] with N of 1 to {MAX_VIEWS} and k of 1 to {num_classes}, and crop_probs float16 or "
+            f"crop_classes must be [N, k] with N of 1 to {MAX_CROPS} and k of 1 to {num_classes}, and crop_probs float16 or "
             f"float32, got {shape} and {dtype}"
         )
     expected = {
