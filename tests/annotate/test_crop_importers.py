@@ -203,7 +203,7 @@ def test_bad_and_unmatched_files_stop_the_import_or_are_listed(tmp_path, image_f
         run(tmp_path / "release", tmp_path / "data", image_folder)
     assert str(caught.value).count(str(files["photo_00"])) == 1
     files["photo_00"].write_bytes(save(contents["photo_00"]))
-    assert run(tmp_path / "release", tmp_path / "data", image_folder).splits["train"].num_samples == 13  # goes on
+    assert run(tmp_path / "release", tmp_path / "data", image_folder).splits["train"].num_samples == 13  # resumed
     files["photo_00"].write_bytes(b"")
     boxes, flips, labels = contents["photo_01"]
     files["photo_01"].write_bytes(save([boxes[:3], flips[:3], labels[:3]]))
