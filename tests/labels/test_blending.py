@@ -2,7 +2,6 @@
 
 import itertools
 
-import PIL.Image
 import pytest
 import torch
 from torchvision.transforms import v2
@@ -11,11 +10,11 @@ import relabel_datasets as rd
 from relabel_datasets.labels import batch as batch_module
 from relabel_datasets.labels import transforms as transforms_module
 from relabel_datasets.labels.batch import LabelMapBatch
-from relabel_datasets.labels.compose import run_batch, run_pipeline
 from relabel_datasets.labels.view import to_rows
 from relabel_datasets.train.tokens import TokenLabelPooling
 
-from .samples import CANVAS_SIZE, ENCODINGS, NUM_CLASSES, SPARSE, pool_boxes, random_map
+from .paths import collated, in_a_pipeline, in_batches, one_by_one
+from .samples import ENCODINGS, NUM_CLASSES, SPARSE, pool_boxes, random_map
 from .test_pooling import box_by_loops, view_by_loops
 
 View = rd.labels.View
@@ -28,7 +27,6 @@ VIEWS = {
     "rotated": View(0.5, 0.1, 0.2, 0.2, 0.6, 0.1),
 }
 UPRIGHT = [name for name, view in VIEWS.items() if view.is_box]
-IMAGE = PIL.Image.new("RGB", CANVAS_SIZE[::-1])
 
 
 def viewed(encoding, names=tuple(VIEWS)):
@@ -51,22 +49,6 @@ def reference(label_map, output_size, temperature, weight):
     target = (1 - weight) * (soft.log() / temperature).softmax(0)
     target[label_map.label] += weight
     return target[:, 0, 0] if output_size == 1 else target
-
-
-def one_by_one(maps, pooling):
-    return torch.stack([pooling(label_map) for label_map in maps])
-
-
-def in_a_pipeline(maps, pooling):
-    return torch.stack([run_pipeline(v2.Compose([pooling]), IMAGE, label_map)[1] for label_map in maps])
-
-
-def in_batches(maps, pooling):
-    return torch.stack([label for _, label in run_batch(v2.Compose([pooling]), [(IMAGE, each) for each in maps])])
-
-
-def collated(maps, pooling):
-    return rd.collate(maps).pool(pooling.output_size, pooling.temperature, label_weight=pooling.label_weight)
 
 
 def on_the_gpu(maps, pooling):

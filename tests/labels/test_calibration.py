@@ -1,7 +1,6 @@
 import pickle
 
 import numpy as np
-import PIL.Image
 import pytest
 import torch
 from torch.utils.data import DataLoader
@@ -11,12 +10,11 @@ from torchvision.transforms.v2 import functional as F
 import relabel_datasets as rd
 from relabel_datasets.labels import Calibration, View
 from relabel_datasets.labels.calibration import covered_shares
-from relabel_datasets.labels.compose import run_batch, run_pipeline
 from relabel_datasets.labels.view import to_rows
+from tests.labels.paths import collated, in_a_pipeline, in_batches, one_by_one
 from tests.labels.samples import CANVAS_SIZE, ENCODINGS, GAINS, random_map, set_calibration
 
 OTHER_GAINS = Calibration((0.1, 1.0), (2.0, 2.0), num_crops=8, kl_before=1.0, kl_after=0.5)
-IMAGE = PIL.Image.new("RGB", CANVAS_SIZE[::-1])
 HEIGHT, WIDTH = CANVAS_SIZE
 VIEWS = {
     "whole": lambda one: one,
@@ -63,24 +61,6 @@ def test_a_cell_covers_the_visible_part_of_the_image_in_it(change, grid):
     (shares,) = covered_shares(to_rows([view]), grid)
     want = [share_by_points(view, (row, column), grid) for row in range(grid[0]) for column in range(grid[1])]
     assert shares == pytest.approx(want, abs=0.01)
-
-
-def one_by_one(maps, pooling):
-    return torch.stack([pooling(label_map) for label_map in maps])
-
-
-def in_a_pipeline(maps, pooling):
-    return torch.stack([run_pipeline(v2.Compose([pooling]), IMAGE, label_map)[1] for label_map in maps])
-
-
-def in_batches(maps, pooling):
-    return torch.stack([label for _, label in run_batch(v2.Compose([pooling]), [(IMAGE, each) for each in maps])])
-
-
-def collated(maps, pooling):
-    return rd.collate(maps).pool(
-        pooling.output_size, pooling.temperature, label_weight=pooling.label_weight, calibrated=True
-    )
 
 
 @pytest.mark.parametrize("output_size", [1, (2, 3)])
