@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ from ..storage.local import write_atomically
 from .evaluation import LabeledImages
 from .loop import train_student
 from .recipe import Recipe, RuntimeConfig
+
+logger = logging.getLogger(__name__)
 
 _MAX_SCORED_MAPS = 50_000
 
@@ -108,7 +111,8 @@ def compare(
     metrics: dict[str, list[Mapping[str, float]]] = {name: [] for name in names}
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for seed in range(seeds):
-        for entry in entries:
+        for position, entry in enumerate(entries, start=seed * len(entries) + 1):
+            logger.info("student %d of %d: %s, seed %d", position, seeds * len(entries), entry.name, seed)
             result = _run(entry, local_path(out, "out=") / entry.name / f"seed-{seed}", seed, runtime)
             metrics[entry.name].append(result["metrics"])
             seconds[entry.name].append(result["seconds_per_epoch"])

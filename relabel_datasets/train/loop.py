@@ -323,8 +323,11 @@ class _Run:
         values = {"loss": loss, **metrics, "seconds": self.seconds}
         self._epochs.add({"epoch": epoch, "step": self.steps_per_epoch, **values})
         self._write_board("epoch", values, (epoch + 1) * self.steps_per_epoch)
-        shown = ", ".join(f"{name} {value:.1%}" for name, value in metrics.items() if name != "ece")
-        logger.info("epoch %d of %d: loss %.3f%s", epoch + 1, self.recipe.epochs, loss, f", {shown}" if shown else "")
+        shown = "".join(f", {name} {value:.1%}" for name, value in metrics.items() if name != "ece")
+        epochs_left = self.recipe.epochs - epoch - 1
+        if epochs_left:
+            shown += f", {tqdm.format_interval(self.seconds / (epoch + 1) * epochs_left)} of training left"
+        logger.info("epoch %d of %d: loss %.3f%s", epoch + 1, self.recipe.epochs, loss, shown)
 
     def _write_board(self, topic: str, values: Mapping[str, float], step: int) -> None:
         if self._board is not None:

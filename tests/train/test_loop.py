@@ -10,6 +10,7 @@ import pytest
 import timm
 import torch
 from torch.nn import functional as nnf
+from tqdm import tqdm
 
 import relabel_datasets as rd
 from relabel_datasets.annotate.remake import remake_annotator
@@ -185,6 +186,18 @@ def test_epochs_between_validations_are_trained_without_validation(fit, cpu):
     assert trained.metrics == every.metrics
     best = max(float(row["top1"]) for row in rows_of(trained.folder / "epochs.csv") if row["top1"])
     assert trained.best == pytest.approx(best)
+
+
+def test_each_epoch_but_the_last_logs_the_training_time_that_is_left(fit, caplog, monkeypatch):
+    times = iter(range(0, 10**6, 30))  # each look at the clock takes 30 seconds
+    monkeypatch.setattr("relabel_datasets.train.loop.time.perf_counter", lambda: next(times))
+    caplog.set_level("INFO", "relabel_datasets.train.loop")
+    trained = fit(epochs=3, validation=False)
+    seconds = [float(row["seconds"]) for row in rows_of(trained.folder / "epochs.csv")]
+    lines = [record.getMessage() for record in caplog.records if record.getMessage().startswith("epoch ")]
+    assert lines[0].endswith(f", {tqdm.format_interval(2 * seconds[0])} of training left")
+    assert lines[1].endswith(f", {tqdm.format_interval(seconds[1] / 2)} of training left")
+    assert "left" not in lines[2]
 
 
 @pytest.mark.parametrize("values", [{"save_every": -1}, {"validate_every": 0}, {"log_every": 0}])
