@@ -15,6 +15,8 @@ EXTRAS = {
     "s3": "s3fs",
     "tensorboard": "tensorboard",
 }
+# Extras that need no error: without their package, everything works as before, only slower.
+FASTER = {"fast": "simplejpeg"}
 _OF_PROTOCOLS = {"gs": "gcs", "gcs": "gcs", "s3": "s3", "s3a": "s3"}  # protocol of a URL: extra
 
 

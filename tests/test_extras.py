@@ -10,7 +10,7 @@ import relabel_datasets as rd
 from relabel_datasets.annotate.remake import check_package
 from relabel_datasets.cli import main
 from relabel_datasets.errors import MissingExtraError
-from relabel_datasets.extras import EXTRAS, check_extra, is_installed
+from relabel_datasets.extras import EXTRAS, FASTER, check_extra, is_installed
 from relabel_datasets.train.recipe import RuntimeConfig
 from tests.conftest import ROOT
 from tests.markdown import tables_of
@@ -101,13 +101,13 @@ def test_a_package_that_is_installed_but_broken_raises_its_own_error(tmp_path, m
 def test_the_extras_are_those_of_the_project_and_of_the_front_page():
     project = pytest.importorskip("tomllib").loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    assert extras.keys() == {*EXTRAS, "dev"}
-    for extra, package in EXTRAS.items():
+    assert extras.keys() == {*EXTRAS, *FASTER, "dev"}
+    for extra, package in {**EXTRAS, **FASTER}.items():
         assert any(re.match(rf"{package}\b", requirement) for requirement in extras[extra])
         assert set(extras[extra]) <= set(extras["dev"])
         assert not any(re.match(rf"{package}\b", requirement) for requirement in project["dependencies"])
     (rows,) = (rows for rows in tables_of(ROOT / "README.md") if rows[0].startswith("| extra"))
-    assert [row.split("|")[1].strip(" `") for row in rows[2:]] == [*sorted(EXTRAS), "dev"]
+    assert [row.split("|")[1].strip(" `") for row in rows[2:]] == [*sorted({**EXTRAS, **FASTER}), "dev"]
 
 
 # A finder that hides the packages of all extras, as in an environment of the core alone.
@@ -116,7 +116,7 @@ import sys
 
 class Hidden:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {set(EXTRAS.values())!r}:
+        if name.partition(".")[0] in {[*EXTRAS.values(), *FASTER.values()]!r}:
             raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
 
 sys.meta_path.insert(0, Hidden())
@@ -146,7 +146,7 @@ def test_the_core_alone_loads_reads_analyzes_and_draws(dataset_folder, tmp_path)
     arguments = [sys.executable, "-c", CORE_ALONE + EVERYDAY, str(dataset_folder), str(tmp_path / "out")]
     run = subprocess.run(arguments, capture_output=True, text=True, cwd=ROOT)
     assert run.returncode == 0, run.stderr
-    assert not {*EXTRAS.values()} & {*run.stdout.split()}
+    assert not {*EXTRAS.values(), *FASTER.values()} & {*run.stdout.split()}
     assert run.stderr.count('need matplotlib: pip install "relabel-datasets[plots]"') == 2  # analyze and report
     assert "<svg" not in (tmp_path / "out" / "report.html").read_text()
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import PIL.Image
+from torchvision import tv_tensors
 from torchvision.datasets import VisionDataset
 
 from ..errors import DatasetError
@@ -17,8 +18,9 @@ from ..keywords import checked_keywords
 from ..labels.compose import run_batch, run_pipeline
 from ..labels.crop_labels import CropLabels
 from ..labels.reading import Labels
+from ..labels.transforms import image_size
 from ..labels.v1_transforms import check_transforms
-from ..shards.images import decode_image
+from ..shards.images import ImageFormat, check_image_format, decode_image
 from ..shards.index import Index
 from ..shards.packed import IndexedStrings
 from ..storage.folders import Folder
@@ -44,7 +46,9 @@ class RelabelDataset(VisionDataset):
             `datasets.Dataset`; an object with `keys` and `read(index)`, such as a `WebDatasetSource`; or a mapping from key
             to the bytes of an image file. Default: The images in the shards.
         unmatched: `"error"`, or `"skip"` to leave out label maps without an image and images without a label map.
-        transforms: Transforms called with (PIL image, LabelMap), such as a `v2.Compose` that ends in `LabelPooling`.
+        transforms: Transforms called with (image, LabelMap), such as a `v2.Compose` that ends in `LabelPooling`.
+        image_format: `"pil"` for PIL images, or `"tensor"` for `tv_tensors.Image`, uint8 `[3, H, W]`: JPEGs are decoded faster,
+            and v2 transforms of tensors are faster. Default: "pil".
 
     Attributes:
         classes: Class names, by index.
@@ -52,11 +56,13 @@ class RelabelDataset(VisionDataset):
         targets: `[N]` int32 original class indices.
         keys: Sample keys.
         label_maps: `LabelMaps` of the whole split, with the manifest.
+        image_format: `"pil"` or `"tensor"`.
         unmatched: Numbers of left-out label maps without an image (`missing`) and images without a label map (`extra`).
 
     Raises:
         FileNotFoundError: The dataset, a shard, or the images do not exist.
         DatasetError: (a ValueError) The config or split does not exist, images and label maps do not match, or files are corrupt.
+        ValueError: `unmatched` or `image_format` is none of its values.
         TypeError: `images` has an unsupported type.
 
     Example:
@@ -75,12 +81,15 @@ class RelabelDataset(VisionDataset):
         images: Images | None = None,
         unmatched: OnUnmatched = "error",
         transforms: Callable[..., Any] | None = None,
+        image_format: ImageFormat = "pil",
     ) -> None:
         check_unmatched(unmatched)
+        check_image_format(image_format)
         check_transforms(transforms)
         opened = find_config(path, config)
         super().__init__(str(opened.root), transforms=transforms)
         self.label_maps = LabelMaps(opened, split=split)
+        self.image_format: ImageFormat = image_format
         self._walk: tuple[int, int] | None = None  # epoch and seed of the stream that is reading
         self.classes = tuple(self.label_maps.manifest.classes)
         self.class_to_idx = {name: index for index, name in enumerate(self.classes)}
@@ -118,8 +127,8 @@ class RelabelDataset(VisionDataset):
     def __len__(self) -> int:
         return len(self.keys)
 
-    def image(self, index: int) -> PIL.Image.Image:
-        """Return the RGB image of a sample with its EXIF orientation applied, without transforms."""
+    def image(self, index: int) -> PIL.Image.Image | tv_tensors.Image:
+        """Return the RGB image of a sample in `image_format`, with its EXIF orientation applied, without transforms."""
         return self._image(self._row(index))
 
     def __getitem__(self, index: int) -> Any:
@@ -149,20 +158,22 @@ class RelabelDataset(VisionDataset):
         finally:
             self._walk = None
 
-    def _pair(self, row: int, label_map: Labels) -> tuple[PIL.Image.Image, Labels]:
+    def _pair(self, row: int, label_map: Labels) -> tuple[PIL.Image.Image | tv_tensors.Image, Labels]:
         image = self._image(row)
+        size = image_size([image])
+        assert size is not None
         if self._walk is not None and isinstance(label_map, CropLabels):
             label_map = label_map.at_epoch(*self._walk)
-        if label_map.canvas_size != (image.height, image.width):  # the image was stored in another resolution
-            label_map = label_map.with_canvas_size((image.height, image.width))
+        if label_map.canvas_size != size:  # the image was stored in another resolution
+            label_map = label_map.with_canvas_size(size)
         return image, label_map
 
     def _row(self, index: int) -> int:
         index = range(len(self.keys))[index]  # accepts negative indices and raises IndexError
         return index if self._rows is None else int(self._rows[index])
 
-    def _image(self, row: int) -> PIL.Image.Image:
-        return decode_image(self._image_bytes(row), self.label_maps.index.key(row))
+    def _image(self, row: int) -> PIL.Image.Image | tv_tensors.Image:
+        return decode_image(self._image_bytes(row), self.label_maps.index.key(row), image_format=self.image_format)
 
     def extra_repr(self) -> str:
         """Return the lines that `repr` shows below those of torchvision."""

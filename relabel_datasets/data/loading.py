@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
 
 from ..keywords import checked_keywords
+from ..shards.images import ImageFormat
 from ..storage.folders import Folder
 from ..storage.resolve import PathLike, open_folder
 from .datasets import RelabelDataset
@@ -35,6 +36,7 @@ class LoadOptions(TypedDict, total=False):
     images: Images | None
     unmatched: OnUnmatched
     transforms: Callable[..., Any] | None
+    image_format: ImageFormat
     namespace: str | None
     revision: str | None
     token: str | None
@@ -82,6 +84,7 @@ def load_dataset(
     unmatched: OnUnmatched = "error",
     streaming: bool = False,
     transforms: Callable[..., Any] | None = None,
+    image_format: ImageFormat = "pil",
     namespace: str | None = None,
     revision: str | None = None,
     token: str | None = None,
@@ -103,6 +106,8 @@ def load_dataset(
         streaming: Whether to return a `RelabelStream`, which reads shard by shard, instead of a `RelabelDataset`, which has
             random access.
         transforms: Transforms called with (image, LabelMap), see `RelabelDataset`.
+        image_format: `"pil"` for PIL images, or `"tensor"` for uint8 tensors, which are faster, see `RelabelDataset`. Default:
+            "pil".
         namespace: User or organization on the Hub that hosts the short name, see `open_folder`.
         revision: Branch, tag or commit of a dataset on the Hub.
         token: Hub token. Default: The token of `hf auth login` or of the environment variable `HF_TOKEN`.
@@ -141,7 +146,9 @@ def load_dataset(
     config = find_config(folder, name)
 
     def load(split: str) -> Any:
-        dataset = RelabelDataset(config, split=split, images=images, unmatched=unmatched, transforms=transforms)
+        dataset = RelabelDataset(
+            config, split=split, images=images, unmatched=unmatched, transforms=transforms, image_format=image_format
+        )
         if download:
             dataset.download()
         return RelabelStream(dataset, **order) if streaming else dataset

@@ -7,20 +7,23 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
+from torchvision import tv_tensors
 
 from ..errors import DatasetError
 from ..labels.crop_labels import CropLabels
 from ..labels.label_map import LabelMap
 from ..labels.reading import Labels, read_label
+from ..labels.transforms import image_size
 from ..schema import shown
 from ..shards.formats import IMAGE_EXTENSIONS
-from ..shards.images import decode_image, upright
+from ..shards.images import ImageFormat, check_image_format, decode_image, upright
 from ..shards.tars import parse_label
+from ..shards.tensor_images import to_tensor
 
 _IMAGE_FIELDS = tuple(extension.lstrip(".") for extension in IMAGE_EXTENSIONS)
 
 
-def decode_sample(sample: Mapping[str, Any]) -> dict[str, Any]:
+def decode_sample(sample: Mapping[str, Any], *, image_format: ImageFormat = "pil") -> dict[str, Any]:
     """Decode the image, the label map and the label of a sample.
 
     Use it to read the shards with `datasets` or `webdataset` instead of `load_dataset`. Pass samples whose images are not decoded
@@ -30,6 +33,7 @@ def decode_sample(sample: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         sample: Row of `datasets`, or sample of `webdataset` before or after its `decode("pil")`. A batch of rows, which is a
             dict of lists as in `with_transform`, is also accepted.
+        image_format: `"pil"` for a PIL image, or `"tensor"` for a `tv_tensors.Image`, uint8 `[3, H, W]`. Default: "pil".
 
     Returns:
         A dict with `"key"`, `"label"` (class index), `"label_map"` and, if the sample has one, `"image"` (RGB, upright). For a
@@ -40,6 +44,7 @@ def decode_sample(sample: Mapping[str, Any]) -> dict[str, Any]:
             its decoded image was not applied.
         ImageError: (a ValueError) The image is corrupt.
         LabelMapError: (a ValueError) The label map is corrupt.
+        ValueError: `image_format` is neither.
         TypeError: A field has an unsupported type, such as an array.
 
     Example:
@@ -52,9 +57,10 @@ def decode_sample(sample: Mapping[str, Any]) -> dict[str, Any]:
         Without streaming, use `rows.with_transform(decode_sample)`. With webdataset, use
         `WebDataset(urls).map(decode_sample)`.
     """
+    check_image_format(image_format)
     key = sample.get("__key__")
     if isinstance(key, list):
-        return _decode_batch(sample)
+        return _decode_batch(sample, image_format)
     if not isinstance(key, str):
         raise DatasetError(
             f"the sample has no '__key__', only the fields {sorted(sample)}: it is not from shards of label maps"
@@ -70,8 +76,9 @@ def decode_sample(sample: Mapping[str, Any]) -> dict[str, Any]:
         )
     if not fields:
         return {"key": key, "label_map": label_map, "label": label}
-    image = _image(sample[fields[0]], f"{key}.{fields[0]}")
-    size = (image.height, image.width)
+    image = _image(sample[fields[0]], f"{key}.{fields[0]}", image_format)
+    size = image_size([image])
+    assert size is not None
     if label_map.canvas_size not in (size, size[::-1]):  # the image was stored in another resolution
         label_map = label_map.with_canvas_size(size)
     if label_map.canvas_size != size:
@@ -82,9 +89,9 @@ def decode_sample(sample: Mapping[str, Any]) -> dict[str, Any]:
     return {"key": key, "image": image, "label_map": label_map, "label": label}
 
 
-def _decode_batch(batch: Mapping[str, Any]) -> dict[str, Any]:
+def _decode_batch(batch: Mapping[str, Any], image_format: ImageFormat) -> dict[str, Any]:
     rows = zip(*batch.values(), strict=True)
-    samples = [decode_sample(dict(zip(batch, row, strict=True))) for row in rows]
+    samples = [decode_sample(dict(zip(batch, row, strict=True)), image_format=image_format) for row in rows]
     names = samples[0] if samples else ()
     return {name: [sample[name] for sample in samples] for name in names}
 
@@ -114,11 +121,12 @@ def _label_map(sample: Mapping[str, Any], key: str, label: int) -> Labels:
     return label_map
 
 
-def _image(stored: Any, name: str) -> PIL.Image.Image:
+def _image(stored: Any, name: str, image_format: ImageFormat) -> PIL.Image.Image | tv_tensors.Image:
     if isinstance(stored, dict) and isinstance(stored.get("bytes"), bytes):  # datasets.Image(decode=False)
         stored = stored["bytes"]
     if isinstance(stored, bytes):
-        return decode_image(stored, name)
+        return decode_image(stored, name, image_format=image_format)
     if not isinstance(stored, PIL.Image.Image):
         raise TypeError(f"{name} must be bytes or a PIL image, got {type(stored).__name__}: leave images undecoded")
-    return upright(stored)
+    image = upright(stored)
+    return image if image_format == "pil" else to_tensor(image)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import re
-from typing import BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, BinaryIO, Literal, NamedTuple, overload
 
 import numpy as np
 import PIL.ExifTags
@@ -16,6 +16,12 @@ import PIL.JpegImagePlugin
 
 from ..errors import ImageError
 from .formats import readable_formats
+
+if TYPE_CHECKING:
+    from torchvision import tv_tensors
+
+ImageFormat = Literal["pil", "tensor"]
+IMAGE_FORMATS = ("pil", "tensor")
 
 _ORIENTATIONS = {number: number for number in range(1, 9)}  # a dict: EXIF also stores 6 as 6.0 and 6/1
 _QUARTER_TURNED = (5, 6, 7, 8)  # orientations that swap height and width
@@ -30,7 +36,23 @@ _TRANSPOSES = {  # from the stored image to the upright one
 }
 
 
-def decode_image(data: bytes, name: str = "image") -> PIL.Image.Image:
+def check_image_format(image_format: str) -> None:
+    """Raise ValueError unless `image_format` is `"pil"` or `"tensor"`."""
+    if image_format not in IMAGE_FORMATS:
+        raise ValueError(f"image_format must be one of {IMAGE_FORMATS}, got {image_format!r}")
+
+
+@overload
+def decode_image(data: bytes, name: str = ..., *, image_format: Literal["pil"] = ...) -> PIL.Image.Image: ...
+@overload
+def decode_image(data: bytes, name: str = ..., *, image_format: Literal["tensor"]) -> tv_tensors.Image: ...
+@overload
+def decode_image(
+    data: bytes, name: str = ..., *, image_format: ImageFormat = ...
+) -> PIL.Image.Image | tv_tensors.Image: ...
+def decode_image(
+    data: bytes, name: str = "image", *, image_format: ImageFormat = "pil"
+) -> PIL.Image.Image | tv_tensors.Image:
     """Decode an image file to an upright RGB image.
 
     The format is detected from the bytes, not from the file name. The EXIF orientation is applied, see `orientation_of`. Gray,
@@ -43,6 +65,8 @@ def decode_image(data: bytes, name: str = "image") -> PIL.Image.Image:
     Args:
         data: Content of an image file.
         name: Name of the image in error messages. Default: "image".
+        image_format: `"pil"` for a PIL image, or `"tensor"` for a `tv_tensors.Image`, uint8 `[3, H, W]`, which is faster for
+            JPEGs. Default: "pil".
 
     Returns:
         The image.
@@ -50,8 +74,14 @@ def decode_image(data: bytes, name: str = "image") -> PIL.Image.Image:
     Raises:
         ImageError: The bytes are not an image, are damaged or truncated, have too many pixels, or have float pixels, whose
             range is unknown.
+        ValueError: `image_format` is neither.
     """
-    return decode_reduced(data, None, name)[0]
+    check_image_format(image_format)
+    if image_format == "pil":
+        return decode_reduced(data, None, name)[0]
+    from .tensor_images import decode_tensor  # imports torch
+
+    return decode_tensor(data, name)
 
 
 def decode_reduced(

@@ -16,7 +16,9 @@ from relabel_datasets.train.recipe import PRESETS
 from tests.train.tiny import OPTIONS
 
 
-def test_the_command_scores_label_maps_trains_students_and_reuses_results(scenes, tmp_path, capsys, caplog, monkeypatch):
+def test_the_command_scores_label_maps_trains_students_and_reuses_results(
+    scenes, tmp_path, capsys, caplog, monkeypatch
+):
     caplog.set_level("INFO", "relabel_datasets.train.comparison")
     command = [
         "compare", str(scenes), "--presets", "single-label", "relabel", "distillation", "--seeds", "2", "--out",
@@ -26,7 +28,10 @@ def test_the_command_scores_label_maps_trains_students_and_reuses_results(scenes
     assert main(command) == 0
     printed = capsys.readouterr().out
     students = [record.getMessage() for record in caplog.records if record.getMessage().startswith("student ")]
-    assert (students[0], students[5]) == ("student 1 of 6: single-label, seed 0", "student 6 of 6: distillation, seed 1")
+    assert (students[0], students[5]) == (
+        "student 1 of 6: single-label, seed 0",
+        "student 6 of 6: distillation, seed 1",
+    )
     table = (tmp_path / "runs" / "table.md").read_text()
     assert printed.endswith(table)
     rows = [line.split(" | ")[0].removeprefix("| ") for line in table.splitlines()[2:]]

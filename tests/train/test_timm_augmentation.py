@@ -15,10 +15,12 @@ import timm.data.auto_augment as timm_ops
 import torch
 from timm.data import create_transform
 from torch import Tensor
+from torchvision.transforms.v2 import functional as F
 
 import relabel_datasets as rd
 from relabel_datasets.labels.compose import run_batch
-from relabel_datasets.train.timm_augmentation import MOVING_OPS, PIXEL_OPS, timm_transforms
+from relabel_datasets.train.timm_augmentation import timm_transforms
+from relabel_datasets.train.timm_steps import MOVING_OPS, PIXEL_OPS
 from tests.conftest import picture
 from tests.labels.ramps import ramp
 
@@ -135,6 +137,28 @@ def test_pixels_and_random_numbers_equal_those_of_timm(arguments, size, pillow_t
         assert soft_label.sum() == pytest.approx(1)
 
 
+@pytest.mark.parametrize("arguments", PIPELINES, ids=str)
+def test_tensors_give_the_labels_of_pil_images_and_nearly_their_pixels(arguments, pillow_that_keeps_no_bits):
+    arguments = {"is_training": True, "color_jitter": None, **arguments, "pooling": None}
+    if not {"auto_augment", "re_mode"} & arguments.keys():
+        arguments["normalize"] = False  # pixels of 0 to 255
+    transforms = timm_transforms(CROP, **arguments)
+    for seed in range(3):
+        image, original = picture(seed, SIZE), label_map()
+        results = []
+        for form in (image, F.to_image(image)):
+            seed_all(seed)
+            results.append((*transforms(form, original), random.random(), torch.rand(())))
+        (pixels, followed, *numbers), (others, other_map, *other_numbers) = results
+        assert numbers == other_numbers
+        assert followed.view == other_map.view
+        assert (type(others), others.dtype, others.shape) == (type(pixels), pixels.dtype, pixels.shape)
+        if pixels.dtype == torch.uint8:
+            difference = (pixels.float() - others.float()).abs()
+            assert difference.mean() < 2
+            assert difference.max() <= (20 if "color_jitter_prob" in arguments else 3)  # a hue is sensitive to rounding
+
+
 def check_all_parts(transforms, num_seeds: int, **checks: object) -> list[rd.labels.View]:
     """Transform images of all parts with each seed, check them, and return the views."""
     original, views, num_checked = label_map(), [], 0
@@ -244,7 +268,7 @@ def test_an_argument_that_timm_does_not_know_is_an_error_that_suggests_a_known_o
 
 def test_other_samples_are_refused():
     transforms = timm_transforms(CROP)
-    with pytest.raises(TypeError, match="a PIL image and its LabelMap, got Tensor and LabelMap"):
+    with pytest.raises(TypeError, match="an image and its LabelMap, got Tensor and LabelMap"):
         transforms(torch.zeros(3, *SIZE), label_map())
     with pytest.raises(TypeError, match="got Image and int"):
         transforms(picture(0), 3)

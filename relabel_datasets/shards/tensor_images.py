@@ -1,0 +1,79 @@
+"""Decode image files to uint8 tensors: usual JPEGs with the fastest installed decoder, everything else with Pillow."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Callable
+from functools import cache
+
+import PIL.Image
+import PIL.JpegImagePlugin
+import torch
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms.v2 import functional as F
+
+from .images import decode_image, orientation_of
+
+_Decode = Callable[[bytes], Tensor]  # bytes of a JPEG -> uint8 [3, H, W]; raises an Exception for damaged files
+
+
+def decode_tensor(data: bytes, name: str = "image") -> tv_tensors.Image:
+    """Decode an image file to an upright RGB image, uint8 `[3, H, W]`, see `images.decode_image`.
+
+    Args:
+        data: Content of an image file.
+        name: Name of the image in error messages. Default: "image".
+
+    Raises:
+        ImageError: As for `decode_image`.
+    """
+    if _is_plain_jpeg(data):
+        with contextlib.suppress(Exception):  # Pillow decides whether the image is damaged, as with PIL images
+            return tv_tensors.Image(jpeg_decoder()(data))
+    return to_tensor(decode_image(data, name))
+
+
+def to_tensor(image: PIL.Image.Image) -> tv_tensors.Image:
+    """Return the pixels of an RGB image, uint8 `[3, H, W]`."""
+    tensor: tv_tensors.Image = F.to_image(image)
+    return tensor
+
+
+@cache
+def jpeg_decoder() -> _Decode:
+    """Return the fastest installed decoder of JPEGs. It raises an error for what it cannot decode."""
+    for make in (_simplejpeg, _torchvision):
+        with contextlib.suppress(ImportError):  # later releases of torchvision have no decoder
+            return make()
+    return lambda data: to_tensor(decode_image(data))
+
+
+def _simplejpeg() -> _Decode:
+    from simplejpeg import decode_jpeg  # the extra "fast"
+
+    return lambda data: torch.from_numpy(decode_jpeg(data, "RGB")).permute(2, 0, 1)
+
+
+def _torchvision() -> _Decode:
+    from torchvision.io import ImageReadMode, decode_jpeg
+
+    def decode(data: bytes) -> Tensor:
+        pixels: Tensor = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
+        return pixels
+
+    return decode
+
+
+def _is_plain_jpeg(data: bytes) -> bool:
+    """Return whether a file is an upright RGB JPEG, within the pixel limit of Pillow."""
+    if not data.startswith(b"\xff\xd8\xff"):
+        return False
+    try:
+        opened = PIL.JpegImagePlugin.JpegImageFile(io.BytesIO(data))
+    except Exception:  # noqa: BLE001  decoders of damaged files raise nearly anything
+        return False
+    limit = PIL.Image.MAX_IMAGE_PIXELS  # above it, Pillow warns, reduces or refuses
+    is_within = limit is None or opened.width * opened.height <= limit
+    return opened.mode == "RGB" and is_within and orientation_of(opened) == 1
