@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
+from torch import Tensor
 
 
 def find_device(device: str | torch.device | None = None) -> torch.device:
@@ -38,3 +41,21 @@ def find_device(device: str | torch.device | None = None) -> torch.device:
 def widest_float(device: torch.device) -> torch.dtype:
     """Return the dtype for sums on a device: float64, or float32 on MPS, which has no float64."""
     return torch.float32 if device.type == "mps" else torch.float64
+
+
+def copy_to_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copy tensors to the CPU. The calling thread waits for their device once, however many there are.
+
+    Args:
+        tensors: Tensors by name, all on one device. Those on the CPU are returned as they are.
+
+    Returns:
+        The tensors on the CPU, in pinned memory if they were on a GPU.
+    """
+    copies = {name: tensor.to("cpu", non_blocking=tensor.is_cuda) for name, tensor in tensors.items()}
+    devices = {tensor.device for tensor in tensors.values() if tensor.is_cuda}
+    for device in devices:
+        copied = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]  # the CPU core is free while it waits
+        copied.record(torch.cuda.current_stream(device))
+        copied.synchronize()
+    return copies

@@ -20,7 +20,7 @@ from ..data.skipped import Skipped
 from ..data.sources import ImageSource
 from ..errors import DatasetError
 from ..labels import codec
-from ..labels.encodings import encode_logits
+from ..labels.encodings import encode_to_cpu
 from ..labels.statistics import Statistics, add_up, crop_fidelity, image_statistics
 from ..shards.formats import check_refuses_truncated
 from ..shards.tars import ShardInfo, ShardWriter
@@ -226,7 +226,7 @@ class _Encoder:
         source, build_config = self._source, self._build_config
         if dense.device.type not in ("cpu", "cuda"):  # others, such as MPS, lack operations of the encodings
             dense = dense.cpu()
-        encoded = encode_logits(dense, build_config.encoding, build_config.k).select(slice(len(loaded)))
+        encoded = encode_to_cpu(dense, build_config.encoding, build_config.k).select(slice(len(loaded)))
         blobs = codec.encode(encoded, [item.size for item in loaded], build_config.storage_dtype)
         labels = [source.labels[item.position] for item in loaded]
         parts = [self.statistics, image_statistics(encoded, labels)]

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..devices import copy_to_cpu
 from .batch import LabelMapBatch
 from .crop_labels import CropLabels
 from .crops import random_resized_crops
@@ -114,7 +115,8 @@ def crop_fidelity(
     boxes = torch.from_numpy(np.concatenate(crops)).float()
     num_classes = dense.shape[1]
     every = torch.arange(num_classes, device=dense.device)[None, :, None, None].expand(len(dense), -1, -1, -1)
-    true = pool_labels(dense.float(), every, boxes, num_classes=num_classes).cpu()
+    pooled = pool_labels(dense.float(), every, boxes, num_classes=num_classes)
+    true = copy_to_cpu({"pooled": pooled})["pooled"]
     maps = LabelMapBatch.of([LabelMap.from_safetensors(blob) for blob in blobs]).encoded
     stored = maps.encoding.pool(maps, rows_of_boxes(boxes.numpy()))
     return _divergence(true, stored)

@@ -95,7 +95,7 @@ def measuring() -> Iterator[Measured]:
         ("read and decode", prefetch, "decode_reduced", time.thread_time),
         ("preprocess", rd.TimmAnnotator, "preprocess", time.thread_time),
         ("inference (wall-clock time)", rd.TimmAnnotator, "__call__", time.perf_counter),
-        ("encode", shard, "encode_logits", time.thread_time),
+        ("encode", shard, "encode_to_cpu", time.thread_time),
         ("encode", shard.codec, "encode", time.thread_time),
         ("write", shard.ShardWriter, "add", time.thread_time),  # of `add_and_note`
         ("write", shard.ShardWriter, "close", time.thread_time),

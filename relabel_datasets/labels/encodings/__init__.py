@@ -28,9 +28,9 @@ from .registry import (
 )
 
 if TYPE_CHECKING:
-    from .base import Encoded, Encoding, MapEncoding, encode_logits
+    from .base import Encoded, Encoding, MapEncoding, encode_logits, encode_to_cpu
 
-_MODULES = {"Encoded": "base", "Encoding": "base", "MapEncoding": "base", "encode_logits": "base"}
+_MODULES = dict.fromkeys(("Encoded", "Encoding", "MapEncoding", "encode_logits", "encode_to_cpu"), "base")
 __all__ = [
     "DEFAULT_ENCODING",
     "ENCODINGS",
@@ -39,6 +39,7 @@ __all__ = [
     "EncodingEntry",
     "MapEncoding",
     "encode_logits",
+    "encode_to_cpu",
     "find_entry",
     "get_encoding",
     "get_map_encoding",

@@ -14,9 +14,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ...devices import copy_to_cpu
 from ..view import Rows, View, to_rows
 from .registry import EncodingEntry, get_encoding, get_map_encoding
 
+_FINITE = "is_finite"
 Array = npt.NDArray[Any]
 Temperature = float | npt.NDArray[np.float64]  # of all cells, or of each cell of a batch, `[B, n]`
 Parts = dict[str, Any]  # tensors of one map except the logits, by name; an encoding may keep some of them packed
@@ -233,15 +235,47 @@ def encode_logits(dense: Tensor, encoding: str = "heatmaps", k: int | None = Non
         ValueError: The encoding is unknown or not one of label maps, `k` is below 1, or the logits are not finite
             `[B, C, H, W]`.
     """
+    encoded, is_finite = _encode(dense, encoding, k)
+    _check_finite(is_finite)
+    return encoded
+
+
+def encode_to_cpu(dense: Tensor, encoding: str = "heatmaps", k: int | None = None) -> Encoded:
+    """Encode dense logits on their device, and copy the result to the CPU, where maps are stored.
+
+    Nothing waits for the device except the copy: `encode_logits` would wait once more, to check the logits.
+
+    Args:
+        dense: Class logits at every location, `[B, C, H, W]`.
+        encoding: Name of the encoding. Default: `"heatmaps"`.
+        k: Number of classes to keep, at most C. Default: that of the encoding.
+
+    Returns:
+        The encoded logits on the CPU, in float32.
+
+    Raises:
+        ValueError: See `encode_logits`.
+    """
+    encoded, is_finite = _encode(dense, encoding, k)
+    copies = copy_to_cpu({**encoded.tensors, _FINITE: is_finite})
+    _check_finite(copies.pop(_FINITE))
+    return encoded._replace(tensors=copies)
+
+
+def _encode(dense: Tensor, encoding: str, k: int | None) -> tuple[Encoded, Tensor]:
+    """Return encoded logits, and whether the dense logits are finite as a tensor, both on the device of the logits."""
     chosen = get_map_encoding(encoding)
     num_kept = chosen.entry.resolve_k(k)
     if dense.ndim != 4 or 0 in dense.shape[1:]:
         raise ValueError(f"dense logits must be [B, C, H, W] with no empty side, got {tuple(dense.shape)}")
-    dense = dense.float()
-    if not torch.isfinite(dense).all():
+    dense, num_classes = dense.float(), dense.shape[1]
+    tensors = chosen.encode(dense, min(num_kept, num_classes))
+    return Encoded(chosen, tensors, num_classes), torch.isfinite(dense).all()
+
+
+def _check_finite(is_finite: Tensor) -> None:
+    if not is_finite:
         raise ValueError("dense logits must be finite, got nan or inf: try the annotator in a wider dtype")
-    num_classes = dense.shape[1]
-    return Encoded(chosen, chosen.encode(dense, min(num_kept, num_classes)), num_classes)
 
 
 def _converted(part: Tensor, logits: Tensor) -> Tensor:

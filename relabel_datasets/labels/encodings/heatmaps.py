@@ -30,7 +30,16 @@ from ..weights import BoxWeights
 from .base import Array, Encoded, Parts, StoredTensor
 from .grid_pooling import each_cell
 from .levels import BITS, float16_range, pack_levels, quantize_heatmaps, round_to_levels, unpack_levels
-from .sparse import Floats, SparseEncoding, check_highest, class_dtype, decode_levels, decode_ranges, to_finite
+from .sparse import (
+    Floats,
+    SparseEncoding,
+    check_highest,
+    class_dtype,
+    decode_levels,
+    decode_ranges,
+    to_finite,
+    to_floats,
+)
 
 
 class PackedBase(NamedTuple):
@@ -109,23 +118,23 @@ class Heatmaps(SparseEncoding):
             raise ValueError(f"base must have shape ({encoded.num_classes},), got {tuple(base.shape[1:])}")
 
     def store(self, encoded: Encoded, storage_dtype: str) -> dict[str, Array]:
-        logits, base = encoded.logits.float(), encoded.tensors["base"].float()
-        classes = encoded.tensors["classes"][:, :, 0, 0]
-        stored = {"classes": classes.cpu().numpy().astype(class_dtype(encoded.num_classes))}
+        logits, base = to_floats(encoded.logits), to_floats(encoded.tensors["base"])
+        classes = encoded.tensors["classes"][:, :, 0, 0].cpu().numpy()
+        stored = {"classes": classes.astype(class_dtype(encoded.num_classes))}
         if storage_dtype == "float16":
-            return {**stored, "logits": logits.half().cpu().numpy(), "base": base.half().cpu().numpy()}
+            return {**stored, "logits": logits.astype(np.float16), "base": base.astype(np.float16)}
         num_levels = 2 ** BITS[storage_dtype]
-        low, high = float16_range(logits.flatten(2))
+        low, high = float16_range(logits.reshape(*logits.shape[:2], -1))
         levels = quantize_heatmaps(logits, low, high, num_levels)
         base = _base_of_the_rest(base, classes)
         base_low, base_high = float16_range(base[:, None])
         base_levels = round_to_levels(base, base_low, base_high, num_levels)
-        ranges = torch.stack([torch.cat([low, base_low], 1), torch.cat([high, base_high], 1)], dim=2)
+        ranges = np.stack([np.concatenate([low, base_low], 1), np.concatenate([high, base_high], 1)], 2)
         return {
             **stored,
             "base": pack_levels(base_levels, storage_dtype),
             "logits": pack_levels(levels, storage_dtype),
-            "ranges": ranges.half().cpu().numpy(),
+            "ranges": ranges.astype(np.float16),
         }
 
     def decode(self, arrays: Mapping[str, Array], num_classes: int, storage_dtype: str) -> list[Parts]:
@@ -273,11 +282,13 @@ def _base_array(parts: Parts) -> Floats:
     return array
 
 
-def _base_of_the_rest(base: Tensor, classes: Tensor) -> Tensor:
+def _base_of_the_rest(base: Floats, classes: Array) -> Floats:
     """Return the base `[B, C]` with the classes of heatmaps set to the lowest other value, which narrows the range."""
-    kept = torch.zeros_like(base, dtype=torch.bool).scatter_(1, classes, True)
-    lowest = base.masked_fill(kept, torch.inf).amin(1, keepdim=True)
-    return torch.where(kept, torch.where(lowest.isinf(), 0.0, lowest), base)
+    kept = np.zeros(base.shape, bool)
+    np.put_along_axis(kept, classes, True, 1)
+    lowest = np.min(base, 1, keepdims=True, initial=np.inf, where=~kept)
+    rest: Floats = np.where(kept, np.where(np.isinf(lowest), np.float32(0), lowest), base)
+    return rest
 
 
 def _means(logits: Floats) -> Floats:

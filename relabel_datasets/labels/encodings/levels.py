@@ -6,16 +6,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-import torch.nn.functional as nnf
-from torch import Tensor
 
 Array = npt.NDArray[Any]
 
 BITS = {"uint4": 4, "uint8": 8, "float16": 16}  # bits of a stored logit by storage dtype
+_SHARES = (7, 3, 5, 1)  # sixteenths of an error, for the neighbors on the right, below left, below and below right
 
 
-def quantize_heatmaps(heatmaps: Tensor, low: Tensor, high: Tensor, levels: int) -> Tensor:
+def quantize_heatmaps(heatmaps: Array, low: Array, high: Array, levels: int) -> Array:
     """Quantize heatmaps linearly, with error diffusion.
 
     The rounding error of a location is passed to its neighbors on the right and below, so that errors cancel in the mean
@@ -33,53 +31,67 @@ def quantize_heatmaps(heatmaps: Tensor, low: Tensor, high: Tensor, levels: int) 
     Reference: Floyd and Steinberg, "An adaptive algorithm for spatial greyscale", 1976. Locations on one skewed diagonal
     (x + 2 y = const) do not depend on each other and are computed together.
     """
-    height, width = heatmaps.shape[2:]
-    device = heatmaps.device
-    step = ((high - low) / (levels - 1)).clamp_min(torch.finfo(heatmaps.dtype).tiny)
-    target = (heatmaps - low[..., None, None]) / step[..., None, None]
-    num_steps = width + 2 * (height - 1)
-    y = torch.arange(height, device=device)
-    x = torch.arange(num_steps, device=device)[:, None] - 2 * y  # [T, H]
-    inside = (x >= 0) & (x < width)
-    skewed = target[:, :, y, x.clamp(0, width - 1)]  # [B, K, T, H]
-    levels_of_steps = []
-    last = [torch.zeros_like(skewed[:, :, 0])] * 3  # errors of the last three diagonals, [B, K, H]
-    for t in range(num_steps):
-        above = [nnf.pad(error[:, :, :-1], (1, 0)) for error in last]  # errors of the row above
-        wanted = skewed[:, :, t] + (7 * last[0] + 3 * above[0] + 5 * above[1] + above[2]) / 16
-        level = wanted.round().clamp_(0, levels - 1)
-        last = [(wanted - level) * inside[t], *last[:2]]
-        levels_of_steps.append(level.to(torch.uint8))
-    rows = y[:, None]
-    step_of_location = torch.arange(width, device=device) + 2 * rows  # [H, W]
-    return torch.stack(levels_of_steps, 2)[:, :, step_of_location, rows]
+    batch, num_heatmaps, height, width = heatmaps.shape
+    target = (heatmaps - low[..., None, None]) / _step(low, high, levels)[..., None, None]
+    stride = width + 2  # of the rows below, with a column of zeros on both sides
+    # All heatmaps are contiguous at each location, and diagonals are slices of the flattened locations.
+    wanted = np.zeros(((height + 1) * stride, batch * num_heatmaps), heatmaps.dtype)
+    errors = np.zeros_like(wanted)
+    inside = wanted.reshape(height + 1, stride, -1)[1:, 1:-1]
+    inside[...] = target.transpose(2, 3, 0, 1).reshape(height, width, -1)
+    right, below_left, below, below_right = _SHARES
+    for t in range(width + 2 * (height - 1)):
+        first, last = max(0, -(-(t - width + 1) // 2)), min(height - 1, t // 2)  # rows of the diagonal
+        start = stride + 1 + t + first * width
+        stop = start + (last - first) * width + 1
+
+        def at(shift: int, start: int = start, stop: int = stop) -> Array:
+            return errors[start - shift : stop - shift : width]
+
+        carried = right * at(1)
+        carried += below_left * at(stride - 1)
+        carried += below * at(stride)
+        carried += below_right * at(stride + 1)
+        carried /= 16
+        diagonal = wanted[start:stop:width]
+        diagonal += carried
+        level = np.rint(diagonal)
+        np.minimum(np.maximum(level, 0, out=level), levels - 1, out=level)
+        np.subtract(diagonal, level, out=at(0))
+        diagonal[...] = level
+    return np.ascontiguousarray(inside.astype(np.uint8).transpose(2, 0, 1)).reshape(heatmaps.shape)
 
 
-def round_to_levels(values: Tensor, low: Tensor, high: Tensor, levels: int) -> Tensor:
-    step = ((high - low) / (levels - 1)).clamp_min(torch.finfo(torch.float32).tiny)
-    return ((values - low) / step).round().clamp(0, levels - 1).to(torch.uint8)
+def round_to_levels(values: Array, low: Array, high: Array, levels: int) -> Array:
+    """Return the level nearest to each value, uint8, given the values of the lowest and of the highest level."""
+    rounded = np.rint((values - low) / _step(low, high, levels))
+    return np.minimum(np.maximum(rounded, 0), levels - 1).astype(np.uint8)
 
 
-def float16_range(values: Tensor) -> tuple[Tensor, Tensor]:
+def _step(low: Array, high: Array, levels: int) -> Array:
+    """Return the difference between neighboring levels, above 0."""
+    step: Array = np.maximum((high - low) / (levels - 1), np.finfo(low.dtype).tiny)
+    return step
+
+
+def float16_range(values: Array) -> tuple[Array, Array]:
     """Return minimum and maximum over the last dimension as float32, rounded outwards to float16 values."""
     bounds = []
-    for bound, outwards in ((values.amin(-1), -np.inf), (values.amax(-1), np.inf)):
-        exact = bound.cpu().numpy()
+    for exact, outwards in ((values.min(-1), -np.inf), (values.max(-1), np.inf)):
         half = exact.astype(np.float16)
         too_narrow = half > exact if outwards < 0 else half < exact
         half = np.where(too_narrow, np.nextafter(half, np.float16(outwards)), half)
-        bounds.append(torch.from_numpy(half.astype(np.float32)).to(values.device))
+        bounds.append(half.astype(np.float32))
     return bounds[0], bounds[1]
 
 
-def pack_levels(levels: Tensor, storage_dtype: str) -> Array:
+def pack_levels(levels: Array, storage_dtype: str) -> Array:
     """Return levels `[B, N, ...]` as bytes. For uint4, a byte holds two levels: `[B, ceil(N/2), ...]`."""
-    values = levels.cpu().numpy()
     if storage_dtype == "uint8":
-        return values
-    half = -(-values.shape[1] // 2)
-    packed = values[:, :half].copy()
-    packed[:, : values.shape[1] - half] |= values[:, half:] << 4
+        return levels
+    half = -(-levels.shape[1] // 2)
+    packed = levels[:, :half].copy()
+    packed[:, : levels.shape[1] - half] |= levels[:, half:] << 4
     return packed
 
 

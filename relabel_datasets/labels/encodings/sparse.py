@@ -209,6 +209,12 @@ def check_highest(index: int, num_classes: int) -> None:
         raise LabelMapError(f"class index {index} is not below num_classes={num_classes}")
 
 
+def to_floats(logits: Tensor) -> Floats:
+    """Return logits on the CPU in float32, for the arithmetic of stored maps, which is NumPy's on all devices."""
+    values: Floats = logits.detach().float().cpu().numpy()
+    return values
+
+
 def to_finite(stored: Array, name: str) -> Floats:
     """Return stored float16 values in float32.
 

@@ -21,7 +21,16 @@ from ..weights import BoxWeights
 from .base import Array, Encoded, Parts, StoredTensor
 from .grid_pooling import each_cell
 from .levels import BITS, float16_range, pack_levels, round_to_levels
-from .sparse import Floats, SparseEncoding, check_highest, class_dtype, decode_levels, decode_ranges, to_finite
+from .sparse import (
+    Floats,
+    SparseEncoding,
+    check_highest,
+    class_dtype,
+    decode_levels,
+    decode_ranges,
+    to_finite,
+    to_floats,
+)
 
 
 class TopK(SparseEncoding):
@@ -54,13 +63,13 @@ class TopK(SparseEncoding):
         return "uint8" if "ranges" in tensors else "float16"
 
     def store(self, encoded: Encoded, storage_dtype: str) -> dict[str, Array]:
-        logits = encoded.logits.float()
+        logits = to_floats(encoded.logits)
         stored = {"classes": encoded.tensors["classes"].cpu().numpy().astype(class_dtype(encoded.num_classes))}
         if storage_dtype == "float16":
-            return {**stored, "logits": logits.half().cpu().numpy()}
-        low, high = float16_range(logits.flatten(2))
+            return {**stored, "logits": logits.astype(np.float16)}
+        low, high = float16_range(logits.reshape(*logits.shape[:2], -1))
         levels = round_to_levels(logits, low[..., None, None], high[..., None, None], 2 ** BITS[storage_dtype])
-        ranges = torch.stack([low, high], dim=2).half().cpu().numpy()
+        ranges = np.stack([low, high], 2).astype(np.float16)
         return {**stored, "logits": pack_levels(levels, storage_dtype), "ranges": ranges}
 
     def decode(self, arrays: Mapping[str, Array], num_classes: int, storage_dtype: str) -> list[Parts]:
