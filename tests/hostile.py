@@ -1,7 +1,8 @@
-"""Damaged and hostile datasets made from a good one, for the property test; run as a program, it limits its own memory.
+"""Damaged and hostile datasets made from good ones, for the property test, which `python -m tests.hostile FOLDER SECONDS` runs.
 
-A mutation changes a field of the manifest, of the header of the index or of a label map, a value of a column, or bytes of a
-file. Sizes and hashes are then brought up to date, so that only the content can give the damage away.
+A mutation changes a field of the manifest, of the header of the index or of the labels of an image, a value of a column, a
+symbol of compressed crop labels, or bytes of a file. Sizes and hashes are then brought up to date, so that only the content can
+give the damage away.
 """
 
 from __future__ import annotations
@@ -16,16 +17,23 @@ import shutil
 import sys
 import time
 import traceback
+import zlib
 from pathlib import Path
 
 import numpy as np
+import torch
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
+from hypothesis.configuration import set_hypothesis_home_dir
 from safetensors.numpy import load, save
 
 import relabel_datasets as rd
+from relabel_datasets.labels import codec
+from relabel_datasets.labels.encodings import get_encoding
+from relabel_datasets.labels.reading import read_label
 from relabel_datasets.report.terminal import describe
 from relabel_datasets.shards.manifest import _checksum
+from tests.conftest import colours, picture
 
 DOCUMENTED = (rd.DatasetError, rd.errors.LabelMapError, rd.errors.ImageError, FileNotFoundError)
 SHARD, INDEX, MANIFEST = "train-00001-of-00003.tar", "train.index.safetensors", "_info.json"
@@ -150,13 +158,53 @@ def changed_columns(draw, data):
     return save(columns)
 
 
+def make_good(folder: Path) -> None:
+    """Write a dataset of label maps, which has gains, and one of stored crops."""
+    for i in range(21):
+        path = folder / "images" / ("cat", "dog", "emu")[i % 3] / f"photo_{i:02d}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture(i).save(path)
+    source = rd.data.ImageFolderSource(folder / "images")
+    for encoding, num_crops in (("heatmaps", None), ("crops", 5)):
+        build_config = rd.annotate.BuildConfig(encoding=encoding, num_crops=num_crops, batch_size=8)
+        out = folder / "good" / encoding
+        manifest = rd.build(source, out, colours(), build_config=build_config, shard_size=7, progress=False)
+        assert (manifest.splits["train"].calibration is None) == (encoding == "crops")
+
+
+def compact_crops():
+    """Return the arrays of crop labels of 40 classes in the compact form."""
+    return rd.CropLabels.from_logits(4 * torch.randn(6, 40), canvas_size=(40, 56)).tensors
+
+
+@st.composite
+def changed_stream(draw, arrays):
+    """Return stored crop labels with other symbols in their compressed stream."""
+    stream = arrays["crop_stream"].numpy()
+    symbols = bytearray(zlib.decompress(stream.tobytes().rstrip(b"\0") + bytes(8), -15))
+    for _ in range(draw(st.integers(0, 2))):
+        count = draw(st.sampled_from([number for number in NUMBERS if isinstance(number, int) and 0 <= number < 2**32]))
+        symbols[slice(*draw(st.sampled_from([(0, 4), (4, 8), (8, 12)])))] = count.to_bytes(4, "little")
+    symbols = draw(changed_bytes(symbols)) + bytes(draw(st.sampled_from([0, 0, 1 << 10, 1 << 24])))
+    packed = zlib.compressobj(9, wbits=-15)
+    data = packed.compress(symbols) + packed.flush()
+    num_views, num_classes = draw(st.sampled_from([6, 1, 1 << 16])), draw(st.sampled_from([40, 2, 513, 1 << 20]))
+    stored = np.zeros((num_views, -(-len(data) // num_views)), np.uint8)
+    stored.reshape(-1)[: len(data)] = np.frombuffer(data, np.uint8)
+    seed_of_boxes = np.array([draw(st.sampled_from([0, 1, 2**63, 2**64 - 1]))], np.uint64)
+    canvas = draw(st.sampled_from([(40, 56), (1, 1), (1, 2**31 - 1)]))
+    return codec.serialize(
+        get_encoding("crops"), {"crop_stream": stored, "crop_seed": seed_of_boxes}, num_classes, canvas
+    )
+
+
 class Hostile:
     """A folder that holds a good dataset of one config, and what is beside it."""
 
     def __init__(self, good: Path, scratch: Path) -> None:
-        self.scratch, self.root = scratch, scratch / "dataset"
+        self.scratch, self.root = scratch, scratch / good.name
+        scratch.mkdir(exist_ok=True)
         shutil.copytree(good, self.root)
-        shutil.rmtree(self.root / "labels-only")
         (scratch / "beside").write_text("untouched")
         self.folder = self.root / "colours"
         self.good = {path.name: path.read_bytes() for path in self.folder.iterdir()}
@@ -168,14 +216,14 @@ class Hostile:
         self.extent, self.map = maps.index.extent(first, "map"), maps.map_bytes(first)
 
     def variants(self):
-        """Return the strategy of (name of the file, its content or the manifest)."""
+        """Return the strategy of (self, name of the file, its content or the manifest)."""
         start, size = self.extent
         shard = self.good[SHARD]
 
         def with_map(blob):
             return shard[:start] + blob[:size].ljust(size, b" ") + shard[start + size :]
 
-        return st.one_of(
+        variants = st.one_of(
             st.tuples(st.just(MANIFEST), changed_json(self.manifest)),
             st.tuples(st.just(MANIFEST), changed_json(self.manifest)),
             st.tuples(st.just("raw manifest"), changed_bytes(self.good[MANIFEST])),
@@ -187,8 +235,10 @@ class Hostile:
             st.tuples(st.just(SHARD), changed_bytes(shard)),
             st.tuples(st.just("map"), changed_safetensors(self.map, metadata=True)),
             st.tuples(st.just("map"), changed_bytes(self.map)),
+            st.tuples(st.just("map"), changed_stream(compact_crops())),
             st.tuples(st.just("README.md"), changed_bytes(self.card)),
         )
+        return variants.map(lambda variant: (self, *variant))
 
     def write(self, name: str, content) -> None:
         """Write the dataset with a variant, under sizes and hashes that fit it."""
@@ -233,10 +283,12 @@ def snapshot(folder: Path):
 def _load(root):
     """Iterate over all of a dataset; return a documented error."""
     try:
-        for dataset in rd.load_dataset(root, transforms=rd.LabelPooling()).values():
+        for dataset in rd.load_dataset(root).values():
+            is_calibrated = dataset.label_maps.split.calibration is not None
             for index in range(len(dataset)):
                 dataset.label_maps.at(index)
-            list(dataset.__getitems__(range(len(dataset))))
+            for image, labels in dataset.__getitems__(range(len(dataset))):
+                _use(labels, image, is_calibrated=is_calibrated)
             dataset.targets.max(initial=0), list(dataset.keys), dataset.label_maps.index.rows(list(dataset.keys))
     except DOCUMENTED as error:
         return error
@@ -253,12 +305,23 @@ def _describe(root):
 
 def _decode(blob):
     try:
-        label_map = rd.LabelMap.from_safetensors(blob)
-        assert 0 <= label_map.classes.min() <= label_map.classes.max() < label_map.num_classes
-        assert np.isfinite(rd.LabelPooling()(label_map).numpy()).all()
+        _use(read_label(blob))
         rd.decode_sample({"__key__": "a", "cls": b"0", "safetensors": blob})
     except DOCUMENTED:
         pass
+
+
+def _use(labels, image=None, *, is_calibrated=False):
+    """Pool a label map, or decompress crop labels, and cut out a crop if there is an image."""
+    if isinstance(labels, rd.CropLabels):
+        soft = labels.soft_labels()
+        assert torch.isfinite(labels.boxes_xyxy).all()
+        if image is not None:
+            assert rd.RandomStoredCrop(8)(image, labels)[1].shape == (labels.num_classes,)
+    else:
+        assert 0 <= labels.classes.min() <= labels.classes.max() < labels.num_classes
+        soft = rd.LabelPooling(calibrated=is_calibrated)(labels)
+    assert torch.isfinite(soft).all()
 
 
 def peak_bytes() -> int:
@@ -269,17 +332,24 @@ def peak_bytes() -> int:
 def run(good: Path, scratch: Path, seconds: float) -> tuple[int, int, list[str]]:
     """Check 40 variants, the same each time, and then others until the time is over.
 
+    Args:
+        good: Folder of good datasets, each with a config `colours` in 3 shards.
+        scratch: Empty folder for the variants.
+        seconds: Duration.
+
     Returns:
         How many were checked, the bytes by which the memory grew at most, and the first failure of each kind.
     """
-    hostile = Hostile(good, scratch)
-    hostile.check(MANIFEST, hostile.manifest)
+    all_hostile = [Hostile(path, scratch / f"of-{path.name}") for path in sorted(good.iterdir())]
+    for hostile in all_hostile:
+        hostile.check(MANIFEST, hostile.manifest)
     start = peak_bytes()
     end, count, failures = time.monotonic() + seconds, 0, dict[str, str]()
 
     def check(variant):
         nonlocal count
         count += 1
+        hostile, *variant = variant
         try:
             hostile.check(*variant)
         except Exception as error:  # noqa: BLE001  all kinds of failures are reported, each once
@@ -295,14 +365,17 @@ def run(good: Path, scratch: Path, seconds: float) -> tuple[int, int, list[str]]
     )  # fmt: skip
     first = 0 if not seconds else int(time.time())
     for number in itertools.count(first):
-        seed(number)(options(given(hostile.variants())(check)))()
+        seed(number)(options(given(st.one_of([hostile.variants() for hostile in all_hostile]))(check)))()
         if time.monotonic() >= end:
             return count, peak_bytes() - start, list(failures.values())
     raise AssertionError
 
 
 if __name__ == "__main__":
-    _good, _scratch, _seconds = Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3])
+    _folder, _seconds = Path(sys.argv[1]).resolve(), float(sys.argv[2])
+    make_good(_folder)
+    (_scratch := _folder / "scratch").mkdir()
+    set_hypothesis_home_dir(_scratch / ".hypothesis")
     _written: list[str] = []
 
     def _audit(event, arguments):
@@ -313,6 +386,6 @@ if __name__ == "__main__":
                 _written.append(arguments[0])
 
     sys.addaudithook(_audit)
-    _count, _grown, _failures = run(_good, _scratch, _seconds)
+    _count, _grown, _failures = run(_folder / "good", _scratch, _seconds)
     print(json.dumps({"variants": _count, "grown_bytes": _grown, "written_outside": sorted(set(_written))}))
     sys.exit("\n\n".join(_failures) or 0)

@@ -22,6 +22,7 @@ POSITIONS = {
     "fragment": f"http://{{host}}/{{path}}#{FRAGMENT}",
     "upper case": f"HTTP://{USER}:{PASSWORD}@{{host}}/{{path}}?sig={SIGNATURE}",
     "misspelled": f"htpp://{USER}:{PASSWORD}@{{host}}/{{path}}?sig={SIGNATURE}",
+    "no colon": f"https//{USER}:{PASSWORD}@{{host}}/{{path}}?sig={SIGNATURE}",
     "one slash": f"s3:/{USER}:{PASSWORD}@bucket/{{path}}?sig={SIGNATURE}",
     "chain": f"simplecache::http://{USER}:{PASSWORD}@{{host}}/{{path}}?sig={SIGNATURE}",
     "chain of files": f"zip://data::http://{USER}:{PASSWORD}@{{host}}/{{path}}?sig={SIGNATURE}",
@@ -29,7 +30,7 @@ POSITIONS = {
     "token of the Hub": f"hf://{USER}:{PASSWORD}@datasets/org/{{path}}",
     "no scheme": f"{USER}:{PASSWORD}@{{host}}/{{path}}?sig={SIGNATURE}",
 }
-FAST = ("misspelled",)  # needs no request; the other positions are tested in the slow tests
+FAST = ("misspelled", "no colon")  # need no request; the other positions are tested in the slow tests
 SOME = [position if position in FAST else pytest.param(position, marks=pytest.mark.slow) for position in POSITIONS]
 
 
@@ -79,6 +80,10 @@ CALLS = {
     "open_source": lambda url, tmp: rd.data.open_source(url),
     "WebDatasetSource": lambda url, tmp: rd.data.WebDatasetSource([url]),
     "ImageFolderSource": lambda url, tmp: rd.data.ImageFolderSource(url),
+    "annotator": lambda url, tmp: rd.annotate.load_annotator(url),
+    "PublishedCrops": lambda url, tmp: rd.annotate.PublishedCrops(url, "fkd", url),
+    "find_format": lambda url, tmp: rd.annotate.find_format(url),
+    "RelabelPipeline": lambda url, tmp: rd.data.RelabelPipeline(rd.load_dataset(url, "none", "train")),
     "PublishedMaps": lambda url, tmp: rd.annotate.PublishedMaps(url, "relabel"),
     "publish": lambda url, tmp: rd.publish(url, "org/name"),
     "verify": lambda url, tmp: rd.verify(url, "none", progress=False),
@@ -105,6 +110,7 @@ COMMANDS = {
     "pictures --images": ["{data}", "--config", "labels-only", "--images", "{url}", "--out", "{tmp}/pictures"],
     "report": ["{url}", "--config", "none", "--out", "{tmp}/report.html"],
     "build IMAGES": ["{url}", "{tmp}/out", "--annotator", "test_resnet"],
+    "build --annotator": ["{data}", "{tmp}/out", "--annotator", "{url}"],
     "import --images": ["{tmp}", "{tmp}/out", "--format", "relabel", "--order", "hw", "--images", "{url}"],
     "evaluate IMAGES": ["test_resnet", "{url}", "--config", "none"],
     "evaluate MODEL": ["{url}", "{data}"],

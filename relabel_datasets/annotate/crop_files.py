@@ -31,6 +31,7 @@ import numpy.typing as npt
 from ..errors import LabelMapError
 from ..labels.limits import MAX_SIDE
 from ..words import counted
+from .numpy_pickles import brief
 from .torch_files import as_array, load_plain_file, load_torch_file
 
 LABEL_TYPES = ("hard", "smoothing", "marginal_smoothing_k5", "marginal_smoothing_k10", "marginal_renorm")
@@ -251,8 +252,10 @@ class PlusConfig:
             raise LabelMapError("is no configuration of ImageNet+: it has no `reinforce.image_augmentation`")
         count = settings.get("num_samples")
         if type(count) is not int or not 1 <= count <= _MAX_CROPS:
-            raise LabelMapError(f"`reinforce.num_samples` must be 1 to {_MAX_CROPS}, got {count!r}")
-        enabled = [str(name) for name, step in steps.items() if not isinstance(step, dict) or step.get("enable", True)]
+            raise LabelMapError(f"`reinforce.num_samples` must be 1 to {_MAX_CROPS}, got {brief(count)}")
+        if not all(isinstance(name, str) for name in steps):
+            raise LabelMapError("`reinforce.image_augmentation` must have operations by name")
+        enabled = [name for name, step in steps.items() if not isinstance(step, dict) or step.get("enable", True)]
         if other := [name for name in enabled if name not in (*_PLAIN_STEPS, _CROP, _FLIP)]:
             raise LabelMapError(
                 f"the labels are those of crops that were also augmented by {', '.join(other)}, which is not imported: get the "
@@ -283,7 +286,7 @@ def parse_imagenet_plus(data: bytes, index: int, config: PlusConfig, num_classes
         raise LabelMapError("expected an index and a list of samples, as ImageNet+ has them")
     if loaded[0] != index or len(loaded[1]) != config.num_samples:
         raise LabelMapError(
-            f"expected index {index} and {config.num_samples} samples, got {loaded[0]!r} and {counted(len(loaded[1]), 'sample')}"
+            f"expected index {index} and {config.num_samples} samples, got {brief(loaded[0])} and {counted(len(loaded[1]), 'sample')}"
         )
     if not all(isinstance(sample, dict) and sample.keys() >= {"params", "prob"} for sample in loaded[1]):
         raise LabelMapError("each sample must have `params` and `prob`")

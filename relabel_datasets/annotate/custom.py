@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from ..storage.redaction import redact_path
 from .annotator import Annotator, ModuleAnnotator
 
 
@@ -63,6 +64,10 @@ def load_annotator(spec: str, **options: Any) -> Annotator:
 def _import(source: str, spec: str) -> ModuleType:
     if source.endswith(".py"):
         return _import_file(Path(source))
+    if not all(part.isidentifier() for part in source.split(".")):  # such as a URL, which may have a password
+        raise ValueError(
+            f"{redact_path(spec)!r} is not package.module:function of an installed package or path/to/file.py:function"
+        )
     try:
         return importlib.import_module(source)
     except ModuleNotFoundError as error:

@@ -16,6 +16,15 @@ import numpy.typing as npt
 
 _CODES = ("b1", "u1", "i1", "i2", "i4", "i8", "f2", "f4", "f8")
 _MAX_DIMENSIONS = 8
+_SHOWN = 80  # characters of a value in an error
+
+
+def brief(value: object) -> str:
+    """Return a short description of an unpickled value for an error message. Its `repr` may fill the memory or fail."""
+    if isinstance(value, (str, float)) or (isinstance(value, int) and abs(value) < 1 << 64):
+        text = repr(value)
+        return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+    return f"a value of type {type(value).__name__}"
 
 
 class _Dtype:
@@ -23,7 +32,7 @@ class _Dtype:
 
     def __init__(self, code: object, align: object = False, copy: object = False) -> None:
         if code not in _CODES:
-            raise UnpicklingError(f"arrays of dtype {code!r} are not read, only of {', '.join(_CODES)}")
+            raise UnpicklingError(f"arrays of dtype {brief(code)} are not read, only of {', '.join(_CODES)}")
         self.dtype = np.dtype(str(code))
 
     def __setstate__(self, state: Sequence[object]) -> None:
@@ -64,7 +73,7 @@ def _make_reconstruct() -> Callable[..., PickledArray]:
 def _encode(text: str, encoding: str) -> bytes:
     """Stand-in for `_codecs.encode`, by which pickles of protocol 2 store bytes. Newer versions of torch allow it anyway."""
     if encoding != "latin1":
-        raise UnpicklingError(f"bytes in the encoding {encoding!r} are not read")
+        raise UnpicklingError(f"bytes in the encoding {brief(encoding)} are not read")
     return text.encode(encoding)
 
 

@@ -18,6 +18,8 @@ from ..compatibility import safe_globals
 from ..errors import LabelMapError
 from .numpy_pickles import ALLOWED, PickledArray
 
+_MAX_NUMBERS = 1 << 22  # in nested lists
+_MAX_LEVELS = 8  # of nested lists
 _ZIP = b"PK\x03\x04"
 _NUMPY_TYPES = (
     torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.float16, torch.float32, torch.float64,
@@ -95,13 +97,17 @@ class _PlainUnpickler(pickle._Unpickler):
 
 
 def _check_container(data: bytes, max_bytes: int) -> None:
-    """Check the size of a zip file, which torch would unpack into memory, and refuse tars, which old versions would unpack."""
+    """Refuse zip files that would fill the memory, and tars, which old versions of torch would unpack."""
     if data.startswith(_ZIP):
         try:
             with zipfile.ZipFile(io.BytesIO(data)) as archive:
-                unpacked = sum(info.file_size for info in archive.infolist())
+                entries = archive.infolist()
         except Exception as error:
             raise _damaged(error) from error
+        # A compressed entry may unpack to a thousand times the size that it states.
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+            raise LabelMapError("is a compressed zip file, but torch.save does not compress")
+        unpacked = sum(entry.file_size for entry in entries)
     else:
         unpacked = len(data)
         if tarfile.is_tarfile(io.BytesIO(data)):
@@ -133,10 +139,25 @@ def as_array(value: object, name: str) -> npt.NDArray[Any]:
         return value.detach().numpy()
     array = value.array if isinstance(value, PickledArray) else value
     if isinstance(array, list):
-        try:
-            array = np.asarray(array)
-        except (ValueError, OverflowError):  # lists of different lengths
-            array = None
+        array = _array_of_list(array)
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "biuf":
         raise LabelMapError(f"{name} must be an array of numbers, got {type(value).__name__}")
     return array
+
+
+def _array_of_list(values: list[Any]) -> npt.NDArray[Any] | None:
+    """Return the array of nested lists of numbers, or None for everything else.
+
+    A pickle of a kilobyte can contain one list in another a billion times, so the numbers are counted first.
+    """
+    level: list[Any] = values
+    for _ in range(_MAX_LEVELS):
+        if all(isinstance(item, (int, float)) for item in level):
+            try:
+                return np.asarray(values)
+            except (ValueError, OverflowError):  # lists of different lengths
+                return None
+        if not all(isinstance(item, (list, tuple)) for item in level) or sum(map(len, level)) > _MAX_NUMBERS:
+            return None
+        level = [item for part in level for item in part]
+    return None

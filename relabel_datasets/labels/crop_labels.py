@@ -203,7 +203,7 @@ class CropLabels(TVTensor):
             The labels.
 
         Raises:
-            ValueError: The logits are not finite `[N, C]`, or the boxes do not fit.
+            ValueError: The logits are not finite `[N, C]`, have too many crops or classes, or the boxes do not fit.
         """
         entry = find_entry("crops")
         arrays = compress_crops(logits, entry.resolve_k(k))

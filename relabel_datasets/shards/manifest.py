@@ -268,6 +268,9 @@ def _check_relations(content: dict[str, Any]) -> None:
     classes, map_size = content["classes"], content["encoding"]["map_size"]
     if map_size and len(classes) * math.prod(map_size) > MAX_DENSE:
         fail("encoding.map_size", f"at most {MAX_DENSE} locations x classes, with {len(classes)} classes", map_size)
+    num_crops = content["encoding"].get("num_crops", 0)
+    if len(classes) * num_crops > MAX_DENSE:
+        fail("encoding.num_crops", f"at most {MAX_DENSE // len(classes)} with {len(classes)} classes", num_crops)
     files: set[str] = set()
     for name, split in content["splits"].items():
         field = f"splits[{shown(name)}]"

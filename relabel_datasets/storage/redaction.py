@@ -20,7 +20,10 @@ _URL = re.compile(rf"{_SCHEME}[^\s'\"]*", re.IGNORECASE)
 _ENCODED_URL = re.compile(r"(?<![\w+.-])[a-z][\w+.-]+%3A(?:%2F|/)+[^\s'\"&]*", re.IGNORECASE)
 _CHAIN = re.compile(rf"::(?={_SCHEME})", re.IGNORECASE)
 _HOST_PORT = re.compile(r"(?:\[[^\]]*\]|[^:]*)(?::\d+)?")
-_LOGIN = re.compile(r"(?://)?[^/\s:@]+:[^@]+@")  # a URL whose scheme is missing
+# A scheme without its colon. A single slash may also follow a folder, unless its name is that of a scheme.
+_TYPO = r"(?:[a-z][\w+.-]*[;.]?//|(?:https?|s3|gs|hf|az|abfs|s?ftp|ssh|hdfs)[;.]?[/\\]+)"
+_LOGIN = re.compile(rf"(?:{_TYPO}|//)?[^/\s:@]+:[^@]+@", re.IGNORECASE)  # a URL whose scheme is missing or misspelled
+_LOGIN_IN_TEXT = re.compile(rf"(?<![\w+.:/-]){_TYPO}[^/\s:@'\"]+:[^\s@'\"]+@[^\s'\"]*", re.IGNORECASE)
 _PARAMETER = re.compile(
     r"(?<![\w-])(x-(?:amz|goog)-(?:signature|credential|security-token)|sig|signature|awsaccesskeyid|access_?token|token"
     r"|api_?key|password|secret|policy|key-pair-id)=[^\s&'\"]+",
@@ -46,7 +49,8 @@ def redact(text: object, secrets: Iterable[str] = ()) -> str:
     for secret in sorted(secrets, key=len, reverse=True):
         result = result.replace(secret, HIDDEN)
     result = _ENCODED_URL.sub(lambda match: unquote(match[0]), result)
-    result = _URL.sub(lambda match: redact_path(match[0]), result)
+    for urls in (_URL, _LOGIN_IN_TEXT):
+        result = urls.sub(lambda match: redact_path(match[0]), result)
     return _TOKEN.sub(HIDDEN, _PARAMETER.sub(rf"\1={HIDDEN}", result))
 
 

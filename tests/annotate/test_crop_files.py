@@ -153,6 +153,31 @@ def deflated(content):
     return buffer.getvalue()
 
 
+def overlapping(count):
+    """Return a zip file with one entry of a megabyte that it lists several times."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("archive/data.pkl", bytes(1 << 20))
+        archive.filelist *= count
+    return buffer.getvalue()
+
+
+def lying_bomb(method):
+    """Return a zip file of a pickle of a megabyte, which states a size of 100 bytes."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", method) as archive:
+        archive.writestr("archive/data.pkl", bytes(1 << 20))
+        archive.filelist[0].file_size = 100
+    return buffer.getvalue()
+
+
+def nested(value):
+    """Return lists or tuples in which `value` occurs 2^40 times, in a kilobyte."""
+    for _ in range(40):
+        value = type(value)([value, value])
+    return value
+
+
 BAD_FKD = {
     "nan box": (changed(0, (1, 2), np.nan), "within the image"),
     "box beyond the right edge": (changed(0, (1, 1), 1.0), "within the image"),
@@ -196,7 +221,11 @@ BAD_FKD = {
     "empty file": (b"", "damaged"),
     "truncated": (save([BOXES, FLIPS, LABELS])[:-100], "damaged"),
     "truncated in the middle": (save([BOXES, FLIPS, LABELS])[:300], "damaged"),
-    "zip bomb": (deflated([np.zeros((1 << 20, 4)), FLIPS, LABELS]), "unpacks to 33.* bytes"),
+    "compressed": (deflated([BOXES, FLIPS, LABELS]), "is a compressed zip file"),
+    "zip bomb": (overlapping(100), "unpacks to 104857600 bytes"),
+    "a list a billion times in lists": (save([nested([0.5]), FLIPS, LABELS]), "boxes must be an array of numbers, got list"),
+    "tensors in a list": (save([[torch.zeros(4).expand(1 << 30, 4)] * 7, FLIPS, LABELS]), "boxes must be an array"),
+    "a dtype a billion times in tuples": (save([Evil(np.dtype, nested((0,))), FLIPS, LABELS]), "no code was executed"),
 }  # fmt: skip
 
 
@@ -273,6 +302,9 @@ def test_other_operations_of_a_configuration_are_listed():
 @pytest.mark.parametrize(
     ("config", "message"),
     [
+        (plus_config(1 << 70), "num_samples` must be 1 to .*, got a value of type int"),
+        (plus_config(nested([1])), "num_samples` must be 1 to .*, got a value of type list"),
+        (plus_config(steps={(1, 2): {}}), "must have operations by name"),
         ([1], "no configuration of ImageNet"),
         ({"reinforce": {"num_samples": 3}}, "no configuration of ImageNet"),
         (plus_config(0), "num_samples` must be 1 to"),
@@ -329,8 +361,17 @@ BAD_PLUS = {
     "numpy": (save((5, [np.float32(1)] * 7)), "contains numpy"),
     "tensors": (save((5, [torch.zeros(1)] * 7)), "contains torch"),
     "no pickle": (save(3)[:100], "damaged"),
-    "zip without pickle": (deflated(3).replace(b"data.pkl", b"date.pkl"), "damaged"),
+    "zip without pickle": (save(3).replace(b"data.pkl", b"date.pkl"), "damaged"),
     "legacy format": (save(3, **LEGACY), "damaged"),
+    "compressed": (lying_bomb(zipfile.ZIP_DEFLATED), "is a compressed zip file"),
+    "compressed by bzip2": (lying_bomb(zipfile.ZIP_BZIP2), "is a compressed zip file"),
+    "compressed by xz": (lying_bomb(zipfile.ZIP_LZMA), "is a compressed zip file"),
+    "zip bomb": (overlapping(100), "unpacks to 104857600 bytes"),
+    "an index a billion times in lists": (save((nested([5]), [])), "expected index 5 and 7 samples, got a value of type list"),
+    "an index of a million digits": (save((1 << (1 << 22), [])), "expected index 5 and 7 samples, got a value of type int"),
+    "a crop a billion times in lists": (params((nested([0]), 0, 1, 1), True), "crops must be an array of numbers"),
+    "crops of lists": (params((nested([0]),) * 4, True), "must be an array of numbers"),
+    "probabilities a billion times in lists": (prob(nested([0.1]), nested([1])), "must be an array of numbers"),
 }  # fmt: skip
 
 

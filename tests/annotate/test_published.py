@@ -77,7 +77,7 @@ BAD_FILES = {
     "truncated in the middle": (GOOD[:500], "damaged"),
     "legacy truncated": (save(publish(random_map(0)), _use_new_zipfile_serialization=False)[:-100], "damaged"),
     "large": (GOOD + bytes(1 << 20), "at most 1048576 bytes"),
-    "zip bomb": (deflated(torch.zeros(2, 2, 500, 7000)), "unpacks to 56.* bytes"),
+    "zip bomb": (deflated(torch.zeros(2, 2, 500, 7000)), "is a compressed zip file"),
 }  # fmt: skip
 
 

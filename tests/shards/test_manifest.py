@@ -127,6 +127,9 @@ CASES = {
     "maps of no size": ("encoding.map_size", [0, 8]),
     "maps of floats": ("encoding.map_size", [6.0, 8]),
     "maps that are too large": ("encoding.map_size", [2**14, 2**14]),
+    "no stored crops": ("encoding.num_crops", 0),
+    "stored crops of text": ("encoding.num_crops", "5"),
+    "more stored crops than are read": ("encoding.num_crops", 2**16 + 1),
 }
 
 
@@ -137,6 +140,16 @@ def test_a_wrong_field_is_refused_by_file_and_field(content, path, value):
              "index": "(index|file)"}.get(field, field)  # fmt: skip
     with pytest.raises(rd.DatasetError, match=f"^some/_info.json is damaged: .*{field}"):
         Manifest.parse(sealed(changed(content, path, value)), "some/_info.json")
+
+
+def test_stored_crops_whose_dense_labels_are_too_large_are_refused(content):
+    many = {**content, "classes": [f"class {i}" for i in range(1000)]}
+    assert (
+        Manifest.parse(sealed(changed(many, "encoding.num_crops", 33554)), "some/_info.json").encoding["num_crops"]
+        == 33554
+    )
+    with pytest.raises(rd.DatasetError, match=r"encoding.num_crops must be at most 33554 with 1000 classes, got 33555"):
+        Manifest.parse(sealed(changed(many, "encoding.num_crops", 33555)), "some/_info.json")
 
 
 @pytest.mark.parametrize("version", [True, 1.0, "1", None, 2, [1], 10**30])

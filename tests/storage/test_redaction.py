@@ -21,6 +21,10 @@ URLS = {  # URL -> redacted URL
     f"https:///{USER}:{PASSWORD}@host/a": "https:///host/a",
     f"{USER}:{PASSWORD}@host/a?{SIGNATURE}": "host/a",
     f"//{USER}:{PASSWORD}@host/a": "host/a",
+    f"https//{USER}:{PASSWORD}@host/a?{SIGNATURE}": "host/a",
+    f"https;//{USER}:{PASSWORD}@host/a?{SIGNATURE}": "host/a",
+    f"htp//{USER}:{PASSWORD}@host/a": "host/a",
+    f"S3/{USER}:{PASSWORD}@bucket/a": "bucket/a",
     f"s3://{USER}:{PASSWORD}/with+slash@bucket/a": "s3://bucket/a",
     f"https://{USER}:{PASSWORD}?x@host/a": "https://host/a",
     f"https://{USER}:{PASSWORD}@{PASSWORD}@host/a": "https://host/a",
@@ -53,7 +57,7 @@ class TestPaths:
     @pytest.mark.parametrize(
         "path",
         [
-            "data", "/data/x?y#z", "./a@b/c", "../x:y", "C:\\data", "org/name", "org/name@main", "scenes-relabel",
+            "data", "/data/x?y#z", "./a@b/c", "../x:y", "C:\\data", "data/a:b@c", "data//x", "org/name", "org/name@main", "scenes-relabel",
             "https://127.0.0.1:8000/org@v2/x", "s3://bucket/key@2x.png", "hf://datasets/org/name@main", "a::b", "",
         ],
     )  # fmt: skip
@@ -67,7 +71,8 @@ class TestPaths:
 
 class TestTexts:
     @pytest.mark.parametrize(
-        ("url", "redacted"), [(url, redacted) for url, redacted in URLS.items() if "://" in url or "%3A" in url]
+        ("url", "redacted"),
+        [(url, redacted) for url, redacted in URLS.items() if "//" in url.lstrip("/") or "%3A" in url],
     )
     @pytest.mark.parametrize(
         "text", ["{}", "403, url='{}'", "cannot read {}: damaged", 'URL("{}")', "({})\n{}", "a={}"]

@@ -18,6 +18,7 @@ import numpy as np
 from torch import Tensor
 
 from ...errors import LabelMapError
+from ..limits import MAX_DENSE
 from . import crop_compact, crop_sparse
 from .base import Array, StoredTensor
 from .crop_sparse import sparse_crops
@@ -49,7 +50,7 @@ def compress_crops(logits: Tensor, k: int = 16) -> dict[str, Array]:
         Arrays to store, by name.
 
     Raises:
-        ValueError: The logits are not finite `[N, C]` with N of at least 1 and C of at least 2.
+        ValueError: The logits are not finite `[N, C]` with N of at least 1 and C of 2 to 65536.
     """
     if logits.ndim == 2 and len(logits) and 2 <= logits.shape[1] <= _FEW_CLASSES and bool(logits.isfinite().all()):
         probs = logits.detach().cpu().float().softmax(1).numpy()
@@ -66,9 +67,14 @@ def check_crops_header(tensors: Mapping[str, StoredTensor], num_classes: int) ->
         num_classes: Number of classes C.
 
     Raises:
-        LabelMapError: The arrays are not those of a form, or shapes or dtypes do not fit together.
+        LabelMapError: The arrays are not those of a form, shapes or dtypes do not fit together, or the dense logits would be
+            too large.
     """
     num_views: int = _form_of(tensors).check_header(tensors, num_classes)
+    if num_views * num_classes > MAX_DENSE:
+        raise LabelMapError(
+            f"{num_views} crops of {num_classes} classes exceed {MAX_DENSE} crops x classes: store fewer"
+        )
     return num_views
 
 

@@ -34,7 +34,7 @@ from .sparse import Floats
 
 NAMES = ("crop_stream",)
 _COUNTS = np.dtype("<u4")
-_MAX_RANK = 1 << 16
+_MAX_CLASSES = 1 << 16  # ranks are stored in two bytes
 _MAX_PER_VIEW = 255  # corrections of a view
 
 
@@ -60,13 +60,17 @@ def compress(logits: Tensor, k: int) -> dict[str, Array]:
         Arrays to store, by name.
 
     Raises:
-        ValueError: The logits are not finite `[N, C]` with N of at least 1 and C of at least 2.
+        ValueError: The logits are not finite `[N, C]` with N of at least 1 and C of 2 to 65536.
     """
     if logits.ndim != 2 or logits.shape[0] < 1 or logits.shape[1] < 2:
         raise ValueError(f"logits must be [N, C] with C of at least 2, got {tuple(logits.shape)}")
     values = logits.detach().cpu().float().numpy()
     if not np.isfinite(values).all():
         raise ValueError("logits must be finite, got nan or inf: try the annotator in a wider dtype")
+    if logits.shape[1] > _MAX_CLASSES:
+        raise ValueError(
+            f"stored crops have at most {_MAX_CLASSES} classes, got {logits.shape[1]}: store label maps instead"
+        )
     return {"crop_stream": _pack(fit_crops(values, k))}
 
 
@@ -85,7 +89,7 @@ def check_values(arrays: Mapping[str, Array], num_classes: int) -> None:
         raise LabelMapError(
             f"crop_stream has {len(symbols.corrections)} corrections, but its views have another number"
         )
-    ranks = symbols.ranks[0].astype(np.int64) << 8 | symbols.ranks[1]
+    ranks = symbols.ranks[0].astype(np.uint16) << 8 | symbols.ranks[1]
     if len(ranks) and ranks.max() >= num_classes:
         raise LabelMapError(f"crop_stream corrects rank {ranks.max()}, which is not below num_classes={num_classes}")
 
@@ -159,7 +163,7 @@ def _unpack(stored: Array, num_classes: int) -> _Symbols:
         num_components, num_leading, num_corrections = np.frombuffer(head, _COUNTS).tolist()
         if (
             num_leading > num_classes
-            or num_corrections > _MAX_PER_VIEW * num_views
+            or num_corrections > min(_MAX_PER_VIEW, num_classes) * num_views
             or num_components * (num_leading + num_views) > MAX_DENSE
         ):
             raise LabelMapError(

@@ -1,4 +1,5 @@
 import struct
+import tracemalloc
 import zlib
 
 import numpy as np
@@ -210,7 +211,7 @@ def test_a_stream_made_by_hand_is_decoded_as_documented():
         (stream(SYMBOLS, cut=4), "ends after|damaged"),
         (stream(b""), "must have 27 bytes"),
         (stream(SYMBOLS, counts=(1, 5, 1)), "too many"),
-        (stream(SYMBOLS, counts=(1, 2, 3 * 255 + 1)), "too many"),
+        (stream(SYMBOLS, counts=(1, 2, 3 * 4 + 1)), "too many"),
         (stream(SYMBOLS, counts=(2**32 - 1, 2, 1)), "too many"),
         (stream(bytes(1 << 24), counts=(1 << 22, 4, 0)), "must have"),
         ({"crop_stream": np.full((3, 20), 255, np.uint8)}, "damaged"),
@@ -245,6 +246,42 @@ def tensor(shape, dtype=np.uint8):
 def test_headers_that_do_not_fit_are_refused(tensors):
     with pytest.raises(LabelMapError, match="must be"):
         check_crops_header(tensors, 4)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "num_classes"),
+    [
+        ({"crop_stream": tensor((33, 100))}, 1 << 20),
+        ({"crop_stream": tensor((1 << 16, 1))}, 513),
+        ({"crop_classes": tensor((1 << 16, 1), np.uint16), "crop_probs": tensor((1 << 16, 1), np.float16), "crop_rest": tensor(())}, 513),
+    ],
+)  # fmt: skip
+def test_crops_whose_dense_labels_are_too_large_are_refused_in_both_forms(tensors, num_classes):
+    with pytest.raises(LabelMapError, match=f"crops of {num_classes} classes exceed 33554432 crops x classes"):
+        check_crops_header(tensors, num_classes)
+    assert check_crops_header(tensors, 300) == next(iter(tensors.values())).shape[0]
+
+
+def test_the_check_of_a_stream_takes_little_more_memory_than_its_symbols():
+    num_views, per_view = 4096, 255
+    num_symbols = 300 + num_views * (1 + 3 * per_view)
+    symbols = bytes(300) + bytes([per_view]) * num_views + bytes(3 * num_views * per_view)
+    packed = stream(symbols, counts=(0, 0, num_views * per_view))["crop_stream"].reshape(-1)
+    arrays = {"crop_stream": np.zeros((num_views, 3), np.uint8)}
+    arrays["crop_stream"].reshape(-1)[: len(packed)] = packed
+    tracemalloc.start()
+    try:
+        check_crops(arrays, 300)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert num_symbols < peak < 4 * num_symbols
+
+
+def test_more_classes_than_two_bytes_number_are_refused():
+    logits = torch.zeros(1, (1 << 16) + 1)
+    with pytest.raises(ValueError, match="at most 65536 classes, got 65537: store label maps instead"):
+        compress_crops(logits)
 
 
 @pytest.mark.parametrize(
