@@ -17,9 +17,11 @@ from ..errors import DatasetError
 from ..keywords import checked_keywords
 from ..labels.compose import run_batch, run_pipeline
 from ..labels.crop_labels import CropLabels
+from ..labels.encoded import EncodedImage
 from ..labels.reading import Labels
 from ..labels.transforms import image_size
 from ..labels.v1_transforms import check_transforms
+from ..shards.encoded_jpeg import open_image
 from ..shards.images import ImageFormat, check_image_format, decode_image
 from ..shards.index import Index
 from ..shards.packed import IndexedStrings
@@ -158,9 +160,10 @@ class RelabelDataset(VisionDataset):
         finally:
             self._walk = None
 
-    def _pair(self, row: int, label_map: Labels) -> tuple[PIL.Image.Image | tv_tensors.Image, Labels]:
-        image = self._image(row)
-        size = image_size([image])
+    def _pair(self, row: int, label_map: Labels) -> tuple[Any, Labels]:
+        """Return the image and its label map. With transforms, the image may be an `EncodedImage`."""
+        image: Any = self._image(row) if self.transforms is None else self._opened(row)
+        size = image.size if isinstance(image, EncodedImage) else image_size([image])
         assert size is not None
         if self._walk is not None and isinstance(label_map, CropLabels):
             label_map = label_map.at_epoch(*self._walk)
@@ -174,6 +177,9 @@ class RelabelDataset(VisionDataset):
 
     def _image(self, row: int) -> PIL.Image.Image | tv_tensors.Image:
         return decode_image(self._image_bytes(row), self.label_maps.index.key(row), image_format=self.image_format)
+
+    def _opened(self, row: int) -> EncodedImage | PIL.Image.Image | tv_tensors.Image:
+        return open_image(self._image_bytes(row), self.label_maps.index.key(row), self.image_format)
 
     def extra_repr(self) -> str:
         """Return the lines that `repr` shows below those of torchvision."""

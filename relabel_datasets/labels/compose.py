@@ -10,7 +10,7 @@ pooling a single map takes several times as long.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +21,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from .batch import LabelMapBatch, batch_key
+from .encoded import EncodedImage, crop_encoded, crops_first, decoded
 from .label_map import LabelMap
 from .transforms import LabelPooling
 from .v2_hooks import CHECK_INPUTS, MAKE_PARAMS, TRANSFORM
@@ -31,18 +32,18 @@ _RANDOM_APPLY_FORWARD = v2.RandomHorizontalFlip.forward  # shared by all random-
 _NO_LABEL = torch.empty(0)  # placeholder that transforms pass through unchanged, like any label
 
 
-def run_pipeline(pipeline: Any, image: PIL.Image.Image, label_map: LabelMap) -> Any:
+def run_pipeline(pipeline: Any, image: Any, label_map: LabelMap) -> Any:
     """Return `pipeline(image, label_map)`.
 
     Args:
         pipeline: A `v2.Compose`, or any other callable of the two.
-        image: Image of the sample.
+        image: Image of the sample. An `EncodedImage` is decoded when its pixels are needed.
         label_map: Label map of the image.
     """
     return run_batch(pipeline, [(image, label_map)])[0]
 
 
-def run_batch(pipeline: Any, pairs: Iterable[tuple[PIL.Image.Image, LabelMap]]) -> list[Any]:
+def run_batch(pipeline: Any, pairs: Iterable[tuple[Any, LabelMap]]) -> list[Any]:
     """Run a pipeline on several pairs and pool their label maps together if possible.
 
     Labels equal those of `run_pipeline` up to rounding.
@@ -68,7 +69,7 @@ def run_batch(pipeline: Any, pairs: Iterable[tuple[PIL.Image.Image, LabelMap]]) 
     return outputs
 
 
-def run_until_pooling(pipeline: Any, image: PIL.Image.Image, label_map: LabelMap) -> tuple[Any, LabelPooling | None]:
+def run_until_pooling(pipeline: Any, image: Any, label_map: LabelMap) -> tuple[Any, LabelPooling | None]:
     """Run a pipeline, but leave a final pooling of the label map to the caller.
 
     A pipeline with a method of this name decides for itself what can be left.
@@ -79,12 +80,16 @@ def run_until_pooling(pipeline: Any, image: PIL.Image.Image, label_map: LabelMap
     if type(pipeline) is v2.Compose:
         return run_steps(pipeline.transforms, image, label_map)
     method = getattr(pipeline, "run_until_pooling", None)
-    return (pipeline(image, label_map), None) if method is None else method(image, label_map)
+    return (pipeline(decoded(image), label_map), None) if method is None else method(image, label_map)
 
 
-def run_steps(transforms: Iterable[Any], image: Any, label_map: LabelMap) -> tuple[Any, LabelPooling | None]:
-    """Apply transforms in order, see `run_until_pooling`."""
-    outputs: Any = image, label_map
+def run_steps(transforms: Sequence[Any], image: Any, label_map: LabelMap) -> tuple[Any, LabelPooling | None]:
+    """Apply transforms in order, see `run_until_pooling`. A crop that comes first decodes only its box of an encoded image."""
+    outputs: Any
+    if isinstance(image, EncodedImage) and len(transforms) and crops_first(transforms[0]):
+        outputs, transforms = crop_encoded(transforms[0], image, label_map), transforms[1:]
+    else:
+        outputs = decoded(image), label_map
     waiting: tuple[LabelMap, LabelPooling] | None = None
     for transform in transforms:
         if waiting is not None and not (_is_plain(transform, outputs) and _ignores_labels(transform)):

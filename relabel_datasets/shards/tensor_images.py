@@ -14,6 +14,7 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
+from .encoded_jpeg import box_size, decode_pixels
 from .images import decode_image, orientation_of
 
 _Decode = Callable[[bytes], Tensor]  # bytes of a JPEG -> uint8 [3, H, W]; raises an Exception for damaged files
@@ -29,7 +30,11 @@ def decode_tensor(data: bytes, name: str = "image") -> tv_tensors.Image:
     Raises:
         ImageError: As for `decode_image`.
     """
-    if _is_plain_jpeg(data):
+    if (size := box_size(data)) is not None:
+        pixels = decode_pixels(data, (0, 0, *size), "tensor")
+        if pixels is not None:
+            return pixels
+    elif _is_plain_jpeg(data):
         with contextlib.suppress(Exception):  # Pillow decides whether the image is damaged, as with PIL images
             return tv_tensors.Image(jpeg_decoder()(data))
     return to_tensor(decode_image(data, name))
@@ -43,7 +48,7 @@ def to_tensor(image: PIL.Image.Image) -> tv_tensors.Image:
 
 @cache
 def jpeg_decoder() -> _Decode:
-    """Return the fastest installed decoder of JPEGs. It raises an error for what it cannot decode."""
+    """Return the fastest installed decoder of whole JPEGs other than the C extension. It raises an error for what it cannot decode."""
     for make in (_simplejpeg, _torchvision):
         with contextlib.suppress(ImportError):  # later releases of torchvision have no decoder
             return make()

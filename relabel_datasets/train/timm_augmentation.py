@@ -20,9 +20,10 @@ from ..keywords import checked_keywords
 from ..labels.compose import run_pipeline, run_steps
 from ..labels.crop_labels import CropLabels
 from ..labels.crop_transforms import RandomStoredCrop
+from ..labels.encoded import EncodedImage, decode_for, decoded
 from ..labels.label_map import LabelMap
 from ..labels.transforms import LabelPooling, image_size
-from .timm_steps import follow_step, pixel_step, plain_image
+from .timm_steps import crops_first, follow_step, pixel_step, plain_image
 
 _IMAGES = (PIL.Image.Image, tv_tensors.Image)
 _TIMM_KEYWORDS = inspect.signature(create_transform).parameters.keys() - {"input_size", "is_training"}
@@ -110,18 +111,19 @@ class TimmTransforms:
                 "these transforms are for label maps, but the sample has CropLabels: pass crop=RandomStoredCrop(image_size) to "
                 "timm_transforms"
             )
-        if not isinstance(image, _IMAGES) or not isinstance(label_map, LabelMap):
+        if not isinstance(image, (*_IMAGES, EncodedImage)) or not isinstance(label_map, LabelMap):
             raise TypeError(
                 "timm's transforms need an image and its LabelMap, got "
                 f"{type(image).__name__} and {type(label_map).__name__}: call them on a sample of a dataset with decoded images"
             )
-        size = image_size([image])
+        size = image.size if isinstance(image, EncodedImage) else image_size([image])
         if label_map.canvas_size != size:
             raise ValueError(
                 f"the image has (height, width) {size}, but its label map belongs to an image of {label_map.canvas_size}: "
                 "transform the image and its label map together, as they come from the dataset"
             )
-        image = plain_image(image)
+        if not (isinstance(image, EncodedImage) and crops_first(self.steps[0])):
+            image = plain_image(decoded(image))
         for step in self.steps:
             image, label_map = step(image, label_map)
         return run_steps([] if self.pooling is None else [self.pooling], image, label_map)
@@ -162,16 +164,22 @@ class TimmStoredCrops:
             TypeError: The arguments are not an image and CropLabels.
             ValueError: The labels belong to an image of another size.
         """
-        if not isinstance(image, _IMAGES):
+        return run_pipeline(self, image, labels)
+
+    def run_until_pooling(self, image: Any, labels: CropLabels) -> tuple[Any, None]:
+        """See `compose.run_until_pooling`."""
+        if not isinstance(image, (*_IMAGES, EncodedImage)):
             raise TypeError(f"timm's transforms need an image, got {type(image).__name__}")
-        self.crop.check_inputs([image, labels])
+        self.crop.check_inputs([image.placeholder() if isinstance(image, EncodedImage) else image, labels])
         params = self.crop.make_params([labels])
-        crops = []
+        soft, crops = params["soft"], []
+        if isinstance(image, EncodedImage):
+            image, params = decode_for(self.crop, image, params)
         for crop in self.crop.cut(plain_image(image), params):
             for step in self.steps:
                 crop = step(crop)
             crops.append(crop)
-        return (crops[0], params["soft"][0]) if self.crop.num_crops == 1 else (torch.stack(crops), params["soft"])
+        return ((crops[0], soft[0]) if self.crop.num_crops == 1 else (torch.stack(crops), soft)), None
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._pipeline!r}, crop={self.crop!r})"

@@ -25,6 +25,7 @@ from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
+from ..labels.encoded import EncodedImage
 from ..labels.label_map import LabelMap
 from ..labels.transforms import resized_crop_label_map
 from ..labels.view import View
@@ -114,6 +115,11 @@ def follow_step(step: Any) -> Step:
     )
 
 
+def crops_first(step: Step) -> bool:
+    """Return whether a step accepts an encoded image."""
+    return isinstance(step, functools.partial) and step.func is _resized_crop
+
+
 def plain_image(image: Any) -> Any:
     """Return a PIL image, or a tensor without its class, as the steps of timm return it."""
     return image.as_subclass(Tensor) if isinstance(image, Tensor) else image
@@ -164,10 +170,15 @@ class _ParameterRecorder:
 
 
 def _resized_crop(step: Any, image: Any, label_map: LabelMap) -> tuple[Any, LabelMap]:
-    top, left, height, width = step.get_params(image, step.scale, step.ratio)
+    is_encoded = isinstance(image, EncodedImage)
+    shown = image.placeholder() if is_encoded else image
+    top, left, height, width = box = step.get_params(shown, step.scale, step.ratio)
     several = isinstance(step.interpolation, (tuple, list))
     interpolation = random.choice(step.interpolation) if several else step.interpolation
-    image = F.resized_crop(image, top, left, height, width, step.size, interpolation=interpolation)
+    if is_encoded:  # decode only the box
+        image = F.resize(plain_image(image.decode_box(box)), step.size, interpolation=interpolation)
+    else:
+        image = F.resized_crop(image, top, left, height, width, step.size, interpolation=interpolation)
     return image, resized_crop_label_map(label_map, top, left, height, width, step.size)
 
 

@@ -1,5 +1,6 @@
 """Tensors of image files are those of Pillow, with every decoder, and Pillow decides what is damaged."""
 
+import contextlib
 import io
 import sys
 
@@ -31,7 +32,7 @@ SIZES = [(1, 1), (1, 40), (17, 31), (64, 48), (375, 500)]
 FILES = {
     **{
         f"{name}-{size[0]}x{size[1]}": encoded(picture(0, size), quality=92, subsampling=subsampling)
-        for name, subsampling in (("444", "4:4:4"), ("422", "4:2:2"), ("420", "4:2:0"), ("411", "4:1:1"))
+        for name, subsampling in (("444", "4:4:4"), ("422", "4:2:2"), ("420", "4:2:0"))
         for size in SIZES
     },
     "progressive": encoded(picture(0, (75, 100)), progressive=True),
@@ -50,6 +51,13 @@ FILES = {
     "16-bit": encoded(PIL.Image.fromarray(np.arange(2400, dtype=np.uint16).reshape(40, 60) * 27), "PNG"),
     "webp": encoded(picture(0), "WEBP"),
 }
+with contextlib.suppress(ImportError):  # Pillow cannot write these
+    import simplejpeg
+
+    FILES |= {
+        subsampling: simplejpeg.encode_jpeg(np.array(picture(0, (75, 100))), colorsubsampling=subsampling)
+        for subsampling in ("440", "411")
+    }
 WHOLE = FILES["420-375x500"]
 DAMAGED = {
     "empty": b"",
