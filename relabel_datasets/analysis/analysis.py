@@ -183,7 +183,7 @@ def analyze(
         tables.update(_map_tables(measures, label_maps.manifest.classes))
         tables["fidelity"] = _fidelity_table(folder, label_maps)
         if split_entry.calibration is not None:
-            tables["calibration"] = _calibration_table(split_entry.calibration)
+            tables["calibration"] = _calibration_table(split_entry.calibration, label_maps.manifest.map_sizes)
         if objects is not None:
             objects = in_classes(objects, label_maps.manifest.classes)
             measures = measure_maps(label_maps, objects=objects, **options)
@@ -243,8 +243,8 @@ def _fidelity_table(folder: Folder, label_maps: LabelMaps) -> Table:
         encoding = manifest.encoding
         for split in manifest.splits.values():
             if fidelity := _split_fidelity(split):
-                kept = encoding["map_size"] if manifest.has_maps else (encoding["num_crops"],)
-                size = "x".join(map(str, (*kept, len(manifest.classes))))
+                kept = manifest.map_sizes if manifest.has_maps else [[encoding["num_crops"]]]
+                size = "+".join("x".join(map(str, (*one, len(manifest.classes)))) for one in kept)
                 encoded = encoding["name"], encoding["k"], encoding["dtype"]
                 rows.append((manifest.config, split.name, size, *encoded, *fidelity.values()))
     return Table(("config", "split", "map", "encoding", "k", "dtype", "kl", "same_best"), rows)
@@ -261,8 +261,10 @@ def _calibration_summary(calibration: Calibration | None) -> dict[str, Any]:
     }
 
 
-def _calibration_table(calibration: Calibration) -> Table:
-    return Table(("area_share", "gain"), list(zip(calibration.shares, calibration.gains, strict=True)))
+def _calibration_table(calibration: Calibration, map_sizes: Sequence[Sequence[int]]) -> Table:
+    several = len(calibration.gains) > 1
+    names = [f"gain_{height}x{width}" for height, width in map_sizes] if several else ["gain"]
+    return Table(("area_share", *names), list(zip(calibration.shares, *calibration.gains, strict=True)))
 
 
 def _localization_summary(measures: MapMeasures) -> dict[str, Any]:

@@ -309,6 +309,17 @@ class ClassSubset:
         """
         return self._select(classify(self.annotator, images))
 
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """Compute the label maps of each input size and select the classes of the dataset.
+
+        Args:
+            images: Stacked results of `preprocess`, uint8 `[B, ...]`.
+
+        Returns:
+            Logits of the C classes of the dataset, float32 `[B, C, H, W]` for each map of the inner annotator.
+        """
+        return [self._select(logits) for logits in annotate_scales(self.annotator, images)]
+
     @torch.inference_mode()
     def _select(self, logits: Tensor) -> Tensor:
         self._rows = self._rows.to(logits.device)  # copied once
@@ -336,6 +347,18 @@ def classify(annotator: Annotator, images: Tensor) -> Tensor:
     """
     method: Callable[[Tensor], Tensor] | None = getattr(annotator, "classify", None)
     return annotator(images).mean((2, 3)) if method is None else method(images)
+
+
+@torch.inference_mode()
+def annotate_scales(annotator: Annotator, images: Tensor) -> list[Tensor]:
+    """Return an annotator's label maps of each input size, float32 `[B, C, H, W]` each.
+
+    Args:
+        annotator: Annotator. Its method `maps` computes them if it has one, as an `Ensemble` does; otherwise there is one map.
+        images: Stacked results of `preprocess`, uint8 `[B, ...]`.
+    """
+    method: Callable[[Tensor], list[Tensor]] | None = getattr(annotator, "maps", None)
+    return [annotator(images)] if method is None else method(images)
 
 
 def check_size(size: int | Sequence[int]) -> tuple[int, int]:

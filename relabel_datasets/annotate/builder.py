@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -19,6 +20,7 @@ from ..data.spellings import check_distinct
 from ..errors import DatasetError
 from ..keywords import checked_keywords
 from ..labels.encodings import find_entry
+from ..labels.limits import MAX_SCALES
 from ..naming import check_case, check_config, check_split, default_config
 from ..shards.card import read_template, write_output_card
 from ..shards.formats import FIELDS, check_refuses_truncated
@@ -92,7 +94,7 @@ def build(
     Raises:
         DatasetError: The folder holds a different config or split of this name, another process is building the split, or all
             images of a shard are unreadable.
-        ValueError: Settings or classes do not fit the annotator, or `PIL.ImageFile.LOAD_TRUNCATED_IMAGES` is set, which would
+        ValueError: Settings or classes do not fit the annotator, the encoding multiscale is not given an ensemble, or `PIL.ImageFile.LOAD_TRUNCATED_IMAGES` is set, which would
             make label maps depend on the machine.
         OSError: `path` is not writable, or the disk is full.
 
@@ -121,6 +123,7 @@ def build(
     make = _ConstantFactory(cast(Annotator, annotator)) if hasattr(annotator, "describe") else annotator
     with engine.start(make) as workers:
         classes = resolve_classes(workers.description, source, class_mapping, all_classes)
+        _check_scales(build_config, workers.description)
         described: Annotator = workers.description
         if classes.rows is not None:
             described = ClassSubset(described, classes.rows, classes.names)
@@ -233,6 +236,27 @@ def _describe_encoding(build_config: BuildConfig) -> dict[str, Any]:
     return encoding if build_config.num_crops is None else {**encoding, "num_crops": build_config.num_crops}
 
 
+def _describe_maps(build_config: BuildConfig, annotated: list[Annotated]) -> dict[str, Any]:
+    """Return the fields of the manifest's entry of the encoding with the sizes of label maps."""
+    sizes = next((shard.map_sizes for shard in annotated if shard.map_sizes), [])
+    largest = max(sizes, key=math.prod, default=None)
+    return {"map_size": largest, **({"map_sizes": sizes} if find_entry(build_config.encoding).has_scales else {})}
+
+
+def _check_scales(build_config: BuildConfig, annotator: Annotator) -> None:
+    """Raise ValueError if the encoding stores the maps of several input sizes, but the annotator does not have them."""
+    if not find_entry(build_config.encoding).has_scales:
+        return
+    description = annotator.describe()
+    num_maps = len(description["annotators"]) if description.get("kind") == "ensemble" else 1
+    if not 2 <= num_maps <= MAX_SCALES:
+        raise ValueError(
+            f"encoding={build_config.encoding!r} stores the maps of 2 to {MAX_SCALES} annotators, such as one model at several input "
+            f"sizes, got {counted(num_maps, 'annotator')}: use an Ensemble (on the command line, --scales), or "
+            "encoding='heatmaps'"
+        )
+
+
 def _existing_manifest(work: Work) -> Manifest | None:
     """Return the manifest of the config, or None if there is none.
 
@@ -245,7 +269,7 @@ def _existing_manifest(work: Work) -> Manifest | None:
         return None
     manifest = Manifest.parse(content, f"{work.folder}/{MANIFEST_NAME}")
     plan = work.plan
-    encoding = {key: value for key, value in manifest.encoding.items() if key != "map_size"}
+    encoding = {key: value for key, value in manifest.encoding.items() if key not in ("map_size", "map_sizes")}
     existing: Plan = {"annotator": manifest.annotator, "classes": manifest.classes, "encoding": encoding}
     if work.split in manifest.splits:
         split = manifest.splits[work.split]
@@ -271,7 +295,7 @@ def _keep_valid_shards(work: Work, split: Split, manifest: Manifest) -> None:
             f"{work.folder}: files of split {split.name!r} are missing or damaged. Use the shard_size it was built with, "
             f"{max(split.shard_lengths)} or more, to rebuild them"
         )
-    num_valid = work.restore(split, manifest.encoding["map_size"])
+    num_valid = work.restore(split, manifest.map_sizes)
     logger.warning(
         "%s: %d of %d shards are missing or damaged and will be rebuilt",
         work.folder,
@@ -337,12 +361,11 @@ def _finish_split(work: Work, manifest: Manifest | None, annotated: list[Annotat
         else fit_calibration([crop for shard in annotated for crop in shard.crops]),
     )
     work.output.write(work.file(entry.index), index)
-    map_size = next((shard.map_size for shard in annotated if shard.map_size), None)
     manifest = Manifest(
         config=work.config,
         classes=work.plan["classes"],
         annotator=work.plan["annotator"],
-        encoding={**work.plan["encoding"], "map_size": None if map_size is None else list(map_size)},
+        encoding={**work.plan["encoding"], **_describe_maps(work.build_config, annotated)},
         splits={**(manifest.splits if manifest else {}), work.split: entry},
         made_with=work.plan["made_with"],
     )

@@ -1,13 +1,16 @@
 """Fit the gains of pooled logits to the annotator's answers to random crops.
 
-A build annotates random crops of some of its images. For each crop it records the divergence of the pooled label from the answer
-at a fixed list of gains, which is all that the fit needs. The records are small, so any process can annotate any shard.
+A build annotates random crops of some of its images. For each crop it records what the divergence of the label from the answer
+depends on, with classes of similar logits grouped. The records are small, so any process can annotate any shard.
+
+Shapes: C classes, S label maps of an image, n crops, J groups of classes, Q knots.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -28,10 +31,11 @@ from .prefetch import load_images
 Floats = npt.NDArray[np.float64]
 CROPS_PER_IMAGE = 4
 _SHARES = np.geomspace(0.08, 1, 4)  # knots: the smallest to the largest crop of RandomResizedCrop
-_GAINS = np.geomspace(1 / 4, 8, 41)  # at which divergences are recorded; the 17th is 1
+_LEAST, _MOST = 0.01, 8.0  # gains
 _MAX_IMAGES, _IMAGES_PER_CROPPED = 500, 20  # at most one in 20 images, so that builds of any size stay fast
-_SMOOTHNESS = 0.5  # weight of the squared differences of neighboring log gains, in nats summed over crops
+_SMOOTHNESS = 0.5  # weight of the squared differences of neighboring gains, in nats summed over crops
 _FLAT = 16.0  # temperature at which no probability underflows, so that its logarithm has all logits
+_ALONE, _GROUPS = 64, 32  # classes that are most probable in any of the maps, and groups of all others
 
 
 def num_calibrated_images(num_images: int) -> int:
@@ -75,7 +79,10 @@ def measure_images(
 
 
 def measure_crops(blob: bytes, boxes_xyxy: Floats, answers: Tensor) -> list[list[float]]:
-    """Measure the divergence of labels pooled from a label map from answers, at each gain of a fixed list.
+    """Record how labels pooled from a label map diverge from answers.
+
+    The divergence at the gains g `[S]` is `log sum_j exp(offset_j + sum_s g_s z_sj) - sum_s g_s m_s - entropy` nats. Group j of classes
+    has the mean pooled logits `z_sj`, and `m_s` is the mean of the pooled logits over classes, weighted by the answer.
 
     Args:
         blob: Stored label map.
@@ -83,37 +90,104 @@ def measure_crops(blob: bytes, boxes_xyxy: Floats, answers: Tensor) -> list[list
         answers: Logits of the annotator for the crops, `[n, C]`.
 
     Returns:
-        For each crop with finite answers: its share of the image area, then the divergences in nats.
+        For each crop with finite answers: its share of the image area, S, the entropy, m `[S]`, offsets `[J]` and z `[S, J]`.
     """
     x1, y1, x2, y2 = boxes_xyxy.T
-    curves = _divergences(pooled_logits(blob, rows_of_boxes(boxes_xyxy)), answers)
-    records: list[list[float]] = np.column_stack([(x2 - x1) * (y2 - y1), curves]).round(5).tolist()
-    return [record for record in records if np.isfinite(record).all()]
+    pooled = pooled_logits(blob, rows_of_boxes(boxes_xyxy)).numpy()
+    pooled -= pooled.mean(2, keepdims=True)
+    log_answers = answers.double().log_softmax(1).numpy()
+    with np.errstate(invalid="ignore"):  # of answers that are not finite
+        probabilities = np.exp(log_answers)
+        entropies = -(probabilities * log_answers).sum(1)
+        means = np.einsum("nc,nsc->ns", probabilities, pooled)
+    records: list[list[float]] = []
+    for share, entropy, mean, logits in zip((x2 - x1) * (y2 - y1), entropies, means, pooled, strict=True):
+        record = np.concatenate([[share, len(logits), entropy], mean, _grouped(logits).ravel()]).round(5)
+        if np.isfinite(record).all():
+            records.append(record.tolist())
+    return records
 
 
 def pooled_logits(blob: bytes, views: Rows) -> Tensor:
-    """Return the mean logits `[n, C]` of a stored map under views `[n, 10]`, up to a constant per view."""
+    """Return the mean logits `[n, S, C]` of the maps of an image under views `[n, 10]`, up to a constant per view and map."""
     label_map = LabelMap.from_safetensors(blob)
     encoding = label_map._metadata.encoding
     encoded = label_map._encoded().changed(lambda tensor: tensor.expand(len(views), *tensor.shape[1:]))
-    return encoding.pool(encoded, views, temperature=_FLAT).double().log() * _FLAT
+    num_scales = len(label_map.map_sizes)
+    scales = []
+    for scale in range(num_scales):
+        temperature = np.full((len(views), 1, num_scales), np.inf)
+        temperature[:, :, scale] = _FLAT
+        scales.append(encoding.pool(encoded, views, temperature=temperature).double().log() * _FLAT)
+    return torch.stack(scales, 1)
 
 
-def _divergences(pooled: Tensor, answers: Tensor) -> Floats:
-    """Return KL(answer || label) in nats of labels from pooled logits `[n, C]`, at each gain, `[n, G]`."""
-    log_answers = answers.double().log_softmax(1)
-    probabilities = log_answers.exp()
-    entropies = (probabilities * log_answers).sum(1)
-    means = (probabilities * pooled).sum(1)
-    norms = torch.stack([(pooled * gain).logsumexp(1) for gain in _GAINS], 1)
-    divergences: Floats = (entropies[:, None] - means[:, None] * torch.from_numpy(_GAINS) + norms).numpy()
-    return divergences
+def _grouped(logits: Floats) -> Floats:
+    """Return the offsets and the mean logits of groups of classes, `[1 + S, J]`, from the pooled logits `[S, C]` of a crop.
+
+    The offsets are such that the sum of the probabilities of a group is exact for labels from the mean of all maps.
+    """
+    reference, num_classes = logits.mean(0), logits.shape[1]
+    highest = (logits - np.log(np.exp(logits - logits.max()).sum(1, keepdims=True))).max(0)
+    alone, others = np.split(np.argsort(-highest, kind="stable"), [_ALONE])
+    order = np.concatenate([alone, others[np.argsort(-reference[others], kind="stable")]])
+    starts = np.arange(len(alone))
+    if len(others):
+        starts = np.append(starts, _ALONE - 1 + np.unique(np.geomspace(1, len(others), _GROUPS).astype(int)))
+    means = np.add.reduceat(logits[:, order], starts, 1) / np.diff(starts, append=num_classes)
+    sums = np.add.reduceat(np.exp(reference[order] - reference.max()), starts)
+    offsets = np.log(np.maximum(sums, np.finfo(float).tiny)) + reference.max() - means.mean(0)
+    return np.concatenate([offsets[None], means])
+
+
+class _Crops(NamedTuple):
+    """Records of n crops as arrays. The gains `[S, Q]` of all maps and knots are one vector of parameters."""
+
+    entropies: Floats  # [n]
+    means: Floats  # [n, S]
+    offsets: Floats  # [n, J]
+    logits: Floats  # [n, S, J]
+    hats: Floats  # weight of each knot in the gains of each crop, [n, Q]
+
+    @classmethod
+    def of(cls, records: Sequence[Sequence[float]]) -> _Crops:
+        table = np.array(records)
+        num_scales = int(table[0, 1])
+        entropies, means, groups = table[:, 2], table[:, 3 : 3 + num_scales], table[:, 3 + num_scales :]
+        groups = groups.reshape(len(table), 1 + num_scales, -1)
+        places = np.interp(np.log(table[:, 0]), np.log(_SHARES), np.arange(len(_SHARES)))
+        hats = np.maximum(0, 1 - np.abs(places[:, None] - np.arange(len(_SHARES))))
+        return cls(entropies, means, groups[:, 0], groups[:, 1:], hats)
+
+    def divergence(self, gains: Floats) -> float:
+        """Return the mean divergence in nats."""
+        return self._evaluate(gains)[0]
+
+    def _evaluate(self, gains: Floats) -> tuple[float, Floats, Floats]:
+        """Return the mean divergence, the gains `[n, S]` of the crops, and the probabilities `[n, J]` of the groups."""
+        of_crops = self.hats @ gains.T
+        exponents = self.offsets + np.einsum("ns,nsj->nj", of_crops, self.logits)
+        highest = exponents.max(1, keepdims=True)
+        p = np.exp(exponents - highest)
+        sums = p.sum(1, keepdims=True)
+        values = (highest + np.log(sums))[:, 0] - (of_crops * self.means).sum(1) - self.entropies
+        return float(values.mean()), of_crops, p / sums
+
+    def derivatives(self, gains: Floats) -> tuple[Floats, Floats]:
+        """Return the gradient `[S * Q]` and the Hessian of the mean divergence."""
+        _, _, p = self._evaluate(gains)
+        mean = np.einsum("nj,nsj->ns", p, self.logits)
+        centered = self.logits - mean[:, :, None]
+        covariance = np.einsum("nj,nsj,ntj->nst", p, centered, centered)
+        gradient = np.einsum("ns,nq->sq", mean - self.means, self.hats).ravel() / len(p)
+        hessian = np.einsum("nst,nq,nr->sqtr", covariance, self.hats, self.hats) / len(p)
+        return gradient, hessian.reshape(gains.size, gains.size)
 
 
 def fit_calibration(records: Sequence[Sequence[float]]) -> Calibration | None:
-    """Fit a gain to each knot, minimizing the mean divergence.
+    """Fit a gain to each knot of each map, minimizing the mean divergence.
 
-    A small penalty on the first gain's distance from 1 and on the differences between neighboring gains keeps those of few crops
+    A small penalty on the first gain's distance from 1 / S and on the differences between neighboring gains keeps those of few crops
     plausible.
 
     Args:
@@ -124,43 +198,56 @@ def fit_calibration(records: Sequence[Sequence[float]]) -> Calibration | None:
     """
     if not records:
         return None
-    table = np.array(records)
-    shares, curves = table[:, 0], table[:, 1:]
-    positions = np.interp(np.log(shares), np.log(_SHARES), np.arange(len(_SHARES)))
-    # Weight of each knot in the gain of each crop.
-    weights = np.maximum(0, 1 - np.abs(positions[:, None] - np.arange(len(_SHARES))))
-
-    def mean_divergence(gains: Floats) -> float:
-        place = np.interp(np.log(weights @ gains), np.log(_GAINS), np.arange(len(_GAINS)))
-        low = np.minimum(place.astype(int), len(_GAINS) - 2)
-        rows, fraction = np.arange(len(curves)), place - low
-        return float((curves[rows, low] * (1 - fraction) + curves[rows, low + 1] * fraction).mean())
-
-    def loss(gains: Floats) -> float:
-        return mean_divergence(gains) + _SMOOTHNESS / len(curves) * float(
-            (np.diff(np.log(gains), prepend=0) ** 2).sum()
-        )
-
-    gains = _search(loss, np.ones(len(_SHARES)))
+    crops = _Crops.of(records)
+    num_scales, num_knots = crops.means.shape[1], len(_SHARES)
+    start = np.full((num_scales, num_knots), 1 / num_scales)
+    differences = np.eye(num_knots) - np.eye(num_knots, k=-1)  # the first is the gain itself
+    penalty: Floats = np.kron(np.eye(num_scales), differences.T @ differences) * (2 * _SMOOTHNESS / len(records))
+    gains = _minimize(crops, start, penalty)
     return Calibration(
         shares=tuple(_SHARES.round(4).tolist()),
-        gains=tuple(gains.round(4).tolist()),
-        num_crops=len(curves),
-        kl_before=round(mean_divergence(np.ones(len(_SHARES))), 4),
-        kl_after=round(mean_divergence(gains), 4),
+        gains=tuple(map(tuple, gains.round(4).tolist())),
+        num_crops=len(records),
+        kl_before=round(crops.divergence(start), 4),
+        kl_after=round(crops.divergence(gains), 4),
     )
 
 
-def _search(loss: Callable[[Floats], float], gains: Floats) -> Floats:
-    """Minimize a loss by steps of single gains and of all gains, which are halved when none of them helps."""
-    directions = [*np.eye(len(gains)), np.ones(len(gains))]
-    best, step = loss(gains), 0.5
-    while step > 1e-4:
-        improved = False
-        for direction in (sign * direction for direction in directions for sign in (1, -1)):
-            candidate = np.clip(gains * np.exp(step * direction), _GAINS[0], _GAINS[-1])
-            value = loss(candidate)
-            if value < best:
-                gains, best, improved = candidate, value, True
-        step = step if improved else step / 2
+def _minimize(crops: _Crops, start: Floats, penalty: Floats) -> Floats:
+    """Minimize the divergence plus `offset @ penalty @ offset / 2`, where `offset` is the difference from the start.
+
+    Newton's method within the range of gains. The function is convex.
+    """
+
+    def loss(gains: Floats) -> float:
+        offset = (gains - start).ravel()
+        return crops.divergence(gains) + float(offset @ penalty @ offset) / 2
+
+    gains, best = start, loss(start)
+    for _ in range(100):
+        gradient, hessian = crops.derivatives(gains)
+        gradient = gradient + penalty @ (gains - start).ravel()
+        step = _bounded_step(gradient, hessian + penalty, _LEAST - gains.ravel(), _MOST - gains.ravel()).reshape(
+            gains.shape
+        )
+        factor = 1.0
+        while (value := loss(gains + factor * step)) >= best and factor > 1e-6:
+            factor /= 2
+        if value > best - 1e-9:
+            break
+        gains, best = gains + factor * step, value
     return gains
+
+
+def _bounded_step(gradient: Floats, hessian: Floats, low: Floats, high: Floats) -> Floats:
+    """Return the step between `low` and `high` that minimizes a quadratic function, by coordinate descent."""
+    step = np.zeros_like(gradient)
+    for _ in range(1000):
+        largest = 0.0
+        for i in range(len(step)):
+            slope = gradient[i] + hessian[i] @ step
+            new = min(max(step[i] - slope / hessian[i, i], low[i]), high[i])
+            largest, step[i] = max(largest, abs(new - step[i])), new
+        if largest < 1e-7:
+            break
+    return step

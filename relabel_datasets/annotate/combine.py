@@ -13,14 +13,14 @@ import PIL.Image
 import torch
 from torch import Tensor
 
+from ..labels.resample import resample_area
 from .annotator import Annotator, classify
-from .resample import resample_area
 
 
 class Ensemble:
     """Annotator that averages the logits of several annotators, such as different models or one model at several sizes.
 
-    Maps are resampled to the grid with the most locations by `resample_area`, which preserves their means. The mean over the
+    The encoding multiscale stores the maps of the members separately instead. For all others, maps are resampled to the grid with the most locations by `resample_area`, which preserves their means. The mean over the
     map of the ensemble is therefore the average of the means over the maps of its members. Logits are not rescaled before
     averaging, so a model with widely spread logits has more weight.
 
@@ -87,13 +87,29 @@ class Ensemble:
         Raises:
             ValueError: The images are not those that `preprocess` returns.
         """
-        inputs = self._split(images)
-        maps = [annotator(inputs[i]) for annotator, i in zip(self.annotators, self._input_of, strict=True)]
+        maps = self.maps(images)
         height, width = max((logits.shape[2:] for logits in maps), key=lambda grid: grid[0] * grid[1])
         total = resample_area(maps[0], (height, width))
         for logits in maps[1:]:
-            total = total + resample_area(logits.to(total.device), (height, width))
+            total = total + resample_area(logits, (height, width))
         return total / len(maps)
+
+    @torch.inference_mode()
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """Compute the logits of each member, which the encoding multiscale stores.
+
+        Args:
+            images: Stacked results of `preprocess`, uint8 `[B, n]`.
+
+        Returns:
+            Logits of each member, float32 `[B, C, H, W]`, on the device of the first one.
+
+        Raises:
+            ValueError: The images are not those that `preprocess` returns.
+        """
+        inputs = self._split(images)
+        maps = [annotator(inputs[i]) for annotator, i in zip(self.annotators, self._input_of, strict=True)]
+        return [logits.to(maps[0].device) for logits in maps]
 
     def _split(self, images: Tensor) -> list[Tensor]:
         """Return the images in each size of the members."""

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..labels.precision import full_precision
-from .resample import resample_area
+from ..labels.resample import resample_area
 
 HEADS = ("local", "linearised")
 Features = Tensor | Sequence[Tensor]

@@ -20,12 +20,12 @@ from ..data.skipped import Skipped
 from ..data.sources import ImageSource
 from ..errors import DatasetError
 from ..labels import codec
-from ..labels.encodings import encode_to_cpu
+from ..labels.encodings import encode_to_cpu, find_entry
 from ..labels.statistics import Statistics, add_up, crop_fidelity, image_statistics
 from ..shards.formats import check_refuses_truncated
 from ..shards.tars import ShardInfo, ShardWriter
 from ..words import counted
-from .annotator import Annotator
+from .annotator import Annotator, annotate_scales
 from .calibrate import measure_images
 from .crop_shard import write_crops
 from .prefetch import LoadedImage, load_images, stack_pixels
@@ -39,10 +39,10 @@ class BuildConfig:
     """Settings of annotation and storage.
 
     Attributes:
-        encoding: Encoding of the labels: `"heatmaps"` or `"topk"` for label maps, `"crops"` for stored crops. Default:
-            `"heatmaps"`.
-        k: Number of classes to keep, per image for heatmaps and per location for topk, or of components that the labels of an
-            image are made of for crops. Default: that of the encoding, 10, 5 or 16.
+        encoding: Encoding of the labels: `"heatmaps"` or `"topk"` for label maps, `"multiscale"` for the heatmaps of each member
+            of an `Ensemble`, such as one model at several input sizes, `"crops"` for stored crops. Default: `"heatmaps"`.
+        k: Number of classes to keep, per image for heatmaps, per image and member for multiscale and per location for topk, or of
+            components that the labels of an image are made of for crops. Default: that of the encoding, 10, 10, 5 or 16.
         storage_dtype: Precision of the stored logits: `"uint4"`, `"uint8"` or `"float16"` for label maps, `"compact"` for crops.
             Default: that of the encoding.
         num_crops: Number of crops per image for the encoding crops, 1 to 65536. Each is one image for the annotator. Default: 100
@@ -69,13 +69,13 @@ class Annotated:
     Attributes:
         info: Content of the shard.
         skipped: Unreadable images that are not in the shard.
-        map_size: (H, W) of the label maps, or None if the shard is empty.
+        map_sizes: (H, W) of the label maps of an image, one for each map. Empty if the shard is empty.
         crops: Measurements of the random crops that calibrate labels, see `calibrate.measure_images`.
     """
 
     info: ShardInfo
     skipped: list[Skipped] = field(default_factory=list)
-    map_size: tuple[int, int] | None = None
+    map_sizes: list[list[int]] = field(default_factory=list)
     crops: list[list[float]] = field(default_factory=list)
 
 
@@ -148,18 +148,24 @@ def _write_maps(
     """Annotate images and write their label maps, and set the size of the maps and the measured crops in `annotated`."""
     # All batches have the same shape; otherwise the last bits of a map would depend on its position in the shard.
     batch_size = min(build_config.batch_size, len(source.keys))
+    annotate = annotate_scales if find_entry(build_config.encoding).has_scales else _annotate_once
     with _Encoder(writer, source, build_config, on_progress, calibrated) as encoder:
         for batch in _image_batches(source, indices, annotator, build_config):
             for item in batch:
                 if isinstance(item, Skipped):
                     on_skipped(item)
             loaded = [item for item in batch if isinstance(item, LoadedImage)]
-            dense = annotator(stack_pixels([item.pixels for item in loaded], batch_size)) if loaded else None
-            if dense is not None:
-                annotated.map_size = (dense.shape[2], dense.shape[3])
+            pixels = stack_pixels([item.pixels for item in loaded], batch_size) if loaded else None
+            dense = [] if pixels is None else annotate(annotator, pixels)
+            if dense:
+                annotated.map_sizes = [list(maps.shape[2:]) for maps in dense]
             encoder.put(loaded, dense, len(batch))
     annotated.crops = measure_images(source, encoder.kept, annotator, batch_size, build_config.num_threads)
     return encoder.statistics
+
+
+def _annotate_once(annotator: Annotator, images: Tensor) -> list[Tensor]:
+    return [annotator(images)]
 
 
 class _Encoder:
@@ -192,10 +198,10 @@ class _Encoder:
             if exc is None:
                 self._wait(0)
 
-    def put(self, loaded: list[LoadedImage], dense: Tensor | None, count: int) -> None:
-        """Queue a batch of `count` images, including unreadable ones. Raises errors of earlier batches."""
+    def put(self, loaded: list[LoadedImage], dense: list[Tensor], count: int) -> None:
+        """Queue the maps of a batch of `count` images, including unreadable ones. Raises errors of earlier batches."""
         ready = None
-        if dense is not None and dense.is_cuda:
+        if dense and dense[0].is_cuda:
             ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
             ready.record()
         self._pending.append((count, self._pool.submit(self._write, loaded, dense, ready)))
@@ -208,24 +214,25 @@ class _Encoder:
             self._on_done(count)
 
     @torch.inference_mode()
-    def _write(self, loaded: list[LoadedImage], dense: Tensor | None, ready: torch.cuda.Event | None) -> None:
-        if dense is None:
+    def _write(self, loaded: list[LoadedImage], dense: list[Tensor], ready: torch.cuda.Event | None) -> None:
+        if not dense:
             return
         if ready is None:
             self._encode(loaded, dense)
             return
         # A separate stream, so that encoding does not wait for batches that the annotator has started in the meantime.
         if self._stream is None:
-            self._stream = torch.cuda.Stream(dense.device, priority=-1)  # type: ignore[no-untyped-call]
+            self._stream = torch.cuda.Stream(dense[0].device, priority=-1)  # type: ignore[no-untyped-call]
         with torch.cuda.stream(self._stream):
             self._stream.wait_event(ready)
-            dense.record_stream(self._stream)
+            for maps in dense:
+                maps.record_stream(self._stream)
             self._encode(loaded, dense)
 
-    def _encode(self, loaded: list[LoadedImage], dense: Tensor) -> None:
+    def _encode(self, loaded: list[LoadedImage], dense: list[Tensor]) -> None:
         source, build_config = self._source, self._build_config
-        if dense.device.type not in ("cpu", "cuda"):  # others, such as MPS, lack operations of the encodings
-            dense = dense.cpu()
+        if dense[0].device.type not in ("cpu", "cuda"):  # others, such as MPS, lack operations of the encodings
+            dense = [maps.cpu() for maps in dense]
         encoded = encode_to_cpu(dense, build_config.encoding, build_config.k).select(slice(len(loaded)))
         blobs = codec.encode(encoded, [item.size for item in loaded], build_config.storage_dtype)
         labels = [source.labels[item.position] for item in loaded]
@@ -233,7 +240,7 @@ class _Encoder:
         count = min(_FIDELITY_CROPS - self.statistics.crops, len(blobs))
         if count > 0:
             sizes = [item.size for item in loaded[:count]]
-            parts.append(crop_fidelity(dense[:count], blobs[:count], sizes, self._random))
+            parts.append(crop_fidelity([maps[:count] for maps in dense], blobs[:count], sizes, self._random))
         self.statistics = add_up(parts)
         for item, blob in zip(loaded, blobs, strict=True):
             self._writer.add(source.keys[item.position], source.labels[item.position], item.data, blob)

@@ -121,7 +121,7 @@ class Work:
             rows, num_bytes, sha256, statistics = record["info"]
             info = ShardInfo([Row(*row) for row in rows], num_bytes, sha256, Statistics.from_list(statistics))
             skipped = [Skipped(*fields) for fields in record["skipped"]]
-            annotated = Annotated(info, skipped, record["map_size"], record["crops"])
+            annotated = Annotated(info, skipped, record["map_sizes"], record["crops"])
         except (KeyError, TypeError, ValueError):
             return None  # not finished, or the record is damaged
         is_valid = self.output.has(self.file(self.names[number]), info.num_bytes, info.sha256)
@@ -159,12 +159,12 @@ class Work:
             self.output.publish(self.file(name))
             self.output.write(f"{self._hidden}/{name}.json", json.dumps(asdict(annotated)).encode())
 
-    def restore(self, split: Split, map_size: Sequence[int] | None) -> int:
+    def restore(self, split: Split, map_sizes: list[list[int]]) -> int:
         """Record all valid shards of a finished split on disk, so that only the others are annotated.
 
         Args:
             split: Split in the manifest.
-            map_size: (H, W) of the label maps.
+            map_sizes: (H, W) of the label maps of an image.
 
         Returns:
             Number of valid shards.
@@ -177,10 +177,9 @@ class Work:
             if self.output.has(self.file(name), num_bytes, sha256):
                 rows = read_rows(self.output.shard_path(self.file(name)))
                 keys = map(self.source.keys.__getitem__, self.shards[number])
-                size = None if map_size is None else (map_size[0], map_size[1])
                 statistics = Statistics.from_list(split.shard_statistics[number])
                 info = ShardInfo(rows, num_bytes, sha256, statistics)
-                self.store(number, Annotated(info, [skipped[key] for key in keys if key in skipped], size))
+                self.store(number, Annotated(info, [skipped[key] for key in keys if key in skipped], map_sizes))
                 num_valid += 1
         return num_valid
 

@@ -70,7 +70,7 @@ def add_annotator_arguments(parser: argparse.ArgumentParser, default: str | None
         type=float,
         nargs="+",
         metavar="X",
-        help="average over input sizes, given as factors of --input-size",
+        help="input sizes, given as factors of --input-size, whose maps are averaged or, with --encoding multiscale, stored separately",
     )
     group.add_argument(
         "--dtype", choices=["float32", "bfloat16", "float16"], default="float32",

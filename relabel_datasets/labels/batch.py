@@ -193,4 +193,5 @@ def batch_key(label_map: LabelMap) -> tuple[Any, ...]:
 
 
 def _described(label_map: LabelMap) -> str:
-    return f"{label_map.encoding} {'x'.join(map(str, label_map.shape))} of {label_map.num_classes} classes"
+    sizes = " and ".join("x".join(map(str, size)) for size in label_map.map_sizes)
+    return f"{label_map.encoding} {label_map.shape[0]}x{sizes} of {label_map.num_classes} classes"

@@ -3,7 +3,9 @@
 The mean of the logits under a crop is not what the annotator answers to the crop alone: a large crop spreads an object over many
 locations, and their mean is less sure than the annotator is. The gain is a factor of the pooled logits that corrects this.
 
-Shapes: B images, n = h * w output cells.
+An image with several label maps has gains for each of them. Its label is the softmax of the sum of their pooled logits.
+
+Shapes: B images, S label maps per image, n = h * w output cells.
 """
 
 from __future__ import annotations
@@ -28,22 +30,22 @@ class Calibration:
 
     Attributes:
         shares: Knots, increasing shares of the image area in 0..1.
-        gains: Positive gain at each knot.
+        gains: Positive gain at each knot, for each of the S label maps of an image. S is 1 unless the encoding is multiscale.
         num_crops: Number of random crops that the gains were fitted to.
         kl_before: Mean divergence in nats of the pooled labels from the annotator's answers to these crops, without gains.
         kl_after: The same divergence with the gains.
     """
 
     shares: tuple[float, ...]
-    gains: tuple[float, ...]
+    gains: tuple[tuple[float, ...], ...]
     num_crops: int
     kl_before: float
     kl_after: float
 
     def gains_at(self, shares: npt.ArrayLike) -> Floats:
-        """Return the gain at each share of the image area."""
-        positions = np.log(np.maximum(shares, self.shares[0]))
-        gains: Floats = np.interp(positions, np.log(self.shares), self.gains)
+        """Return the gain at each share `[...]` of the image area for each label map, `[..., S]`."""
+        positions, knots = np.log(np.maximum(shares, self.shares[0])), np.log(self.shares)
+        gains: Floats = np.stack([np.interp(positions, knots, gains) for gains in self.gains], -1)
         return gains
 
 
@@ -54,7 +56,7 @@ def calibrated_temperature(
     grid: tuple[int, int],
     temperature: float,
 ) -> Floats:
-    """Return the divisor of the pooled logits in each cell, `[B, n]`: the temperature over the gain.
+    """Return the divisor of the pooled logits in each cell of each map, `[B, n, S]`: the temperature over the gain.
 
     Args:
         calibrations: Calibration of each image.
@@ -64,14 +66,19 @@ def calibrated_temperature(
         temperature: Divisor of the calibrated logits.
 
     Raises:
-        ValueError: An image has no calibration.
+        ValueError: An image has no calibration, or the numbers of maps differ.
     """
     shares = covered_shares(views, grid)
     first = calibrations[0]
     # The usual case, as fast as possible.
     if first is not None and all(calibration is first for calibration in calibrations):
         return temperature / first.gains_at(shares)
-    gains = np.empty_like(shares)
+    numbers = {len(calibration.gains) for calibration in calibrations if calibration is not None}
+    if len(numbers) > 1:
+        raise ValueError(
+            f"the calibrations of a batch have gains of {sorted(numbers)} label maps per image: use one loader per config"
+        )
+    gains = np.empty((*shares.shape, *numbers))
     for calibration in dict.fromkeys(calibrations):
         rows = [row for row, other in enumerate(calibrations) if other == calibration]
         if calibration is None:

@@ -40,7 +40,7 @@ class LabelMap(TVTensor):
     """Class logits of an image that follow the image through v2 transforms.
 
     The map itself is the tensor of the logits, `[K, H, W]`. Its encoding says which classes they belong to, and what the logits of
-    all other classes are: `heatmaps` and `topk` are
+    all other classes are. `heatmaps`, each map of `multiscale`, and `topk` are
 
         dense[c, y, x] = logits[k, y, x] where classes[k, y, x] == c, else base[c], or 0 for topk
 
@@ -56,7 +56,8 @@ class LabelMap(TVTensor):
         key: Key of the sample in its dataset, if it has one.
         label: Original class index of the sample, if it has one.
         tensors: Other tensors of the encoding, as keywords: integer class indices `classes`, `[K, 1, 1]` for heatmaps and
-            `[K, H, W]` for topk, and for heatmaps the logits `base` `[C]` of the classes that are not stored.
+            `[K, H, W]` for topk, and for heatmaps the logits `base` `[C]` of the classes that are not stored. For multiscale, also
+            `logits_1`, `classes_1` and `base_1` of the second map, and so on.
 
     Raises:
         ValueError: The encoding is unknown, names, shapes or dtypes of the tensors are not those of the encoding, or a class
@@ -150,6 +151,11 @@ class LabelMap(TVTensor):
         return self.tensors.get("base")
 
     @property
+    def map_sizes(self) -> list[list[int]]:
+        """Sizes (H, W) of the maps of the image: one, or for `multiscale` one for each input size of the annotator."""
+        return self._metadata.encoding.map_sizes(self.logits, self._metadata.parts)
+
+    @property
     def num_classes(self) -> int:
         """Number of classes C."""
         return self._metadata.num_classes
@@ -187,7 +193,7 @@ class LabelMap(TVTensor):
     @classmethod
     def from_logits(
         cls,
-        dense: Tensor,
+        dense: Tensor | Sequence[Tensor],
         encoding: str = "heatmaps",
         *,
         k: int | None = None,
@@ -198,11 +204,12 @@ class LabelMap(TVTensor):
         """Encode dense logits as a label map.
 
         Args:
-            dense: Class logits at every location, `[C, H, W]`.
+            dense: Class logits at every location, `[C, H, W]`. For `"multiscale"`, those of each input size.
             encoding: `"heatmaps"` keeps whole heatmaps of the `k` classes that matter most in the image and the mean logit
                 of every other class. `"topk"` keeps the `k` best classes at each location and sets all others to 0.
-            k: Number of classes to keep, at most C. Default: 10 for heatmaps, 5 for topk.
-            canvas_size: Size (height, width) of the image in pixels. Default: (H, W).
+                `"multiscale"` keeps the heatmaps of each of several input sizes.
+            k: Number of classes to keep, at most C. Default: 10 for heatmaps and multiscale, 5 for topk.
+            canvas_size: Size (height, width) of the image in pixels. Default: (H, W) of the first map.
             key: Key of the sample.
             label: Original class index of the sample.
 
@@ -210,14 +217,16 @@ class LabelMap(TVTensor):
             The label map.
 
         Raises:
-            ValueError: `dense` is not a finite `[C, H, W]`, the encoding is unknown, or `k` is below 1.
+            ValueError: `dense` is not a finite `[C, H, W]`, the encoding is unknown or not one of several maps, or `k` is below 1.
         """
-        if dense.ndim != 3:
-            raise ValueError(f"dense logits must be [C, H, W], got {tuple(dense.shape)}")
-        encoded = encode_logits(dense[None], encoding, k)
+        maps = [dense] if isinstance(dense, Tensor) else dense
+        for one in maps:
+            if one.ndim != 3:
+                raise ValueError(f"dense logits must be [C, H, W], got {tuple(one.shape)}")
+        encoded = encode_logits([one[None] for one in maps], encoding, k)
         tensors: dict[str, Any] = {name: tensor[0] for name, tensor in encoded.tensors.items()}
         return cls(
-            **tensors, encoding=encoding, num_classes=dense.shape[0], canvas_size=canvas_size, key=key, label=label
+            **tensors, encoding=encoding, num_classes=encoded.num_classes, canvas_size=canvas_size, key=key, label=label
         )  # fmt: skip
 
     def with_sample(self, key: str, label: int) -> LabelMap:
@@ -229,7 +238,10 @@ class LabelMap(TVTensor):
         return LabelMap._wrap(self.logits, self._metadata._replace(canvas_size=canvas_size))
 
     def dense(self) -> Tensor:
-        """Return the logits `[C, H, W]` of the whole original image, regardless of the view."""
+        """Return the logits `[C, H, W]` of the whole original image, regardless of the view.
+
+        For several maps, this is their mean, at the locations of the map with the most.
+        """
         return self._metadata.encoding.dense(self._encoded())[0]
 
     def _encoded(self) -> Encoded:

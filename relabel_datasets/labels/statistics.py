@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -17,8 +18,10 @@ from .batch import LabelMapBatch
 from .crop_labels import CropLabels
 from .crops import random_resized_crops
 from .encodings.base import Encoded
+from .encodings.grid_pooling import pool_scales
+from .encodings.registry import get_map_encoding
+from .encodings.sparse import SparseEncoding
 from .label_map import LabelMap
-from .pooling import pool_labels
 from .view import rows_of_boxes
 from .windows import measure_windows
 
@@ -97,12 +100,12 @@ def image_statistics(encoded: Encoded, labels: Sequence[int]) -> Statistics:
 
 
 def crop_fidelity(
-    dense: Tensor, blobs: Sequence[bytes], sizes: Sequence[tuple[int, int]], generator: np.random.Generator
+    dense: Sequence[Tensor], blobs: Sequence[bytes], sizes: Sequence[tuple[int, int]], generator: np.random.Generator
 ) -> Statistics:
     """Compare labels pooled from stored maps with labels pooled from dense logits, on one random crop per image.
 
     Args:
-        dense: Logits of the annotator `[B, C, H, W]`.
+        dense: Logits of the annotator `[B, C, H, W]` for each map of an image.
         blobs: Stored maps of the same images.
         sizes: Image sizes (height, width) in pixels.
         generator: Source of the random crops.
@@ -113,13 +116,22 @@ def crop_fidelity(
     # One image at a time, so that the crops do not depend on the batch size.
     crops = [random_resized_crops([size], generator) for size in sizes]
     boxes = torch.from_numpy(np.concatenate(crops)).float()
-    num_classes = dense.shape[1]
-    every = torch.arange(num_classes, device=dense.device)[None, :, None, None].expand(len(dense), -1, -1, -1)
-    pooled = pool_labels(dense.float(), every, boxes, num_classes=num_classes)
-    true = copy_to_cpu({"pooled": pooled})["pooled"]
+    true = copy_to_cpu({"pooled": pool_dense(dense, boxes.numpy())})["pooled"]
     maps = LabelMapBatch.of([LabelMap.from_safetensors(blob) for blob in blobs]).encoded
     stored = maps.encoding.pool(maps, rows_of_boxes(boxes.numpy()))
     return _divergence(true, stored)
+
+
+def pool_dense(dense: Sequence[Tensor], boxes_xyxy: npt.NDArray[np.float32]) -> Tensor:
+    """Return the soft labels `[B, C]` of one box of each image from the dense logits `[B, C, H, W]` of its maps."""
+    heatmaps, num_classes = get_map_encoding("heatmaps"), dense[0].shape[1]
+    assert isinstance(heatmaps, SparseEncoding)
+    scales = []
+    for logits in dense:
+        every = torch.arange(num_classes, device=logits.device)[None, :, None, None].expand(len(logits), -1, -1, -1)
+        base = logits.new_zeros(len(logits), num_classes, dtype=torch.float32)
+        scales.append(Encoded(heatmaps, {"logits": logits.float(), "classes": every, "base": base}, num_classes))
+    return pool_scales(scales, rows_of_boxes(boxes_xyxy), heatmaps.mean_logits)
 
 
 def stored_crop_statistics(logits: Tensor, labels: CropLabels, compared: int | None) -> Statistics:

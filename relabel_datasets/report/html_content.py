@@ -96,7 +96,8 @@ def _stored_labels(manifest: Manifest) -> Fact:
     note = f"{encoding['name']}, k = {encoding['k']}, {encoding['dtype']}"
     if not manifest.has_maps:
         return Fact("Stored crops", f"{encoding['num_crops']} per image", note)
-    return Fact("Label maps", f"{' x '.join(map(str, encoding['map_size']))} locations", note)
+    sizes = " and ".join(" x ".join(map(str, size)) for size in manifest.map_sizes)
+    return Fact("Label maps", f"{sizes} locations", note)
 
 
 def _annotator(manifest: Manifest) -> str:

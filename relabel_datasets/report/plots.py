@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -171,7 +172,12 @@ def _confused(axes: Axes, table: Table, analysis: Analysis) -> None:
 
 def _calibration(axes: Axes, table: Table, analysis: Analysis) -> None:
     shares = [100 * share for share in _column(table, "area_share")]
-    axes.plot(shares, _column(table, "gain"), color=_COLORS[0], marker=_MARKERS[0], markersize=4)
+    names = table.columns[1:]
+    for name, color, marker in zip(names, cycle(_COLORS), cycle(_MARKERS)):
+        size = name.removeprefix("gain_")
+        axes.plot(shares, _column(table, name), color=color, marker=marker, markersize=4, label=f"{size} map")
+    if len(names) > 1:
+        axes.legend(frameon=False)
     axes.axhline(1, color="0.7", linewidth=0.8)
     axes.set_xscale("log")
     axes.set_xticks(shares, [f"{share:.0f}" for share in shares])

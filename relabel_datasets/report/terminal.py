@@ -130,7 +130,7 @@ def _describe_shard(path: str, num_samples: int, width: int) -> Iterator[str]:
 
 def _describe_config(folder: Folder, manifest: Manifest) -> Iterator[str]:
     encoding, annotator, classes = manifest.encoding, manifest.annotator, legible_names(manifest.classes)
-    size = "x".join(map(str, encoding["map_size"] or ()))
+    size = " and ".join("x".join(map(str, size)) for size in manifest.map_sizes)
     labels = f"maps       {size} locations" if manifest.has_maps else f"crops      {encoding['num_crops']} per image"
     more = f", ... {len(classes) - _NUM_CLASSES} more" if len(classes) > _NUM_CLASSES else ""
     yield f"{folder}: config {manifest.config}, made with {manifest.made_with}"
@@ -146,7 +146,7 @@ def _describe_config(folder: Folder, manifest: Manifest) -> Iterator[str]:
         shards = counted(len(split.filenames), "shard")
         size = f"{sum(split.shard_bytes) / 1e6:,.1f} MB"
         yield f"  {split.name:<10} {split.num_samples:,} samples in {shards}, {images}, {size}{skipped}"
-        yield from _describe_statistics(split)
+        yield from _describe_statistics(split, manifest.map_sizes)
     if any(total(split.shard_statistics).several is not None for split in manifest.splits.values()):
         yield from textwrap.wrap(SHOWN_DEFINITION, 110, initial_indent=" " * 13, subsequent_indent=" " * 13)
 
@@ -156,7 +156,7 @@ def _input_of(annotator: dict[str, object]) -> str:
     return f", input {'x'.join(map(str, size))}" if isinstance(size, (list, tuple)) else ""
 
 
-def _describe_statistics(split: Split) -> Iterator[str]:
+def _describe_statistics(split: Split, map_sizes: Sequence[Sequence[int]]) -> Iterator[str]:
     statistics = total(split.shard_statistics)
     if split.num_samples:
         several = (
@@ -165,10 +165,15 @@ def _describe_statistics(split: Split) -> Iterator[str]:
         yield f"{'':13}{split.agreement:.1%} agree with their label{several}"
     if split.calibration is not None:
         calibration = split.calibration
-        gains = ", ".join(
-            f"{gain:.2f} at {share:.0%}" for share, gain in zip(calibration.shares, calibration.gains, strict=True)
-        )
-        yield f"{'':13}calibrated KL {calibration.kl_after:.3f} instead of {calibration.kl_before:.3f}, gain {gains} of the area"
+        after = [""] if len(map_sizes) == 1 else [f", {height}x{width} map" for height, width in map_sizes]
+        gains = [
+            ", ".join(f"{gain:.2f} at {share:.0%}" for share, gain in zip(calibration.shares, of_map, strict=True))
+            + f" of the area{name}"
+            for of_map, name in zip(calibration.gains, after, strict=True)
+        ]
+        lines = [f"calibrated KL {calibration.kl_after:.3f} instead of {calibration.kl_before:.3f}, gain {gains[0]}"]
+        for line in (*lines, *(f"gain {one}" for one in gains[1:])):
+            yield f"{'':13}{line}"
 
 
 def _describe_samples(

@@ -272,7 +272,7 @@ def _describe(root: Path, manifest: Manifest) -> dict[str, Any]:
         "license": manifest.annotator.get("license"),
         "exact": manifest.annotator.get("linear_head"),
         "encoding": manifest.encoding,
-        "map_size": _as_size(manifest.encoding.get("map_size")),
+        "map_size": " and ".join(" x ".join(map(str, size)) for size in manifest.map_sizes) or None,
         "num_crops": manifest.encoding.get("num_crops"),
         "num_classes": len(manifest.classes),
         "splits": splits,

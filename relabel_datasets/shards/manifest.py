@@ -16,7 +16,7 @@ from typing import Any
 
 from ..errors import DatasetError
 from ..labels.calibration import Calibration
-from ..labels.limits import MAX_CLASSES, MAX_CROPS, MAX_DENSE
+from ..labels.limits import MAX_CLASSES, MAX_CROPS, MAX_DENSE, MAX_SCALES
 from ..naming import check_config, check_extension, check_file_name, check_sha256, check_split
 from ..schema import (
     FieldError,
@@ -100,8 +100,9 @@ class Manifest:
         config: Name of the config.
         classes: Names of the classes.
         annotator: Description of the annotator, from `Annotator.describe`.
-        encoding: Name, `k`, `dtype` and `map_size` of the encoding. For stored crops, `map_size` is None, and `num_crops` is the
-            number of crops per image.
+        encoding: Name, `k`, `dtype` and `map_size` of the encoding. For multiscale, `map_sizes` are the sizes of all maps of an
+            image, and `map_size` is the largest. For stored crops, `map_size` is None, and `num_crops` is the number of crops per
+            image.
         splits: Entries of the splits, by name.
         made_with: Name and version of the package that wrote it.
         version: Version of the format.
@@ -119,6 +120,13 @@ class Manifest:
     def has_maps(self) -> bool:
         """Whether the config has label maps, not stored crops."""
         return "num_crops" not in self.encoding
+
+    @property
+    def map_sizes(self) -> list[list[int]]:
+        """Sizes (H, W) of the label maps of an image. Empty for stored crops, and if all shards are empty."""
+        encoding = self.encoding
+        sizes: list[list[int]] = encoding.get("map_sizes", [encoding["map_size"]] if encoding["map_size"] else [])
+        return sizes
 
     def check_maps(self, purpose: str) -> None:
         """Raise DatasetError if the config has stored crops instead of label maps.
@@ -211,16 +219,26 @@ class Manifest:
         for split in content["splits"].values():
             if split["calibration"] is None:
                 del split["calibration"]
+            elif "map_sizes" not in self.encoding:  # of one map
+                (split["calibration"]["gains"],) = split["calibration"]["gains"]
         content["checksum"] = _checksum(content)
         return (json.dumps(content, indent=1, sort_keys=True) + "\n").encode()
+
+
+def _check_gains(value: object, name: str) -> None:
+    """Check the gains of one map, or those of each map of an image."""
+    of_maps = isinstance(value, list) and value and isinstance(value[0], list)
+    rule = list_of(list_of(number(), 1), 1, MAX_SCALES) if of_maps else list_of(number(), 1)
+    rule(value, name)
 
 
 _COUNT = integer(0, MAX_SAMPLES)
 # See labels.statistics.Statistics. Early versions wrote five values.
 _STATISTICS = tuple_of(_COUNT, _COUNT, _COUNT, number(), _COUNT, integer(), num_optional=1)
 _COMPUTED_WITH = record(batch_size=integer(1), device=optional(text()), torch=text())
+_MAP_SIZE = tuple_of(integer(1, MAX_DENSE), integer(1, MAX_DENSE))
 _CALIBRATION = record(
-    shares=list_of(number(), 1), gains=list_of(number(), 1), num_crops=integer(1), kl_before=number(), kl_after=number()
+    shares=list_of(number(), 1), gains=_check_gains, num_crops=integer(1), kl_before=number(), kl_after=number()
 )
 _SPLIT_FIELDS: dict[str, Rule] = {
     "name": check_split,
@@ -245,14 +263,15 @@ _ENCODING: dict[str, Rule] = {
     "name": text(".+", "a name"),
     "k": integer(1, MAX_CLASSES),
     "dtype": text(".+", "a name"),
-    "map_size": optional(tuple_of(integer(1, MAX_DENSE), integer(1, MAX_DENSE))),
+    "map_size": optional(_MAP_SIZE),
+    "map_sizes": list_of(_MAP_SIZE, 0, MAX_SCALES),
     "num_crops": integer(1, MAX_CROPS),
 }
 _MANIFEST = record(
     config=check_config,
     classes=list_of(text(), 2, MAX_CLASSES),
     annotator=free_form(name=text()),
-    encoding=fields(_ENCODING, optional=("num_crops",)),  # only for stored crops
+    encoding=fields(_ENCODING, optional=("num_crops", "map_sizes")),  # only for stored crops and for multiscale
     splits=dict_of(_SPLIT, 1),
     made_with=text(),
     version=integer(VERSION, VERSION),
@@ -266,6 +285,9 @@ def _check_relations(content: dict[str, Any]) -> None:
         FieldError: Two fields contradict each other.
     """
     classes, map_size = content["classes"], content["encoding"]["map_size"]
+    map_sizes = content["encoding"].get("map_sizes")
+    if map_sizes is not None and map_size != max(map_sizes, key=math.prod, default=None):
+        fail("encoding.map_size", "the largest of map_sizes", map_size)
     if map_size and len(classes) * math.prod(map_size) > MAX_DENSE:
         fail("encoding.map_size", f"at most {MAX_DENSE} locations x classes, with {len(classes)} classes", map_size)
     num_crops = content["encoding"].get("num_crops", 0)
@@ -278,7 +300,7 @@ def _check_relations(content: dict[str, Any]) -> None:
             fail(f"{field}.name", f"{name!r}, its key", split["name"])
         _check_shards(split, field)
         if "calibration" in split:
-            _check_calibration(split["calibration"], f"{field}.calibration")
+            _check_calibration(split["calibration"], map_sizes, f"{field}.calibration")
         for file in (split["index"], *split["filenames"]):
             if file.lower() in files:  # the file systems of macOS and Windows ignore case
                 raise FieldError(
@@ -300,19 +322,34 @@ def _check_shards(split: dict[str, Any], field: str) -> None:
             fail(f"{field}.shard_statistics[{shard}]", f"counts of at most {length} samples", statistics)
 
 
-def _check_calibration(calibration: dict[str, Any], field: str) -> None:
+def _check_calibration(calibration: dict[str, Any], map_sizes: list[list[int]] | None, field: str) -> None:
     shares, gains = calibration["shares"], calibration["gains"]
     if not 0 < shares[0] <= shares[-1] <= 1 or any(low >= high for low, high in pairwise(shares)):
         fail(f"{field}.shares", "increasing numbers above 0 and at most 1", shares)
-    if len(gains) != len(shares) or min(gains) <= 0:
-        fail(f"{field}.gains", f"{len(shares)} positive numbers, one for each of shares", gains)
+    expected = f"{len(shares)} positive numbers, one for each of shares"
+    if map_sizes is None:
+        gains_of_maps = [gains]
+    else:
+        gains_of_maps, expected = gains, f"{len(map_sizes)} lists of {expected}, one for each of map_sizes"
+    nested = all(isinstance(row, list) for row in gains_of_maps)
+    if (
+        not nested
+        or len(gains_of_maps) != len(map_sizes or [0])
+        or any(
+            len(row) != len(shares) or not all(isinstance(gain, (int, float)) and gain > 0 for gain in row)
+            for row in gains_of_maps
+        )
+    ):
+        fail(f"{field}.gains", expected, gains)
 
 
 def _parse_split(content: dict[str, Any]) -> Split:
     calibration = content.pop("calibration", None)
     if calibration is None:
         return Split(**content)
-    knots = {name: tuple(calibration[name]) for name in ("shares", "gains")}
+    gains = calibration["gains"]
+    of_maps = gains if isinstance(gains[0], list) else [gains]
+    knots = {"shares": tuple(calibration["shares"]), "gains": tuple(map(tuple, of_maps))}
     return Split(**content, calibration=Calibration(**{**calibration, **knots}))
 
 

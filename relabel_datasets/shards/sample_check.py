@@ -166,10 +166,9 @@ class SampleCheck:
                 self._report(
                     key, f"label map: has {label_map.num_crops} crops, the manifest says {encoding.get('num_crops')}"
                 )
-        elif encoding["map_size"] and list(label_map.shape[1:]) != list(encoding["map_size"]):
-            self._report(
-                key, f"label map: has size {list(label_map.shape[1:])}, the manifest says {encoding['map_size']}"
-            )
+        elif (expected := self._split.manifest.map_sizes) and label_map.map_sizes != expected:
+            actual, wanted = (sizes if len(sizes) > 1 else sizes[0] for sizes in (label_map.map_sizes, expected))
+            self._report(key, f"label map: has size {actual}, the manifest says {wanted}")
         return label_map.canvas_size
 
     def _check_image(self, key: str, data: bytes, size: tuple[int, int] | None) -> None:

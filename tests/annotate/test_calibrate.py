@@ -59,11 +59,11 @@ def records_of(gain_of, num_images):
 
 
 def test_the_fit_recovers_gains_that_depend_on_the_area():
-    true = Calibration((0.08, 1.0), (0.7, 2.0), num_crops=1, kl_before=0.0, kl_after=0.0)
-    records = records_of(lambda share: float(true.gains_at(share)), 60)
+    true = Calibration((0.08, 1.0), ((0.7, 2.0),), num_crops=1, kl_before=0.0, kl_after=0.0)
+    records = records_of(lambda share: true.gains_at(share).item(), 60)
     fitted = fit_calibration(records)
     assert fitted.num_crops == 240
-    assert fitted.gains == pytest.approx(true.gains_at(fitted.shares), rel=0.2)
+    assert fitted.gains[0] == pytest.approx(true.gains_at(fitted.shares)[:, 0], rel=0.2)
     assert fitted.kl_after < 0.1 * fitted.kl_before
 
 
@@ -72,13 +72,13 @@ def test_a_fit_is_never_worse_than_no_gains():
         fitted = fit_calibration(records_of(lambda share: 1.0, 4)[:num_crops])
         assert fitted.num_crops == num_crops
         assert fitted.kl_after <= fitted.kl_before
-        assert fitted.gains == pytest.approx((1, 1, 1, 1), abs=0.1)
+        assert fitted.gains[0] == pytest.approx((1, 1, 1, 1), abs=0.1)
 
 
-def test_gains_stay_in_the_range_that_was_measured():
+def test_gains_stay_in_their_range():
     for true in (1e-3, 1e3):
         gains = np.array(fit_calibration(records_of(lambda share, true=true: true, 8)).gains)
-        assert (gains >= 0.25).all()
+        assert (gains >= 0.01).all()
         assert (gains <= 8).all()
         assert (gains < 0.5).any() if true < 1 else (gains > 2).any()
 

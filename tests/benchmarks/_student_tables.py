@@ -17,11 +17,13 @@ LABELS: Mapping[str, Mapping[str, Any]] = {  # values of the recipe by kind of l
     "ReLabel + CutMix": {"labels": "relabel", "cutmix": 1.0},
     "ReLabel, temperature 3": {"labels": "relabel", "temperature": 3.0},
     "ReLabel, calibrated": {"labels": "relabel", "calibrated": True},
+    "ReLabel, two scales": {"labels": "relabel", "calibrated": True},
     "stored crops": {"labels": "relabel"},
     "global multi-label": {"labels": "global-multi"},
     "localized single label": {"labels": "localized-single"},
     "online distillation": {"labels": "distilled"},
 }
+CONFIGS = {"ReLabel, two scales": "scales", "stored crops": "crops"}  # by kind of labels; all others: maps
 FROM_DATASET = ("single label", "label smoothing")  # learn from the labels of the dataset, which can be wrong
 _COLORS = ("#D55E00", "#CC79A7", "#0072B2", "#009E73")  # Okabe and Ito, "Color Universal Design", 2008
 

@@ -33,7 +33,7 @@ from relabel_datasets.labels.encodings import encode_logits
 from relabel_datasets.labels.view import rows_of_boxes
 
 _BATCH = 16
-_KNOTS = np.geomspace(0.08, 1, 4)
+Kind = tuple[str, tuple[int, ...]]  # encoding and input sizes
 
 
 class Crops(NamedTuple):
@@ -64,11 +64,11 @@ class Row(NamedTuple):
 
 
 class StoredMaps(NamedTuple):
-    """Stored label maps of one input size."""
+    """Stored label maps, each of one or several input sizes."""
 
-    size: int
+    sizes: tuple[int, ...]
     blobs: list[bytes]
-    pooled: Tensor  # mean logits of the crops, [N, n, C]
+    pooled: Tensor  # mean logits of the crops, [N, n, S, C]
 
     @property
     def num_bytes(self) -> float:
@@ -97,16 +97,24 @@ def draw_crops(images: list[PIL.Image.Image], num_crops: int, annotator: Annotat
     return Crops(images, np.stack(boxes), torch.stack(answers))
 
 
-def store_maps(args: argparse.Namespace, crops: Crops, size: int, encoding: str = "heatmaps") -> StoredMaps:
-    """Annotate whole images at an input size, and store their maps."""
-    annotator = annotator_from(args, size)
-    blobs: list[bytes] = []
+def store_maps(args: argparse.Namespace, crops: Crops, kinds: list[Kind]) -> Iterator[StoredMaps]:
+    """Annotate whole images at all input sizes, and yield their stored maps of each encoding."""
+    annotators = {size: annotator_from(args, size) for size in args.sizes}
+    blobs: dict[Kind, list[bytes]] = {kind: [] for kind in kinds}
     for start in range(0, len(crops.images), _BATCH):
         images = crops.images[start : start + _BATCH]
-        encoded = encode_logits(annotate(annotator, images), encoding)
-        blobs += codec.encode(encoded, [(image.height, image.width) for image in images])
-    pooled = [pooled_logits(blob, rows_of_boxes(boxes)) for blob, boxes in zip(blobs, crops.boxes, strict=True)]
-    return StoredMaps(size, blobs, torch.stack(pooled))
+        dense = {size: annotate(annotator, images) for size, annotator in annotators.items()}
+        for encoding, sizes in kinds:
+            encoded = encode_logits([dense[size] for size in sizes], encoding)
+            blobs[encoding, sizes] += codec.encode(encoded, [(image.height, image.width) for image in images])
+    for kind, stored in blobs.items():
+        pooled = [pooled_logits(blob, rows_of_boxes(boxes)) for blob, boxes in zip(stored, crops.boxes, strict=True)]
+        yield StoredMaps(kind[1], stored, torch.stack(pooled))
+
+
+def averaged(maps: StoredMaps) -> Tensor:
+    """Return the pooled logits of uncalibrated labels."""
+    return maps.pooled.mean(2)
 
 
 def calibrated(maps: StoredMaps, crops: Crops) -> Tensor:
@@ -114,32 +122,10 @@ def calibrated(maps: StoredMaps, crops: Crops) -> Tensor:
     fitted = slice(crops.num_fitted)
     records = map(measure_crops, maps.blobs[fitted], crops.boxes[fitted], crops.answers[fitted])
     calibration = fit_calibration([record for of_image in records for record in of_image])
-    sys.stderr.write(f"{maps.size} px: {calibration}\n")
-    return maps.pooled * torch.from_numpy(calibration.gains_at(crops.shares))[..., None]
-
-
-def combined(all_maps: list[StoredMaps], crops: Crops) -> Tensor:
-    """Return the sum of the pooled logits of several maps, each with weights by area that are fitted together."""
-    positions = np.interp(np.log(crops.shares), np.log(_KNOTS), np.arange(len(_KNOTS)))
-    hats = torch.from_numpy(np.maximum(0, 1 - np.abs(positions[..., None] - np.arange(len(_KNOTS)))))  # [N, n, knots]
-    pooled = torch.stack([maps.pooled for maps in all_maps], 2)  # [N, n, maps, C]
-    weights = torch.full((len(_KNOTS), len(all_maps)), 1 / len(all_maps), dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.LBFGS([weights], max_iter=200, line_search_fn="strong_wolfe")
-    fitted = slice(crops.num_fitted)
-
-    def mix(images: slice) -> Tensor:
-        return torch.einsum("ijk,ks,ijsc->ijc", hats[images], weights, pooled[images])
-
-    def loss() -> Tensor:
-        optimizer.zero_grad()
-        value = divergences(mix(fitted), crops.answers[fitted]).mean()
-        value.backward()
-        return value
-
-    optimizer.step(loss)
-    sizes = [maps.size for maps in all_maps]
-    sys.stderr.write(f"weights of {sizes} px, by area: {weights.detach().numpy().round(2).tolist()}\n")
-    return mix(slice(None)).detach()
+    labels = torch.einsum("ijsc,ijs->ijc", maps.pooled, torch.from_numpy(calibration.gains_at(crops.shares)))
+    exact = divergences(labels[fitted], crops.answers[fitted]).mean()
+    sys.stderr.write(f"{maps.sizes} px: {calibration}, {exact:.4f} with all classes\n")
+    return labels
 
 
 def divergences(labels: Tensor, answers: Tensor) -> Tensor:
@@ -162,19 +148,21 @@ def dense_row(args: argparse.Namespace, crops: Crops) -> Row:
 def map_rows(args: argparse.Namespace, crops: Crops) -> Iterator[Row]:
     """Yield the rows of label maps: the paper's, one map with gains at each size, and several maps with gains."""
     yield dense_row(args, crops)
-    stored = {size: store_maps(args, crops, size) for size in args.sizes}
-    main = stored[args.size]
-    paper = store_maps(args, crops, args.size, "topk")
-    yield Row(f"one map, {args.size} px, topk 5 as in the paper", paper.pooled, paper.num_bytes, 1)
+    groups = list(dict.fromkeys([(min(args.sizes), args.size), tuple(args.sizes)]))
+    kinds = [("topk", (args.size,)), *(("heatmaps", (size,)) for size in args.sizes)]
+    kinds += [("multiscale", group) for group in groups]
+    stored = dict(zip(kinds, store_maps(args, crops, kinds), strict=True))
+    paper, main = stored["topk", (args.size,)], stored["heatmaps", (args.size,)]
+    yield Row(f"one map, {args.size} px, topk 5 as in the paper", averaged(paper), paper.num_bytes, 1)
     yield Row("same, with gains by area", calibrated(paper, crops), paper.num_bytes, 1)
-    yield Row(f"one map, {args.size} px, heatmaps", main.pooled, main.num_bytes, 1)
-    for size, maps in stored.items():
+    yield Row(f"one map, {args.size} px, heatmaps", averaged(main), main.num_bytes, 1)
+    for size in args.sizes:
+        maps = stored["heatmaps", (size,)]
         yield Row(f"one map, {size} px, heatmaps with gains by area", calibrated(maps, crops), maps.num_bytes, 1)
-    groups = [[stored[min(stored)], main], list(stored.values())]
-    for group in groups if len(stored) > 2 else groups[:1]:
-        names = ", ".join(str(maps.size) for maps in group)
-        num_bytes = sum(maps.num_bytes for maps in group)
-        yield Row(f"{len(group)} maps, {names} px, gains by area", combined(group, crops), num_bytes, len(group))
+    for group in groups:
+        maps, name = stored["multiscale", group], f"{len(group)} maps, {', '.join(map(str, group))} px, multiscale"
+        yield Row(name, averaged(maps), maps.num_bytes, len(group))
+        yield Row(f"{name} with gains by area", calibrated(maps, crops), maps.num_bytes, len(group))
 
 
 ROWS = [map_rows]  # functions of the arguments and the crops that yield rows

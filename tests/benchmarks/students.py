@@ -34,7 +34,7 @@ from typing import Any
 import timm
 import torch
 from _student_photos import AnnotatedPhotos, load_photos, main_class, with_noise
-from _student_tables import LABELS, TABLES, Table, draw, read_results, to_markdown
+from _student_tables import CONFIGS, LABELS, TABLES, Table, draw, read_results, to_markdown
 
 import relabel_datasets as rd
 from relabel_datasets.cli.annotator_options import add_annotator_arguments, annotator_from
@@ -71,15 +71,21 @@ class Bench:
             crops_config = replace(build_config, encoding="crops", num_crops=args.num_crops)
             of_crops = annotator_from(args, args.crop_input_size)
             rd.build(self.photos, self.folder, of_crops, config="crops", build_config=crops_config, progress=False)
+        if "ReLabel, two scales" in table.labels and "ReLabel, two scales" in args.labels:
+            scales_config = replace(build_config, encoding="multiscale")
+            ensemble = rd.Ensemble([annotator_from(args, size) for size in args.scale_sizes])
+            rd.build(self.photos, self.folder, ensemble, config="scales", build_config=scales_config, progress=False)
         changed = {field.name: getattr(self.recipe, field.name) for field in fields(Recipe)}
         settings = {
             "recipe": {name: value for name, value in changed.items() if value != getattr(Recipe(), name)},
             "stored_side": side, "annotator": annotator.describe()["name"], "teacher_size": args.teacher_size,
             "annotator_input_size": list(annotator.input_size), "training_images": len(self.photos.keys),
             "validation_images": len(self.validation.keys), "num_crops": args.num_crops,
-            "crop_input_size": args.crop_input_size,
+            "crop_input_size": args.crop_input_size, "scales": args.scale_sizes,
         }  # fmt: skip
         self.results = read_results(self.path) if self.path.is_file() else {"settings": settings, "runs": []}
+        # Settings of rows that were added later are missing in earlier results.
+        self.results["settings"] = {**settings, **self.results["settings"]}
         if self.results["settings"] != settings:
             raise SystemExit(
                 f"{self.path} has results with other settings, {self.results['settings']} instead of {settings}: choose another "
@@ -111,7 +117,7 @@ class Bench:
         teacher, side = None, self.photos.side
         if labels == "online distillation":
             teacher, side = annotator_from(self.args, self.args.teacher_size), None
-        config = "crops" if labels == "stored crops" else "maps"
+        config = CONFIGS.get(labels, "maps")
         dataset = AnnotatedPhotos(self.folder, self.photos.relabeled(range(len(given)), given, side), config)
         recipe = self.recipe.changed(**LABELS[labels], seed=seed)
         folder = self.folder / "runs" / f"{labels}-{noise}-{seed}".replace(" ", "_")
@@ -224,6 +230,10 @@ def main() -> None:
     option(
         "--crop-input-size", type=int, default=160, help="input of the annotator of stored crops (default: %(default)s)"
     )
+    option(
+        "--scale-sizes", type=int, nargs="+", default=[160, 288], metavar="PX",
+        help="inputs of the annotator of two scales (default: 160 288)",
+    )  # fmt: skip
     option("--num-workers", type=int, default=0, help="processes that load crops (default: %(default)s)")
     add_annotator_arguments(parser, default="mobilenetv2_100")
     args = parser.parse_args()

@@ -16,7 +16,7 @@ from relabel_datasets.shards.manifest import Manifest
 
 NUM_CLASSES, HEIGHT, WIDTH = 13, 7, 5
 CANVAS_SIZE = (17, 11)
-GAINS = Calibration((0.1, 0.4, 1.0), (0.5, 1.5, 3.0), num_crops=8, kl_before=1.0, kl_after=0.5)
+GAINS = Calibration((0.1, 0.4, 1.0), ((0.5, 1.5, 3.0),), num_crops=8, kl_before=1.0, kl_after=0.5)
 ENCODINGS = tuple(encodings.map_encodings())
 SPARSE = tuple(name for name in ENCODINGS if isinstance(encodings.get_encoding(name), SparseEncoding))
 

@@ -14,7 +14,7 @@ from relabel_datasets.labels.view import to_rows
 from tests.labels.paths import collated, in_a_pipeline, in_batches, one_by_one
 from tests.labels.samples import CANVAS_SIZE, ENCODINGS, GAINS, random_map, set_calibration
 
-OTHER_GAINS = Calibration((0.1, 1.0), (2.0, 2.0), num_crops=8, kl_before=1.0, kl_after=0.5)
+OTHER_GAINS = Calibration((0.1, 1.0), ((2.0, 2.0),), num_crops=8, kl_before=1.0, kl_after=0.5)
 HEIGHT, WIDTH = CANVAS_SIZE
 VIEWS = {
     "whole": lambda one: one,
@@ -99,7 +99,7 @@ def test_without_localization_the_gain_is_that_of_the_whole_image():
 
 
 def test_gains_of_one_are_no_op():
-    neutral = Calibration((1.0,), (1.0,), num_crops=1, kl_before=0.0, kl_after=0.0)
+    neutral = Calibration((1.0,), ((1.0,),), num_crops=1, kl_before=0.0, kl_after=0.0)
     for change in VIEWS.values():
         label_map = change(calibrated_map("heatmaps", neutral))
         assert torch.equal(rd.LabelPooling(calibrated=True)(label_map), rd.LabelPooling()(label_map))

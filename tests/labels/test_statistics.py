@@ -51,7 +51,7 @@ def test_agreement_and_shown_classes_are_counted(dense, encoding):
 def test_fidelity_is_that_of_roi_align_on_dense_maps(dense, encoding, dtype):
     dense = 5 * dense  # else any encoding would be close
     blobs = codec.encode(encode_logits(dense, encoding, 3), SIZES, dtype)
-    found = crop_fidelity(dense, blobs, SIZES, np.random.default_rng(5))
+    found = crop_fidelity([dense], blobs, SIZES, np.random.default_rng(5))
     random = np.random.default_rng(5)
     divergence, same = [], []
     for logits, blob, size in zip(dense, blobs, SIZES, strict=True):
@@ -69,8 +69,8 @@ def test_fidelity_is_that_of_roi_align_on_dense_maps(dense, encoding, dtype):
 def test_fidelity_does_not_depend_on_batches(dense):
     blobs = codec.encode(encode_logits(dense), SIZES, "uint4")
     random = np.random.default_rng(5)
-    parts = [crop_fidelity(dense[i : i + 3], blobs[i : i + 3], SIZES[i : i + 3], random) for i in range(0, 20, 3)]
-    whole = crop_fidelity(dense, blobs, SIZES, np.random.default_rng(5))
+    parts = [crop_fidelity([dense[i : i + 3]], blobs[i : i + 3], SIZES[i : i + 3], random) for i in range(0, 20, 3)]
+    whole = crop_fidelity([dense], blobs, SIZES, np.random.default_rng(5))
     assert add_up(parts)._replace(kl=0) == whole._replace(kl=0)
     assert add_up(parts).kl == pytest.approx(whole.kl, abs=1e-9)
 

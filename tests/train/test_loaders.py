@@ -83,7 +83,7 @@ def test_labels_of_tokens_have_the_values_of_the_recipe(tiny):
 @pytest.mark.parametrize("labels", ["relabel", "global-multi", "tokens"])
 def test_labels_are_calibrated_if_the_recipe_says_so(tiny, labels):
     label_map = rd.LabelMap.from_logits(torch.randn(12, 4, 4))
-    gains = Calibration((0.1, 1.0), (2.0, 3.0), num_crops=8, kl_before=1.0, kl_after=0.5)
+    gains = Calibration((0.1, 1.0), ((2.0, 3.0),), num_crops=8, kl_before=1.0, kl_after=0.5)
     label_map = rd.LabelMap.wrap(label_map.logits, like=label_map, calibration=gains)
     recipe = tiny.changed(labels=labels)
     plain, calibrated = (

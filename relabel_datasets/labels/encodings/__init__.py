@@ -8,7 +8,7 @@ Names are imported on first use.
 Example:
     >>> from relabel_datasets.labels.encodings import ENCODINGS, encode_logits
     >>> list(ENCODINGS)
-    ['heatmaps', 'topk', 'crops']
+    ['heatmaps', 'topk', 'multiscale', 'crops']
     >>> encoded = encode_logits(dense, "topk", k=5)
 """
 

@@ -1,6 +1,6 @@
 """Base classes of encodings, and encoded logits.
 
-Shapes: B images, C classes, K logits kept at each location, H x W locations.
+Shapes: B images, C classes, S maps per image, K logits kept at each location, H x W locations, n output cells.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .registry import EncodingEntry, get_encoding, get_map_encoding
 
 _FINITE = "is_finite"
 Array = npt.NDArray[Any]
-Temperature = float | npt.NDArray[np.float64]  # of all cells, or of each cell of a batch, `[B, n]`
+Temperature = float | npt.NDArray[np.float64]  # of all cells, or of each cell and map of an image, `[B, n, S]`
 Parts = dict[str, Any]  # tensors of one map except the logits, by name; an encoding may keep some of them packed
 
 
@@ -126,6 +126,19 @@ class MapEncoding(Encoding):
     def encode(self, dense: Tensor, k: int) -> dict[str, Tensor]:
         """Encode finite float32 logits `[B, C, H, W]`, keeping `k` <= C classes. Call `encode_logits`, which checks them."""
 
+    def encode_scales(self, dense: Sequence[Tensor], k: int) -> dict[str, Tensor]:
+        """Encode the logits of S maps of each image, see `encode`.
+
+        Raises:
+            ValueError: The encoding stores one map per image, and there are several.
+        """
+        if len(dense) != 1:
+            raise ValueError(
+                f"{self.name} maps are made of the logits of one input size, got those of {len(dense)}: use "
+                "encoding='multiscale', or average them"
+            )
+        return self.encode(dense[0], k)
+
     @abstractmethod
     def check_storable(self, encoded: Encoded) -> None:
         """Raise ValueError unless the maps of a batch can be read back after they are stored."""
@@ -157,6 +170,10 @@ class MapEncoding(Encoding):
         converted = {name: _converted(part, logits) for name, part in parts.items()}
         is_same = all(converted[name] is part for name, part in parts.items())
         return parts if is_same else converted
+
+    def map_sizes(self, logits: Tensor, parts: Parts) -> list[list[int]]:
+        """Return the sizes (H, W) of the S maps of an image. S is 1 unless the encoding has several."""
+        return [list(logits.shape[-2:])]
 
     def pool_one(
         self,
@@ -192,7 +209,8 @@ class MapEncoding(Encoding):
             encoded: Encoded logits of B images.
             views: View of each image, `[B, 10]`, see `view.to_rows`.
             output_size: Grid of output cells, see `pool_labels`.
-            temperature: Divisor of the pooled logits before the softmax: one number, or one per cell, `[B, n]`.
+            temperature: Divisor of the pooled logits before the softmax: one number, or one for each cell and map of an image,
+                `[B, n, S]`. For one number, the logits of several maps are averaged; otherwise their quotients are added.
 
         Returns:
             Soft labels `[B, C]`, or `[B, C, h, w]` for a grid.
@@ -220,11 +238,11 @@ class MapEncoding(Encoding):
         return None
 
 
-def encode_logits(dense: Tensor, encoding: str = "heatmaps", k: int | None = None) -> Encoded:
+def encode_logits(dense: Tensor | Sequence[Tensor], encoding: str = "heatmaps", k: int | None = None) -> Encoded:
     """Encode dense logits, in batches on the device of the logits.
 
     Args:
-        dense: Class logits at every location, `[B, C, H, W]`.
+        dense: Class logits at every location, `[B, C, H, W]`. For `"multiscale"`, those of each input size.
         encoding: Name of the encoding. Default: `"heatmaps"`.
         k: Number of classes to keep, at most C. Default: that of the encoding.
 
@@ -232,21 +250,21 @@ def encode_logits(dense: Tensor, encoding: str = "heatmaps", k: int | None = Non
         The encoded logits, in float32.
 
     Raises:
-        ValueError: The encoding is unknown or not one of label maps, `k` is below 1, or the logits are not finite
-            `[B, C, H, W]`.
+        ValueError: The encoding is unknown or not one of label maps, `k` is below 1, the logits are not finite
+            `[B, C, H, W]`, or their number does not fit the encoding.
     """
     encoded, is_finite = _encode(dense, encoding, k)
     _check_finite(is_finite)
     return encoded
 
 
-def encode_to_cpu(dense: Tensor, encoding: str = "heatmaps", k: int | None = None) -> Encoded:
+def encode_to_cpu(dense: Tensor | Sequence[Tensor], encoding: str = "heatmaps", k: int | None = None) -> Encoded:
     """Encode dense logits on their device, and copy the result to the CPU, where maps are stored.
 
     Nothing waits for the device except the copy: `encode_logits` would wait once more, to check the logits.
 
     Args:
-        dense: Class logits at every location, `[B, C, H, W]`.
+        dense: Class logits at every location, `[B, C, H, W]`. For `"multiscale"`, those of each input size.
         encoding: Name of the encoding. Default: `"heatmaps"`.
         k: Number of classes to keep, at most C. Default: that of the encoding.
 
@@ -262,15 +280,21 @@ def encode_to_cpu(dense: Tensor, encoding: str = "heatmaps", k: int | None = Non
     return encoded._replace(tensors=copies)
 
 
-def _encode(dense: Tensor, encoding: str, k: int | None) -> tuple[Encoded, Tensor]:
+def _encode(dense: Tensor | Sequence[Tensor], encoding: str, k: int | None) -> tuple[Encoded, Tensor]:
     """Return encoded logits, and whether the dense logits are finite as a tensor, both on the device of the logits."""
     chosen = get_map_encoding(encoding)
     num_kept = chosen.entry.resolve_k(k)
-    if dense.ndim != 4 or 0 in dense.shape[1:]:
-        raise ValueError(f"dense logits must be [B, C, H, W] with no empty side, got {tuple(dense.shape)}")
-    dense, num_classes = dense.float(), dense.shape[1]
-    tensors = chosen.encode(dense, min(num_kept, num_classes))
-    return Encoded(chosen, tensors, num_classes), torch.isfinite(dense).all()
+    maps = [dense] if isinstance(dense, Tensor) else list(dense)
+    for one in maps:
+        if one.ndim != 4 or 0 in one.shape[1:] or one.shape[:2] != maps[0].shape[:2]:
+            shapes = " and ".join(str(tuple(other.shape)) for other in maps)
+            raise ValueError(
+                f"dense logits must be [B, C, H, W] with no empty side, and equal B and C in all maps, got {shapes}"
+            )
+    maps = [one.float() for one in maps]
+    num_classes = maps[0].shape[1] if maps else 0
+    tensors = chosen.encode_scales(maps, min(num_kept, num_classes))
+    return Encoded(chosen, tensors, num_classes), torch.stack([torch.isfinite(one).all() for one in maps]).all()
 
 
 def _check_finite(is_finite: Tensor) -> None:

@@ -25,6 +25,7 @@ class EncodingEntry:
         k_unit: Phrase that says what `k` counts, such as `"classes to keep per image"`.
         storage_dtypes: Storage dtypes of the logits, the default first.
         default_num_crops: Default number of crops per image for an encoding of stored crops, None for one of label maps.
+        has_scales: Whether it stores a label map for each of several input sizes. Default: False.
     """
 
     name: str
@@ -34,6 +35,7 @@ class EncodingEntry:
     k_unit: str
     storage_dtypes: tuple[str, ...]
     default_num_crops: int | None = None
+    has_scales: bool = False
 
     @property
     def is_map(self) -> bool:
@@ -91,6 +93,10 @@ ENCODINGS: dict[str, EncodingEntry] = {
         EncodingEntry(
             "topk", ".topk:TopK", "the best classes at each location, as in the paper", 5, "classes to keep per location",
             ("float16", "uint8"),
+        ),
+        EncodingEntry(
+            "multiscale", ".multiscale:MultiScale", "heatmaps of each of the input sizes of --scales", 10,
+            "classes to keep per image and input size", ("uint4", "uint8", "float16"), has_scales=True,
         ),
         EncodingEntry(
             "crops", ".crops:Crops", "labels of a fixed number of random crops", 16,

@@ -22,7 +22,7 @@ from ..pooling_checks import check_finite
 from ..view import Rows, View, to_rows
 from ..weights import BoxWeights, line_weights
 from .base import Array, Encoded, MapEncoding, Parts, StoredTensor, Temperature
-from .grid_pooling import pool_views
+from .grid_pooling import divisors_of, pool_views
 from .levels import BITS, unpack_levels
 
 Floats = npt.NDArray[np.float32]
@@ -149,9 +149,20 @@ class SparseEncoding(MapEncoding):
         output_size: int | Sequence[int] = 1,
         temperature: Temperature = 1.0,
     ) -> Tensor:
-        # A single cell of an upright view on the CPU is computed in NumPy, whose calls cost a fraction of torch's.
-        if not (output_size == 1 and view.is_box and _is_constant_on_cpu(logits, parts)):
+        pooled = None if output_size != 1 else self.mean_of_box(logits, parts, num_classes, view)
+        if pooled is None:
             return super().pool_one(logits, parts, num_classes, view, output_size, temperature)
+        (divisor,) = divisors_of(temperature, 1)
+        soft, number = torch.from_numpy(pooled), np.asarray(divisor).item()
+        return (soft if number == 1 else soft / number).softmax(0)
+
+    def mean_of_box(self, logits: Tensor, parts: Parts, num_classes: int, view: View) -> Floats | None:
+        """Return the mean logits `[C]` of one view as a new array, or None for views and maps that need torch.
+
+        An upright view on the CPU is computed in NumPy, whose calls cost a fraction of torch's.
+        """
+        if not (view.is_box and _is_constant_on_cpu(logits, parts)):
+            return None
         height, width = logits.shape[1:]
         x1, y1, x2, y2 = view.box_xyxy
         left, top, right, bottom = view.visible_xyxy
@@ -159,9 +170,7 @@ class SparseEncoding(MapEncoding):
             check_finite("views", to_rows([view]))
         rows, columns = line_weights(y1, y2, top, bottom, height), line_weights(x1, x2, left, right, width)
         lines = None if rows is None or columns is None else (rows, columns)
-        soft = torch.from_numpy(self.mean_logits_of_box(logits.numpy(), parts, num_classes, lines))
-        divisor = temperature.item() if isinstance(temperature, np.ndarray) else temperature
-        return (soft if divisor == 1 else soft / divisor).softmax(0)
+        return self.mean_logits_of_box(logits.numpy(), parts, num_classes, lines)
 
     # Batches.
 

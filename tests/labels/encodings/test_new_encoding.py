@@ -43,13 +43,16 @@ def test_a_name_that_is_not_registered_is_refused(monkeypatch):
     codec._parse_header.cache_clear()
     monkeypatch.delitem(ENCODINGS, "plain")
     with pytest.raises(
-        rd.errors.LabelMapError, match="encoding 'plain' is unknown, only heatmaps, topk, crops: update relabel_d"
+        rd.errors.LabelMapError,
+        match="encoding 'plain' is unknown, only heatmaps, topk, multiscale, crops: update relabel_d",
     ):
         rd.LabelMap.from_safetensors(blob)
     for refused in (find_entry, get_encoding):
-        with pytest.raises(ValueError, match=r"encoding must be one of \['crops', 'heatmaps', 'topk'\], got 'plain'"):
+        with pytest.raises(
+            ValueError, match=r"encoding must be one of \['crops', 'heatmaps', 'multiscale', 'topk'\], got 'plain'"
+        ):
             refused("plain")
-    with pytest.raises(ValueError, match=r"encoding must be one of \['heatmaps', 'topk'\], got 'plain'"):
+    with pytest.raises(ValueError, match=r"encoding must be one of \['heatmaps', 'multiscale', 'topk'\], got 'plain'"):
         rd.LabelMap.from_logits(random_dense(), "plain")
 
 

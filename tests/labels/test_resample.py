@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from relabel_datasets.annotate.resample import resample_area
+from relabel_datasets.labels.resample import resample_area
 
 
 def reference(image: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
