@@ -213,6 +213,8 @@ class Hostile:
         self.card = (self.root / "README.md").read_bytes()
         maps = rd.LabelMaps(self.root)
         first = maps.split.shard_lengths[0]
+        dense = [torch.arange(3.0 * h * w).reshape(3, h, w) % 11 for h, w in ((2, 3), (5, 4))]
+        self.several = rd.LabelMap.from_logits(dense, "multiscale").to_safetensors()
         self.extent, self.map = maps.index.extent(first, "map"), maps.map_bytes(first)
 
     def variants(self):
@@ -236,6 +238,8 @@ class Hostile:
             st.tuples(st.just("map"), changed_safetensors(self.map, metadata=True)),
             st.tuples(st.just("map"), changed_bytes(self.map)),
             st.tuples(st.just("map"), changed_stream(compact_crops())),
+            st.tuples(st.just("map"), changed_safetensors(self.several, metadata=True)),
+            st.tuples(st.just("map"), changed_bytes(self.several)),
             st.tuples(st.just("README.md"), changed_bytes(self.card)),
         )
         return variants.map(lambda variant: (self, *variant))
@@ -319,7 +323,8 @@ def _use(labels, image=None, *, is_calibrated=False):
         if image is not None:
             assert rd.RandomStoredCrop(8)(image, labels)[1].shape == (labels.num_classes,)
     else:
-        assert 0 <= labels.classes.min() <= labels.classes.max() < labels.num_classes
+        for name, tensor in labels.tensors.items():
+            assert not name.startswith("classes") or 0 <= tensor.min() <= tensor.max() < labels.num_classes
         soft = rd.LabelPooling(calibrated=is_calibrated)(labels)
     assert torch.isfinite(soft).all()
 

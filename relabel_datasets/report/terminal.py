@@ -165,7 +165,7 @@ def _describe_statistics(split: Split, map_sizes: Sequence[Sequence[int]]) -> It
         yield f"{'':13}{split.agreement:.1%} agree with their label{several}"
     if split.calibration is not None:
         calibration = split.calibration
-        after = [""] if len(map_sizes) == 1 else [f", {height}x{width} map" for height, width in map_sizes]
+        after = [""] if len(calibration.gains) == 1 else [f", {height}x{width} map" for height, width in map_sizes]
         gains = [
             ", ".join(f"{gain:.2f} at {share:.0%}" for share, gain in zip(calibration.shares, of_map, strict=True))
             + f" of the area{name}"
