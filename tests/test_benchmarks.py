@@ -43,7 +43,7 @@ SMALL = {  # IMAGES and MANY stand for folders of ImageFolders, CHECKPOINT for t
     "shown_classes": "IMAGES/train --annotator resnet18 --checkpoint CHECKPOINT --input-size 64 --num-mosaics 20 --full-size IMAGES/val",
     "sizes": "",
     "students": "few MANY --out out --results results --annotator resnet18 --checkpoint CHECKPOINT --input-size 64 --teacher-size 48 "
-    "--image-size 32 --epochs 1 --batch-size 4 --seeds 1 --num-crops 2 --crop-input-size 64",
+    "--image-size 32 --epochs 1 --batch-size 4 --seeds 1 --num-crops 2 --crop-input-size 64 --scale-sizes 64 96",
     "startup": "--part imports --rounds 1",
     "streaming": "--num-samples 192 --num-shards 4 --rounds 1",
     "training": "--rounds 1 --num-images 32 --batch-size 8 --steps 1 --step-batch-size 2",

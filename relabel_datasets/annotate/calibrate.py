@@ -202,7 +202,8 @@ def fit_calibration(records: Sequence[Sequence[float]]) -> Calibration | None:
     num_scales, num_knots = crops.means.shape[1], len(_SHARES)
     start = np.full((num_scales, num_knots), 1 / num_scales)
     differences = np.eye(num_knots) - np.eye(num_knots, k=-1)  # the first is the gain itself
-    penalty: Floats = np.kron(np.eye(num_scales), differences.T @ differences) * (2 * _SMOOTHNESS / len(records))
+    squares: Floats = differences.T @ differences * (2 * _SMOOTHNESS / len(records))
+    penalty: Floats = np.kron(np.eye(num_scales), squares).astype(np.float64)
     gains = _minimize(crops, start, penalty)
     return Calibration(
         shares=tuple(_SHARES.round(4).tolist()),

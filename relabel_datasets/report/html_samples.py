@@ -18,7 +18,7 @@ from .tiles import CLASS_COLORS
 
 PICTURE_SIZE = 256  # longer side of an embedded picture, in pixels
 _JPEG_QUALITY = 75
-_PAGE_ENCODINGS = ("heatmaps", "topk")  # those that page/label_map.js decodes
+PAGE_ENCODINGS = ("heatmaps", "topk")  # those that page/label_map.js decodes
 _PAGE_K = 20  # heatmaps of a map in any other encoding
 
 ReadImage = Callable[[int], PIL.Image.Image]  # row -> RGB image
@@ -72,7 +72,7 @@ def sample_contents(
 def _readable_by_page(blob: bytes) -> bytes:
     """Return a stored map in an encoding that the page can decode."""
     label_map = LabelMap.from_safetensors(blob)
-    if label_map.encoding in _PAGE_ENCODINGS:
+    if label_map.encoding in PAGE_ENCODINGS:
         return blob
     encoded = LabelMap.from_logits(label_map.dense(), "heatmaps", k=_PAGE_K, canvas_size=label_map.canvas_size)
     return encoded.to_safetensors("uint8")

@@ -86,7 +86,7 @@ def test_a_dataset_can_be_analyzed_without_boxes(scenes):
 def test_the_gains_of_the_split_are_reported(scenes, both):
     calibration = rd.LabelMaps(scenes / "dataset", "heatmaps").split.calibration
     assert _rows(both, "calibration") == [
-        {"area_share": share, "gain": gain} for share, gain in zip(calibration.shares, calibration.gains, strict=True)
+        {"area_share": share, "gain": gain} for share, gain in zip(calibration.shares, *calibration.gains, strict=True)
     ]
     summary = both.summary["label maps"]
     assert summary["KL of answers to crops from pooled labels, nats"] == calibration.kl_before

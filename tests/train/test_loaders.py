@@ -90,7 +90,7 @@ def test_labels_are_calibrated_if_the_recipe_says_so(tiny, labels):
         target_transform(recipe.changed(calibrated=value).label_config, (2, 2))(label_map) for value in (False, True)
     )
     pairs = zip(plain, calibrated, strict=True) if labels == "tokens" else [(plain, calibrated)]
-    for (before, after), gain in zip(pairs, (3.0, float(gains.gains_at(0.25))), strict=False):
+    for (before, after), gain in zip(pairs, (3.0, gains.gains_at(0.25).item()), strict=False):
         torch.testing.assert_close(after, (before.log() * gain).softmax(0), rtol=0, atol=1e-5)
 
 
