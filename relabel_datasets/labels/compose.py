@@ -21,7 +21,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from .batch import LabelMapBatch, batch_key
-from .encoded import EncodedImage, crop_encoded, crops_first, decoded
+from .encoded import EncodedImage, crop_encoded, crops_first, decoded, planar
 from .label_map import LabelMap
 from .transforms import LabelPooling
 from .v2_hooks import CHECK_INPUTS, MAKE_PARAMS, TRANSFORM
@@ -85,9 +85,11 @@ def run_until_pooling(pipeline: Any, image: Any, label_map: LabelMap) -> tuple[A
 
 def run_steps(transforms: Sequence[Any], image: Any, label_map: LabelMap) -> tuple[Any, LabelPooling | None]:
     """Apply transforms in order, see `run_until_pooling`. A crop that comes first decodes only its box of an encoded image."""
-    outputs: Any
-    if isinstance(image, EncodedImage) and len(transforms) and crops_first(transforms[0]):
-        outputs, transforms = crop_encoded(transforms[0], image, label_map), transforms[1:]
+    outputs: Any = image, label_map
+    if len(transforms) and crops_first(transforms[0]):
+        first, transforms = transforms[0], transforms[1:]
+        outputs = crop_encoded(first, *outputs) if isinstance(image, EncodedImage) else run_transform(first, outputs)
+        outputs = planar(outputs[0]), *outputs[1:]
     else:
         outputs = decoded(image), label_map
     waiting: tuple[LabelMap, LabelPooling] | None = None

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
+from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from .crop_transforms import RandomStoredCrop
@@ -60,6 +61,13 @@ def crop_encoded(transform: Any, image: EncodedImage, target: Any) -> tuple[Any,
     params = getattr(transform, MAKE_PARAMS)(inputs)
     apply = getattr(transform, TRANSFORM)
     return apply(*decode_for(transform, image, params)), apply(target, params)
+
+
+def planar(image: Any) -> Any:
+    """Return a tensor image with contiguous channels. Decoders and resizes interleave them, which slows later transforms down."""
+    if not isinstance(image, tv_tensors.Image) or image.is_contiguous():
+        return image
+    return tv_tensors.wrap(image.contiguous(), like=image)
 
 
 def decode_for(transform: Any, image: EncodedImage, params: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

@@ -131,3 +131,13 @@ def test_errors_of_transforms_are_those_of_decoded_images():
         for given in (image, Recorded(image)):
             with pytest.raises((TypeError, ValueError), match=message):
                 run_pipeline(pipeline, given, target)
+
+
+@pytest.mark.parametrize(
+    "transforms", [PARTIAL["resized"], rd.timm_transforms(24, use_prefetcher=True)], ids=["v2", "timm"]
+)
+def test_the_channels_of_a_cropped_tensor_are_contiguous(transforms):
+    interleaved = F.to_image(torch.from_numpy(np.array(picture(0, SIZE))).permute(2, 0, 1))
+    assert not interleaved.is_contiguous()
+    for image in (interleaved, Recorded(interleaved)):
+        assert run_pipeline(transforms, image, label_map())[0].is_contiguous()
