@@ -140,18 +140,26 @@ def print_samples() -> None:
     image = tv_tensors.Image(torch.zeros(3, 224, 224, dtype=torch.uint8))
     pooling = rd.LabelPooling()
     print("\nOne sample, microseconds\n")
-    print("| encoding, stored as | bytes | read | read with 63 others | LabelPooling | LabelPooling with image |")
-    print("| --- | --- | --- | --- | --- | --- |")
-    for encoding, dtype in (("topk", "float16"), ("heatmaps", "uint4"), ("heatmaps", "uint8"), ("heatmaps", "float16")):
-        blob = rd.LabelMap.from_logits(dense, encoding, k=NUM_KEPT[encoding], canvas_size=(375, 500)).to_safetensors(
-            dtype
-        )
+    print(
+        f"| encoding, stored as | bytes | read | read with 63 others | LabelPooling | LabelPooling with image | batch of {BATCH} |"
+    )
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    both = [3 * torch.randn(NUM_CLASSES, HEIGHT // 2, WIDTH // 2, generator=torch.Generator().manual_seed(1)), dense]
+    for encoding, dtype in (
+        ("topk", "float16"), ("heatmaps", "uint4"), ("heatmaps", "uint8"), ("heatmaps", "float16"), ("multiscale", "uint4"),
+    ):  # fmt: skip
+        maps = both if encoding == "multiscale" else dense
+        blob = rd.LabelMap.from_logits(maps, encoding, canvas_size=(375, 500)).to_safetensors(dtype)
         label_map = v2.functional.resized_crop(rd.LabelMap.from_safetensors(blob), 20, 30, 200, 220, [224, 224])
         decoding = microseconds(lambda blob=blob: rd.LabelMap.from_safetensors(blob))
         of_many = microseconds(lambda blob=blob: read_labels([blob] * 64, [""] * 64, [0] * 64), 50) / 64
         alone = microseconds(lambda label_map=label_map: pooling(label_map))
         in_sample = microseconds(lambda label_map=label_map: pooling(image, label_map))
-        print(f"| {encoding}, {dtype} | {len(blob)} | {decoding:.0f} | {of_many:.0f} | {alone:.0f} | {in_sample:.0f} |")
+        batch = rd.collate([label_map] * BATCH)
+        in_batch = microseconds(batch.pool, 20) / BATCH
+        print(
+            f"| {encoding}, {dtype} | {len(blob)} | {decoding:.0f} | {of_many:.0f} | {alone:.0f} | {in_sample:.0f} | {in_batch:.1f} |"
+        )
 
 
 def busy_milliseconds(maps: Maps, num_threads: int, max_elements: int) -> list[float]:
