@@ -30,6 +30,8 @@ RECIPE_HELP = {
     "label_weight": "weight W of the original class label, 0 to 1: the target is (1 - W) * soft label + W * one-hot label",
     "calibrated": "apply the gains of the dataset to labels pooled from label maps, which brings them closer to the annotator's answer "
     "to each crop",
+    "num_crops": "different stored crops of each image in a batch, for datasets of the encoding crops; an image is decoded once for all of "
+    "them, and an epoch has N times as many steps",
     "model": "name of a timm model",
     "model_kwargs": "additional arguments of timm.create_model, such as drop_rate=0.1",
     "image_size": "side of a training crop in pixels",
@@ -43,7 +45,7 @@ RECIPE_HELP = {
     "cutmix": "alpha of CutMix, or of MixToken for labels of tokens; 0 turns it off. With mixup, one of the two is drawn per batch",
     "mix_off_epochs": "number of final epochs without mixup and CutMix",
     "epochs": "number of passes over the training images",
-    "batch_size": "images per step over all ranks",
+    "batch_size": "crops per step over all ranks",
     "optimizer": "name of a timm optimizer",
     "learning_rate": "maximum learning rate, at this batch size",
     "momentum": "momentum of the optimizer, if it has one",

@@ -15,6 +15,7 @@ from torchvision.transforms import v2
 
 from ..data.datasets import RelabelDataset
 from ..data.stream import RelabelLoader, RelabelStream
+from ..labels.batch import collate_crops
 from ..labels.crop_labels import CropLabels
 from ..labels.crop_transforms import RandomStoredCrop
 from ..labels.label_map import LabelMap
@@ -74,12 +75,18 @@ def train_loader(
         window: Number of shards that the shuffle mixes at a time, see `RelabelStream`.
 
     Raises:
-        ValueError: The batch size is not a multiple of the number of ranks, is larger than the dataset, or is odd although
-            images are mixed. Or the recipe needs label maps, but the dataset has stored crops.
+        ValueError: The batch size is not a multiple of the number of ranks, is larger than the dataset, is not a multiple of
+            the number of crops per image, or is odd although images are mixed. Or the recipe needs label maps, but the dataset has stored crops.
     """
     batch_size, remainder = divmod(recipe.batch_size, world_size)
     if remainder or not batch_size:
         raise ValueError(f"batch_size={recipe.batch_size} must be a multiple of the number of ranks, {world_size}")
+    num_images, remainder = divmod(batch_size, recipe.num_crops)
+    if remainder or not num_images:
+        raise ValueError(
+            f"batch_size={recipe.batch_size} must be a multiple of num_crops={recipe.num_crops} times the number of ranks, {world_size}: "
+            "it counts crops"
+        )
     if batch_size % 2 and (recipe.mixup or recipe.cutmix):
         raise ValueError(
             f"mixup= and cutmix= mix images in pairs, so each rank needs an even batch size, not {batch_size}: change batch_size="
@@ -89,13 +96,14 @@ def train_loader(
     transforms = SeededTransforms(_transforms(recipe, manifest, interpolation, crop_size, grid), recipe.seed)
     dataset.transforms = transforms
     stream = RelabelStream(dataset, seed=recipe.seed, window=window, rank=rank, world_size=world_size)
-    if len(stream) < batch_size:
+    if len(stream) < num_images:
         raise ValueError(
-            f"each of {world_size} ranks has {len(stream)} images, fewer than its batch of {batch_size}: lower batch_size="
+            f"each of {world_size} ranks has {len(stream)} images, fewer than its batch of {num_images}: lower batch_size="
         )
     loader = RelabelLoader(
         stream,
-        batch_size,
+        num_images,
+        collate_fn=collate_crops if recipe.num_crops > 1 else None,
         num_workers=num_workers,
         drop_last=True,
         persistent_workers=num_workers > 0,
@@ -106,13 +114,18 @@ def train_loader(
 
 
 def check_labels(recipe: Recipe, manifest: Manifest) -> None:
-    """Raise ValueError if a recipe needs label maps, but a config has stored crops.
+    """Raise ValueError if a recipe needs label maps, but a config has stored crops, or the reverse.
 
     Args:
         recipe: Recipe of a run.
         manifest: Manifest of the config.
     """
     labels = recipe.label_config
+    if manifest.has_maps and recipe.num_crops > 1:
+        raise ValueError(
+            f"num_crops={recipe.num_crops} needs stored crops, but config {manifest.config!r} has label maps: leave out num_crops=, or "
+            "use a config of the encoding crops"
+        )
     if manifest.has_maps or not labels.pooled:
         return
     if labels.tokens or not (labels.localized and labels.multi_label):
@@ -145,7 +158,11 @@ def _transforms(
         return _ClassOnly(crop_transforms(recipe, interpolation, ClassIndex(), crop_size))
     size = crop_size or (recipe.image_size, recipe.image_size)
     crop = RandomStoredCrop(
-        size, interpolation, temperature=label_config.temperature, label_weight=label_config.label_weight
+        size,
+        interpolation,
+        num_crops=recipe.num_crops,
+        temperature=label_config.temperature,
+        label_weight=label_config.label_weight,
     )
     return timm_transforms(
         size,

@@ -72,6 +72,9 @@ class Recipe:
         label_weight: Weight w of the original class label, 0 to 1: the target is `(1 - w) * soft label + w * one-hot label`.
             Labels of tokens are not blended. Default: 0.
         calibrated: Whether to apply the gains of the dataset to labels pooled from label maps, see `LabelPooling`. Default: False.
+        num_crops: Number of different stored crops of each image that a batch has, see `RandomStoredCrop`. The image is decoded
+            once for all of them, and an epoch has `num_crops` times as many steps. Above 1, the dataset must have stored crops,
+            and `batch_size` must be a multiple of it. Default: 1.
         model: Name of a timm model. Default: "resnet50".
         model_kwargs: Additional keyword arguments of `timm.create_model`. Default: none.
         image_size: Side of a training crop in pixels. Default: 224.
@@ -86,7 +89,7 @@ class Recipe:
             drawn for each batch with equal probability. Default: 0.
         mix_off_epochs: Number of final epochs without mixup and CutMix. Default: 5.
         epochs: Number of passes over the training images. Default: 300.
-        batch_size: Images per step over all ranks. Default: 1024.
+        batch_size: Crops per step over all ranks. Default: 1024.
         optimizer: Name of a timm optimizer. Default: "sgd".
         learning_rate: Maximum learning rate, at this batch size. Default: 0.1.
         momentum: Momentum of the optimizer, if it has one. Default: 0.9.
@@ -106,6 +109,7 @@ class Recipe:
     temperature: float = 1.0
     label_weight: float = 0.0
     calibrated: bool = False
+    num_crops: int = 1
     model: str = "resnet50"
     model_kwargs: Mapping[str, Any] = field(default_factory=dict)
     image_size: int = 224
@@ -136,7 +140,7 @@ class Recipe:
             raise ValueError(f"labels= must be one of {list(LABELS)}, got {self.labels!r}")
         if self.dtype not in ("float32", "bfloat16", "float16"):
             raise ValueError(f"dtype= must be float32, bfloat16 or float16, got {self.dtype!r}")
-        for name in ("image_size", "epochs", "batch_size"):
+        for name in ("num_crops", "image_size", "epochs", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}= must be at least 1, got {getattr(self, name)}")
         for name in ("mixup", "cutmix", "mix_off_epochs", "warmup_epochs", "random_erasing", "color_jitter"):
@@ -163,13 +167,13 @@ class Recipe:
             )
 
     def _check_blending(self) -> None:
-        for name, neutral in (("temperature", 1), ("label_weight", 0), ("calibrated", False)):
+        for name, neutral in (("temperature", 1), ("label_weight", 0), ("calibrated", False), ("num_crops", 1)):
             if getattr(self, name) != neutral and not self.uses(name):
-                reason = (
-                    "are not pooled from label maps"
-                    if LABELS[self.labels].soft and name == "calibrated"
-                    else "are one-hot"
-                )
+                reason = "are one-hot"
+                if name == "num_crops":
+                    reason = "are not those of stored crops"
+                elif LABELS[self.labels].soft and name == "calibrated":
+                    reason = "are not pooled from label maps"
                 raise ValueError(
                     f"{name}={getattr(self, name)} has no effect on labels={self.labels}, which {reason}: leave out {name}=, or "
                     "choose other labels="
@@ -179,11 +183,14 @@ class Recipe:
         """Return whether the targets of the recipe can depend on a value.
 
         Args:
-            name: Name of an attribute. Only `temperature`, `label_weight` and `calibrated` are without effect on some labels.
+            name: Name of an attribute. Only `temperature`, `label_weight`, `calibrated` and `num_crops` are without effect on some
+                labels.
         """
         config = LABELS[self.labels]
         if name == "temperature":
             return config.soft and config.multi_label
+        if name == "num_crops":
+            return config.pooled and config.localized and config.multi_label and not config.tokens
         if name == "calibrated":
             return config.pooled and config.multi_label
         return config.soft if name == "label_weight" else True

@@ -51,6 +51,15 @@ def test_presets_are_those_of_the_paper_and_cover_all_labels():
             {"labels": "distilled", "calibrated": True},
             "calibrated=True has no effect on labels=distilled, which are not pooled from label maps",
         ),
+        ({"num_crops": 0}, "num_crops= must be at least 1, got 0"),
+        (
+            {"labels": "single", "num_crops": 2},
+            "num_crops=2 has no effect on labels=single, which are not those of stored crops",
+        ),
+        (
+            {"labels": "tokens", "num_crops": 2},
+            "num_crops=2 has no effect on labels=tokens, which are not those of stored crops",
+        ),
     ],
 )
 def test_a_recipe_value_out_of_range_is_an_error(values, message):

@@ -143,8 +143,83 @@ def test_soft_targets_are_those_of_stored_crops(folder, tiny):
     assert len(set(seen)) > 0.8 * len(known)  # each crop once; some have equal labels
 
 
-def test_a_training_run_resumes_exactly_after_every_batch(folder, tiny):
-    recipe = tiny.changed(batch_size=8, color_jitter=0.4)
+def test_a_batch_has_several_different_crops_of_each_image(folder, tiny):
+    many, one = tiny.changed(batch_size=8, num_crops=4), tiny.changed(batch_size=2)
+    for epoch in range(2):
+        several = batches(*loader_of(folder, "crops", many), epoch)
+        assert len(several) == NUM_IMAGES // 2
+        # Crop i of an image in epoch e is its crop of epoch 4 e + i, one at a time.
+        alone = [dict(zip(*keys_and_labels(folder, 4 * epoch + i), strict=True)) for i in range(4)]
+        keys, _ = keys_and_labels(folder, epoch)
+        for step, (images, targets) in enumerate(several):
+            assert (images.shape, targets.shape) == ((8, 3, 32, 32), (8, 3))
+            want = [alone[i][key] for key in keys[2 * step : 2 * step + 2] for i in range(4)]
+            assert torch.equal(targets, torch.stack(want))
+            assert len({image.numpy().tobytes() for image in images}) > 2  # stored boxes of small images may be equal
+    assert len(batches(*loader_of(folder, "crops", one))) == len(several)
+
+
+def keys_and_labels(folder, epoch):
+    """Return the keys of a training epoch in order, and the label of the crop of each image, one at a time."""
+    stream = rd.data.RelabelStream(rd.load_dataset(folder, "crops", split="train"), seed=0, window=8)
+    stream.set_epoch(epoch)
+    samples = [labels for _, labels in stream]
+    crop = rd.RandomStoredCrop(32, "bicubic")
+    return [labels.key for labels in samples], [crop.make_params([labels])["soft"][0] for labels in samples]
+
+
+@pytest.mark.parametrize(
+    ("config", "values", "message"),
+    [
+        (
+            "crops",
+            {"batch_size": 6},
+            "batch_size=6 must be a multiple of num_crops=4 times the number of ranks, 1: it counts crops",
+        ),
+        ("crops", {"batch_size": 2}, "batch_size=2 must be a multiple of num_crops=4"),
+        ("crops", {"batch_size": 104}, "has 24 images, fewer than its batch of 26"),
+        ("maps", {"batch_size": 8}, "num_crops=4 needs stored crops, but config 'maps' has label maps"),
+    ],
+)
+def test_numbers_of_crops_that_do_not_fit_are_refused(folder, tiny, config, values, message):
+    with pytest.raises(ValueError, match=message):
+        loader_of(folder, config, tiny.changed(num_crops=4, **values))
+
+
+def test_train_accepts_a_number_of_crops(folder, tmp_path):
+    command = [
+        "train",
+        str(folder),
+        "--config",
+        "crops",
+        "--labels",
+        "relabel",
+        "--out",
+        str(tmp_path / "run"),
+        *OPTIONS,
+    ]
+    command += [
+        "--epochs",
+        "1",
+        "--mix-off-epochs",
+        "0",
+        "--batch-size",
+        "16",
+        "--num-crops",
+        "4",
+        "--num-workers",
+        "0",
+        "--cutmix",
+        "1",
+    ]
+    assert main(command) == 0
+    rows = (tmp_path / "run" / "epochs.csv").read_text().splitlines()
+    assert rows[1].startswith("0,6,")  # 24 images, 4 per step
+
+
+@pytest.mark.parametrize("num_crops", [1, 4])
+def test_a_training_run_resumes_exactly_after_every_batch(folder, tiny, num_crops):
+    recipe = tiny.changed(batch_size=8 * num_crops, num_crops=num_crops, color_jitter=0.4)
     loader, transforms = loader_of(folder, "crops", recipe)
     whole, states = [], []
     loader.set_epoch(2)
