@@ -33,6 +33,7 @@ SMALL = {  # IMAGES and MANY stand for folders of ImageFolders, CHECKPOINT for t
     "crop_codec": "IMAGES/train --annotator resnet18 --checkpoint CHECKPOINT --input-size 64 --num-images 2 --num-crops 6 --subset 3",
     "crop_fidelity": "IMAGES/train --annotator resnet18 --checkpoint CHECKPOINT --input-size 64 --num-images 4 --num-crops 2 --size 64 "
     "--sizes 64 96 128",
+    "decoding": "IMAGES/train --rounds 1",
     "fidelity": "IMAGES/train --annotator resnet18 --checkpoint CHECKPOINT --num-images 4 --num-crops 2 --sizes 64",
     "label_errors": "IMAGES/train --annotator resnet18 --checkpoint CHECKPOINT --input-size 64 --num-mosaics 20 --seeds 1",
     "loading": "--num-images 8 --rounds 1 --num-workers 0",

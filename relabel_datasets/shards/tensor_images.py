@@ -34,7 +34,7 @@ def decode_tensor(data: bytes, name: str = "image") -> tv_tensors.Image:
         pixels = decode_pixels(data, (0, 0, *size), "tensor")
         if pixels is not None:
             return pixels
-    elif _is_plain_jpeg(data):
+    elif is_plain_jpeg(data):
         with contextlib.suppress(Exception):  # Pillow decides whether the image is damaged, as with PIL images
             return tv_tensors.Image(jpeg_decoder()(data))
     return to_tensor(decode_image(data, name))
@@ -71,7 +71,7 @@ def _torchvision() -> _Decode:
     return decode
 
 
-def _is_plain_jpeg(data: bytes) -> bool:
+def is_plain_jpeg(data: bytes) -> bool:
     """Return whether a file is an upright RGB JPEG, within the pixel limit of Pillow."""
     if not data.startswith(b"\xff\xd8\xff"):
         return False
