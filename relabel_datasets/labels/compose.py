@@ -4,15 +4,15 @@
 and label map this costs more than pooling the label. Here both items go directly through `make_params` and `transform` of
 each transform, with the same results and the same random numbers. Anything else in the pipeline is called normally.
 
-The label maps of a batch are pooled together after all images. Between two images the processor's caches are cold, and
-pooling a single map takes several times as long.
+The label maps of a batch are pooled together after all images, and the images are converted together, see `conversion`. Between
+two images the processor's caches are cold, and pooling a single map takes several times as long.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import PIL.Image
 import torch
@@ -21,6 +21,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from .batch import LabelMapBatch, batch_key
+from .conversion import V2_STEPS, Conversion, Conversions, convert, size_of
 from .encoded import EncodedImage, crop_encoded, crops_first, decoded, planar
 from .label_map import LabelMap
 from .transforms import LabelPooling
@@ -44,9 +45,9 @@ def run_pipeline(pipeline: Any, image: Any, label_map: LabelMap) -> Any:
 
 
 def run_batch(pipeline: Any, pairs: Iterable[tuple[Any, LabelMap]]) -> list[Any]:
-    """Run a pipeline on several pairs and pool their label maps together if possible.
+    """Run a pipeline on several pairs. Pool their label maps and convert their images together if possible.
 
-    Labels equal those of `run_pipeline` up to rounding.
+    Images are those of the pipeline, bit by bit. Labels equal those of `run_pipeline` up to rounding.
 
     Args:
         pipeline: Pipeline, see `run_pipeline`.
@@ -55,54 +56,101 @@ def run_batch(pipeline: Any, pairs: Iterable[tuple[Any, LabelMap]]) -> list[Any]
     Returns:
         The output of the pipeline for each pair.
     """
+    run = runner_of(pipeline)
     outputs: list[Any] = []
-    waiting: dict[tuple[Any, ...], list[int]] = {}  # samples whose label maps can be pooled together, by key
+    to_pool: dict[tuple[Any, ...], list[int]] = {}  # samples whose label maps can be pooled together, by key
+    to_convert: dict[tuple[Any, ...], list[int]] = {}
     for image, label_map in pairs:
-        output, pooling = run_until_pooling(pipeline, image, label_map)
-        if pooling is not None:
-            waiting.setdefault((pooling, *batch_key(output[1])), []).append(len(outputs))
+        output, pending = run(image, label_map)
+        if pending.pooling is not None:
+            to_pool.setdefault((pending.pooling, *batch_key(output[1])), []).append(len(outputs))
+        if pending.conversion is not None:
+            to_convert.setdefault((pending.conversion, size_of(output[0])), []).append(len(outputs))
         outputs.append(output)
-    for (pooling, *_), places in waiting.items():
+    for (conversion, _), places in to_convert.items():
+        images = convert([outputs[place][0] for place in places], conversion)
+        for place, converted in zip(places, images, strict=True):
+            outputs[place] = converted, outputs[place][1]
+    for (pooling, *_), places in to_pool.items():
         labels = _pool_together([outputs[place][1] for place in places], pooling)
         for place, label in zip(places, labels, strict=True):
             outputs[place] = outputs[place][0], label
     return outputs
 
 
-def run_until_pooling(pipeline: Any, image: Any, label_map: LabelMap) -> tuple[Any, LabelPooling | None]:
-    """Run a pipeline, but leave a final pooling of the label map to the caller.
+class Pending(NamedTuple):
+    """What is left to do with the output of a `Runner`.
 
-    A pipeline with a method of this name decides for itself what can be left.
+    Attributes:
+        pooling: Pooling of the label map, or None.
+        conversion: Conversion of the image, or None.
+    """
 
-    Returns:
-        The output, and the pooling that is still pending for its label map, or None.
+    pooling: LabelPooling | None = None
+    conversion: Conversion | None = None
+
+
+Runner = Callable[[Any, LabelMap], tuple[Any, Pending]]  # runs a pipeline, but leaves its end to the caller
+
+
+def runner_of(pipeline: Any) -> Runner:
+    """Return the function that runs a pipeline on the samples of one batch.
+
+    A pipeline with a method `batch_runner` decides for itself what is left to the caller.
+
+    Args:
+        pipeline: Pipeline, see `run_pipeline`.
     """
     if type(pipeline) is v2.Compose:
-        return run_steps(pipeline.transforms, image, label_map)
-    method = getattr(pipeline, "run_until_pooling", None)
-    return (pipeline(decoded(image), label_map), None) if method is None else method(image, label_map)
+        return Steps(pipeline.transforms)
+    method = getattr(pipeline, "batch_runner", None)
+    return (lambda image, label_map: (pipeline(decoded(image), label_map), Pending())) if method is None else method()
 
 
-def run_steps(transforms: Sequence[Any], image: Any, label_map: LabelMap) -> tuple[Any, LabelPooling | None]:
-    """Apply transforms in order, see `run_until_pooling`. A crop that comes first decodes only its box of an encoded image."""
-    outputs: Any = image, label_map
-    if len(transforms) and crops_first(transforms[0]):
-        first, transforms = transforms[0], transforms[1:]
-        outputs = crop_encoded(first, *outputs) if isinstance(image, EncodedImage) else run_transform(first, outputs)
-        outputs = planar(outputs[0]), *outputs[1:]
-    else:
-        outputs = decoded(image), label_map
-    waiting: tuple[LabelMap, LabelPooling] | None = None
-    for transform in transforms:
-        if waiting is not None and not (_is_plain(transform, outputs) and _ignores_labels(transform)):
-            outputs, waiting = (outputs[0], _pool_one(*waiting)), None
-        if type(transform) is LabelPooling and _is_plain(transform, outputs) and isinstance(outputs[1], LabelMap):
-            transform.check_inputs(list(outputs))
-            waiting = outputs[1], transform
-            outputs = outputs[0], _NO_LABEL
-        else:
-            outputs = run_transform(transform, outputs)
-    return (outputs, None) if waiting is None else ((outputs[0], waiting[0]), waiting[1])
+class Steps:
+    """Runner that applies v2 transforms in order. A final pooling and a final conversion are left to the caller.
+
+    A crop that comes first decodes only its box of an encoded image.
+
+    Args:
+        transforms: The transforms.
+    """
+
+    def __init__(self, transforms: Sequence[Any]) -> None:
+        self._transforms = transforms
+        self._conversions = Conversions(transforms, V2_STEPS, [LabelPooling])
+
+    def __call__(self, image: Any, label_map: LabelMap) -> tuple[Any, Pending]:
+        """Return the output of the transforms for one sample, and what is left to do with it."""
+        is_cropped = bool(self._transforms) and crops_first(self._transforms[0])
+        outputs: Any = image if is_cropped else decoded(image), label_map
+        if is_cropped:
+            first = self._transforms[0]
+            outputs = (
+                crop_encoded(first, *outputs) if isinstance(image, EncodedImage) else run_transform(first, outputs)
+            )
+            outputs = planar(outputs[0]), *outputs[1:]
+        waiting: tuple[LabelMap, LabelPooling] | None = None
+        conversion: Conversion | None = None
+        for place, transform in enumerate(self._transforms):
+            if place < is_cropped:
+                continue
+            is_plain = _is_plain(transform, outputs)
+            if place == self._conversions.start and is_plain:
+                conversion = self._conversions.of(outputs[0])
+            if waiting is not None and not (is_plain and _ignores_labels(transform)):
+                outputs, waiting = (outputs[0], _pool_one(*waiting)), None
+            if type(transform) is LabelPooling and is_plain and isinstance(outputs[1], LabelMap):
+                transform.check_inputs(list(outputs))
+                waiting = outputs[1], transform
+                outputs = outputs[0], _NO_LABEL
+            elif conversion is None or type(transform) is LabelPooling:
+                outputs = run_transform(transform, outputs)
+            elif type(transform) is v2.ToPureTensor:  # the only one of them that changes label maps
+                outputs = outputs[0], outputs[1].as_subclass(Tensor)
+        if waiting is None:
+            return outputs, Pending(conversion=conversion)
+        return (outputs[0], waiting[0]), Pending(waiting[1], conversion)
 
 
 def _pool_together(label_maps: list[LabelMap], pooling: LabelPooling) -> Iterable[Tensor]:

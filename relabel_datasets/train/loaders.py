@@ -16,6 +16,7 @@ from torchvision.transforms import v2
 from ..data.datasets import RelabelDataset
 from ..data.stream import RelabelLoader, RelabelStream
 from ..labels.batch import collate_crops
+from ..labels.compose import Runner, runner_of
 from ..labels.crop_labels import CropLabels
 from ..labels.crop_transforms import RandomStoredCrop
 from ..labels.label_map import LabelMap
@@ -185,11 +186,19 @@ class _ClassOnly:
         self._transforms = transforms
 
     def __call__(self, image: PIL.Image.Image, labels: CropLabels) -> Any:
-        empty = LabelMap(
-            torch.zeros(0, 1, 1), "topk", classes=torch.zeros(0, 1, 1, dtype=torch.long), num_classes=labels.num_classes,
-            canvas_size=labels.canvas_size, key=labels.key, label=labels.label,
-        )  # fmt: skip
-        return self._transforms(image, empty)
+        return self._transforms(image, _without_logits(labels))
+
+    def batch_runner(self) -> Runner:
+        """See `compose.runner_of`."""
+        run = runner_of(self._transforms)
+        return lambda image, labels: run(image, _without_logits(labels))
+
+
+def _without_logits(labels: CropLabels) -> LabelMap:
+    return LabelMap(
+        torch.zeros(0, 1, 1), "topk", classes=torch.zeros(0, 1, 1, dtype=torch.long), num_classes=labels.num_classes,
+        canvas_size=labels.canvas_size, key=labels.key, label=labels.label,
+    )  # fmt: skip
 
 
 def crop_transforms(

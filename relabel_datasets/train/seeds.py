@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..labels.compose import run_pipeline, run_until_pooling
+from ..labels.compose import Pending, Runner, run_pipeline, runner_of
 from ..labels.label_map import LabelMap
-from ..labels.transforms import LabelPooling
 
 
 def seed_all(*position: object) -> None:
@@ -54,7 +53,12 @@ class SeededTransforms:
     def __call__(self, image: Any, label_map: LabelMap) -> Any:
         return run_pipeline(self, image, label_map)
 
-    def run_until_pooling(self, image: Any, label_map: LabelMap) -> tuple[Any, LabelPooling | None]:
-        """See `compose.run_until_pooling`."""
-        seed_all(self._seed, int(self._epoch), label_map.key)
-        return run_until_pooling(self._transforms, image, label_map)
+    def batch_runner(self) -> Runner:
+        """See `compose.runner_of`."""
+        run = runner_of(self._transforms)
+
+        def run_seeded(image: Any, label_map: LabelMap) -> tuple[Any, Pending]:
+            seed_all(self._seed, int(self._epoch), label_map.key)
+            return run(image, label_map)
+
+        return run_seeded

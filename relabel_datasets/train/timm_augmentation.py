@@ -5,6 +5,7 @@ timm builds a list of transforms of images only. `timm_steps` lets the label map
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,10 +15,12 @@ import timm.data.transforms as timm_tf
 import torch
 import torchvision.transforms as tv
 from timm.data.transforms_factory import create_transform
+from torch import Tensor
 from torchvision import tv_tensors
 
 from ..keywords import checked_keywords
-from ..labels.compose import run_pipeline, run_steps
+from ..labels.compose import Pending, Runner, Steps, run_pipeline
+from ..labels.conversion import Conversion, Conversions, normalize, pil_to_tensor
 from ..labels.crop_labels import CropLabels
 from ..labels.crop_transforms import RandomStoredCrop
 from ..labels.encoded import EncodedImage, decode_for, decoded
@@ -26,6 +29,19 @@ from ..labels.transforms import LabelPooling, image_size
 from .timm_steps import crops_first, follow_step, pixel_step, plain_image
 
 _IMAGES = (PIL.Image.Image, tv_tensors.Image)
+
+
+def _to_float_tensor(before: Conversion, _step: Any) -> Conversion:
+    if before.kind is PIL.Image.Image:
+        return Conversion(Tensor, torch.get_default_dtype()).then("div_", 255.0)
+    return before._replace(dtype=torch.float32).then("mul_", 1 / 255)  # see `timm_steps`
+
+
+_CONVERSIONS = {
+    timm_tf.MaybePILToTensor: pil_to_tensor,
+    timm_tf.MaybeToTensor: _to_float_tensor,
+    tv.Normalize: normalize,
+}
 _TIMM_KEYWORDS = inspect.signature(create_transform).parameters.keys() - {"input_size", "is_training"}
 
 
@@ -92,6 +108,7 @@ class TimmTransforms:
         self.steps = [follow_step(step) for step in pipeline.transforms]
         self.pooling = pooling
         self._pipeline = pipeline
+        self._conversions = _conversions_of(pipeline.transforms if _ignores_pixels(pooling) else [])
 
     def __call__(self, image: PIL.Image.Image | tv_tensors.Image, label_map: LabelMap) -> Any:
         """Return (image tensor, label), or the result of `pooling`.
@@ -102,10 +119,11 @@ class TimmTransforms:
         """
         return run_pipeline(self, image, label_map)
 
-    def run_until_pooling(
-        self, image: PIL.Image.Image | tv_tensors.Image, label_map: LabelMap
-    ) -> tuple[Any, LabelPooling | None]:
-        """See `compose.run_until_pooling`."""
+    def batch_runner(self) -> Runner:
+        """See `compose.runner_of`."""
+        return functools.partial(self._run, Steps([] if self.pooling is None else [self.pooling]))
+
+    def _run(self, pool: Runner, image: Any, label_map: LabelMap) -> tuple[Any, Pending]:
         if isinstance(label_map, CropLabels):
             raise TypeError(
                 "these transforms are for label maps, but the sample has CropLabels: pass crop=RandomStoredCrop(image_size) to "
@@ -122,11 +140,15 @@ class TimmTransforms:
                 f"the image has (height, width) {size}, but its label map belongs to an image of {label_map.canvas_size}: "
                 "transform the image and its label map together, as they come from the dataset"
             )
+        conversion = None
         if not (isinstance(image, EncodedImage) and crops_first(self.steps[0])):
             image = plain_image(decoded(image))
-        for step in self.steps:
+        for place, step in enumerate(self.steps):
+            if place == self._conversions.start and (conversion := self._conversions.of(image)) is not None:
+                break
             image, label_map = step(image, label_map)
-        return run_steps([] if self.pooling is None else [self.pooling], image, label_map)
+        outputs, pending = pool(image, label_map)
+        return outputs, pending._replace(conversion=conversion)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._pipeline!r}, pooling={self.pooling!r})"
@@ -153,9 +175,11 @@ class TimmStoredCrops:
         if list(steps[0].size) != crop.size:
             raise ValueError(f"crop= has size {crop.size}, but image_size= is {list(steps[0].size)}: make them equal")
         flips = (tv.RandomHorizontalFlip, tv.RandomVerticalFlip)
-        self.steps = [pixel_step(step) for step in steps[1:] if type(step) not in flips]
+        steps = [step for step in steps[1:] if type(step) not in flips]
+        self.steps = [pixel_step(step) for step in steps]
         self.crop = crop
         self._pipeline = pipeline
+        self._conversions = _conversions_of(steps if crop.num_crops == 1 else [])
 
     def __call__(self, image: PIL.Image.Image | tv_tensors.Image, labels: CropLabels) -> Any:
         """Return (image tensor, soft label), or `[n, ...]` of both if the crop has `num_crops` n above 1.
@@ -166,20 +190,38 @@ class TimmStoredCrops:
         """
         return run_pipeline(self, image, labels)
 
-    def run_until_pooling(self, image: Any, labels: CropLabels) -> tuple[Any, None]:
-        """See `compose.run_until_pooling`."""
+    def batch_runner(self) -> Runner:
+        """See `compose.runner_of`."""
+        return self._run
+
+    def _run(self, image: Any, labels: CropLabels) -> tuple[Any, Pending]:
         if not isinstance(image, (*_IMAGES, EncodedImage)):
             raise TypeError(f"timm's transforms need an image, got {type(image).__name__}")
         self.crop.check_inputs([image.placeholder() if isinstance(image, EncodedImage) else image, labels])
         params = self.crop.make_params([labels])
-        soft, crops = params["soft"], []
+        soft, crops, conversion = params["soft"], [], None
         if isinstance(image, EncodedImage):
             image, params = decode_for(self.crop, image, params)
         for crop in self.crop.cut(plain_image(image), params):
-            for step in self.steps:
+            for place, step in enumerate(self.steps):
+                if place == self._conversions.start and (conversion := self._conversions.of(crop)) is not None:
+                    break
                 crop = step(crop)
             crops.append(crop)
-        return ((crops[0], soft[0]) if self.crop.num_crops == 1 else (torch.stack(crops), soft)), None
+        outputs = (crops[0], soft[0]) if self.crop.num_crops == 1 else (torch.stack(crops), soft)
+        return outputs, Pending(conversion=conversion)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._pipeline!r}, crop={self.crop!r})"
+
+
+def _conversions_of(steps: Sequence[Any]) -> Conversions:
+    return Conversions(steps, _CONVERSIONS, kinds=(PIL.Image.Image, Tensor))
+
+
+def _ignores_pixels(pooling: Any) -> bool:
+    """Return whether a pooling looks only at the size of images. Of those of other packages this is not known."""
+    if pooling is None:
+        return True
+    package = type(pooling).__module__.partition(".")[0]
+    return package == __name__.partition(".")[0] and getattr(pooling, "_transformed_types", None) == (LabelMap,)
