@@ -40,14 +40,20 @@ def checkpoint(tmp_path):
     ("name", "images_inside"), [("imagenet", False), pytest.param("imagenette", True, marks=pytest.mark.slow)]
 )
 def test_a_builder_script_builds_the_dataset_of_its_name(
-    name, images_inside, imagenet, checkpoint, tmp_path, monkeypatch
+    name, images_inside, imagenet, checkpoint, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setenv("RELABEL_CACHE", str(tmp_path / "cache"))
     arguments = ["--annotator", "mobilenetv3_small_050", "--checkpoint", str(checkpoint), "--input-size", "96"]
-    command = [sys.executable, str(ROOT / "builders" / f"{name}_relabel.py"), str(imagenet), *arguments]
-    finished = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert finished.returncode == 0, finished.stderr
-    assert finished.stdout.strip() == str(tmp_path / "cache" / f"{name}-relabel")
+    command = [str(ROOT / "builders" / f"{name}_relabel.py"), str(imagenet), *arguments]
+    if name == "imagenet":  # in this process, which is faster
+        monkeypatch.setattr("sys.argv", command)
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(command[0], run_name="__main__")
+        assert ended.value.code is None
+        printed = capsys.readouterr().out
+    else:
+        printed = subprocess.run([sys.executable, *command], stdout=subprocess.PIPE, text=True, check=True).stdout
+    assert printed.strip() == str(tmp_path / "cache" / f"{name}-relabel")
     splits = rd.load_dataset(f"{name}-relabel", images=None if images_inside else imagenet)
     assert {split: len(dataset) for split, dataset in splits.items()} == {"train": 6, "validation": 4}
     dataset = splits["train"]

@@ -6,6 +6,7 @@ import argparse
 import re
 import shlex
 from collections.abc import Iterator
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -34,6 +35,9 @@ GUIDES = sorted(
 PAGES = sorted({*GUIDES, *ROOT.glob("*.md"), *(ROOT / ".github").rglob("*.md")})
 BLOCKS = {page: read_page(page)[1] for page in PAGES}
 PYTHON = [block for page in (README, *GUIDES) for block in BLOCKS[page] if block.language == "python"]
+SECTIONS: dict[tuple[Path, int], list[Block]] = {}  # snippets below each heading
+for _block in PYTHON:
+    SECTIONS.setdefault((_block.page, _block.heading), []).append(_block)
 COMMANDS = sorted(
     {
         line.partition(" #")[0].strip()
@@ -60,8 +64,8 @@ SUBSTITUTES = {
 }
 
 
-def name_of(block: Block) -> str:
-    return f"{block.page.relative_to(ROOT)}:{block.line}"
+def name_of(section: list[Block]) -> str:
+    return f"{section[0].page.relative_to(ROOT)}:{section[0].line}"
 
 
 @pytest.fixture
@@ -82,7 +86,7 @@ def working_folder(dataset_folder, image_folder, annotator, tmp_path, monkeypatc
     for shard in ("00000", "00001", "00002"):  # images are read like those of any tar
         (folder / f"images-{shard}.tar").symlink_to(dataset_folder / "colours" / f"train-{shard}-of-00003.tar")
     write_card(dataset_folder)
-    code = request.node.callspec.params["block"].code
+    code = "".join(block.code for block in request.node.callspec.params["section"])
     if "path/to/release" in code:
         write_fkd(folder / "release", image_folder, "smoothing", np.float32, 3)
     if "path/to/crops" in code:
@@ -102,16 +106,20 @@ def working_folder(dataset_folder, image_folder, annotator, tmp_path, monkeypatc
 @pytest.mark.filterwarnings("ignore:.isinstance.treespec:FutureWarning")  # this and the next three are Lightning's
 @pytest.mark.filterwarnings("ignore:The number of training batches", "ignore:The 'train_dataloader' does not have")
 @pytest.mark.filterwarnings("ignore:`training_step` returned", "ignore:Starting from v1.9")
-@pytest.mark.parametrize("block", PYTHON, ids=name_of)
-def test_a_snippet_runs_after_the_first_one_of_its_page_and_those_above_it_in_its_section(block, working_folder):
-    page = [other for other in PYTHON if other.page == block.page]
+@pytest.mark.parametrize("section", SECTIONS.values(), ids=name_of)
+def test_a_snippet_runs_after_the_first_one_of_its_page_and_those_above_it_in_its_section(section, working_folder):
+    first = next(block for block in PYTHON if block.page == section[0].page)
     names: dict[str, object] = {}
-    for other in page:
-        if other == page[0] or (other.heading == block.heading and other.line <= block.line):
-            code = "\n" * (other.line - 1) + other.code
-            for text, substitute in {**working_folder, **SUBSTITUTES}.items():
-                code = code.replace(text, substitute)
-            exec(compile(code, str(block.page), "exec"), names)
+    for block in section if first in section else [first, *section]:
+        code = "\n" * (block.line - 1) + block.code
+        for text, substitute in {**working_folder, **SUBSTITUTES}.items():
+            code = code.replace(text, substitute)
+        exec(compile(code, str(block.page), "exec"), names)
+        check_values(names)
+
+
+def check_values(names: dict[str, object]) -> None:
+    """Check what a snippet has assigned to the names that several snippets use."""
     soft_labels = names.get("soft_labels")
     assert soft_labels is None or (soft_labels.shape[-1] == 3 and (soft_labels.sum(-1) - 1).abs().max() < 1e-5)
     assert "token_labels" not in names or names["token_labels"].shape == (4, 3, 14, 14)

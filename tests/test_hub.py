@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import datasets
@@ -23,6 +24,7 @@ import yaml
 import relabel_datasets as rd
 from relabel_datasets import hub as hub_module
 from relabel_datasets.errors import DatasetError
+from relabel_datasets.report.overlay import contact_sheet
 from tests.conftest import ROOT, picture
 from tests.fixtures import contents
 from tests.hub import LocalHub
@@ -43,13 +45,21 @@ def slow(parameter: object) -> object:
 
 
 @pytest.fixture(autouse=True)
-def _caches(tmp_path, monkeypatch):
+def _caches(request, tmp_path, monkeypatch):
     monkeypatch.setenv("RELABEL_CACHE", str(tmp_path / "our-cache"))
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets-cache")
     monkeypatch.setattr(hub_module, "_COMMIT_PAUSES_S", (0.01, 0.01, 0.01))
     monkeypatch.setattr("relabel_datasets.storage.retries.time.sleep", lambda _: None)
+    # Worker processes and drawing take most of the time of publishing so few samples; the slow tests have both.
+    if request.node.get_closest_marker("slow") is None:
+        monkeypatch.setattr(hub_module, "verify", partial(rd.verify, num_workers=0))
+        monkeypatch.setattr(hub_module, "contact_sheet", _one_image)
     datasets.disable_progress_bars()
+
+
+def _one_image(dataset: rd.RelabelDataset) -> PIL.Image.Image:
+    return dataset[0][0]
 
 
 @pytest.fixture
@@ -325,7 +335,8 @@ class TestCardsAndRestrictedImages:
         with pytest.raises(DatasetError, match="restricted_images='Photos of ours'"):
             publish(folder)
 
-    def test_example_pictures_are_published(self, local_hub, folder):
+    def test_example_pictures_are_published(self, local_hub, folder, monkeypatch):
+        monkeypatch.setattr(hub_module, "contact_sheet", contact_sheet)
         publish(folder)
         data = local_hub.files(REPO)["colours/examples.png"]
         picture = PIL.Image.open(io.BytesIO(data))

@@ -1,3 +1,4 @@
+import json
 import re
 import subprocess
 import sys
@@ -84,23 +85,56 @@ def test_an_unknown_name_raises_an_attribute_error():
         rd.nonsense  # noqa: B018
 
 
-def test_subpackages_are_imported_when_they_are_first_used():
-    script = (
-        "import sys, relabel_datasets as rd; assert 'relabel_datasets.data' not in sys.modules; "
-        "rd.data.join, rd.train.evaluate, rd.errors.ImageError, rd.hub.publish; print(rd.analysis.analyze.__name__)"
-    )
-    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert run.stdout == "analyze\n", run.stderr
+FIRST_IMPORT = """
+import json, sys
+import torch
+from torchvision.transforms import v2
+
+def torchvision():
+    types = v2.RandAugment, v2.AutoAugment, v2.TrivialAugmentWide, v2.AugMix, v2.RandAugment.__base__
+    return [dict(vars(cls)) for cls in types]
+
+def loaded(names):
+    return [name for name in names if name in sys.modules]
+
+before = torchvision()
+import relabel_datasets as rd
+subpackages = loaded(["relabel_datasets.data", "relabel_datasets.analysis", "relabel_datasets.train"])
+rd.load_dataset, rd.LabelPooling
+heavy = loaded(["timm", "matplotlib", "datasets", "huggingface_hub", "webdataset", "ray"])
+rd.data.join, rd.train.evaluate, rd.errors.ImageError, rd.hub.publish
+for name in rd.__all__:
+    getattr(rd, name)
+print(json.dumps({
+    "subpackages": subpackages,
+    "heavy": heavy,
+    "analyze": rd.analysis.analyze.__name__,
+    "cuda": torch.cuda.is_initialized(),
+    "torchvision": torchvision() == before,
+}))
+"""
 
 
-def test_importing_the_package_imports_no_heavy_library_and_makes_no_cuda_context():
-    script = (
-        "import sys, torch, relabel_datasets as rd; rd.load_dataset, rd.LabelPooling; "
-        "heavy = ('timm', 'matplotlib', 'datasets', 'huggingface_hub', 'webdataset', 'ray'); "
-        "print([name for name in heavy if name in sys.modules], torch.cuda.is_initialized())"
-    )
-    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert run.stdout == "[] False\n", run.stderr
+@pytest.fixture(scope="module")
+def first_import():
+    """Observations of a process that imports the package for the first time."""
+    run = subprocess.run([sys.executable, "-c", FIRST_IMPORT], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    return json.loads(run.stdout)
+
+
+def test_subpackages_are_imported_when_they_are_first_used(first_import):
+    assert first_import["subpackages"] == []
+    assert first_import["analyze"] == "analyze"
+
+
+def test_importing_the_package_imports_no_heavy_library_and_makes_no_cuda_context(first_import):
+    assert first_import["heavy"] == []
+    assert first_import["cuda"] is False
+
+
+def test_importing_the_package_changes_nothing_in_torchvision(first_import):
+    assert first_import["torchvision"] is True
 
 
 @pytest.mark.slow

@@ -120,7 +120,7 @@ def test_the_manifest_records_the_release(tmp_path, image_folder):
     agreeing = sum(int(mean.argmax()) == labels[key] for key, mean in means.items())
     assert split.agreement == pytest.approx(agreeing / 13)
     assert "mine" in (tmp_path / "data" / "README.md").read_text()
-    assert rd.verify(tmp_path / "data", progress=False).problems == []
+    assert rd.verify(tmp_path / "data", num_workers=0, progress=False).problems == []
 
 
 def files_of(folder):

@@ -81,7 +81,7 @@ def test_stored_labels_are_the_answers_of_the_classifier_to_each_crop(tmp_path, 
         torch.testing.assert_close(labels.soft_labels(), want, rtol=0, atol=0.02)
         agreeing += int(want.mean(0).argmax() == labels.label)
     assert manifest.splits["train"].agreement == pytest.approx(agreeing / 13, abs=1 / 13)
-    assert rd.verify(tmp_path / "out", progress=False).problems == []
+    assert rd.verify(tmp_path / "out", num_workers=0, progress=False).problems == []
 
 
 def test_a_classifier_is_called_itself_not_as_a_map():
@@ -139,7 +139,7 @@ def test_damaged_images_are_skipped_and_counted(tmp_path, image_folder):
     manifest = build(image_folder, tmp_path / "out", patches())
     split = manifest.splits["train"]
     assert (split.num_samples, [entry["key"] for entry in split.skipped]) == (12, ["photo_03"])
-    assert rd.verify(tmp_path / "out", progress=False).problems == []
+    assert rd.verify(tmp_path / "out", num_workers=0, progress=False).problems == []
 
 
 def test_a_large_image_is_cropped_at_full_size(tmp_path):
@@ -216,5 +216,5 @@ def test_verify_reports_labels_that_the_manifest_does_not_describe(
 
     monkeypatch.setattr(ShardWriter, "add", add_other)
     build(image_folder, tmp_path / "out", annotator)
-    (problem,) = rd.verify(tmp_path / "out", progress=False).problems
+    (problem,) = rd.verify(tmp_path / "out", num_workers=0, progress=False).problems
     assert (problem.key, message in problem.problem) == ("photo_03", True)

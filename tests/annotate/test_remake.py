@@ -15,18 +15,18 @@ from tests.conftest import picture
 MODEL_KWARGS = {"num_classes": 3, "pad_type": "same"}
 
 
-@pytest.fixture
-def checkpoints(tmp_path):
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
     """Paths of two files with random weights."""
-    paths = []
+    folder, paths = tmp_path_factory.mktemp("checkpoints"), []
     for seed in range(2):
         torch.manual_seed(seed)
-        paths.append(tmp_path / f"weights-{seed}.safetensors")
+        paths.append(folder / f"weights-{seed}.safetensors")
         save_file(timm.create_model("mobilenetv3_small_050", **MODEL_KWARGS).state_dict(), paths[-1])
     return paths
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def annotator(checkpoints):
     return TimmAnnotator(
         "mobilenetv3_small_050", checkpoint=checkpoints[0], input_size=(64, 96), mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4),

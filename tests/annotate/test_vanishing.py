@@ -5,6 +5,7 @@ import re
 import pytest
 
 import relabel_datasets as rd
+from tests.conftest import colours
 from tests.sabotage import at_once, files_first, nth, sabotaged
 
 MESSAGES = "|".join(
@@ -37,10 +38,18 @@ def build_and_remove(build, root, is_moment, remove):
         return error, has_occurred()
 
 
-@pytest.fixture
-def build(image_folder, annotator):
+@pytest.fixture(scope="module")
+def build(made_once):
     options = {"shard_size": 7, "build_config": rd.annotate.BuildConfig(batch_size=2), "progress": False}
-    return lambda root: rd.build(rd.data.ImageFolderSource(image_folder), root, annotator, **options)
+    return lambda root: rd.build(rd.data.ImageFolderSource(made_once / "images"), root, colours(), **options)
+
+
+@pytest.fixture(scope="module")
+def whole(build, tmp_path_factory):
+    """Files of a build that nothing disturbs."""
+    root = tmp_path_factory.mktemp("whole")
+    build(root)
+    return files_below(root)
 
 
 @pytest.mark.parametrize("remove", [at_once, files_first])
@@ -59,8 +68,7 @@ def build(image_folder, annotator):
     ],
     ids=" ".join,
 )
-def test_errors_name_the_removed_folder(tmp_path, build, moment, remove):
-    build(tmp_path / "whole")
+def test_errors_name_the_removed_folder(tmp_path, build, whole, moment, remove):
     root = tmp_path / "data"
     error, occurred = build_and_remove(
         build, root, lambda event, name: event == moment[0] and name.startswith(moment[1]), remove
@@ -68,14 +76,13 @@ def test_errors_name_the_removed_folder(tmp_path, build, moment, remove):
     assert occurred
     assert error is not None
     build(root)
-    assert files_below(root) == files_below(tmp_path / "whole")
+    assert files_below(root) == whole
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("remove", [at_once, files_first])
 @pytest.mark.parametrize("repair", [False, True])
-def test_a_folder_may_be_removed_at_any_moment(tmp_path, build, repair, remove):
-    build(tmp_path / "whole")
+def test_a_folder_may_be_removed_at_any_moment(tmp_path, build, whole, repair, remove):
     occurred, number = True, 0
     while occurred:
         root = tmp_path / f"data-{number}"
@@ -85,5 +92,5 @@ def test_a_folder_may_be_removed_at_any_moment(tmp_path, build, repair, remove):
         number += 1
         _, occurred = build_and_remove(build, root, nth(number), remove)
         build(root)
-        assert files_below(root) == files_below(tmp_path / "whole"), number
+        assert files_below(root) == whole, number
     assert number > 30

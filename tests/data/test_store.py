@@ -39,13 +39,13 @@ def test_the_path_may_be_the_folder_of_a_config(dataset_folder):
     assert list(rd.LabelMaps(dataset_folder / "colours")) == list(rd.LabelMaps(dataset_folder, "colours"))
 
 
-def test_label_maps_work_in_forked_and_spawned_processes(label_maps):
+@pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
+def test_label_maps_work_in_forked_and_spawned_processes(label_maps, method):
     expected = {key: label_map.logits.sum().item() for key, label_map in label_maps.items()}  # opens the shards first
     copy = pickle.loads(pickle.dumps(label_maps))
     assert {key: label_map.logits.sum().item() for key, label_map in copy.items()} == expected
-    for method in ("fork", "spawn"):
-        with multiprocessing.get_context(method).Pool(2) as pool:
-            assert dict(zip(expected, pool.map(SumOf(label_maps), expected), strict=True)) == expected
+    with multiprocessing.get_context(method).Pool(2) as pool:
+        assert dict(zip(expected, pool.map(SumOf(label_maps), expected), strict=True)) == expected
 
 
 class SumOf:

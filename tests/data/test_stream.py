@@ -114,7 +114,9 @@ def slow(*values):
 @pytest.mark.parametrize(
     ("kind", "workers"),
     [
-        *itertools.product([PLAIN, STATEFUL, OURS, SAMPLED], ["none", "forked", "persistent"]),
+        *itertools.product([PLAIN, STATEFUL, OURS, SAMPLED], ["none", "forked"]),
+        *itertools.product([PLAIN, OURS], ["persistent"]),
+        *(slow(kind, "persistent") for kind in (STATEFUL, SAMPLED)),
         slow(OURS, "spawned"),  # alone, since every iteration starts a process that imports torch
         *(slow(kind, "spawned, persistent") for kind in (PLAIN, STATEFUL, OURS, SAMPLED)),
     ],

@@ -139,6 +139,7 @@ def hashes() -> str:
     return " ".join(hashlib.sha256(stored_map(*form)).hexdigest() for form in STORED_FORMS)
 
 
+@pytest.mark.slow  # in every run, the golden bytes are those of another process
 def test_equal_maps_have_equal_bytes_in_another_process():
     command = [sys.executable, "-c", "from tests.labels.test_codec import hashes; print(hashes())"]
     environment = {**os.environ, "PYTHONHASHSEED": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
