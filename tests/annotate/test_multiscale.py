@@ -161,7 +161,7 @@ def test_timm_and_token_pipelines_pool_them(dataset):
     torch.testing.assert_close(tokens.sum(0), torch.ones(2, 2))
 
 
-def test_they_are_verified_described_analyzed_and_drawn(dataset, tmp_path):
+def test_they_are_verified_described_and_analyzed(dataset):
     assert rd.verify(dataset).problems == []
     text = describe(dataset, num_samples=1)
     assert "3x4 and 6x8 locations, multiscale 10" in text
@@ -170,6 +170,11 @@ def test_they_are_verified_described_analyzed_and_drawn(dataset, tmp_path):
     analysis = rd.analysis.analyze(dataset, num_crops=48, progress=False)
     assert analysis.tables["calibration"].columns == ("area_share", "gain_3x4", "gain_6x8")
     assert analysis.tables["fidelity"].rows[0][2] == "3x4x3+6x8x3"
+
+
+@pytest.mark.slow
+def test_they_are_plotted_reported_and_drawn(dataset, tmp_path):
+    analysis = rd.analysis.analyze(dataset, num_crops=48, progress=False)
     assert set(rd.report.plot(analysis)) >= {"calibration"}
     report = rd.report.write_report(dataset, tmp_path / "report.html", num_crops=48, progress=False)
     assert "3 x 4 and 6 x 8 locations" in report.read_text()
