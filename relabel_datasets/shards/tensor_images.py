@@ -72,13 +72,16 @@ def _torchvision() -> _Decode:
 
 
 def is_plain_jpeg(data: bytes) -> bool:
-    """Return whether a file is an upright RGB JPEG, within the pixel limit of Pillow."""
+    """Return whether a file is an upright RGB JPEG with usual subsampling, within the pixel limit of Pillow."""
     if not data.startswith(b"\xff\xd8\xff"):
         return False
     try:
         opened = PIL.JpegImagePlugin.JpegImageFile(io.BytesIO(data))
+        _, horizontal, vertical, _ = opened.layer[0]
     except Exception:  # noqa: BLE001  decoders of damaged files raise nearly anything
         return False
     limit = PIL.Image.MAX_IMAGE_PIXELS  # above it, Pillow warns, reduces or refuses
     is_within = limit is None or opened.width * opened.height <= limit
+    if vertical > horizontal:  # 4:4:0, which older releases of libjpeg-turbo upsample in another way
+        return False
     return opened.mode == "RGB" and is_within and orientation_of(opened) == 1
