@@ -26,7 +26,7 @@ import numpy as np
 import PIL.Image
 import timm
 import torch
-from loading import CASES, RandomLogits, write_images
+from loading import RandomLogits, write_images
 from timm.data.transforms_factory import create_transform
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -91,7 +91,7 @@ def loader_bound(args: argparse.Namespace) -> None:
     """Print the time per sample in epochs of loaders."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        write_images(root / "images", args.num_images, *next(iter(CASES.values())))
+        write_images(root / "images", args.num_images)
         source = ImageFolderSource(root / "images")
         source.classes = None  # keep the 1000 classes of the annotator
         build(source, root / "data", ModuleAnnotator(RandomLogits(), 480, name="random"), config="maps", progress=False)
