@@ -177,8 +177,7 @@ class ModuleAnnotator:
             raise ValueError(f"the image must be RGB, got mode {image.mode!r}: convert it first")
         height, width = self.input_size
         resized = image.resize((width, height), PIL.Image.Resampling[self.interpolation.upper()])
-        # NumPy, because torch would start its own threads in every decoding thread.
-        return torch.from_numpy(np.ascontiguousarray(np.array(resized).transpose(2, 0, 1)))
+        return torch.from_numpy(np.array(resized)).permute(2, 0, 1)  # a view, in the memory format of convolutions
 
     def __call__(self, images: Tensor) -> Tensor:
         """Compute the label maps of a batch.

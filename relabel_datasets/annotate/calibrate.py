@@ -9,24 +9,23 @@ Shapes: C classes, S label maps of an image, n crops, J groups of classes, Q kno
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import closing
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ..data.skipped import Skipped
 from ..data.sources import ImageSource
 from ..labels.calibration import Calibration
 from ..labels.crops import seeded_crops
 from ..labels.encodings.crops import seed_of
 from ..labels.label_map import LabelMap
 from ..labels.view import Rows, rows_of_boxes
-from .annotator import Annotator
-from .crop_shard import annotate_crops, preprocess_crops
-from .prefetch import load_images
+from .crop_shard import CropAnswers
+
+if TYPE_CHECKING:
+    from .prefetch import Batch
 
 Floats = npt.NDArray[np.float64]
 CROPS_PER_IMAGE = 4
@@ -43,39 +42,29 @@ def num_calibrated_images(num_images: int) -> int:
     return min(_MAX_IMAGES, num_images // _IMAGES_PER_CROPPED)
 
 
-def measure_images(
-    source: ImageSource, blobs: Mapping[int, bytes], annotator: Annotator, batch_size: int, num_threads: int
-) -> list[list[float]]:
-    """Annotate random crops of images, and measure the divergence of pooled labels from the annotator's answers.
+class CropMeasures:
+    """Measures the divergence of labels pooled from stored maps from the annotator's answers to random crops.
 
     The crops are the first that a build of stored crops would annotate, see `labels.crops.seeded_crops`.
 
     Args:
         source: Source of the images.
-        blobs: Stored label maps, by the index of their image in the source.
-        annotator: Annotator with the classes of the dataset.
-        batch_size: Number of crops per batch.
-        num_threads: Number of threads that decode images.
+        blobs: Stored label maps, by the index of their image in the source. Images without a map are left out.
 
-    Returns:
-        Results of `measure_crops` of all images, in order.
+    Attributes:
+        records: Results of `measure_crops` of all images, in order.
     """
-    images = load_images(
-        source,
-        list(blobs),
-        lambda image, key, size: preprocess_crops(annotator, image, key, size, CROPS_PER_IMAGE),
-        target=None,
-        num_threads=num_threads,
-        num_ahead=num_threads + -(-2 * batch_size // CROPS_PER_IMAGE),
-    )
-    records = []
-    with closing(images):
-        for result in annotate_crops(images, annotator, batch_size):
-            if not isinstance(result, Skipped):
-                image, answers = result
-                boxes, _ = seeded_crops([seed_of(source.keys[image.position])], [image.size], CROPS_PER_IMAGE)
-                records += measure_crops(blobs[image.position], boxes[0], answers)
-    return records
+
+    def __init__(self, source: ImageSource, blobs: Mapping[int, bytes]) -> None:
+        self._source, self._blobs, self._answers = source, blobs, CropAnswers()
+        self.records: list[list[float]] = []
+
+    def take(self, batch: Batch[Any], logits: list[Tensor]) -> None:
+        """Measure the images that a batch completes, see `CropAnswers.add`."""
+        for image, answers in self._answers.add(batch, logits):
+            if image.position in self._blobs:
+                boxes, _ = seeded_crops([seed_of(self._source.keys[image.position])], [image.size], CROPS_PER_IMAGE)
+                self.records += measure_crops(self._blobs[image.position], boxes[0], answers)
 
 
 def measure_crops(blob: bytes, boxes_xyxy: Floats, answers: Tensor) -> list[list[float]]:

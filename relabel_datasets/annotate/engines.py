@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from ..data.skipped import Skipped
 from .annotator import Annotator
+from .pipeline import annotate_shards
 from .shard import Annotated
 from .work import Work
 
@@ -146,22 +146,7 @@ class _LocalWorker:
         self, work: Work, numbers: Sequence[int], on_progress: OnProgress, on_skipped: OnSkipped
     ) -> Iterator[tuple[int, Annotated]]:
         annotator = work.restrict(self._annotator)
-        storing: tuple[int, Annotated, Future[None]] | None = None
-        with ThreadPoolExecutor(
-            1, thread_name_prefix="store"
-        ) as pool:  # upload a shard while the next one is annotated
-            for number in numbers:
-                annotated = work.annotate(number, annotator, on_progress, on_skipped)
-                if storing is not None:
-                    yield _stored(*storing)
-                storing = number, annotated, pool.submit(work.store, number, annotated)
-            if storing is not None:
-                yield _stored(*storing)
-
-
-def _stored(number: int, annotated: Annotated, future: Future[None]) -> tuple[int, Annotated]:
-    future.result()
-    return number, annotated
+        yield from annotate_shards(work, numbers, annotator, lambda _number, count: on_progress(count), on_skipped)
 
 
 def find_engine(engine: str | Engine) -> Engine:

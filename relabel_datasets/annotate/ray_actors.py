@@ -5,19 +5,19 @@ from __future__ import annotations
 import logging
 import os
 import platform
-import threading
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pickle import PicklingError
 from typing import Any, NamedTuple
 
 from ..errors import DatasetError
-from ..storage.output import RemoteOutput
 from .annotator import Annotator
 from .engines import Description, MakeAnnotator, OnProgress, OnSkipped
+from .pipeline import annotate_shards
 from .shard import Annotated
 from .work import Work
 
@@ -40,10 +40,13 @@ class _Node(NamedTuple):
 
 
 class _Worker:
-    """Actor with an annotator. Annotates one shard at a time while the previous one is uploaded."""
+    """Actor with an annotator. Annotates a shard while the previous one is completed and the next one is decoded."""
 
     def __init__(self) -> None:
-        self._annotating = threading.Lock()
+        # One thread creates and calls the annotator: kernels that are captured in a graph belong to a thread.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="annotate")
+        self._waiting: deque[int] = deque()
+        self._results: dict[int, Future[Annotated]] = {}
         self._counts: Counter[int] = Counter()
         self._annotator: Annotator | None = None
         self._work: Work | None = None
@@ -51,28 +54,48 @@ class _Worker:
     def set_up(self, make: MakeAnnotator) -> tuple[Description, _Node]:
         import ray
 
-        self._annotator = make()
+        self._annotator = self._thread.submit(make).result()
         node_id = ray.get_runtime_context().get_node_id()
         return Description.of(self._annotator), _Node(node_id, platform.node(), os.getpid())
 
     def annotate(self, work_refs: list[Any], number: int) -> Annotated:
         """Return a shard, which a lost actor may already have finished."""
-        assert self._annotator is not None
-        with self._annotating:
-            if self._work is None:
-                import ray
+        if self._work is None:
+            import ray
 
-                self._work = ray.get(
-                    work_refs[0]
-                )  # Ray unpickles arguments on every call, but not references in a list
-            annotated = self._work.load(number)
-            if annotated is not None:
-                return annotated
-            annotator = self._work.restrict(self._annotator)
-            annotated = self._work.annotate(number, annotator, lambda count: self._count(number, count))
-        self._work.store(number, annotated)
-        self._counts.pop(number, None)
-        return annotated
+            # Ray unpickles arguments on every call, but not references in a list.
+            self._work = ray.get(work_refs[0])
+        annotated = self._work.load(number)
+        if annotated is not None:
+            return annotated
+        result = self._results[number] = Future()
+        self._waiting.append(number)
+        self._thread.submit(self._annotate_waiting)
+        return result.result()
+
+    def _annotate_waiting(self) -> None:
+        """Annotate all shards that wait, and those that arrive in the meantime."""
+        assert self._annotator is not None
+        if not self._waiting:  # an earlier call has annotated it
+            return
+        assert self._work is not None
+        started: list[int] = []
+        try:
+            shards = annotate_shards(self._work, self._next(started), self._work.restrict(self._annotator), self._count)
+            for number, annotated in shards:
+                started.remove(number)
+                self._counts.pop(number, None)
+                self._results.pop(number).set_result(annotated)
+        except BaseException as error:  # noqa: BLE001  the driver decides
+            for number in started:
+                self._counts.pop(number, None)
+                self._results.pop(number).set_exception(error)
+
+    def _next(self, started: list[int]) -> Iterator[int]:
+        while self._waiting:
+            number = self._waiting.popleft()
+            started.append(number)
+            yield number
 
     def _count(self, number: int, count: int) -> None:
         self._counts[number] += count
@@ -165,17 +188,11 @@ class Actors:
         if not numbers:
             return
         work_refs = [self._put(work)]
-        depth = (
-            2 if isinstance(work.output, RemoteOutput) else 1
-        )  # an actor annotates one shard while it uploads another
         waiting, tally = deque(numbers), _Tally()
         done = 0
         while waiting or any(slot.tasks for slot in self._slots):
             self._start_actors(max_needed=len(waiting) + sum(len(slot.tasks) for slot in self._slots))
-            for slot in self._slots:
-                while waiting and slot.setup_ref is None and len(slot.tasks) < depth:
-                    number = waiting.popleft()
-                    slot.tasks[slot.handle.annotate.remote(work_refs, number)] = number
+            self._assign(waiting, work_refs)
             for number, annotated in self._handle_results(waiting, tally):
                 done += len(work.shards[number])
                 for skipped in annotated.skipped:
@@ -183,6 +200,15 @@ class Actors:
                 yield number, annotated
             on_progress(done + sum(tally.partial.values()) - tally.shown)
             tally.shown = done + sum(tally.partial.values())
+
+    def _assign(self, waiting: deque[int], work_refs: list[Any]) -> None:
+        """Give each actor a shard, and another to decode ahead unless idle actors could soon take it."""
+        ready = [slot for slot in self._slots if slot.setup_ref is None]
+        for depth in (1, 2):
+            for slot in ready:
+                if len(slot.tasks) < depth and len(waiting) >= (1 if depth == 1 else len(ready)):
+                    number = waiting.popleft()
+                    slot.tasks[slot.handle.annotate.remote(work_refs, number)] = number
 
     def close(self) -> None:
         """End all actors."""
@@ -208,7 +234,7 @@ class Actors:
         options = {
             "num_cpus": self._cpus,
             "num_gpus": self._gpus,
-            "max_concurrency": 4,  # annotation, upload of the previous shard, and progress
+            "max_concurrency": 4,  # two shards, and progress
             "scheduling_strategy": "SPREAD",
         }
         while len(self._slots) < min(max_needed, max(1, room)):  # a pending actor shows an autoscaler what is needed

@@ -1,6 +1,6 @@
 """Engine for several GPUs or machines: the actors of a Ray cluster each have an annotator and annotate one shard after another.
 
-Losing a worker, an actor or a node costs only its current shard, which another actor annotates. Actors also start on nodes that
+Losing a worker, an actor or a node costs only its shards, at most two, which other actors annotate. Actors also start on nodes that
 join later. The actors write shards and records themselves, so that no shard is lost if the driver dies.
 
 One machine, with all of its GPUs, or its CPU cores if it has none:

@@ -1,4 +1,4 @@
-"""Work of a build: the list of shards, how to annotate one, and a record of each finished shard.
+"""Work of a build: the list of shards, and a record of each finished shard.
 
 Records are kept in a hidden folder of the config until the manifest replaces them. The work can be pickled, so any process with
 access to the source and the output can annotate any shard.
@@ -7,7 +7,7 @@ access to the source and the output can annotate any shard.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -25,7 +25,7 @@ from ..storage.output import LocalOutput, Output, explaining_errors
 from ..words import counted
 from .annotator import Annotator, ClassSubset
 from .calibrate import num_calibrated_images
-from .shard import Annotated, BuildConfig, annotate_shard
+from .shard import Annotated, BuildConfig, OpenShard
 
 Plan = dict[str, Any]
 
@@ -127,33 +127,14 @@ class Work:
         is_valid = self.output.has(self.file(self.names[number]), info.num_bytes, info.sha256)
         return annotated if is_valid else None
 
-    def annotate(
-        self,
-        number: int,
-        annotator: Annotator,
-        on_progress: Callable[[int], object] = lambda _count: None,
-        on_skipped: Callable[[Skipped], object] = lambda _skipped: None,
-    ) -> Annotated:
-        """Write one shard to the path from which `store` publishes it, see `annotate_shard`.
-
-        Raises:
-            OSError: The disk is full, or the folder was removed.
-        """
+    def open(self, number: int) -> OpenShard:
+        """Return a shard to write, at the path from which `store` publishes it."""
         path = self.output.shard_path(self.file(self.names[number]))
-        with explaining_errors(path.parent):
-            return annotate_shard(
-                path,
-                self.source,
-                self.shards[number],
-                annotator,
-                self.build_config,
-                on_progress,
-                on_skipped,
-                num_calibrated=self.num_calibrated(number),
-            )
+        shard = self.shards[number]
+        return OpenShard(number, path, self.source, shard, self.build_config, self.num_calibrated(number))
 
     def store(self, number: int, annotated: Annotated) -> None:
-        """Publish a shard that `annotate` wrote, and record it."""
+        """Publish a complete shard, and record it."""
         name = self.names[number]
         with explaining_errors(self.folder):
             self.output.publish(self.file(name))

@@ -20,17 +20,23 @@ import timm  # noqa: F401
 import relabel_datasets as rd
 import relabel_datasets.annotate.crop_importers
 import relabel_datasets.annotate.timm_annotator
+from relabel_datasets.annotate import prefetch
+from relabel_datasets.annotate.annotator import ModuleAnnotator
 from tests.annotate.crop_releases import CLASSES
 
 
 def start(job, root, kill_at=None):
-    """Fork a build, which kills itself before change number `kill_at` to the folder if that is given."""
+    """Fork a build, which kills itself before change number `kill_at` to the folder, or before that batch, if it is given."""
     pid = os.fork()
     if pid:
         return pid
     status = 1
     try:
-        if kill_at is not None:
+        if job.get("processes"):
+            prefetch.uses_processes = lambda: True
+        if kill_at is not None and job.get("kill_at") == "batches":
+            die_at_batch(kill_at)
+        elif kill_at is not None:
             die_at(kill_at, root)
         build(job, root)
         status = 0
@@ -74,6 +80,18 @@ def die_at(number, root):
     sys.addaudithook(hook)
 
 
+def die_at_batch(number):
+    """Kill this process when it is about to annotate a batch for the n-th time."""
+    remaining, call = iter(range(number - 1)), ModuleAnnotator.__call__
+
+    def call_or_die(annotator, images):
+        if next(remaining, None) is None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return call(annotator, images)
+
+    ModuleAnnotator.__call__ = call_or_die
+
+
 def end_of(pid, timeout=None):
     """Return whether a child was killed, by itself or after `timeout` seconds. Otherwise it must succeed."""
     deadline = None if timeout is None else time.monotonic() + timeout
@@ -94,7 +112,7 @@ def main():
     """Build into new folders below `out` until `kills` builds were killed, or build once if `kills` is 0.
 
     With `seconds_alive`, each build is killed after a random time up to this limit. Without it, the first build is killed at its
-    first change to the folder, the second at its second change, and so on. Each is followed by an uninterrupted build in the same
+    first change to the folder, the second at its second change, and so on, or at batches if `kill_at` says so. Each is followed by an uninterrupted build in the same
     folder.
     """
     job = json.load(sys.stdin)

@@ -1,9 +1,13 @@
 """After SIGKILL at any moment, the next run writes the same bytes as an uninterrupted build and leaves no other files."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import tarfile
+import time
+from pathlib import Path
 
 import pytest
 
@@ -86,6 +90,47 @@ def test_a_kill_before_each_change_to_the_folder(tmp_path, image_folder, command
     result = kill_builds(job)
     assert result["kills"] == result["rounds"] > 30
     assert_all_equal(tmp_path / "out", uninterrupted(tmp_path, job))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [False, True])
+def test_a_kill_before_each_batch_in_and_between_shards(tmp_path, image_folder, processes):
+    job = job_of(tmp_path, image_folder, seconds=0.0, kills=1000, shard_size=5, kill_at="batches", processes=processes)
+    assert kill_builds(job) == {"kills": 8, "rounds": 8}  # shards of 3, 3 and 2 batches
+    assert_all_equal(tmp_path / "out", uninterrupted(tmp_path, job))
+
+
+def children_of(pid):
+    """Return the processes that a process has started."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are forked")
+def test_processes_that_decode_end_with_a_killed_build(tmp_path, image_folder):
+    job = job_of(tmp_path, image_folder, seconds=1, kills=0, processes=True)
+    code = f"import json; from tests.annotate import kill_driver as d; d.os.waitpid(d.start(json.loads({json.dumps(job)!r}), {job['out']!r}), 0)"
+    driver = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
+    try:
+        deadline = time.monotonic() + 120
+        while not (builds := children_of(driver.pid)) or len(workers := children_of(builds[0])) < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        os.kill(builds[0], signal.SIGKILL)
+        while any(is_running(pid) for pid in workers):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    finally:
+        driver.kill()
+        driver.wait()
+
+
+def is_running(pid):
+    """Return whether a process exists and is not a zombie that nobody has waited for."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def real_images(real_data, folder, count):

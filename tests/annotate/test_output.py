@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import subprocess
+import time
 
 import fsspec
 import pytest
@@ -230,8 +231,16 @@ def test_removing_the_folder_stops_the_build(tmp_path, source, annotator, whole,
 def test_a_shard_removed_during_the_build_is_reported_and_rebuilt(tmp_path, source, annotator, whole):
     root = tmp_path / "data"
     shard = root / "colours" / "train-00000-of-00004.tar"
+
+    def remove():
+        deadline = time.monotonic() + 60
+        while not shard.exists():  # it is completed while later batches are annotated
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        shard.unlink()
+
     with pytest.raises(rd.DatasetError, match=f"{shard} is missing: it was removed"):
-        rd.build(source, root, annotator_of(Calls(5, shard.unlink)), **OPTIONS)
+        rd.build(source, root, annotator_of(Calls(5, remove)), **OPTIONS)
     rest = StopsAfter(2)
     rd.build(source, root, annotator_of(rest), **OPTIONS)
     assert rest.left == 0

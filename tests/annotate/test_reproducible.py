@@ -154,15 +154,20 @@ def colours():
 
 @pytest.mark.parametrize("what", CHANGES)
 def test_a_build_is_not_resumed_if_the_last_bits_would_change(tmp_path, images, monkeypatch, what):
-    class StopsAfterAShard(ModuleAnnotator):
+    class StopsAtTheSecondShard(ModuleAnnotator):
+        num_batches = 0
+
         def __call__(self, pixels):
-            if list(tmp_path.glob("net/*.tar")):
+            self.num_batches += 1
+            if self.num_batches == 3:  # the second is one of crops
                 raise Interrupted
             return super().__call__(pixels)
 
     source = rd.data.ImageFolderSource(images)
+    stopping = StopsAtTheSecondShard(ColourNet(), (48, 64), classes=NAMES, name="colours")
     with pytest.raises(Interrupted):
-        build(source, tmp_path, StopsAfterAShard(ColourNet(), (48, 64), classes=NAMES, name="colours"), shard_size=9)
+        build(source, tmp_path, stopping, shard_size=9)
+    assert len(list(tmp_path.glob("net/*.tar"))) == 1
     with monkeypatch.context() as patch:
         arguments, message = change(what, patch)
         with pytest.raises(rd.DatasetError, match=message):
