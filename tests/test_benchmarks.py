@@ -29,7 +29,8 @@ SYNSETS = [
 ]
 SMALL = {  # IMAGES and MANY stand for folders of ImageFolders, CHECKPOINT for the weights of the annotator
     "annotators": "IMAGES --num-images 2 --num-crops 1 --steps 1",
-    "building": "IMAGES/train --annotator resnet18 --checkpoint CHECKPOINT --input-size 64 --batch-size 4",
+    "building": "--num-images 40 --annotator resnet18 --checkpoint CHECKPOINT --input-size 64 --batch-size 4 --bare eager "
+    "--profile 2 --out out",
     "crop_codec": "IMAGES/train --annotator resnet18 --checkpoint CHECKPOINT --input-size 64 --num-images 2 --num-crops 6 --subset 3",
     "crop_fidelity": "IMAGES/train --annotator resnet18 --checkpoint CHECKPOINT --input-size 64 --num-images 4 --num-crops 2 --size 64 "
     "--sizes 64 96 128",

@@ -1,110 +1,46 @@
 """Measure the speed and memory of a build, and the precision of its label maps.
 
-    python tests/benchmarks/building.py IMAGES --annotator MODEL [--checkpoint FILE ...]
+    python tests/benchmarks/building.py [IMAGES] --annotator MODEL [--checkpoint FILE ...]
 
-IMAGES is an ImageFolder. The rate of the build is compared with that of the bare model, timm's forward pass on batches of the same
-size in the same run. The time of a stage is the CPU time of its threads, which overlap. The time of inference is wall-clock time,
-because torch has its own threads, and on a GPU it ends when the work is queued. The start and end of a build do not matter for
-millions of images but do for few, so the rate between the first and the last tenth of the images is printed as well. At the end,
-the mean of each label map over its locations is compared with the logits of the model, and with the step of the quantization.
+IMAGES is an ImageFolder. Without it, JPEGs of 500x375 pixels and about 110 KB are generated.
+
+Costs are per forward pass: a build annotates every image and, of one image in 20, four crops that calibrate labels; both count.
+The build is compared with the bare model: timm's forward pass on random batches of the same size, eager and compiled, before and
+after the build. On a CPU, costs are CPU time of all threads of the process, since other processes disturb the clock, and decoding
+competes with the model for the same cores. The second comparison therefore adds the cost of reading, decoding and resizing an image
+with Pillow in one thread to the bare model. On a GPU, costs are wall-clock time, and decoding runs beside the model. The part
+between the first and the last tenth of the images leaves out the start and the end, which do not matter for millions of images.
+
+The times of stages overlap. On a GPU, the annotator's ends when its work is queued. At the end, the mean of each label map over its
+locations is compared with the logits of the model, and with the step of the quantization.
+
+On one GPU, everything that matters there, in at most 8 minutes, with all output in the folder of --out or $OUT:
+
+    python tests/benchmarks/building.py --gpu-suite --out DIR
+
+It builds 8,000 generated images with EfficientNet-L2 at 475 px, eager and compiled, and with ResNet-50 at 224 px, and profiles 50
+batches of each compiled build in the middle of the run (torch.profiler: `*_profile.txt` and `*_trace.json.gz`). Weights are random.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import resource
 import statistics
+import sys
 import tempfile
-import time
-from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
-from unittest import mock
 
-import timm
 import torch
+from _building_images import write_images
+from _building_measures import Cost, Measured, bare_cost, compiled, decoding_cost, measuring, timm_model
+from _building_suite import run_suite
 
 import relabel_datasets as rd
-from relabel_datasets.annotate import prefetch, shard
 from relabel_datasets.annotate.classes import match_classes
-from relabel_datasets.cli.annotator_options import add_annotator_arguments, annotator_from
-
-
-def timm_model(args: argparse.Namespace, annotator: rd.TimmAnnotator) -> torch.nn.Module:
-    """Create timm's model with the same weights, without code of this package."""
-    model = timm.create_model(args.annotator[0], pretrained=not args.checkpoint, **annotator.model_kwargs)
-    if args.checkpoint:
-        timm.models.load_checkpoint(model, args.checkpoint[0])
-    return model.to(annotator.device, memory_format=torch.channels_last).eval()
-
-
-def bare_images_per_second(model: torch.nn.Module, annotator: rd.TimmAnnotator, batch_size: int) -> float:
-    """Return the median rate of the forward pass on normalized random batches, in the precision of the annotator."""
-    device = annotator.device
-    images = torch.randn(batch_size, 3, *annotator.input_size, device=device)
-    images = images.contiguous(memory_format=torch.channels_last)
-    dtype, batches = getattr(torch, annotator.dtype), 4 if device.type == "cuda" else 1  # keep the queue of a GPU full
-    rates = []
-    with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-        for _ in range(6):  # the first is a warm-up
-            start = time.perf_counter()
-            for _ in range(batches):
-                logits = model(images)
-            logits.cpu()
-            rates.append(batches * batch_size / (time.perf_counter() - start))
-    return statistics.median(rates[1:])
-
-
-class Measured(NamedTuple):
-    """Measurements of a build."""
-
-    seconds: Counter[str]  # by stage
-    written: list[float]  # wall-clock time at which each image was written
-
-    def images_per_second_between_ends(self) -> float:
-        """Return the rate between the first and the last tenth of the images."""
-        first, last = len(self.written) // 10, len(self.written) * 9 // 10
-        return (last - first) / (self.written[last] - self.written[first])
-
-
-@contextmanager
-def measuring() -> Iterator[Measured]:
-    """Measure a build that runs in this context."""
-    seconds: Counter[str] = Counter()
-    written: list[float] = []
-    add = shard.ShardWriter.add
-
-    def add_and_note(*arguments: Any) -> None:
-        add(*arguments)
-        written.append(time.perf_counter())
-
-    def timed(stage: str, function: Callable[..., Any], clock: Callable[[], float]) -> Callable[..., Any]:
-        def wrapper(*arguments: Any, **more: Any) -> Any:
-            start = clock()
-            try:
-                return function(*arguments, **more)
-            finally:
-                seconds[stage] += clock() - start
-
-        return wrapper
-
-    stages = [
-        ("read and decode", rd.data.ImageFolderSource, "read", time.thread_time),
-        ("read and decode", prefetch, "decode_reduced", time.thread_time),
-        ("preprocess", rd.TimmAnnotator, "preprocess", time.thread_time),
-        ("inference (wall-clock time)", rd.TimmAnnotator, "__call__", time.perf_counter),
-        ("encode", shard, "encode_to_cpu", time.thread_time),
-        ("encode", shard.codec, "encode", time.thread_time),
-        ("write", shard.ShardWriter, "add", time.thread_time),  # of `add_and_note`
-        ("write", shard.ShardWriter, "close", time.thread_time),
-    ]
-    with ExitStack() as stack:
-        stack.enter_context(mock.patch.object(shard.ShardWriter, "add", add_and_note))
-        for stage, owner, name, clock in stages:
-            stack.enter_context(mock.patch.object(owner, name, timed(stage, getattr(owner, name), clock)))
-        yield Measured(seconds, written)
+from relabel_datasets.cli.annotator_options import add_annotator_arguments, annotator_from, parse_size
 
 
 def deviations(
@@ -127,56 +63,191 @@ def deviations(
     return float(torch.stack(distances).mean()), float(max(distances)), float(torch.stack(steps).mean())
 
 
-def main() -> None:
-    """Print the table."""
+class Benchmark:
+    """Builds of one set of images with one annotator."""
+
+    def __init__(self, args: argparse.Namespace, folder: Path) -> None:
+        self._args, self._folder = args, folder
+        self.annotator = _annotator(args)
+        self.device = self.annotator.device
+        images = args.images or folder / "images"
+        if args.images is None:
+            classes = self.annotator.classes or [str(i) for i in range(10)]
+            write_images(images, args.num_images, sorted(classes)[:10])
+        self.source = rd.data.ImageFolderSource(images)
+        self.eager = timm_model(args, self.annotator)
+        self._bare = {"eager": self.eager} if "eager" in args.bare else {}
+        if "compiled" in args.bare and (model := compiled(self.eager, self.annotator, args.batch_size)) is not None:
+            self._bare["compiled"] = model
+
+    def bare(self) -> dict[str, Cost]:
+        """Return the costs of the bare models."""
+        return {name: bare_cost(model, self.annotator, self._args.batch_size) for name, model in self._bare.items()}
+
+    def build(self, name: str, on_batch: Callable[[], object] = lambda: None) -> tuple[Measured, rd.Manifest, Path]:
+        """Build into a new folder, and return its measurements, manifest and path."""
+        args = self._args
+        build_config = rd.annotate.BuildConfig(batch_size=args.batch_size, num_threads=args.num_threads)
+        out = self._folder / name
+        with measuring(self.device, on_batch) as measured:
+            manifest = rd.build(
+                self.source,
+                out,
+                self.annotator,
+                build_config=build_config,
+                shard_size=args.shard_size,
+                all_classes=args.all_classes,
+            )
+        return measured, manifest, out
+
+    def profile(self, num_batches: int, out: Path) -> None:
+        """Profile batches in the middle of a build, and write a table and a trace."""
+        first = len(self.source.keys) // self._args.batch_size // 4
+        number, profile = 0, torch.profiler.profile()
+
+        def on_batch() -> None:
+            nonlocal number
+            if number == first:
+                profile.start()
+            if number == first + num_batches:
+                profile.stop()
+            number += 1
+
+        self.build("profile", on_batch)
+        name = self._args.annotator[0].partition(".")[0]
+        order = "self_cuda_time_total" if self.device.type == "cuda" else "self_cpu_time_total"
+        out.mkdir(parents=True, exist_ok=True)
+        (out / f"{name}_profile.txt").write_text(profile.key_averages().table(sort_by=order, row_limit=60))
+        profile.export_chrome_trace(str(out / f"{name}_trace.json.gz"))
+
+
+def _annotator(args: argparse.Namespace) -> rd.TimmAnnotator:
+    if not args.random_weights:
+        return annotator_from(args)
+    size = parse_size(args.input_size[0]) if args.input_size else None
+    return rd.TimmAnnotator(
+        args.annotator[0],
+        input_size=size,
+        dtype=args.dtype,
+        device=args.device,
+        compile=args.compile,
+        **args.model_kwargs,
+    )
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("images", type=Path, metavar="IMAGES", help="ImageFolder to annotate")
-    parser.add_argument("--out", type=Path, help="folder of the dataset (default: a temporary folder)")
+    parser.add_argument(
+        "images", type=Path, nargs="?", metavar="IMAGES", help="ImageFolder to annotate (default: generated)"
+    )
+    parser.add_argument(
+        "--num-images", type=int, default=8000, help="number of generated images (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--bare", nargs="+", choices=["eager", "compiled"], default=["eager", "compiled"],
+        help="bare models to compare with (default: both)",
+    )  # fmt: skip
+    parser.add_argument("--rounds", type=int, default=1, help="number of builds (default: %(default)s)")
     parser.add_argument("--batch-size", type=int, default=32, help="images per batch (default: %(default)s)")
-    parser.add_argument("--num-threads", type=int, default=4, help="threads that read files (default: %(default)s)")
+    parser.add_argument("--shard-size", type=int, default=5000, help="images per shard (default: %(default)s)")
+    parser.add_argument(
+        "--num-threads", type=int, default=4, help="threads or processes that decode (default: %(default)s)"
+    )
     parser.add_argument("--all-classes", action="store_true", help="keep all classes of the annotator")
+    parser.add_argument("--random-weights", action="store_true", help="use a timm model with random weights")
     parser.add_argument("--num-samples", type=int, help="number of maps to compare with the model (default: all)")
+    parser.add_argument(
+        "--profile", type=int, metavar="N", help="profile N batches of another build, and write to --out"
+    )
+    parser.add_argument("--out", type=Path, default=os.environ.get("OUT"), help="folder of results (default: $OUT)")
     add_annotator_arguments(parser)
     args = parser.parse_args()
-    annotator = annotator_from(args)
-    model = timm_model(args, annotator)
-    rates = [bare_images_per_second(model, annotator, args.batch_size)]
-    source = rd.data.ImageFolderSource(args.images)
-    with tempfile.TemporaryDirectory() as folder:
-        out = args.out or Path(folder)
-        build_config = rd.annotate.BuildConfig(batch_size=args.batch_size, num_threads=args.num_threads)
-        start = time.perf_counter()
-        with measuring() as measured:
-            manifest = rd.build(source, out, annotator, build_config=build_config, all_classes=args.all_classes)
-        built = len(source.keys) / (time.perf_counter() - start)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        rates.append(bare_images_per_second(model, annotator, args.batch_size))
-        dataset = rd.load_dataset(out, manifest.config, "train")
-        split = manifest.splits["train"]
-        map_bytes = dataset.label_maps.index.mean_size("map")
-        count = min(len(dataset), args.num_samples or len(dataset))
-        mean, largest, step = deviations(dataset, annotator, model, count)
-    bare = statistics.mean(rates)
-    print("| | |\n| --- | --- |")
-    print(f"| images, skipped | {split.num_samples}, {len(split.skipped)} |")
+    args.pretrained = not args.checkpoint and not args.random_weights
+    if args.profile and args.out is None:
+        parser.error("--profile needs --out")
+    args.out = args.out and Path(args.out)
+    return args
+
+
+def print_builds(benchmark: Benchmark, num_rounds: int) -> tuple[Measured, rd.Manifest, Path]:
+    """Build several times, each between measurements of the bare models, print the costs and return the last build."""
+    device, decoding = benchmark.device, decoding_cost(benchmark.source, benchmark.annotator)
+    ratios: dict[str, list[float]] = {}
+    bare = benchmark.bare()
+    for number in range(num_rounds):
+        measured, manifest, out = benchmark.build(f"build-{number}")
+        before, bare = bare, benchmark.bare()
+        build = {"whole run": measured.whole().of(device), "between first and last tenth": measured.steady().of(device)}
+        print(
+            f"\n| build {number + 1} | forward passes per {'CPU second' if device.type == 'cpu' else 'second'} |\n| --- | ---: |"
+        )
+        for part, cost in build.items():
+            print(f"| {part} | {1 / cost:.1f} |")
+        for name in bare:
+            costs = [before[name].of(device), bare[name].of(device)]
+            print(f"| bare model, {name}, before and after | {1 / costs[0]:.1f}, {1 / costs[1]:.1f} |")
+            comparisons = {f"bare model, {name}": statistics.mean(costs)}
+            if device.type == "cpu":
+                comparisons[f"bare model, {name}, with decoding"] = statistics.mean(costs) + decoding.cpu_s
+            for text, bare_s in comparisons.items():
+                for part, cost in build.items():
+                    ratios.setdefault(f"{part} / {text}", []).append(bare_s / cost)
+    print("\n| speed of the build / speed of the bare model | median | all |\n| --- | ---: | --- |")
+    for text, values in ratios.items():
+        print(f"| {text} | {statistics.median(values):.3f} | {', '.join(f'{value:.3f}' for value in values)} |")
+    print(f"\nDecoding with Pillow in one thread: {decoding.cpu_s * 1000:.2f} ms of CPU time per image.")
+    return measured, manifest, out
+
+
+def print_stages(measured: Measured) -> None:
+    """Print the times of stages and the utilization of the GPU."""
+    print("\n| stage | s per 1000 forward passes |\n| --- | ---: |")
+    for stage, seconds in measured.seconds.items():
+        print(f"| {stage} | {seconds / measured.num_rows * 1000:.2f} |")
+    if measured.utilization:
+        values = measured.utilization[len(measured.utilization) // 10 : -len(measured.utilization) // 10 or None]
+        print(f"\nGPU utilization between the first and the last tenth: {statistics.mean(values):.0f} % on average.")
+
+
+def print_dataset(
+    benchmark: Benchmark, measured: Measured, manifest: rd.Manifest, out: Path, count: int | None
+) -> None:
+    """Print sizes, memory and the precision of maps."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    dataset, split = rd.load_dataset(out, manifest.config, "train"), manifest.splits["train"]
+    count = len(dataset) if count is None else min(len(dataset), count)
+    print("\n| | |\n| --- | --- |")
+    print(f"| images, skipped, forward passes | {split.num_samples}, {len(split.skipped)}, {measured.num_rows} |")
     print(f"| map | {'x'.join(map(str, (*manifest.encoding['map_size'], len(manifest.classes))))} |")
-    print(f"| build | {built:.1f} images/s |")
-    print(f"| bare model, before and after | {rates[0]:.1f} and {rates[1]:.1f} images/s |")
-    print(f"| build / bare model | {built / bare:.2f} |")
-    between = measured.images_per_second_between_ends()
-    print(
-        f"| build, between its first and last tenth | {between:.1f} images/s, {between / bare:.2f} of the bare model's |"
-    )
-    print(f"| label map | {map_bytes:.0f} bytes per image |")
+    print(f"| label map | {dataset.label_maps.index.mean_size('map'):.0f} bytes per image |")
     print(f"| shards, images inside | {sum(split.shard_bytes) / split.num_samples:.0f} bytes per image |")
     print(f"| peak memory of the process | {peak:.2f} GiB |")
-    print(
-        f"| mean of map minus logits of the model | {mean:.4f} on average, {largest:.4f} at most, over all classes and {count} images |"
-    )
-    print(f"| one step of the 4-bit quantization | {step:.4f} on average |")
-    print("\n| stage | s per 1000 images |\n| --- | --- |")
-    for stage, seconds in measured.seconds.items():
-        print(f"| {stage} | {seconds / len(source.keys) * 1000:.2f} |")
+    if count:
+        mean, largest, step = deviations(dataset, benchmark.annotator, benchmark.eager, count)
+        print(
+            f"| mean of map minus logits of the model | {mean:.4f} on average, {largest:.4f} at most, over all classes and "
+            f"{count} images |"
+        )
+        print(f"| one step of the 4-bit quantization | {step:.4f} on average |")
+
+
+def main() -> None:
+    """Print the tables."""
+    if "--gpu-suite" in sys.argv:
+        parser = argparse.ArgumentParser()
+        parser.add_argument("--gpu-suite", action="store_true")
+        parser.add_argument("--out", type=Path, default=os.environ.get("OUT"), required="OUT" not in os.environ)
+        run_suite(Path(__file__), Path(parser.parse_args().out))
+        return
+    args = parse_arguments()
+    with tempfile.TemporaryDirectory() as folder:
+        benchmark = Benchmark(args, Path(folder))
+        measured, manifest, out = print_builds(benchmark, args.rounds)
+        print_stages(measured)
+        print_dataset(benchmark, measured, manifest, out, args.num_samples)
+        if args.profile:
+            benchmark.profile(args.profile, args.out)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ import torch
 
 import relabel_datasets as rd
 from relabel_datasets.annotate.annotator import Annotator, classify
-from relabel_datasets.annotate.crop_shard import preprocess_crops
+from relabel_datasets.annotate.crop_shard import cut_crops
 from relabel_datasets.cli.annotator_options import add_annotator_arguments, annotator_from
 from relabel_datasets.labels.encodings.base import Array
 from relabel_datasets.labels.encodings.crop_codec import compress_crops, decompress_labels, sparse_crops
@@ -95,7 +95,8 @@ def annotate(annotator: Annotator, images: Path, args: argparse.Namespace) -> li
     logits = []
     for i in chosen:
         image = rd.decode_image(source.read(i), source.name(i))
-        pixels = preprocess_crops(annotator, image, source.keys[i], (image.height, image.width), args.num_crops)
+        crops = cut_crops(image, source.keys[i], (image.height, image.width), args.num_crops)
+        pixels = torch.stack([annotator.preprocess(crop) for crop in crops])
         logits.append(torch.cat([classify(annotator, batch).float().cpu() for batch in pixels.split(25)]))
     return logits
 
