@@ -9,6 +9,7 @@ import numpy as np
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from ..keywords import checked_keywords
+from ..labels.batch import collate
 from . import frameworks
 from .datasets import RelabelDataset
 from .epochs import Iteration, SharedEpochs
@@ -241,7 +242,8 @@ class RelabelLoader(DataLoader[Any]):
         dataset: `RelabelStream` or `RelabelDataset` to read.
         batch_size: Number of samples in a batch of this rank.
         sampler: `RelabelSampler`, for a `RelabelDataset`.
-        kwargs: Other arguments of DataLoader, see `LoaderOptions`.
+        kwargs: Other arguments of DataLoader, see `LoaderOptions`. Default of `collate_fn`: `collate`, which does not copy images that
+            were converted together.
 
     Raises:
         ValueError: `sampler` is missing or is another sampler, or batches are not made by `batch_size`.
@@ -276,6 +278,8 @@ class RelabelLoader(DataLoader[Any]):
                 "a RelabelDataset needs sampler=RelabelSampler(dataset.shard_lengths), "
                 f"got {'no sampler' if sampler is None else type(sampler).__name__}"
             )
+        if kwargs.get("collate_fn") is None:
+            kwargs["collate_fn"] = collate
         super().__init__(dataset, batch_size, sampler=sampler, **kwargs)
         if isinstance(dataset, RelabelStream):  # Lightning and Fabric announce epochs to `loader.sampler`
             self.sampler.set_epoch = dataset.set_epoch  # type: ignore[attr-defined]

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.data._utils.collate import collate as torch_collate
-from torch.utils.data._utils.collate import default_collate_fn_map
+from torch.utils.data._utils.collate import collate_tensor_fn, default_collate_fn_map
 
+from .batch_memory import whole_of
 from .blending import blend_labels, label_tensor
 from .calibration import Calibration
 from .crop_labels import CropLabels
@@ -120,7 +121,8 @@ class LabelMapBatch:
 def collate(samples: list[Any]) -> Any:
     """Collate samples that hold label maps: a `collate_fn` for DataLoader.
 
-    Label maps become a `LabelMapBatch`. Everything else is collated by torch's `default_collate`.
+    Label maps become a `LabelMapBatch`. Everything else is collated as by torch's `default_collate`, but images that a
+    dataset has converted together are not copied.
 
     Args:
         samples: Samples such as (image tensor, `LabelMap`), with any nesting.
@@ -137,8 +139,13 @@ def collate(samples: list[Any]) -> Any:
         >>> for images, label_maps in loader:
         ...     soft_labels = label_maps.to("cuda", non_blocking=True).pool()
     """
-    own = {LabelMap: _collate_label_maps, CropLabels: _refuse_crop_labels}
-    return torch_collate(samples, collate_fn_map={**own, **default_collate_fn_map})  # type: ignore[dict-item]
+    functions: dict[Any, Any] = {
+        LabelMap: _collate_label_maps,
+        CropLabels: _refuse_crop_labels,
+        **default_collate_fn_map,
+    }
+    functions[Tensor] = _collate_tensors
+    return torch_collate(samples, collate_fn_map=functions)
 
 
 def collate_crops(samples: list[Any]) -> Any:
@@ -180,6 +187,12 @@ def _rows_of(sample: Any) -> list[Any]:
 
 def _refuse_crop_labels(labels: Sequence[CropLabels], *, collate_fn_map: Any = None) -> Any:
     raise TypeError("CropLabels cannot be collated: use RandomStoredCrop(size), which replaces them by soft labels")
+
+
+def _collate_tensors(tensors: Sequence[Tensor], *, collate_fn_map: Any = None) -> Tensor:
+    """Stack tensors. Images that were converted together are one tensor already."""
+    whole = whole_of(tensors)
+    return collate_tensor_fn(tensors, collate_fn_map=collate_fn_map) if whole is None else whole
 
 
 def _collate_label_maps(label_maps: Sequence[LabelMap], *, collate_fn_map: Any = None) -> LabelMapBatch:

@@ -18,9 +18,11 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
+from .batch_memory import BatchMemory, rows_of
 from .threads import in_one_thread
 
 _NUM_CHANNELS = 3
+_memory = BatchMemory()
 
 
 class Conversion(NamedTuple):
@@ -145,7 +147,7 @@ def convert(images: Sequence[PIL.Image.Image | Tensor], conversion: Conversion) 
         conversion: Conversion of each image.
     """
     shape = (_NUM_CHANNELS, *size_of(images[0]))
-    batch = torch.empty(len(images), *shape, dtype=conversion.dtype)
+    batch = _memory.empty((len(images), *shape), conversion.dtype)
     pixels = torch.empty(shape, dtype=torch.uint8)
     operands = [
         (method, torch.tensor(operand, dtype=conversion.dtype).view(-1, 1, 1) if len(operand) > 1 else operand[0])
@@ -158,7 +160,7 @@ def convert(images: Sequence[PIL.Image.Image | Tensor], conversion: Conversion) 
             row.copy_(pixels if isinstance(image, PIL.Image.Image) else image)
             for method, value in operands:
                 getattr(row, method)(value)
-    return [row.as_subclass(conversion.kind) for row in batch]
+    return rows_of(batch, conversion.kind)
 
 
 def _read(image: PIL.Image.Image, pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> None:

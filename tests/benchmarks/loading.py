@@ -235,7 +235,7 @@ def own_readers(shards: Path) -> dict[str, tuple[Reader, Reader]]:
 def _decoding(dataset: Any, name: str) -> Reader:
     def epoch() -> Iterator[Any]:
         with decoder(name):
-            yield from DataLoader(dataset, BATCH_SIZE)
+            yield from DataLoader(dataset, BATCH_SIZE, collate_fn=rd.collate)  # as RelabelLoader does
 
     return epoch
 
