@@ -16,6 +16,7 @@ from ..errors import DatasetError
 from .regular_files import open_without_links
 
 logger = logging.getLogger(__name__)
+_held: set[int] = set()  # descriptors of the files that this process has locked
 
 
 def acquire(path: Path, flock: Callable[[int], None]) -> int:
@@ -37,18 +38,35 @@ def acquire(path: Path, flock: Callable[[int], None]) -> int:
         try:
             flock(descriptor)
             if is_open_at(path, descriptor):
+                _held.add(descriptor)
                 return descriptor
         except BaseException:
-            release(descriptor)
+            _unlock(descriptor)
             raise
-        release(descriptor)  # the previous holder renamed or deleted this file: lock the one that is there now
+        _unlock(descriptor)  # the previous holder renamed or deleted this file: lock the one that is there now
 
 
 def release(descriptor: int) -> None:
-    """Unlock and close a file."""
+    """Unlock and close a file. No-op in a process that was forked while the file was locked."""
+    if descriptor in _held:
+        _held.discard(descriptor)
+        _unlock(descriptor)
+
+
+def _unlock(descriptor: int) -> None:
     with suppress(OSError):  # the file system has no locks
         unlock_file(descriptor)  # closing is not enough: a forked process also has the file open
     os.close(descriptor)
+
+
+def _close_in_child() -> None:
+    """Close locked files in a forked process: a lock lasts until all processes have closed the file, also after its holder was killed."""
+    while _held:
+        os.close(_held.pop())
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_in_child)
 
 
 def is_open_at(path: Path, descriptor: int) -> bool:
@@ -105,7 +123,9 @@ class FileLock:
         if not HAS_FILE_LOCKS:
             self._remove_empty_folder()
             return
-        if is_open_at(self._path, self._file):  # else the folder was removed, and another process may have its own lock
+        if self._file in _held and is_open_at(
+            self._path, self._file
+        ):  # else the folder was removed, and another process may have its own lock
             self._path.unlink(missing_ok=True)
             self._remove_empty_folder()
         release(self._file)
