@@ -106,6 +106,16 @@ def number() -> Rule:
     return check
 
 
+def boolean() -> Rule:
+    """Return the rule for true or false."""
+
+    def check(value: Any, name: str) -> None:
+        if not isinstance(value, bool):
+            fail(name, "true or false", value)
+
+    return check
+
+
 def text(pattern: str = r"(?s).*", expected: str = "text") -> Rule:
     """Return the rule for a string that matches a pattern and has no lone surrogates, which UTF-8 cannot encode."""
     compiled = re.compile(pattern)

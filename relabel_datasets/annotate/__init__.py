@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 from .._lazy import import_lazily
 
 if TYPE_CHECKING:
-    from .annotator import Annotator, ClassSubset, ModuleAnnotator
+    from .annotator import Annotator, ModuleAnnotator
     from .builder import build
     from .catalogue import AnnotatorEntry, describe_annotators
+    from .class_subset import ClassSubset
     from .classes import match_classes
     from .combine import Ensemble, FlipAveraged
     from .crop_files import CropFile
@@ -39,7 +40,7 @@ _MODULES = {
     "Annotator": "annotator",
     "AnnotatorEntry": "catalogue",
     "BuildConfig": "shard",
-    "ClassSubset": "annotator",
+    "ClassSubset": "class_subset",
     "CropFile": "crop_files",
     "Description": "engines",
     "Engine": "engines",

@@ -6,8 +6,10 @@ Shapes: B images of h x w pixels, C classes, H x W locations of the map.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol, cast
 
 import numpy as np
 import PIL.Image
@@ -16,9 +18,13 @@ from torch import Tensor, nn
 
 from ..devices import find_device
 from ..labels.precision import autocast
+from .cast_weights import cast_weights
+from .compiled import CompiledForward
 
+logger = logging.getLogger(__name__)
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+MIN_COMPILED = 100_000  # forward passes from which on compiling, which takes about a minute, is worth it
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -72,13 +78,16 @@ class ModuleAnnotator:
         std: Standard deviation of each RGB channel, in 0 .. 1. Default: that of ImageNet.
         interpolation: Interpolation of the resize, the lowercase name of a `PIL.Image.Resampling`. Default: `"bicubic"`.
         dtype: Precision of the forward pass: `"float32"`, or `"float16"` or `"bfloat16"` for autocast, which is faster on most
-            accelerators. float16 logits are more precise by one decimal place; bfloat16 logits cannot overflow. Default:
-            `"float32"`.
+            accelerators. float16 logits are more precise by one decimal place; bfloat16 logits cannot overflow. Weights that autocast
+            would cast in every forward pass are cast once, in a copy of the module; norms stay in float32. Default: `"float32"`.
         device: Device of the forward pass. Default: the current CUDA device if available, else the CPU.
         channels_last: Whether to keep images and weights in the memory format that convolutions prefer. The maps are the same.
             Default: True.
-        compile: Whether to use `torch.compile`, which takes a minute and, on the CPU, a C++ compiler. Logits may differ in
-            their last bits, as they do between devices, so `describe` does not include it. Default: False.
+        compile: Whether to compile the forward pass with `torch.compile`, for batches of one size: that of a build, or of the first call.
+            Other batches run uncompiled. It takes about a minute and, on the CPU, a C++ compiler. On a GPU, the compiled pass is
+            captured as a CUDA graph. Logits may differ in their last bits, as they do between devices, so `describe` does not include
+            it, but builds record it. Default: None, on a GPU in builds of at least 100,000 forward passes, where a module that cannot
+            be compiled runs uncompiled with a warning.
         name: Name of the annotator in the manifest. Default: name of the module's type.
 
     Attributes:
@@ -86,8 +95,7 @@ class ModuleAnnotator:
         map_size: (H, W) of the maps.
 
     Raises:
-        ValueError: An argument is out of range, the output of the module is not `[B, C, H, W]` with C classes, or the module
-            cannot be compiled.
+        ValueError: An argument is out of range, or the output of the module is not `[B, C, H, W]` with C classes.
 
     Example:
         >>> backbone = torch.nn.Conv2d(3, 64, kernel_size=32, stride=32)
@@ -108,7 +116,7 @@ class ModuleAnnotator:
         dtype: str = "float32",
         device: str | torch.device | None = None,
         channels_last: bool = True,
-        compile: bool = False,  # noqa: A002  name used by torch and transformers
+        compile: bool | None = None,  # noqa: A002  name used by torch and transformers
         name: str | None = None,
     ) -> None:
         self.input_size = check_size(input_size)
@@ -128,9 +136,13 @@ class ModuleAnnotator:
         self.device = find_device(device)
         self._memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self._module = module.to(self.device).to(memory_format=self._memory_format).eval().requires_grad_(False)
+        self._compile: bool | None = False  # the first forward passes determine the layout of the features
+        self._compiled: dict[bool, CompiledForward] = {}  # by whether it is `classify`
         self.set_normalization(mean, std)
         try:
             logits = self._forward(torch.zeros(1, 3, *self.input_size, dtype=torch.uint8, device="cpu"))
+            if dtype != "float32":
+                self._module = cast_weights(self._module, _DTYPES[dtype], self._probe)
         except (AssertionError, RuntimeError) as error:
             raise ValueError(f"{self.name} fails for images of {list(self.input_size)} pixels: {error!r}") from error
         self.num_classes = logits.shape[1]
@@ -141,8 +153,7 @@ class ModuleAnnotator:
                 "classes of the module, in the order of its logits"
             )
         self.classes = None if classes is None else tuple(classes)
-        if compile:
-            self._compile()
+        self._compile = compile
 
     def set_normalization(self, mean: Sequence[float], std: Sequence[float]) -> None:
         """Set the mean and the standard deviation of each RGB channel, in 0 .. 1."""
@@ -150,16 +161,53 @@ class ModuleAnnotator:
         self._mean = torch.tensor(self.mean, dtype=torch.float32, device=self.device)[:, None, None] * 255
         self._std = torch.tensor(self.std, dtype=torch.float32, device=self.device)[:, None, None] * 255
 
-    def _compile(self) -> None:
-        self._module.compile()
+    @property
+    def compiled(self) -> bool:
+        """Whether the batches that the annotator was prepared for run compiled."""
+        return bool(self._compiled)
+
+    def prepare(self, batch_size: int, num_images: int, *, classify: bool = False) -> None:
+        """Compile the forward pass for batches of one size, if `compile` allows it.
+
+        Args:
+            batch_size: Number of images per batch.
+            num_images: Number of images that will be annotated, which decides whether compiling is worth it by default.
+            classify: Whether to compile `classify` instead of the label maps. Default: False.
+
+        Raises:
+            ValueError: The module cannot be compiled, or its compiled logits are wrong, and `compile` is True.
+        """
+        is_default = self._compile is None and self.device.type == "cuda" and num_images >= MIN_COMPILED
+        shape = (batch_size, 3, *self.input_size)
+        if not (self._compile or is_default) or (
+            classify in self._compiled and self._compiled[classify].shape == shape
+        ):
+            return
+        function = self._function(classify)
         try:
-            self._forward(torch.zeros(1, 3, *self.input_size, dtype=torch.uint8, device="cpu"))
+            with torch.inference_mode(), autocast(self.device, _DTYPES[self.dtype]):
+                self._compiled[classify] = CompiledForward(
+                    lambda pixels: self._logits(function, pixels), shape, self.device, _DTYPES[self.dtype]
+                )
         except Exception as error:
-            reason = " ".join(str(error).split())[:300]
-            raise ValueError(
-                f"{self.name} cannot be compiled here: leave compile out, or install what torch.compile needs (on the CPU, "
-                f"a C++ compiler and Python's headers). {type(error).__name__}: {reason}"
-            ) from error
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            if self._compile:
+                raise ValueError(
+                    f"{self.name} cannot be compiled here: leave out compile=. On the CPU, torch.compile needs a C++ compiler and Python's "
+                    f"headers. {reason}"
+                ) from error
+            self._compile = False
+            logger.warning("%s runs uncompiled, which is slower: torch.compile failed. %s", self.name, reason)
+
+    @contextmanager
+    def uncompiled(self) -> Iterator[None]:
+        """Run uncompiled in this context, in which the module or its normalization may be changed."""
+        before = self._compile, self._compiled
+        self._compile, self._compiled = False, {}
+        try:
+            yield
+        finally:
+            self._compile, self._compiled = before
 
     def preprocess(self, image: PIL.Image.Image) -> Tensor:
         """Squash a whole RGB image to the input size.
@@ -204,12 +252,11 @@ class ModuleAnnotator:
             Logits on the annotator's device, float32 `[B, C]`: those of the classifier if the module has a method `classify`, as
             that of `TimmAnnotator` does, else the mean over the map.
         """
-        function = getattr(self._module, "classify", None)
-        if function is None:
+        if not hasattr(self._module, "classify"):
             return self(images).mean((2, 3))
         self._check_images(images)
-        logits: Tensor = self._apply(function, images)
-        return logits.float()
+        logits: Tensor = self._apply(images, classify=True)
+        return logits
 
     def _check_images(self, images: Tensor) -> None:
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1:] != (3, *self.input_size):
@@ -217,21 +264,42 @@ class ModuleAnnotator:
             raise ValueError(f"images must be {expected}, as returned by preprocess, got {_describe_value(images)}")
 
     def _forward(self, images: Tensor) -> Tensor:
-        logits: object = self._apply(self._module, images)
+        logits: object = self._apply(images)
         if not isinstance(logits, Tensor) or logits.ndim != 4 or len(logits) != len(images) or 0 in logits.shape:
             raise ValueError(
                 f"{self.name} must return logits [B, C, H, W], one per class and location, for images "
                 f"{list(images.shape)}, got {_describe_value(logits)}"
             )
-        return logits.float()
+        return logits
+
+    def _function(self, classify: bool) -> Callable[[Tensor], Any]:
+        function: Any = self._module.classify if classify else self._module
+        return cast(Callable[[Tensor], Any], function)
 
     @torch.inference_mode()
-    def _apply(self, function: Callable[[Tensor], Any], images: Tensor) -> Any:
-        """Return `function` of normalized images."""
-        normalized = (images.to(self.device, non_blocking=True).float() - self._mean) / self._std
-        # Autocast instead of weights in `dtype`: norms stay in float32, and the error of the logits is a third smaller.
+    def _apply(self, images: Tensor, *, classify: bool = False) -> Any:
+        """Return what the module returns for images, logits in float32."""
+        if self._compile and classify not in self._compiled:
+            self.prepare(len(images), len(images), classify=classify)
+        compiled = self._compiled.get(classify)
         with autocast(self.device, _DTYPES[self.dtype]):
-            return function(normalized.contiguous(memory_format=self._memory_format))
+            if compiled is not None and images.shape == compiled.shape:
+                return compiled(images)
+            return self._logits(self._function(classify), images.to(self.device, non_blocking=True))
+
+    def _logits(self, function: Callable[[Tensor], Any], pixels: Tensor) -> Any:
+        normalized = (pixels.float() - self._mean) / self._std
+        logits = function(normalized.contiguous(memory_format=self._memory_format))
+        return logits.float() if isinstance(logits, Tensor) else logits
+
+    @torch.no_grad()  # in inference mode, operations are not split into those that autocast adds
+    def _probe(self, module: nn.Module, seed: int) -> Tensor:
+        """Return all logits of a module for a noise image of a seed, as one vector."""
+        noise = torch.randn(1, 3, *self.input_size, generator=torch.Generator().manual_seed(seed), device="cpu")
+        images = noise.to(self.device).contiguous(memory_format=self._memory_format)
+        functions: list[Any] = [module, *([module.classify] if hasattr(module, "classify") else [])]
+        with autocast(self.device, _DTYPES[self.dtype]):
+            return torch.cat([function(images).float().flatten() for function in functions])
 
     def describe(self) -> dict[str, Any]:
         """Describe everything that determines the maps. Weights are identified by the SHA-256 of their state dict.
@@ -250,90 +318,6 @@ class ModuleAnnotator:
             "dtype": self.dtype,
             "num_classes": self.num_classes,
         }
-
-
-class ClassSubset:
-    """Annotator that selects and reorders classes of another annotator, so that its maps are over the classes of a dataset.
-
-    Args:
-        annotator: Annotator with logits of all its classes.
-        rows: Class index of `annotator` for each class of the dataset, see `match_classes`.
-        classes: Names of the classes of the dataset.
-
-    Raises:
-        ValueError: The numbers of rows and classes differ, or a row is out of range.
-    """
-
-    def __init__(self, annotator: Annotator, rows: Sequence[int], classes: Sequence[str]) -> None:
-        if len(rows) != len(classes):
-            raise ValueError(f"expected one row per class, got {len(rows)} rows and {len(classes)} classes")
-        outside = [row for row in rows if not 0 <= row < annotator.num_classes]
-        if outside:
-            raise ValueError(f"rows must be in 0 .. {annotator.num_classes - 1}, got {outside[:5]}")
-        self.annotator = annotator
-        self.classes = tuple(classes)
-        self.num_classes = len(classes)
-        self._rows = torch.tensor(rows, dtype=torch.long, device="cpu")
-
-    def preprocess(self, image: PIL.Image.Image) -> Tensor:
-        """Preprocess an image with the inner annotator.
-
-        Args:
-            image: RGB image of any size.
-
-        Returns:
-            Pixels that the inner annotator expects.
-        """
-        return self.annotator.preprocess(image)
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """Compute the label maps of a batch and select the classes of the dataset.
-
-        Args:
-            images: Stacked results of `preprocess`, uint8 `[B, ...]`.
-
-        Returns:
-            Logits of the C classes of the dataset, float32 `[B, C, H, W]`.
-        """
-        return self._select(self.annotator(images))
-
-    def classify(self, images: Tensor) -> Tensor:
-        """Compute the logits of whole images and select the classes of the dataset.
-
-        Args:
-            images: Stacked results of `preprocess`, uint8 `[B, ...]`.
-
-        Returns:
-            Logits of the C classes of the dataset, float32 `[B, C]`.
-        """
-        return self._select(classify(self.annotator, images))
-
-    def maps(self, images: Tensor) -> list[Tensor]:
-        """Compute the label maps of each input size and select the classes of the dataset.
-
-        Args:
-            images: Stacked results of `preprocess`, uint8 `[B, ...]`.
-
-        Returns:
-            Logits of the C classes of the dataset, float32 `[B, C, H, W]` for each map of the inner annotator.
-        """
-        return [self._select(logits) for logits in annotate_scales(self.annotator, images)]
-
-    @torch.inference_mode()
-    def _select(self, logits: Tensor) -> Tensor:
-        self._rows = self._rows.to(logits.device)  # copied once
-        return logits.index_select(1, self._rows)
-
-    def describe(self) -> dict[str, Any]:
-        """Describe everything that determines the maps.
-
-        Returns:
-            Description of the inner annotator with a hash of the rows, of which there may be thousands.
-        """
-        inner = self.annotator.describe()
-        digest = hashlib.sha256(inner.get("rows_sha256", "").encode())  # the inner annotator may be a subset as well
-        digest.update(self._rows.cpu().numpy().astype("<i8").tobytes())
-        return {**inner, "num_classes": self.num_classes, "rows_sha256": digest.hexdigest()}
 
 
 @torch.inference_mode()
@@ -358,6 +342,20 @@ def annotate_scales(annotator: Annotator, images: Tensor) -> list[Tensor]:
     """
     method: Callable[[Tensor], list[Tensor]] | None = getattr(annotator, "maps", None)
     return [annotator(images)] if method is None else method(images)
+
+
+def prepare(annotator: Annotator, batch_size: int, num_images: int, *, classify: bool = False) -> None:
+    """Prepare an annotator, and the annotators that it wraps, for batches of one size, see `ModuleAnnotator.prepare`."""
+    for inner in wrapped(annotator):
+        prepare(inner, batch_size, num_images, classify=classify)
+    if isinstance(annotator, ModuleAnnotator):
+        annotator.prepare(batch_size, num_images, classify=classify and hasattr(annotator._module, "classify"))
+
+
+def wrapped(annotator: object) -> tuple[Any, ...]:
+    """Return the annotators that an ensemble, a flip average or a class subset wraps, and none for others."""
+    inner = getattr(annotator, "annotator", None)
+    return getattr(annotator, "annotators", None) or (() if inner is None else (inner,))
 
 
 def check_size(size: int | Sequence[int]) -> tuple[int, int]:

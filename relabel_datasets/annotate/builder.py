@@ -31,10 +31,11 @@ from ..storage.folders import CARD_NAME, MANIFEST_NAME
 from ..storage.output import LocalOutput, explaining_errors, open_output
 from ..storage.redaction import redact_values
 from ..words import counted, printable
-from .annotator import Annotator, ClassSubset
+from .annotator import Annotator
 from .calibrate import fit_calibration
+from .class_subset import ClassSubset
 from .dataset_classes import resolve_classes
-from .engines import Engine, MakeAnnotator, ShardWorker, find_engine
+from .engines import Engine, MakeAnnotator, PreparedFactory, ShardWorker, find_engine
 from .shard import Annotated, BuildConfig
 from .work import Plan, Work, refuse_other_plan
 
@@ -62,8 +63,8 @@ def build(
 
     Builds are resumable: rerun the same command after any interruption, including SIGKILL. A rerun compares the finished shards
     with their records, by size and SHA-256, and builds the missing ones. It also repairs a finished split on disk. A rerun with
-    other arguments is refused, as is one with another batch size, device type or version of torch, because they change the last
-    bits of the maps. Images are assigned to shards at random with a fixed seed, so each shard is a random sample of the split.
+    other arguments is refused, as is one with another batch size, device type or version of torch, or one of which only the rerun
+    is compiled, because they change the last bits of the maps. Images are assigned to shards at random with a fixed seed, so each shard is a random sample of the split.
     Unreadable images are skipped, reported on stderr, and listed in the manifest.
 
     Args:
@@ -121,6 +122,7 @@ def build(
     output = open_output(path, storage_options)
     output.check_writable()
     make = _ConstantFactory(cast(Annotator, annotator)) if hasattr(annotator, "describe") else annotator
+    make = _prepared(make, len(source.keys), build_config)
     with engine.start(make) as workers:
         classes = resolve_classes(workers.description, source, class_mapping, all_classes)
         _check_scales(build_config, workers.description)
@@ -139,6 +141,7 @@ def build(
             "batch_size": build_config.batch_size,
             "device": workers.description.device,
             "torch": torch.__version__.partition("+")[0],  # without the tag of the build
+            "compiled": workers.description.compiled,
         }
         config = config or default_config(str(plan["annotator"]["name"]))
         check_case(config, (file.partition("/")[0] for file in output.find(MANIFEST_NAME)), "config=")
@@ -166,6 +169,14 @@ class _ConstantFactory:
 
     def __call__(self) -> Annotator:
         return self.annotator
+
+
+def _prepared(make: MakeAnnotator, num_images: int, build_config: BuildConfig) -> MakeAnnotator:
+    """Return a function that creates an annotator for the batches of a build."""
+    num_crops = build_config.num_crops
+    # Batches of label maps are not larger than the source.
+    batch_size = build_config.batch_size if num_crops else min(build_config.batch_size, num_images)
+    return PreparedFactory(make, batch_size, num_images * (num_crops or 1), classify=num_crops is not None)
 
 
 def run_build(
@@ -196,7 +207,7 @@ def run_build(
         if manifest is not None:  # new shards join those of an earlier run
             refuse_other_plan(work.folder, {"made_with": manifest.made_with}, {"made_with": work.plan["made_with"]})
             if existing is not None and existing.computed_with is not None:
-                computed_with = existing.computed_with
+                computed_with = {"compiled": False, **existing.computed_with}
                 refuse_other_plan(work.folder, computed_with, {key: work.plan[key] for key in computed_with})
         with explaining_errors(work.folder):
             work.start()
@@ -345,7 +356,11 @@ def _finish_split(work: Work, manifest: Manifest | None, annotated: list[Annotat
     rows = [row for shard in annotated for row in shard.info.rows]
     all_skipped = [*_skipped_by(work.source), *(skipped for shard in annotated for skipped in shard.skipped)]
     index = make_index(rows, images=work.build_config.images)
-    computed_with = {key: work.plan[key] for key in ("batch_size", "device", "torch") if key in work.plan}
+    computed_with: dict[str, Any] = {
+        key: work.plan[key] for key in ("batch_size", "device", "torch") if key in work.plan
+    }
+    if work.plan.get("compiled", False) is not False:
+        computed_with["compiled"] = work.plan["compiled"]
     entry = make_split(
         work.split,
         work.names,

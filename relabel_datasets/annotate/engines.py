@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..data.skipped import Skipped
-from .annotator import Annotator
+from .annotator import Annotator, prepare, wrapped
 from .pipeline import annotate_shards
 from .shard import Annotated
 from .work import Work
@@ -31,12 +31,14 @@ class Description:
         num_classes: Number of classes.
         content: Result of `Annotator.describe`.
         device: Type of the annotator's device, such as `"cuda"`, or None if unknown.
+        compiled: Whether the annotator runs compiled, or None if only some annotators of an ensemble do.
     """
 
     classes: tuple[str, ...] | None
     num_classes: int
     content: dict[str, Any]
     device: str | None = None
+    compiled: bool | None = False
 
     @classmethod
     def of(cls, annotator: Annotator) -> Description:
@@ -48,7 +50,8 @@ class Description:
         Returns:
             Its description, which can be sent to other processes.
         """
-        return cls(annotator.classes, annotator.num_classes, annotator.describe(), _device_type(annotator))
+        device, compiled = _common(annotator, _device_type), _common(annotator, _is_compiled)
+        return cls(annotator.classes, annotator.num_classes, annotator.describe(), device, compiled)
 
     def preprocess(self, image: PIL.Image.Image) -> Tensor:
         """Raise NotImplementedError, because the annotator is in another process."""
@@ -68,13 +71,40 @@ class Description:
 
 
 def _device_type(annotator: object) -> str | None:
-    """Return the device type of an annotator or of the annotators that it wraps, or None if unknown or mixed."""
     device = getattr(annotator, "device", None)
-    if device is not None:
-        return torch.device(device).type
-    wrapped = getattr(annotator, "annotators", None) or (getattr(annotator, "annotator", None),)
-    types = {_device_type(inner) for inner in wrapped if inner is not None}
-    return types.pop() if len(types) == 1 else None
+    return None if device is None else torch.device(device).type
+
+
+def _is_compiled(annotator: object) -> bool:
+    return bool(getattr(annotator, "compiled", False))
+
+
+def _common(annotator: object, value_of: Callable[[object], Any]) -> Any:
+    """Return a value of an annotator, or of the annotators that it wraps if they have the same, else None."""
+    values = {_common(inner, value_of) for inner in wrapped(annotator)} or {value_of(annotator)}
+    return values.pop() if len(values) == 1 else None
+
+
+@dataclass(frozen=True)
+class PreparedFactory:
+    """Picklable function that creates an annotator and prepares it for the batches of a build, see `annotator.prepare`.
+
+    Attributes:
+        make: Function that creates the annotator.
+        batch_size: Number of images per batch.
+        num_images: Number of images that the build annotates.
+        classify: Whether the build stores labels of whole images or crops, not label maps.
+    """
+
+    make: MakeAnnotator
+    batch_size: int
+    num_images: int
+    classify: bool
+
+    def __call__(self) -> Annotator:
+        annotator = self.make()
+        prepare(annotator, self.batch_size, self.num_images, classify=self.classify)
+        return annotator
 
 
 class ShardWorker(Protocol):

@@ -11,12 +11,12 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ..labels.eager import eagerly
 from ..labels.precision import full_precision
 from ..labels.resample import resample_area
 
@@ -174,10 +174,6 @@ class DenseClassifier(nn.Module):
         tensors = self._features(images)
         return self._head(tensors), self._local(tensors)
 
-    def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Compile the body, which does nearly all of the work."""
-        self._body = torch.compile(self._body, *args, **kwargs)
-
     def _features(self, images: Tensor) -> list[Tensor]:
         features = self._body(images)
         if not self.streams:
@@ -223,6 +219,7 @@ class DenseClassifier(nn.Module):
         logits = torch.cat([self._head(self._one_location(part, dims)) for part in parts])
         return logits.view(batch, height, width, -1).permute(0, 3, 1, 2)
 
+    @eagerly  # torch.compile does not trace forward-mode derivatives
     def _linearized(self, tensors: Sequence[Tensor]) -> Tensor:
         """Return logits `[B, C, H, W]` whose mean over the map equals the logits of the model.
 

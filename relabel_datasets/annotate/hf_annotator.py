@@ -49,7 +49,8 @@ class HFAnnotator(ModuleAnnotator):
             `"float32"`.
         device: Device of the forward pass. Default: the current CUDA device if available, else the CPU.
         channels_last: Whether to keep images and weights in the memory format that convolutions prefer. Default: True.
-        compile: Whether to use `torch.compile` for all but the head, see `ModuleAnnotator`. Default: False.
+        compile: Whether to compile the forward pass, see `ModuleAnnotator`. A linearised head is not compiled. Default: None, on a GPU in
+            large builds.
         head: Type of the map, `"local"` or `"linearised"`, see `TimmAnnotator`. Default: `"local"`.
         classes: Names of the C classes. Default: the labels of the config, as synsets if they are the classes of ImageNet.
 
@@ -79,7 +80,7 @@ class HFAnnotator(ModuleAnnotator):
         dtype: str = "float32",
         device: str | torch.device | None = None,
         channels_last: bool = True,
-        compile: bool = False,  # noqa: A002  see ModuleAnnotator
+        compile: bool | None = None,  # noqa: A002  see ModuleAnnotator
         head: str = "local",
         classes: Sequence[str] | None = None,
     ) -> None:

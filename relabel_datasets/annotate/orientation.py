@@ -15,7 +15,8 @@ import torch.nn.functional as nnf
 from torch import Tensor
 
 from ..words import counted
-from .annotator import Annotator, ClassSubset
+from .annotator import Annotator
+from .class_subset import ClassSubset
 from .classes import match_classes
 from .pairing import find_images
 from .published import PublishedMaps

@@ -239,7 +239,8 @@ def preprocessed(model: ModuleAnnotator, preprocessing: Preprocessing) -> Iterat
     )
     model.set_normalization(preprocessing.mean, preprocessing.std)
     try:
-        yield
+        with model.uncompiled():
+            yield
     finally:
         model.set_normalization(before.mean, before.std)
         for module, module_type, padding in restore:

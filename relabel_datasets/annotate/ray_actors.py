@@ -292,8 +292,8 @@ class Actors:
         self._description = self._description or description
         if description != self._description:
             raise DatasetError(
-                f"the annotator on {node.host} differs from that on the other nodes: {description.content} there, "
-                f"{self._description.content} elsewhere. All nodes need the same weights and software"
+                f"the annotator on {node.host} differs from that on the other nodes: {_shown(description)} there, "
+                f"{_shown(self._description)} elsewhere. All nodes need the same weights and software"
             )
         logger.info("an actor is ready on %s, process %d", node.host, node.pid)
 
@@ -350,3 +350,7 @@ class Actors:
     def _kill(self, slot: _Slot) -> None:
         with suppress(Exception):  # the actor may be unreachable
             self._ray.kill(slot.handle)
+
+
+def _shown(description: Description) -> str:
+    return f"{description.content}, {'compiled' if description.compiled else 'not compiled'}"

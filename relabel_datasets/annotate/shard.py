@@ -82,7 +82,7 @@ class OpenShard:
         num_calibrated: Number of images, the first of the shard, whose random crops are annotated to calibrate label maps.
 
     Attributes:
-        stages: What to annotate: the images or their stored crops, then the crops that calibrate label maps.
+        stages: Images or stored crops to annotate, then the crops that calibrate label maps.
     """
 
     def __init__(

@@ -48,7 +48,8 @@ class TimmAnnotator(ModuleAnnotator):
             `"float32"`.
         device: Device of the forward pass. Default: the current CUDA device if available, else the CPU.
         channels_last: Whether to keep images and weights in the memory format that convolutions prefer. Default: True.
-        compile: Whether to use `torch.compile` for all but the head, see `ModuleAnnotator`. Default: False.
+        compile: Whether to compile the forward pass, see `ModuleAnnotator`. A linearised head is not compiled. Default: None, on a GPU in
+            large builds.
         head: Type of the map, `"local"` or `"linearised"`. Both are the same for a linear head. Default: `"local"`.
         classes: Names of the C classes. Default: the synsets of ImageNet if the config of the model has its number of classes,
             else unknown. Required for a model that was trained on other classes.
@@ -85,7 +86,7 @@ class TimmAnnotator(ModuleAnnotator):
         dtype: str = "float32",
         device: str | torch.device | None = None,
         channels_last: bool = True,
-        compile: bool = False,  # noqa: A002  see ModuleAnnotator
+        compile: bool | None = None,  # noqa: A002  see ModuleAnnotator
         head: str = "local",
         classes: Sequence[str] | None = None,
         **model_kwargs: Any,

@@ -23,8 +23,9 @@ from ..shards.manifest import Split
 from ..shards.tars import ShardInfo, index_name, read_rows, shard_names
 from ..storage.output import LocalOutput, Output, explaining_errors
 from ..words import counted
-from .annotator import Annotator, ClassSubset
+from .annotator import Annotator
 from .calibrate import num_calibrated_images
+from .class_subset import ClassSubset
 from .shard import Annotated, BuildConfig, OpenShard
 
 Plan = dict[str, Any]

@@ -225,7 +225,7 @@ def _check_labels(
             "that each class is matched with the right class of the annotator (--class-mapping), or choose an annotator that "
             "knows these classes\n"
         )
-    if args.engine == "ray" or args.compile or is_url(args.out) or not ENCODINGS[args.encoding].is_map:
+    if args.engine == "ray" or is_url(args.out) or not ENCODINGS[args.encoding].is_map:
         return  # the check needs the annotator in this process, and label maps on this machine
     better = find_better_preprocessing(
         make(), source, LabelMaps(args.out, manifest.config, split), class_mapping=class_mapping

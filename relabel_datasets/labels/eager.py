@@ -1,4 +1,4 @@
-"""Exclusion of pooling from `torch.compile`."""
+"""Exclusion of functions from `torch.compile`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,6 @@ R = TypeVar("R")
 
 
 def eagerly(function: Callable[P, R]) -> Callable[P, R]:
-    """Exclude a function from `torch.compile`, which cannot trace the NumPy that computes the weights."""
+    """Exclude a function from `torch.compile`, such as pooling: the NumPy that computes its weights cannot be traced."""
     eager: Callable[P, R] = torch.compiler.disable(function)  # type: ignore[no-untyped-call]
     return eager

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
+
+from .eager import eagerly
 
 
 def resample_area(maps: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -25,16 +29,23 @@ def resample_area(maps: Tensor, grid: tuple[int, int]) -> Tensor:
     """
     height, width = maps.shape[-2:]
     if height != grid[0]:
-        maps = _overlaps(height, grid[0], maps) @ maps
+        maps = _overlaps(height, grid[0], maps.device, maps.dtype) @ maps
     if width != grid[1]:
-        maps = maps @ _overlaps(width, grid[1], maps).T
+        maps = maps @ _overlaps(width, grid[1], maps.device, maps.dtype).T
     return maps
 
 
-def _overlaps(old: int, new: int, like: Tensor) -> Tensor:
+@eagerly  # torch.compile would compute them in every call
+def _overlaps(old: int, new: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    return _cached_overlaps(old, new, device, dtype)
+
+
+@lru_cache(maxsize=256)  # a CUDA graph cannot contain the copy to the device
+@torch.inference_mode(mode=False)  # a tensor that derivatives may use as well
+def _cached_overlaps(old: int, new: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Return the share of each new cell that lies in each old cell, `[new, old]`. Rows sum to 1, columns to new / old."""
-    old_edges = torch.arange(old + 1, dtype=torch.float64) / old
-    new_edges = torch.arange(new + 1, dtype=torch.float64) / new
+    old_edges = torch.arange(old + 1, dtype=torch.float64, device="cpu") / old
+    new_edges = torch.arange(new + 1, dtype=torch.float64, device="cpu") / new
     right = torch.minimum(new_edges[1:, None], old_edges[None, 1:])
     left = torch.maximum(new_edges[:-1, None], old_edges[None, :-1])
-    return ((right - left).clamp(min=0) * new).to(like.dtype).to(like.device)  # MPS has no float64
+    return ((right - left).clamp(min=0) * new).to(dtype).to(device)  # MPS has no float64

@@ -21,6 +21,7 @@ from ..naming import check_config, check_extension, check_file_name, check_sha25
 from ..schema import (
     FieldError,
     Rule,
+    boolean,
     dict_of,
     fail,
     fields,
@@ -63,7 +64,8 @@ class Split:
         key_rule: Rule that derives keys from image paths, see `data.keys.key_of`; None if the source had keys.
         source_sha256: SHA-256 of the source's keys and labels, in its order.
         skipped: Images that could not be read, with `key`, `name` and `error`. Default: none.
-        computed_with: `batch_size`, `device` and `torch` of the build, which affect the last bits of the maps. Default: unknown.
+        computed_with: `batch_size`, `device` and `torch` of the build, and `compiled` if the annotator was compiled, None if only some
+            models of an ensemble were. They affect the last bits of the maps. Default: unknown.
         calibration: Gains that `LabelPooling(calibrated=True)` applies. Default: none.
     """
 
@@ -235,7 +237,10 @@ def _check_gains(value: object, name: str) -> None:
 _COUNT = integer(0, MAX_SAMPLES)
 # See labels.statistics.Statistics. Early versions wrote five values.
 _STATISTICS = tuple_of(_COUNT, _COUNT, _COUNT, number(), _COUNT, integer(), num_optional=1)
-_COMPUTED_WITH = record(batch_size=integer(1), device=optional(text()), torch=text())
+_COMPUTED_WITH = fields(
+    {"batch_size": integer(1), "device": optional(text()), "torch": text(), "compiled": optional(boolean())},
+    optional=("compiled",),
+)
 _MAP_SIZE = tuple_of(integer(1, MAX_DENSE), integer(1, MAX_DENSE))
 _CALIBRATION = record(
     shares=list_of(number(), 1), gains=_check_gains, num_crops=integer(1), kl_before=number(), kl_after=number()

@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import nn
 
-from relabel_datasets.annotate.annotator import ClassSubset, ModuleAnnotator, check_size, hash_weights
+from relabel_datasets.annotate.annotator import ModuleAnnotator, check_size, hash_weights
+from relabel_datasets.annotate.class_subset import ClassSubset
 from tests.conftest import picture
 
 SIZE = (24, 40)

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 import relabel_datasets as rd
-from relabel_datasets.annotate.annotator import ClassSubset, ModuleAnnotator
+from relabel_datasets.annotate.annotator import ModuleAnnotator
+from relabel_datasets.annotate.class_subset import ClassSubset
 from tests.conftest import picture
 
 

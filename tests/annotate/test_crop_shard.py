@@ -8,7 +8,8 @@ from torch import nn
 
 import relabel_datasets as rd
 from relabel_datasets.annotate import BuildConfig, FlipAveraged, ModuleAnnotator
-from relabel_datasets.annotate.annotator import ClassSubset, classify
+from relabel_datasets.annotate.annotator import classify
+from relabel_datasets.annotate.class_subset import ClassSubset
 from relabel_datasets.annotate.heads import DenseClassifier, Stream
 from relabel_datasets.labels.reading import read_label
 from relabel_datasets.shards.tars import ShardWriter

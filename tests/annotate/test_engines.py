@@ -1,7 +1,8 @@
 import pytest
 
 import relabel_datasets as rd
-from relabel_datasets.annotate.engines import find_engine
+from relabel_datasets.annotate.engines import Description, find_engine
+from relabel_datasets.annotate.ray_actors import Actors, _Node, _Slot
 from relabel_datasets.cli import main
 
 
@@ -20,6 +21,15 @@ def test_options_of_ray_have_minimum_values(options):
 def test_an_engine_object_is_used_directly():
     engine = rd.annotate.RayEngine(num_actors=3)
     assert find_engine(engine) is engine
+
+
+def test_actors_are_all_compiled_or_none():
+    actors = object.__new__(Actors)
+    actors._description = Description(None, 3, {"name": "colours"}, "cuda", compiled=True)
+    other = Description(None, 3, {"name": "colours"}, "cuda", compiled=False)
+    message = r"on host2 differs .*'colours'}, not compiled there, {'name': 'colours'}, compiled elsewhere"
+    with pytest.raises(rd.DatasetError, match=message):
+        actors._on_set_up(_Slot(None, None), other, _Node("2", "host2", 1))
 
 
 def test_options_of_ray_require_the_ray_engine(tmp_path, image_folder, capsys):

@@ -5,7 +5,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from relabel_datasets.annotate.annotator import ClassSubset
+from relabel_datasets.annotate.class_subset import ClassSubset
 from relabel_datasets.annotate.combine import Ensemble, FlipAveraged
 from relabel_datasets.annotate.remake import remake_annotator
 from relabel_datasets.annotate.timm_annotator import TimmAnnotator

@@ -278,28 +278,6 @@ def test_the_head_is_recorded_and_checked():
         TimmAnnotator("test_resnet", head="mean")
 
 
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # warnings of compilers
-@pytest.mark.parametrize("head", ["local", "linearised"])
-def test_compiled_maps_differ_only_by_rounding(head):
-    family = FAMILIES[6]
-    eager, compiled = make(family, head=head), make(family, head=head, compile=True)
-    compiled._module.load_state_dict(eager._module.state_dict())
-    for batch in (2, 3):
-        images = random_images(eager, batch)
-        torch.testing.assert_close(compiled(images), eager(images), rtol=1e-3, atol=1e-3)
-    assert compiled.describe().keys() == eager.describe().keys()
-
-
-def test_errors_explain_why_nothing_can_be_compiled(monkeypatch):
-    def fail(*arguments, **options):
-        raise OSError("no C++ compiler")
-
-    monkeypatch.setattr(torch, "compile", lambda *arguments, **options: fail)
-    with pytest.raises(ValueError, match=r"test_resnet cannot be compiled here: leave compile out.*no C\+\+ compiler"):
-        TimmAnnotator("test_resnet", input_size=64, device="cpu", compile=True)
-
-
 @pytest.mark.parametrize(
     ("name", "args", "message"),
     [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from relabel_datasets.labels.resample import resample_area
 
@@ -34,3 +35,34 @@ def test_the_same_grid_changes_nothing():
 def test_resampling_to_a_finer_grid_is_reversible():
     maps = torch.randn(3, 5, 4)
     torch.testing.assert_close(resample_area(resample_area(maps, (10, 12)), (5, 4)), maps)
+
+
+class Operations(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+def test_weights_are_copied_to_a_device_once_and_have_derivatives_after_inference():
+    maps = torch.randn(2, 11, 13)
+    with torch.inference_mode():
+        first = resample_area(maps, (7, 5))
+    maps.requires_grad_()
+    with Operations() as operations:
+        again = resample_area(maps, (7, 5))
+    assert torch.equal(again, first)
+    assert {"arange", "_to_copy", "copy_"}.isdisjoint(operations.names)
+    again.sum().backward()
+    torch.testing.assert_close(maps.grad.sum(), torch.tensor(2.0 * 7 * 5))
+
+
+@pytest.mark.slow
+def test_compiled_code_uses_the_same_weights():
+    maps = torch.randn(2, 11, 13)
+    with torch.inference_mode():
+        function = torch.compile(resample_area, backend="eager", dynamic=False)
+        assert torch.equal(function(maps, (7, 5)), resample_area(maps, (7, 5)))
