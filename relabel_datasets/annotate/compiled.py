@@ -38,7 +38,8 @@ class CompiledForward:
         self.shape = torch.Size(shape)
         examples = [_random_images(self.shape, seed).to(device) for seed in range(2)]
         expected = [function(images) for images in examples]  # first: a graph keeps its memory
-        self._input = examples[0].clone()  # one tensor for all calls: any other kind of tensor would be compiled again
+        # One tensor for all calls: any other kind of tensor would be compiled again. Its layout is that of decoded batches.
+        self._input = examples[0].clone(memory_format=torch.channels_last)
         self._function = torch.compile(function, dynamic=False, options=_OPTIONS)
         self._graph: torch.cuda.CUDAGraph | None = None
         if device.type == "cuda":
@@ -65,7 +66,7 @@ class CompiledForward:
         """Compute the logits of a batch.
 
         Args:
-            images: Pixels of the compiled shape, on any device. Copies from pinned memory do not wait for the GPU.
+            images: Pixels of the compiled shape, on any device. Copies from pinned memory in channels-last layout do not wait for the GPU.
 
         Returns:
             Logits on the device, in memory of their own.
