@@ -33,10 +33,10 @@ class Calls(ModuleAnnotator):
 
     def __init__(self, function):
         super().__init__(ColourNet(), (48, 64), classes=CLASSES, name="colours", device="cpu")
-        self._function, self._number = function, 0
+        self._on_batch, self._number = function, 0
 
     def __call__(self, images):
-        self._function(self._number)
+        self._on_batch(self._number)
         self._number += 1
         return super().__call__(images)
 
