@@ -53,10 +53,10 @@ class Annotator(Protocol):
         """Compute the label maps of a batch.
 
         Args:
-            images: Stacked results of `preprocess`, uint8 `[B, ...]`.
+            images: Stacked results of `preprocess`, uint8 `[B, ...]`. A build overwrites them after the batch.
 
         Returns:
-            Logits on the annotator's device, float32 `[B, C, H, W]`.
+            Logits on the annotator's device, float32 `[B, C, H, W]`, in memory of their own.
         """
 
     def describe(self) -> dict[str, Any]:

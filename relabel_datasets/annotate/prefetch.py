@@ -1,7 +1,7 @@
 """Read, decode and preprocess images ahead of the annotator, by workers that write into batches in shared memory.
 
-Workers are threads. With a GPU they are processes, because threads would compete for the interpreter with the thread that launches
-kernels, which takes 0.3 to 1 ms per image.
+Workers are threads. With a GPU they are processes, so that they do not compete for the interpreter with the thread that launches
+kernels.
 
 Rows: one image of the annotator, a whole image or a crop. The rows of a run are numbered; row r is kept in `ring[r % len(ring)]`.
 """
