@@ -47,7 +47,7 @@ def test_on_windows_all_modules_are_imported_and_local_datasets_are_read(dataset
 import pkgutil
 from importlib import import_module
 for module in pkgutil.walk_packages(rd.__path__, "relabel_datasets."):
-    if "__main__" not in module.name:
+    if "__main__" not in module.name and not module.name.endswith("._jpeg"):  # optional: does not load beside old torchvisions
         import_module(module.name)
 dataset = rd.load_dataset(sys.argv[1], "colours", "train")
 stream = rd.load_dataset(sys.argv[1], "colours", "train", streaming=True)
