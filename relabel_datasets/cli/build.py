@@ -262,7 +262,7 @@ def _describe_calibration(split: Split) -> str:
     calibration = split.calibration
     return (
         f"calibrated labels: KL {calibration.kl_after:.3f} instead of {calibration.kl_before:.3f} from the annotator's answers to "
-        f"{calibration.num_crops} random crops, which took as many forward passes\n"
+        f"{calibration.num_crops} random crops\n"
     )
 
 

@@ -142,9 +142,9 @@ def _find_images(
             )
         )
     if images is False:
-        return None, "Images were left out; heatmaps are shown without them."
+        return None, "Images were left out; labels are shown without them."
     if images is True and not label_maps.index.has_images:
-        return None, "The shards have no images; heatmaps are shown without them."
+        return None, "The shards have no images; labels are shown without them."
     if restricted != allowed:
         logger.warning(
             "images of %s must not be redistributed and are left out of the report; use restricted_images=%r "
@@ -153,7 +153,7 @@ def _find_images(
         )  # fmt: skip
         return (
             None,
-            f"Images of {restricted} must not be redistributed and were left out; heatmaps are shown without them.",
+            f"Images of {restricted} must not be redistributed and were left out; labels are shown without them.",
         )
     manifest = label_maps.manifest
     dataset = RelabelDataset(

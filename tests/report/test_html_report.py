@@ -173,7 +173,7 @@ def test_reports_are_reproducible_and_contain_no_local_paths(hostile_dataset, tm
 def test_a_page_without_images_has_a_note(write, config, options):
     page = write(config, **options)
     assert all(page.data[f"sample-{i}"]["image"] is None for i in range(len(HostileImages().keys)))
-    assert "heatmaps are shown without them" in "".join(page.texts)
+    assert "labels are shown without them" in "".join(page.texts)
 
 
 def test_images_of_a_label_only_dataset_are_joined(write):
