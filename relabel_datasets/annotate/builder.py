@@ -64,8 +64,8 @@ def build(
     Builds are resumable: rerun the same command after any interruption, including SIGKILL. A rerun compares the finished shards
     with their records, by size and SHA-256, and builds the missing ones. It also repairs a finished split on disk. A rerun with
     other arguments is refused, as is one with another batch size, device type or version of torch, or one of which only the rerun
-    is compiled, because they change the last bits of the maps. Images are assigned to shards at random with a fixed seed, so each shard is a random sample of the split.
-    Unreadable images are skipped, reported on stderr, and listed in the manifest.
+    is compiled, because they change the last bits of the maps. Images are assigned to shards at random with a fixed seed, so each
+    shard is a random sample of the split. Unreadable images are skipped, reported on stderr, and listed in the manifest.
 
     Args:
         source: Images to annotate, see `ImageFolderSource`, `WebDatasetSource`, `HFSource` and `open_source`.
@@ -95,8 +95,8 @@ def build(
     Raises:
         DatasetError: The folder holds a different config or split of this name, another process is building the split, or all
             images of a shard are unreadable.
-        ValueError: Settings or classes do not fit the annotator, the encoding multiscale is not given an ensemble, or `PIL.ImageFile.LOAD_TRUNCATED_IMAGES` is set, which would
-            make label maps depend on the machine.
+        ValueError: Settings or classes do not fit the annotator, the encoding multiscale is not given an ensemble, or
+            `PIL.ImageFile.LOAD_TRUNCATED_IMAGES` is set, which would make label maps depend on the machine.
         OSError: `path` is not writable, or the disk is full.
 
     Example:
@@ -173,9 +173,7 @@ class _ConstantFactory:
 
 def _prepared(make: MakeAnnotator, num_images: int, build_config: BuildConfig) -> MakeAnnotator:
     """Return a function that creates an annotator for the batches of a build."""
-    num_crops = build_config.num_crops
-    # Batches of label maps are not larger than the source.
-    batch_size = build_config.batch_size if num_crops else min(build_config.batch_size, num_images)
+    num_crops, batch_size = build_config.num_crops, build_config.rows_per_batch(num_images)
     return PreparedFactory(make, batch_size, num_images * (num_crops or 1), classify=num_crops is not None)
 
 

@@ -13,16 +13,17 @@ import PIL.Image
 import torch
 from torch import Tensor
 
-from ..labels.resample import resample_area
+from ..labels.resample import mean_of_maps
 from .annotator import Annotator, classify
 
 
 class Ensemble:
     """Annotator that averages the logits of several annotators, such as different models or one model at several sizes.
 
-    The encoding multiscale stores the maps of the members separately instead. For all others, maps are resampled to the grid with the most locations by `resample_area`, which preserves their means. The mean over the
-    map of the ensemble is therefore the average of the means over the maps of its members. Logits are not rescaled before
-    averaging, so a model with widely spread logits has more weight.
+    The encoding multiscale stores the maps of the members separately instead. For all others, maps are resampled to the grid with
+    the most locations by `resample_area`, which preserves their means. The mean over the map of the ensemble is therefore the
+    average of the means over the maps of its members. Logits are not rescaled before averaging, so a model with widely spread
+    logits has more weight.
 
     Args:
         annotators: Members of the ensemble. Their classes must be the same in the same order, see `ClassSubset`. Their input
@@ -87,12 +88,7 @@ class Ensemble:
         Raises:
             ValueError: The images are not those that `preprocess` returns.
         """
-        maps = self.maps(images)
-        height, width = max((logits.shape[2:] for logits in maps), key=lambda grid: grid[0] * grid[1])
-        total = resample_area(maps[0], (height, width))
-        for logits in maps[1:]:
-            total = total + resample_area(logits, (height, width))
-        return total / len(maps)
+        return mean_of_maps(self.maps(images))
 
     @torch.inference_mode()
     def maps(self, images: Tensor) -> list[Tensor]:

@@ -68,14 +68,11 @@ class _Pipeline:
     def __init__(self, work: Work, annotator: Annotator, stack: ExitStack) -> None:
         self._work, self._annotator = work, annotator
         self._has_scales = find_entry(work.build_config.encoding).has_scales
-        build_config, num_images = work.build_config, len(work.source.keys)
-        batch_size = build_config.batch_size
-        if build_config.num_crops is None:  # a dataset smaller than a batch is one batch
-            batch_size = min(batch_size, num_images)
+        build_config = work.build_config
         loader = Loader(
             work.source,
             annotator,
-            batch_size=batch_size,
+            batch_size=build_config.rows_per_batch(len(work.source.keys)),
             num_workers=build_config.num_threads,
             max_crops=build_config.num_crops or CROPS_PER_IMAGE,
             max_unreleased=_MAX_PENDING + 1,

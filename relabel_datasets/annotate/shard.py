@@ -52,6 +52,10 @@ class BuildConfig:
     batch_size: int = 32
     num_threads: int = 4
 
+    def rows_per_batch(self, num_images: int) -> int:
+        """Return the number of images or crops of every batch. A dataset that is smaller than a batch of label maps is one batch."""
+        return self.batch_size if self.num_crops else min(self.batch_size, num_images)
+
 
 @dataclass
 class Annotated:

@@ -17,9 +17,8 @@ from ..errors import DatasetError
 from ..keywords import checked_keywords
 from ..labels.compose import run_batch, run_pipeline
 from ..labels.crop_labels import CropLabels
-from ..labels.encoded import EncodedImage
+from ..labels.encoded import EncodedImage, size_of
 from ..labels.reading import Labels
-from ..labels.transforms import image_size
 from ..labels.v1_transforms import check_transforms
 from ..shards.encoded_jpeg import open_image
 from ..shards.images import ImageFormat, check_image_format, decode_image
@@ -163,8 +162,7 @@ class RelabelDataset(VisionDataset):
     def _pair(self, row: int, label_map: Labels) -> tuple[Any, Labels]:
         """Return the image and its label map. With transforms, the image may be an `EncodedImage`."""
         image: Any = self._image(row) if self.transforms is None else self._opened(row)
-        size = image.size if isinstance(image, EncodedImage) else image_size([image])
-        assert size is not None
+        size = size_of(image)
         if self._walk is not None and isinstance(label_map, CropLabels):
             label_map = label_map.at_epoch(*self._walk)
         if label_map.canvas_size != size:  # the image was stored in another resolution

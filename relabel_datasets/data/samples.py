@@ -11,9 +11,9 @@ from torchvision import tv_tensors
 
 from ..errors import DatasetError
 from ..labels.crop_labels import CropLabels
+from ..labels.encoded import size_of
 from ..labels.label_map import LabelMap
 from ..labels.reading import Labels, read_label
-from ..labels.transforms import image_size
 from ..schema import shown
 from ..shards.formats import IMAGE_EXTENSIONS
 from ..shards.images import ImageFormat, check_image_format, decode_image, upright
@@ -77,8 +77,7 @@ def decode_sample(sample: Mapping[str, Any], *, image_format: ImageFormat = "pil
     if not fields:
         return {"key": key, "label_map": label_map, "label": label}
     image = _image(sample[fields[0]], f"{key}.{fields[0]}", image_format)
-    size = image_size([image])
-    assert size is not None
+    size = size_of(image)
     if label_map.canvas_size not in (size, size[::-1]):  # the image was stored in another resolution
         label_map = label_map.with_canvas_size(size)
     if label_map.canvas_size != size:

@@ -21,8 +21,8 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from .batch import LabelMapBatch, batch_key
-from .conversion import V2_STEPS, Conversion, Conversions, convert, size_of
-from .encoded import EncodedImage, crop_encoded, crops_first, decoded, planar
+from .conversion import V2_STEPS, Conversion, Conversions, convert
+from .encoded import EncodedImage, crop_encoded, crops_first, decoded, planar, size_of
 from .label_map import LabelMap
 from .transforms import LabelPooling
 from .v2_hooks import CHECK_INPUTS, MAKE_PARAMS, TRANSFORM
@@ -122,19 +122,20 @@ class Steps:
 
     def __call__(self, image: Any, label_map: LabelMap) -> tuple[Any, Pending]:
         """Return the output of the transforms for one sample, and what is left to do with it."""
-        is_cropped = bool(self._transforms) and crops_first(self._transforms[0])
-        outputs: Any = image if is_cropped else decoded(image), label_map
-        if is_cropped:
-            first = self._transforms[0]
-            outputs = (
-                crop_encoded(first, *outputs) if isinstance(image, EncodedImage) else run_transform(first, outputs)
-            )
+        first = self._transforms[0] if self._transforms else None
+        num_done = int(crops_first(first))
+        outputs: Any
+        if not num_done:
+            outputs = decoded(image), label_map
+        elif isinstance(image, EncodedImage):
+            outputs = crop_encoded(first, image, label_map)
+        else:
+            outputs = run_transform(first, (image, label_map))
+        if num_done:
             outputs = planar(outputs[0]), *outputs[1:]
         waiting: tuple[LabelMap, LabelPooling] | None = None
         conversion: Conversion | None = None
-        for place, transform in enumerate(self._transforms):
-            if place < is_cropped:
-                continue
+        for place, transform in enumerate(self._transforms[num_done:], num_done):
             is_plain = _is_plain(transform, outputs)
             if place == self._conversions.start and is_plain:
                 conversion = self._conversions.of(outputs[0])

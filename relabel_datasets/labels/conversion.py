@@ -19,6 +19,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from .batch_memory import BatchMemory, rows_of
+from .encoded import size_of
 from .threads import in_one_thread
 
 _NUM_CHANNELS = 3
@@ -132,11 +133,6 @@ def _combine(kind: type, transforms: Sequence[Any], steps: Mapping[type, Step]) 
         if conversion is not None:
             conversion = steps[type(transform)](conversion, transform)
     return None if conversion is None or conversion.kind is PIL.Image.Image else conversion
-
-
-def size_of(image: PIL.Image.Image | Tensor) -> tuple[int, int]:
-    """Return the (height, width) of an image."""
-    return (image.height, image.width) if isinstance(image, PIL.Image.Image) else (image.shape[-2], image.shape[-1])
 
 
 def convert(images: Sequence[PIL.Image.Image | Tensor], conversion: Conversion) -> list[Tensor]:

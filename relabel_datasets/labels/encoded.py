@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any
 
+import PIL.Image
 import torch
 from torchvision import tv_tensors
 from torchvision.transforms import v2
@@ -41,6 +42,13 @@ class EncodedImage(ABC):
 def decoded(image: Any) -> Any:
     """Return an image with its pixels."""
     return image.decode() if isinstance(image, EncodedImage) else image
+
+
+def size_of(image: EncodedImage | PIL.Image.Image | torch.Tensor) -> tuple[int, int]:
+    """Return the (height, width) of an image."""
+    if isinstance(image, EncodedImage):
+        return image.size
+    return (image.height, image.width) if isinstance(image, PIL.Image.Image) else (image.shape[-2], image.shape[-1])
 
 
 def crops_first(transform: Any) -> bool:

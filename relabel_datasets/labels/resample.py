@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
@@ -33,6 +35,15 @@ def resample_area(maps: Tensor, grid: tuple[int, int]) -> Tensor:
     if width != grid[1]:
         maps = maps @ _overlaps(width, grid[1], maps.device, maps.dtype).T
     return maps
+
+
+def mean_of_maps(maps: Sequence[Tensor]) -> Tensor:
+    """Return the mean of maps `[..., H, W]`, at the locations of the map with the most."""
+    grid = max(((one.shape[-2], one.shape[-1]) for one in maps), key=math.prod)
+    total = resample_area(maps[0], grid)
+    for one in maps[1:]:
+        total = total + resample_area(one, grid)
+    return total / len(maps)
 
 
 @eagerly  # torch.compile would compute them in every call

@@ -18,7 +18,7 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
 from ..labels.encoded import Box, EncodedImage
-from .images import ImageFormat, decode_image, orientation_of
+from .images import ImageFormat, decode_image, orientation_of, within_pixel_limit
 
 _END = b"\xff\xd9"  # the marker at the end of a JPEG: without it, the file is truncated
 
@@ -62,8 +62,7 @@ def box_size(data: bytes) -> tuple[int, int] | None:
     if header is None:
         return None
     height, width, has_app1 = header
-    limit = PIL.Image.MAX_IMAGE_PIXELS  # above it, Pillow warns, reduces or refuses
-    if (limit is not None and height * width > limit) or (has_app1 and not _is_upright(data)):
+    if not within_pixel_limit(height, width) or (has_app1 and not _is_upright(data)):
         return None
     return height, width
 

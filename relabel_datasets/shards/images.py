@@ -84,6 +84,12 @@ def decode_image(
     return decode_tensor(data, name)
 
 
+def within_pixel_limit(height: int, width: int) -> bool:
+    """Return whether an image is within the limit above which Pillow warns, `decode_image` decodes at a reduced size, or both refuse."""
+    limit = PIL.Image.MAX_IMAGE_PIXELS
+    return limit is None or height * width <= limit
+
+
 def decode_reduced(
     data: bytes, target: tuple[int, int] | None, name: str = "image"
 ) -> tuple[PIL.Image.Image, tuple[int, int]]:

@@ -332,18 +332,16 @@ def _check_calibration(calibration: dict[str, Any], map_sizes: list[list[int]] |
     if not 0 < shares[0] <= shares[-1] <= 1 or any(low >= high for low, high in pairwise(shares)):
         fail(f"{field}.shares", "increasing numbers above 0 and at most 1", shares)
     expected = f"{len(shares)} positive numbers, one for each of shares"
-    if map_sizes is None:
-        gains_of_maps = [gains]
-    else:
-        gains_of_maps, expected = gains, f"{len(map_sizes)} lists of {expected}, one for each of map_sizes"
-    nested = all(isinstance(row, list) for row in gains_of_maps)
+    num_maps = 1
+    if map_sizes is not None:
+        num_maps, expected = len(map_sizes) or 1, f"{len(map_sizes)} lists of {expected}, one for each of map_sizes"
+    # `_check_gains` has checked that they are numbers, or lists of numbers.
+    is_of_maps = isinstance(gains[0], list)
+    of_maps = gains if is_of_maps else [gains]
     if (
-        not nested
-        or len(gains_of_maps) != len(map_sizes or [0])
-        or any(
-            len(row) != len(shares) or not all(isinstance(gain, (int, float)) and gain > 0 for gain in row)
-            for row in gains_of_maps
-        )
+        is_of_maps != (map_sizes is not None)
+        or len(of_maps) != num_maps
+        or any(len(row) != len(shares) or min(row) <= 0 for row in of_maps)
     ):
         fail(f"{field}.gains", expected, gains)
 

@@ -15,7 +15,7 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
 from .encoded_jpeg import box_size, decode_pixels
-from .images import decode_image, orientation_of
+from .images import decode_image, orientation_of, within_pixel_limit
 
 _Decode = Callable[[bytes], Tensor]  # bytes of a JPEG -> uint8 [3, H, W]; raises an Exception for damaged files
 
@@ -80,8 +80,6 @@ def is_plain_jpeg(data: bytes) -> bool:
         _, horizontal, vertical, _ = opened.layer[0]
     except Exception:  # noqa: BLE001  decoders of damaged files raise nearly anything
         return False
-    limit = PIL.Image.MAX_IMAGE_PIXELS  # above it, Pillow warns, reduces or refuses
-    is_within = limit is None or opened.width * opened.height <= limit
     if vertical > horizontal:  # 4:4:0, which older releases of libjpeg-turbo upsample in another way
         return False
-    return opened.mode == "RGB" and is_within and orientation_of(opened) == 1
+    return opened.mode == "RGB" and within_pixel_limit(opened.height, opened.width) and orientation_of(opened) == 1

@@ -123,9 +123,8 @@ class FileLock:
         if not HAS_FILE_LOCKS:
             self._remove_empty_folder()
             return
-        if self._file in _held and is_open_at(
-            self._path, self._file
-        ):  # else the folder was removed, and another process may have its own lock
+        # Otherwise the folder was removed, and another process may have its own lock.
+        if self._file in _held and is_open_at(self._path, self._file):
             self._path.unlink(missing_ok=True)
             self._remove_empty_folder()
         release(self._file)

@@ -23,9 +23,9 @@ from ..labels.compose import Pending, Runner, Steps, run_pipeline
 from ..labels.conversion import Conversion, Conversions, normalize, pil_to_tensor
 from ..labels.crop_labels import CropLabels
 from ..labels.crop_transforms import RandomStoredCrop
-from ..labels.encoded import EncodedImage, decode_for, decoded
+from ..labels.encoded import EncodedImage, decode_for, decoded, size_of
 from ..labels.label_map import LabelMap
-from ..labels.transforms import LabelPooling, image_size
+from ..labels.transforms import LabelPooling
 from .timm_steps import crops_first, follow_step, pixel_step, plain_image
 
 _IMAGES = (PIL.Image.Image, tv_tensors.Image)
@@ -134,7 +134,7 @@ class TimmTransforms:
                 "timm's transforms need an image and its LabelMap, got "
                 f"{type(image).__name__} and {type(label_map).__name__}: call them on a sample of a dataset with decoded images"
             )
-        size = image.size if isinstance(image, EncodedImage) else image_size([image])
+        size = size_of(image)
         if label_map.canvas_size != size:
             raise ValueError(
                 f"the image has (height, width) {size}, but its label map belongs to an image of {label_map.canvas_size}: "

@@ -30,34 +30,6 @@ from .base import Encoded, Temperature
 MeanLogits = Callable[[Encoded, Tensor | BoxWeights, tuple[int, ...]], Tensor]
 
 
-def pool_views(
-    encoded: Encoded,
-    views: Rows,
-    mean_logits: MeanLogits,
-    output_size: int | Sequence[int] = 1,
-    temperature: Temperature = 1.0,
-) -> Tensor:
-    """Pool logits `[B, K, H, W]` under one view of each of B images, rotated and sheared views included.
-
-    Upright views are pooled as boxes. The others are pooled over sampling points with RoIAlign's spacing, which is
-    equivalent for views inside the image. Points outside the visible box are left out of the mean.
-
-    Args:
-        encoded: Encoded logits.
-        views: One view per image, `[B, 10]`, see `view.to_rows`.
-        mean_logits: Function that computes the mean logits of cells.
-        output_size: Grid of output cells, see `pool_labels`.
-        temperature: Divisor of the mean logits before the softmax, see `MapEncoding.pool`.
-
-    Returns:
-        Soft labels, see `pool_labels`.
-
-    Raises:
-        ValueError: The number of views is not that of the images, a view is not finite, or an argument is out of range.
-    """
-    return pool_scales([encoded], views, mean_logits, output_size, temperature)
-
-
 @eagerly
 def pool_scales(
     scales: Sequence[Encoded],
@@ -66,7 +38,11 @@ def pool_scales(
     output_size: int | Sequence[int] = 1,
     temperature: Temperature = 1.0,
 ) -> Tensor:
-    """Pool the sum of the mean logits of several maps of each image, or their mean for a `temperature` that is one number.
+    """Pool the logits `[B, K, H, W]` of one or several maps of each of B images under one view, rotated and sheared views included.
+
+    The mean logits of several maps are added, or averaged for a `temperature` that is one number. Upright views are pooled as boxes.
+    The others are pooled over sampling points with RoIAlign's spacing, which is equivalent for views inside the image. Points
+    outside the visible box are left out of the mean.
 
     Args:
         scales: Encoded logits of the same images, one for each map of an image.

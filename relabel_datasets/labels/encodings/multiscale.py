@@ -25,7 +25,7 @@ from torch import Tensor
 from ...errors import LabelMapError
 from ..eager import eagerly
 from ..limits import MAX_SCALES
-from ..resample import resample_area
+from ..resample import mean_of_maps
 from ..view import Rows, View
 from .base import Array, Encoded, MapEncoding, Parts, StoredTensor, Temperature
 from .grid_pooling import divisors_of, pool_scales
@@ -130,14 +130,14 @@ class MultiScale(MapEncoding):
     ) -> Tensor:
         scales = _separated({"logits": logits, **parts})
         means = [
-            None if output_size != 1 else _HEATMAPS.mean_of_box(of_scale.pop("logits"), of_scale, num_classes, view)
-            for of_scale in scales
+            mean
+            for of_scale in (scales if output_size == 1 else ())
+            if (mean := _HEATMAPS.mean_of_box(of_scale.pop("logits"), of_scale, num_classes, view)) is not None
         ]
-        divisors = divisors_of(temperature, len(scales))
+        if len(means) < len(scales):
+            return super().pool_one(logits, parts, num_classes, view, output_size, temperature)
         pooled = np.zeros(num_classes, np.float32)
-        for mean, divisor in zip(means, divisors, strict=True):
-            if mean is None:
-                return super().pool_one(logits, parts, num_classes, view, output_size, temperature)
+        for mean, divisor in zip(means, divisors_of(temperature, len(scales)), strict=True):
             pooled += mean / np.float32(np.asarray(divisor).item())
         return torch.from_numpy(pooled).softmax(0)
 
@@ -169,13 +169,13 @@ class MultiScale(MapEncoding):
 
     def dense(self, encoded: Encoded) -> Tensor:
         """Return the mean of the maps `[B, C, H, W]`, at the locations of the map with the most."""
-        return _mean([_HEATMAPS.dense(scale) for scale in _scales(encoded)])
+        return mean_of_maps([_HEATMAPS.dense(scale) for scale in _scales(encoded)])
 
     def unpacked(self, encoded: Encoded) -> Encoded:
         return encoded._replace(tensors=_joined([_HEATMAPS.unpacked(scale).tensors for scale in _scales(encoded)]))
 
     def class_logits(self, encoded: Encoded, classes: Tensor) -> Tensor:
-        return _mean([_HEATMAPS.class_logits(scale, classes) for scale in _scales(encoded)])
+        return mean_of_maps([_HEATMAPS.class_logits(scale, classes) for scale in _scales(encoded)])
 
 
 def _suffix(scale: int) -> str:
@@ -217,9 +217,3 @@ def _shared(tensors: Mapping[str, T]) -> dict[str, T]:
 def _scales(encoded: Encoded) -> list[Encoded]:
     """Return the heatmaps of each input size."""
     return [Encoded(_HEATMAPS, tensors, encoded.num_classes) for tensors in _separated(encoded.tensors)]
-
-
-def _mean(maps: Sequence[Tensor]) -> Tensor:
-    """Return the mean of maps `[..., H, W]`, at the locations of the map with the most."""
-    height, width = max((one.shape[-2:] for one in maps), key=lambda size: size[0] * size[1])
-    return torch.stack([resample_area(one, (height, width)) for one in maps]).mean(0)

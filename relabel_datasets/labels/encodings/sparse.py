@@ -22,7 +22,7 @@ from ..pooling_checks import check_finite
 from ..view import Rows, View, to_rows
 from ..weights import BoxWeights, line_weights
 from .base import Array, Encoded, MapEncoding, Parts, StoredTensor, Temperature
-from .grid_pooling import divisors_of, pool_views
+from .grid_pooling import divisors_of, pool_scales
 from .levels import BITS, unpack_levels
 
 Floats = npt.NDArray[np.float32]
@@ -180,7 +180,7 @@ class SparseEncoding(MapEncoding):
     def pool(
         self, encoded: Encoded, views: Rows, output_size: int | Sequence[int] = 1, temperature: Temperature = 1.0
     ) -> Tensor:
-        return pool_views(encoded, views, self.mean_logits, output_size, temperature)
+        return pool_scales([encoded], views, self.mean_logits, output_size, temperature)
 
     def dense(self, encoded: Encoded) -> Tensor:
         logits = encoded.logits

@@ -8,7 +8,7 @@ import torch
 from relabel_datasets.errors import LabelMapError
 from relabel_datasets.labels.encodings import EncodingEntry, MapEncoding
 from relabel_datasets.labels.encodings.base import StoredTensor
-from relabel_datasets.labels.encodings.grid_pooling import pool_views
+from relabel_datasets.labels.encodings.grid_pooling import pool_scales
 from relabel_datasets.labels.precision import pooling_dtype
 
 ENTRY = EncodingEntry(
@@ -55,7 +55,7 @@ class Plain(MapEncoding):
         return {}
 
     def pool(self, encoded, views, output_size=1, temperature=1.0):
-        return pool_views(encoded, views, _mean_logits, output_size, temperature)
+        return pool_scales([encoded], views, _mean_logits, output_size, temperature)
 
     def dense(self, encoded):
         return encoded.logits.clone()
