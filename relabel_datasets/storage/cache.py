@@ -29,7 +29,8 @@ logger = logging.getLogger(__name__)
 
 _PART = ".part"
 _FILE = re.compile(r"[0-9a-f]{64}(\.part)?")  # other files in the folder are neither counted nor deleted
-_FREE_SHARE = 10  # without a limit, a tenth of the disk stays free
+_FREE_SHARE = 10  # without a limit, a tenth of the disk stays free,
+_MAX_FREE = 5_000_000_000  # or less: on a full disk of 10 TB, files would be deleted as soon as they are downloaded
 _ADVICE = "choose another folder with cache_dir= or the environment variable RELABEL_CACHE"
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -44,11 +45,12 @@ class ShardCache:
     Args:
         folder: Folder of the files, created when it is first needed.
         limit: Maximum total size of complete files in bytes; downloads in progress are not counted. None keeps a tenth of the
-            disk free.
+            disk free, at most 5 GB.
     """
 
     def __init__(self, folder: Path, limit: int | None) -> None:
         self.folder, self.limit = folder, limit
+        self._has_warned = False
 
     def open(self, sha256: str, num_bytes: int, download: Download) -> BinaryIO:
         """Open a file of the cache, downloading it first if it is missing.
@@ -138,12 +140,20 @@ class ShardCache:
                     disk = shutil.disk_usage(self.folder)
                 except FileNotFoundError:  # the folder was removed
                     return
-                allowed = used + disk.free - disk.total // _FREE_SHARE
+                allowed = used + disk.free - min(disk.total // _FREE_SHARE, _MAX_FREE)
             for path, entry in self._files():
                 if used + num_bytes <= allowed:
-                    break
+                    return
                 if path != keep and _delete(path):
                     used -= entry.st_size
+        if self.limit is None and used + num_bytes > allowed and not self._has_warned:
+            self._has_warned = True
+            logger.warning(
+                "the disk of the cache %s is almost full, so each downloaded file is soon deleted, and downloaded again when it "
+                "is needed: free some space, or %s",
+                self.folder,
+                _ADVICE,
+            )
 
     def _delete_oldest(self) -> bool:
         with _locked(self.folder / ".evict"):

@@ -67,7 +67,8 @@ def open_folder(
             `~/.cache/relabel_datasets`; for the Hub its own cache (`HF_HOME`, `HF_HUB_CACHE`).
         cache_limit: Maximum size of downloaded shards, in bytes or as text such as `"200G"`. The least recently used shards
             are deleted first. The Hub's cache has no limit: with one, shards from the Hub are stored in this package's cache.
-            Default: the environment variable `RELABEL_CACHE_LIMIT`, else all but a tenth of the disk.
+            Default: the environment variable `RELABEL_CACHE_LIMIT`, else a tenth of the disk stays free, at most
+            5 GB.
 
     Returns:
         The folder. Its `str()` is its path, or its URL without credentials.

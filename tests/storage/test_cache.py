@@ -4,7 +4,9 @@ import errno
 import fcntl
 import os
 import random
+import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -237,21 +239,42 @@ def test_other_disk_errors_delete_nothing(cache):
     assert names(cache) == [other.sha256]
 
 
-def test_without_a_limit_a_tenth_of_the_disk_stays_free(tmp_path, monkeypatch):
-    disk = {"total": 20_000, "free": 5_000}
+class Disk:
+    """A disk of `shutil.disk_usage`: its free bytes without the files of the cache."""
 
-    def usage(folder):
+    def __init__(self, total, free):
+        self.total, self.free = total, free
+
+    def usage(self, folder):
         used = sum(path.stat().st_size for path in folder.iterdir())
-        return type("Usage", (), {"total": disk["total"], "free": disk["free"] - used})
+        return SimpleNamespace(total=self.total, free=self.free - used)
 
-    monkeypatch.setattr(cache_module.shutil, "disk_usage", usage)
+
+@pytest.mark.parametrize(
+    ("total", "reserve"),
+    [(20_000, 2_000), (50 * 10**9, 5 * 10**9), (50 * 10**12, 5 * 10**9)],
+    ids=["small", "50 GB", "50 TB"],
+)
+def test_without_a_limit_a_tenth_of_the_disk_stays_free_and_at_most_5_gb(tmp_path, monkeypatch, caplog, total, reserve):
+    disk = Disk(total, reserve + 3_000)
+    monkeypatch.setattr(cache_module.shutil, "disk_usage", disk.usage)
     cache = ShardCache(tmp_path / "shards", None)
     for i in range(5):
         read(cache, Content(i))
     assert len(names(cache)) == 3
-    disk["free"] = 0  # other files fill the disk: the cache makes room, and the file is still returned
-    assert read(cache, Content(9)) == Content(9).data
-    assert names(cache) == [Content(9).sha256]
+    assert not caplog.messages
+
+
+def test_a_disk_that_others_fill_is_reported_once_and_files_are_still_returned(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(cache_module.shutil, "disk_usage", Disk(10**12, 0).usage)
+    cache = ShardCache(tmp_path / "shards", None)
+    for i in range(3):
+        assert read(cache, Content(i)) == Content(i).data
+        assert names(cache) == [Content(i).sha256]
+    assert [re.sub(r"/\S+", "FOLDER", message) for message in caplog.messages] == [
+        "the disk of the cache FOLDER is almost full, so each downloaded file is soon deleted, and downloaded again when it is "
+        "needed: free some space, or choose another folder with cache_dir= or the environment variable RELABEL_CACHE"
+    ]
 
 
 def test_a_folder_that_cannot_be_created_is_named():
