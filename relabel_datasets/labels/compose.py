@@ -56,7 +56,11 @@ def run_batch(pipeline: Any, pairs: Iterable[tuple[Any, LabelMap]]) -> list[Any]
     Returns:
         The output of the pipeline for each pair.
     """
-    run = runner_of(pipeline)
+    return run_together(runner_of(pipeline), pairs)
+
+
+def run_together(run: Runner, pairs: Iterable[tuple[Any, LabelMap]]) -> list[Any]:
+    """Return the outputs of a runner for several pairs, after doing what it leaves to the caller, see `run_batch`."""
     outputs: list[Any] = []
     to_pool: dict[tuple[Any, ...], list[int]] = {}  # samples whose label maps can be pooled together, by key
     to_convert: dict[tuple[Any, ...], list[int]] = {}
@@ -96,15 +100,23 @@ Runner = Callable[[Any, LabelMap], tuple[Any, Pending]]  # runs a pipeline, but 
 def runner_of(pipeline: Any) -> Runner:
     """Return the function that runs a pipeline on the samples of one batch.
 
-    A pipeline with a method `batch_runner` decides for itself what is left to the caller.
+    A pipeline with a method `batch_runner` decides for itself what is left to the caller. A subclass with its own `__call__` does not.
 
     Args:
         pipeline: Pipeline, see `run_pipeline`.
     """
     if type(pipeline) is v2.Compose:
         return Steps(pipeline.transforms)
-    method = getattr(pipeline, "batch_runner", None)
-    return (lambda image, label_map: (pipeline(decoded(image), label_map), Pending())) if method is None else method()
+    owner = _owner(pipeline, "batch_runner")
+    if owner is not None and owner is _owner(pipeline, "__call__"):
+        runner: Runner = pipeline.batch_runner()
+        return runner
+    return lambda image, label_map: (pipeline(decoded(image), label_map), Pending())
+
+
+def _owner(pipeline: Any, method: str) -> type | None:
+    """Return the class that defines a method of a pipeline."""
+    return next((cls for cls in type(pipeline).__mro__ if method in vars(cls)), None)
 
 
 class Steps:

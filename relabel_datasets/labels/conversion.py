@@ -120,11 +120,11 @@ class Conversions:
 
     def of(self, image: Any) -> Conversion | None:
         """Return the conversion of an image that the other transforms have processed, or None if it cannot wait."""
-        if isinstance(image, PIL.Image.Image):
-            return self._by_kind.get(PIL.Image.Image) if image.mode == "RGB" else None
-        if isinstance(image, Tensor) and image.dtype == torch.uint8 and image.shape[:-2] == (_NUM_CHANNELS,):
-            return self._by_kind.get(type(image))
-        return None
+        if isinstance(image, PIL.Image.Image):  # torchvision converts it on the default device
+            is_usual = image.mode == "RGB" and torch.get_default_device().type == "cpu"
+            return self._by_kind.get(PIL.Image.Image) if is_usual else None
+        is_usual = isinstance(image, Tensor) and image.dtype == torch.uint8 and image.device.type == "cpu"
+        return self._by_kind.get(type(image)) if is_usual and image.shape[:-2] == (_NUM_CHANNELS,) else None
 
 
 def _combine(kind: type, transforms: Sequence[Any], steps: Mapping[type, Step]) -> Conversion | None:
@@ -144,9 +144,14 @@ def convert(images: Sequence[PIL.Image.Image | Tensor], conversion: Conversion) 
     """
     shape = (_NUM_CHANNELS, *size_of(images[0]))
     batch = _memory.empty((len(images), *shape), conversion.dtype)
-    pixels = torch.empty(shape, dtype=torch.uint8)
+    pixels = torch.empty(shape, dtype=torch.uint8, device="cpu")
     operands = [
-        (method, torch.tensor(operand, dtype=conversion.dtype).view(-1, 1, 1) if len(operand) > 1 else operand[0])
+        (
+            method,
+            torch.tensor(operand, dtype=conversion.dtype, device="cpu").view(-1, 1, 1)
+            if len(operand) > 1
+            else operand[0],
+        )
         for method, operand in conversion.steps
     ]
     with in_one_thread(pixels.numel()):

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..labels.compose import Pending, Runner, run_pipeline, runner_of
+from ..labels.compose import Pending, Runner, run_together, runner_of
 from ..labels.label_map import LabelMap
 
 
@@ -51,7 +51,7 @@ class SeededTransforms:
         self._epoch[0] = epoch
 
     def __call__(self, image: Any, label_map: LabelMap) -> Any:
-        return run_pipeline(self, image, label_map)
+        return run_together(self.batch_runner(), [(image, label_map)])[0]
 
     def batch_runner(self) -> Runner:
         """See `compose.runner_of`."""

@@ -19,7 +19,7 @@ from torch import Tensor
 from torchvision import tv_tensors
 
 from ..keywords import checked_keywords
-from ..labels.compose import Pending, Runner, Steps, run_pipeline
+from ..labels.compose import Pending, Runner, Steps, run_together
 from ..labels.conversion import Conversion, Conversions, normalize, pil_to_tensor
 from ..labels.crop_labels import CropLabels
 from ..labels.crop_transforms import RandomStoredCrop
@@ -117,7 +117,7 @@ class TimmTransforms:
             TypeError: The arguments are not an image and a LabelMap.
             ValueError: The label map belongs to an image of another size.
         """
-        return run_pipeline(self, image, label_map)
+        return run_together(self.batch_runner(), [(image, label_map)])[0]
 
     def batch_runner(self) -> Runner:
         """See `compose.runner_of`."""
@@ -188,7 +188,7 @@ class TimmStoredCrops:
             TypeError: The arguments are not an image and CropLabels.
             ValueError: The labels belong to an image of another size.
         """
-        return run_pipeline(self, image, labels)
+        return run_together(self.batch_runner(), [(image, labels)])[0]
 
     def batch_runner(self) -> Runner:
         """See `compose.runner_of`."""

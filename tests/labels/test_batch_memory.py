@@ -1,8 +1,11 @@
 """Batches reuse memory that no tensor refers to, and are collated without a copy."""
 
 import gc
+import os
+import signal
 import threading
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import default_collate
@@ -72,6 +75,32 @@ def test_threads_never_share_memory():
     assert len({batch.data_ptr() for batch in places}) == 8
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows has no fork")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_process_that_is_forked_while_a_thread_takes_memory_can_take_memory(monkeypatch):
+    memory, is_taking, is_forked = BatchMemory(), threading.Event(), threading.Event()
+    empty = np.empty
+
+    def wait(*args):
+        is_taking.set()
+        assert is_forked.wait(10)
+        return empty(*args)
+
+    monkeypatch.setattr(np, "empty", wait)
+    thread = threading.Thread(target=memory.empty, args=(SHAPE, torch.float32))
+    thread.start()
+    assert is_taking.wait(10)
+    child = os.fork()
+    if not child:
+        signal.alarm(10)  # ends the process if it hangs
+        np.empty = empty
+        memory.empty(SHAPE, torch.float32)
+        os._exit(0)
+    is_forked.set()
+    thread.join()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
 def test_batches_that_are_kept_do_not_change():
     batches = [rd.collate(run_batch(PIPELINE, samples(4 * i)))[0] for i in range(5)]
     expected = [default_collate(run_batch(PIPELINE, samples(4 * i)))[0] for i in range(5)]
@@ -96,6 +125,21 @@ def test_other_tensors_than_the_rows_of_the_last_batch_are_copied():
         assert whole_of(others) is None
         assert rd.collate(list(others)).data_ptr() != whole.data_ptr()
     rows_of(torch.zeros(4, 6), torch.Tensor)
+    assert whole_of(rows) is None
+
+
+CHANGES = {
+    "other data": lambda row: setattr(row, "data", torch.ones(4, 4)),
+    "transposed": lambda row: row.t_(),
+    "of another shape": lambda row: row.unsqueeze_(0),
+}
+
+
+@pytest.mark.parametrize("place", [0, 2])
+@pytest.mark.parametrize("name", CHANGES)
+def test_rows_that_no_longer_make_up_the_batch_are_copied(name, place):
+    rows = rows_of(torch.arange(64.0).view(4, 4, 4), torch.Tensor)
+    CHANGES[name](rows[place])
     assert whole_of(rows) is None
 
 

@@ -7,6 +7,7 @@ import relabel_datasets as rd
 from relabel_datasets.labels.batch import LabelMapBatch
 from relabel_datasets.labels.compose import run_batch, run_pipeline
 from relabel_datasets.labels.v2_hooks import Transform
+from relabel_datasets.train.timm_augmentation import TimmTransforms
 from tests.conftest import picture
 
 
@@ -158,3 +159,34 @@ def test_maps_are_pooled_together_where_nobody_minds(monkeypatch):
     labels(pooling, kinds=["topk", "heatmaps"])
     assert sizes == [3, 3, 2]
     assert all(torch.equal(one, other) for one, other in zip(watching.seen, found, strict=True))
+
+
+class Scaled(TimmTransforms):
+    """Somebody's own subclass."""
+
+    def __call__(self, image, label_map):
+        image, label = super().__call__(image, label_map)
+        return image * 2, label
+
+
+class Wrapper:
+    """Somebody's own wrapper, which has the attributes of the pipeline in it."""
+
+    def __init__(self, pipeline):
+        self.pipeline = pipeline
+
+    def __getattr__(self, name):
+        return getattr(self.pipeline, name)
+
+    def __call__(self, image, label_map):
+        image, label = self.pipeline(image, label_map)
+        return image * 2, label
+
+
+@pytest.mark.parametrize("run", [run_pipeline, run_batch_of_one])
+@pytest.mark.parametrize("name", ["subclass", "wrapper"])
+def test_a_pipeline_that_is_called_in_another_way_is_called(name, run):
+    timm = rd.timm_transforms(16, is_training=False)
+    changed = Wrapper(timm) if name == "wrapper" else Scaled(timm._pipeline, timm.pooling)
+    pair = picture(0, (40, 56)), rd.LabelMap.from_logits(torch.randn(5, 4, 6), canvas_size=(40, 56))
+    assert torch.equal(run(changed, *pair)[0], 2 * timm(*pair)[0])

@@ -40,6 +40,7 @@ TOGETHER = {  # the last transforms of a pipeline, and the kinds of images that 
     "one mean": ([v2.ToImage(), FLOAT, v2.Normalize((0.5,), (0.5,))], ""),
     "pooled labels look like images": ([rd.LabelPooling(), v2.ToPureTensor(), v2.Lambda(torch.exp, torch.Tensor)], ""),
 }  # fmt: skip
+TOGETHER_USUAL = v2.Compose(TOGETHER["usual"][0])
 IMAGES = {
     "PIL": lambda image: image,
     "Image": tv_tensors.Image,
@@ -111,3 +112,30 @@ def test_a_normalization_that_is_changed_between_batches_is_used_as_it_is_now():
     normalization.mean = [0.25] * 3
     assert not torch.equal(run_batch(pipeline, samples)[0][0], before[0][0])
     assert torch.equal(run_batch(pipeline, samples)[0][0], pipeline(*samples[0])[0])
+
+
+class Moved(torch.nn.Module):
+    """Somebody's own transform that moves images to a device."""
+
+    def forward(self, image, label_map):
+        return image.to("meta"), label_map
+
+
+@pytest.mark.parametrize("kind", ["PIL", "Image"])
+@pytest.mark.parametrize("moved", [False, True])
+def test_images_are_on_the_device_of_the_pipeline(kind, moved):
+    pipeline = v2.Compose([v2.ToImage(), *([Moved()] if moved else []), FLOAT, NORMALIZE])
+    samples = pairs(kind)
+    for device in ("meta", "cpu"):
+        with torch.device(device):
+            expected = pipeline(*samples[0])[0]
+            assert [image.device for image, _ in run_batch(pipeline, samples)] == [expected.device] * len(samples)
+
+
+def test_converted_images_can_be_multiplied_in_place_by_a_parameter():
+    for images in (rows := [image for image, _ in run_batch(TOGETHER_USUAL, pairs("PIL"))], [rd.collate(rows)]):
+        for number, image in enumerate(images):
+            factor = torch.ones(3, 1, 1, requires_grad=True)
+            image.as_subclass(torch.Tensor).mul_(factor).sum().backward()
+            assert factor.grad is not None
+            assert not any(other.requires_grad for other in images[number + 1 :])
