@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,9 @@ from ..storage.resolve import PathLike
 from ..words import counted
 from .joins import Images, JoinResult, OnUnmatched, Rows, Unmatched, check_unmatched, join_images
 from .store import LabelMaps, OpenedConfig, find_config
+
+# Dataset, epoch and seed of the stream that is reading. Threads may read a dataset at the same time.
+_walk: ContextVar[tuple[RelabelDataset | None, int, int]] = ContextVar("_walk", default=(None, 0, 0))
 
 
 class RelabelDataset(VisionDataset):
@@ -91,7 +95,6 @@ class RelabelDataset(VisionDataset):
         super().__init__(str(opened.root), transforms=transforms)
         self.label_maps = LabelMaps(opened, split=split)
         self.image_format: ImageFormat = image_format
-        self._walk: tuple[int, int] | None = None  # epoch and seed of the stream that is reading
         self.classes = tuple(self.label_maps.manifest.classes)
         self.class_to_idx = {name: index for index, name in enumerate(self.classes)}
         self._image_bytes, self._rows, self.unmatched = _find_images(self.label_maps, images, unmatched)
@@ -153,18 +156,19 @@ class RelabelDataset(VisionDataset):
     @contextlib.contextmanager
     def reading_epoch(self, epoch: int, seed: int) -> Iterator[None]:
         """Give crop labels the epoch and the seed of the stream that reads the samples in a `with` statement."""
-        self._walk = epoch, seed
+        token = _walk.set((self, epoch, seed))
         try:
             yield
         finally:
-            self._walk = None
+            _walk.reset(token)
 
     def _pair(self, row: int, label_map: Labels) -> tuple[Any, Labels]:
         """Return the image and its label map. With transforms, the image may be an `EncodedImage`."""
         image: Any = self._image(row) if self.transforms is None else self._opened(row)
         size = size_of(image)
-        if self._walk is not None and isinstance(label_map, CropLabels):
-            label_map = label_map.at_epoch(*self._walk)
+        reader, *walk = _walk.get()
+        if reader is self and isinstance(label_map, CropLabels):
+            label_map = label_map.at_epoch(*walk)
         if label_map.canvas_size != size:  # the image was stored in another resolution
             label_map = label_map.with_canvas_size(size)
         return image, label_map

@@ -16,7 +16,7 @@ from ..errors import DatasetError
 from .regular_files import open_without_links
 
 logger = logging.getLogger(__name__)
-_held: set[int] = set()  # descriptors of the files that this process has locked
+_held: set[int] = set()  # descriptors of the files that this process has locked, or waits to lock
 
 
 def acquire(path: Path, flock: Callable[[int], None]) -> int:
@@ -35,32 +35,28 @@ def acquire(path: Path, flock: Callable[[int], None]) -> int:
     """
     while True:
         descriptor = _open(path)
+        _held.add(descriptor)
         try:
             flock(descriptor)
             if is_open_at(path, descriptor):
-                _held.add(descriptor)
                 return descriptor
         except BaseException:
-            _unlock(descriptor)
+            release(descriptor)
             raise
-        _unlock(descriptor)  # the previous holder renamed or deleted this file: lock the one that is there now
+        release(descriptor)  # the previous holder renamed or deleted this file: lock the one that is there now
 
 
 def release(descriptor: int) -> None:
     """Unlock and close a file. No-op in a process that was forked while the file was locked."""
     if descriptor in _held:
+        with suppress(OSError):  # the file system has no locks
+            unlock_file(descriptor)  # closing is not enough: a forked process also has the file open
         _held.discard(descriptor)
-        _unlock(descriptor)
-
-
-def _unlock(descriptor: int) -> None:
-    with suppress(OSError):  # the file system has no locks
-        unlock_file(descriptor)  # closing is not enough: a forked process also has the file open
-    os.close(descriptor)
+        os.close(descriptor)
 
 
 def _close_in_child() -> None:
-    """Close locked files in a forked process: a lock lasts until all processes have closed the file, also after its holder was killed."""
+    """Close lock files in a forked process: a lock lasts until all processes have closed the file, also after its holder was killed."""
     while _held:
         os.close(_held.pop())
 

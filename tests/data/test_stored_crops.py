@@ -2,6 +2,7 @@
 
 import io
 import json
+import threading
 
 import PIL.Image
 import pytest
@@ -169,3 +170,24 @@ def test_transforms_of_the_other_kind_of_labels_are_named(folder):
         rd.load_dataset(folder, "crops", split="train", transforms=pooled)[0]
     with pytest.raises(TypeError, match="RandomStoredCrop"):
         rd.load_dataset(folder, "crops", split="train", transforms=rd.LabelPooling())[0]
+
+
+def test_streams_of_two_threads_read_one_dataset_in_their_own_epochs(folder):
+    read, is_reading, may_read = [], threading.Event(), threading.Event()
+
+    def transforms(image, labels):
+        if threading.current_thread() is not threading.main_thread():
+            is_reading.set()
+            assert may_read.wait(10)
+        return labels.epoch
+
+    dataset = rd.load_dataset(folder, "crops", split="train", transforms=transforms)
+    streams = [rd.data.RelabelStream(dataset, batch_size=NUM_IMAGES) for _ in range(2)]
+    streams[0].set_epoch(5)
+    thread = threading.Thread(target=lambda: read.extend(streams[0]))
+    thread.start()
+    assert is_reading.wait(10)
+    assert list(streams[1]) == [0] * NUM_IMAGES  # while the other stream reads
+    may_read.set()
+    thread.join()
+    assert read == [5] * NUM_IMAGES

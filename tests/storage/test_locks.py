@@ -3,12 +3,14 @@
 import os
 import signal
 import sys
+import threading
 import time
 
 import pytest
 
+from relabel_datasets.compatibility import lock_file
 from relabel_datasets.errors import DatasetError
-from relabel_datasets.storage.locks import FileLock
+from relabel_datasets.storage.locks import FileLock, acquire, release
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no fork and no such locks")
 
@@ -40,6 +42,33 @@ def test_a_fork_within_the_lock_that_leaves_it_does_not_release_it(tmp_path):
         assert path.exists()
         with pytest.raises(DatasetError, match="is being built by process"), FileLock(path, "split"):
             pass
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_process_that_is_forked_while_a_thread_waits_for_a_lock_does_not_have_it(tmp_path):
+    path = tmp_path / "lock"
+    is_waiting, is_forked, descriptors = threading.Event(), threading.Event(), []
+
+    def wait(descriptor):
+        descriptors.append(descriptor)
+        is_waiting.set()
+        assert is_forked.wait(10)
+        lock_file(descriptor, wait=True)
+
+    thread = threading.Thread(target=lambda: acquire(path, wait))
+    thread.start()
+    assert is_waiting.wait(10)
+    child = os.fork()
+    if not child:
+        try:
+            os.fstat(descriptors[0])
+        except OSError:
+            os._exit(0)
+        os._exit(1)
+    is_forked.set()
+    thread.join()
+    release(descriptors[0])
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_the_lock_of_a_killed_process_is_free_although_its_children_live(tmp_path):
