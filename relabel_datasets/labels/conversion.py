@@ -77,7 +77,9 @@ def _to_dtype(before: Conversion, transform: v2.ToDtype) -> Conversion | None:
 def normalize(before: Conversion, transform: Any) -> Conversion | None:
     """Return the conversion that is followed by a `Normalize` of torchvision, or None if it would raise an error."""
     mean, std = (tuple(float(value) for value in values) for values in (transform.mean, transform.std))
-    if not before.dtype.is_floating_point or len(mean) != _NUM_CHANNELS or len(std) != _NUM_CHANNELS or not all(std):
+    if not before.dtype.is_floating_point or len(mean) != _NUM_CHANNELS or len(std) != _NUM_CHANNELS:
+        return None
+    if not torch.tensor(std, dtype=before.dtype, device="cpu").all():  # small values are 0 in float16
         return None
     return before.then("sub_", *mean).then("div_", *std)
 

@@ -42,6 +42,8 @@ USES = {
     "detached": lambda batch: batch.detach(),
     "part": lambda batch: batch[1, :, ::2].view(torch.int32),
     "array": lambda batch: batch.numpy(),
+    "buffer": lambda batch: memoryview(batch.numpy())[1:],
+    "dlpack": lambda batch: np.from_dlpack(batch),
     "storage": lambda batch: batch.untyped_storage(),
     "strided": lambda batch: batch.as_strided((2, 2), (5, 7)),
 }

@@ -36,6 +36,8 @@ TOGETHER = {  # the last transforms of a pipeline, and the kinds of images that 
     "twice": ([v2.ToImage(), FLOAT, v2.ToDtype(torch.float64), NORMALIZE], ""),
     "integers": ([v2.ToImage(), v2.ToDtype(torch.int16)], ""),
     "by type": ([v2.ToImage(), v2.ToDtype({tv_tensors.Image: torch.float32, "others": None}, scale=True)], ""),
+    "zero": ([v2.ToImage(), FLOAT, v2.Normalize((0.5,) * 3, (0.5, 0.0, 0.5))], ""),
+    "zero in half precision": ([v2.ToImage(), v2.ToDtype(torch.float16), v2.Normalize((0.5,) * 3, (1e-9,) * 3)], ""),
     "own": ([v2.ToImage(), FLOAT, OwnNormalize((0.5,) * 3, (0.5,) * 3)], ""),
     "one mean": ([v2.ToImage(), FLOAT, v2.Normalize((0.5,), (0.5,))], ""),
     "pooled labels look like images": ([rd.LabelPooling(), v2.ToPureTensor(), v2.Lambda(torch.exp, torch.Tensor)], ""),
