@@ -122,7 +122,7 @@ def collate(samples: list[Any]) -> Any:
     """Collate samples that hold label maps: a `collate_fn` for DataLoader.
 
     Label maps become a `LabelMapBatch`. Everything else is collated as by torch's `default_collate`, but images that a
-    dataset has converted together are not copied.
+    dataset has converted together are not copied: samples that you keep share memory with the batch.
 
     Args:
         samples: Samples such as (image tensor, `LabelMap`), with any nesting.

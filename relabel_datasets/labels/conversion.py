@@ -123,7 +123,7 @@ class Conversions:
     def of(self, image: Any) -> Conversion | None:
         """Return the conversion of an image that the other transforms have processed, or None if it cannot wait."""
         if isinstance(image, PIL.Image.Image):  # torchvision converts it on the default device
-            is_usual = image.mode == "RGB" and torch.get_default_device().type == "cpu"
+            is_usual = image.mode == "RGB" and torch.empty(0).device.type == "cpu"  # in torch 2.4, only this tells it
             return self._by_kind.get(PIL.Image.Image) if is_usual else None
         is_usual = isinstance(image, Tensor) and image.dtype == torch.uint8 and image.device.type == "cpu"
         return self._by_kind.get(type(image)) if is_usual and image.shape[:-2] == (_NUM_CHANNELS,) else None
