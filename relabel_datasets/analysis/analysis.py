@@ -8,34 +8,33 @@ import json
 import os
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from ..data.store import LabelMaps
 from ..keywords import checked_keywords
+from ..labels import windows
 from ..labels.calibration import Calibration
 from ..labels.crops import random_resized_crops
 from ..labels.statistics import total
-from ..labels.windows import DEFINITION as SHOWN_DEFINITION
 from ..shards.manifest import Manifest, Split
 from ..storage.folders import Folder
 from ..storage.resolve import open_folder
 from ..words import printable
+from . import suspects
+from .batches import SHARE
 from .boxes import read_boxes
-from .label_maps import IOU_LEVELS, SHARE, MapMeasures, measure_maps
+from .label_maps import IOU_LEVELS, MapMeasures, measure_maps
 from .objects import Objects, in_classes
 from .overlap import Overlaps, overlaps, share_above
-from .suspects import DEFINITION as SUSPECT_DEFINITION
-from .suspects import find_suspects
 
 _BINS = np.linspace(0, 1, 11)  # of intersection over union
 _SEVERAL = "images that show several classes, share"
 _SUSPECT = "images with a suspect label"
 _FORMULA = ("=", "+", "-", "@")  # first characters of formulas in spreadsheets
 _INDENT = " " * 6  # of definitions in text
-_DEFINITIONS = {_SEVERAL: SHOWN_DEFINITION, _SUSPECT: SUSPECT_DEFINITION}
 
 
 @dataclass(frozen=True)
@@ -73,10 +72,12 @@ class Analysis:
     Attributes:
         summary: Values by topic and name. Shares are in 0..1, entropies in nats.
         tables: Tables by name.
+        definitions: Definitions of values, by the name of the value.
     """
 
     summary: Mapping[str, Mapping[str, Any]]
     tables: Mapping[str, Table]
+    definitions: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """Return the summary and the tables as JSON.
@@ -99,9 +100,8 @@ class Analysis:
             lines.append(topic)
             for name, value in values.items():
                 lines.append(f"  {name:<52} {_shown(name, value)}")
-                lines += textwrap.wrap(
-                    _DEFINITIONS.get(name, ""), 100, initial_indent=_INDENT, subsequent_indent=_INDENT
-                )
+                definition = self.definitions.get(name, "")
+                lines += textwrap.wrap(definition, 100, initial_indent=_INDENT, subsequent_indent=_INDENT)
         return "\n".join(lines)
 
 
@@ -117,12 +117,13 @@ def analyze(
     seed: int = 0,
     progress: bool = True,
 ) -> Analysis:
-    """Measure crop-object overlap and label map statistics.
+    """Measure crop-object overlap and statistics of label maps or stored crops.
 
     - Of a dataset: number of classes in images and crops, pairs of confused classes, images whose label may be wrong, fidelity of the
-      stored maps to the annotator's output, and the gains of calibrated labels.
+      stored labels to the annotator's output, and the gains of calibrated labels.
     - Of boxes: overlap of random crops (`RandomResizedCrop`, 8 % to 100 % of the area) with the objects.
-    - Of both, for the images that have boxes: confidence and agreement by overlap, and how well heatmaps localize the objects.
+    - Of both, for the images that have boxes: confidence and agreement by overlap, and how well heatmaps localize the objects. Stored
+      crops have no heatmaps.
 
     Args:
         path: Dataset, as for `load_dataset`. Images are not read. Default: boxes only.
@@ -130,7 +131,8 @@ def analyze(
         split: Name of the split. Default: "train".
         boxes: File or folder of boxes, see `read_boxes`. Samples are matched by file name without extension, or by the id of a
             COCO image, see `find_objects`. Classes are matched by name; a warning lists object classes that match none.
-        num_crops: Number of random crops over all images, rounded up to a multiple of the number of images. Default: 100,000.
+        num_crops: Number of random crops over all images, rounded up to a multiple of the number of images. Of stored crops, the first
+            ones of each image are measured, at most all. Default: 100,000.
         num_samples: Number of images to measure, spread evenly over the split. Default: all.
         seed: Seed of the random crops. Default: 0.
         progress: Whether to show progress bars on stderr. Default: True.
@@ -154,6 +156,7 @@ def analyze(
     objects = None if boxes is None else read_boxes(boxes, progress=progress)
     summary: dict[str, dict[str, Any]] = {}
     tables: dict[str, Table] = {}
+    definitions: dict[str, str] = {}
     if objects is not None:
         crop_overlaps = _crop_overlaps(list(objects.values()), num_crops, seed)
         summary["crops and objects"] = {
@@ -166,7 +169,7 @@ def analyze(
     if path is not None:
         folder = open_folder(path)
         label_maps = LabelMaps(folder, config, split)
-        label_maps.manifest.check_maps("analyze")
+        manifest, split_entry = label_maps.manifest, label_maps.split
         options: dict[str, Any] = {
             "num_crops": num_crops,
             "num_samples": num_samples,
@@ -174,22 +177,26 @@ def analyze(
             "progress": progress,
         }
         measures = measure_maps(label_maps, **options)
-        split_entry = label_maps.split
-        summary["label maps"] = {
+        topic = "label maps" if manifest.has_maps else "stored crops"
+        summary[topic] = {
             **_map_summary(measures),
-            **_split_fidelity(split_entry),
+            **_split_fidelity(split_entry, "dense" if manifest.has_maps else "the annotator's"),
             **_calibration_summary(split_entry.calibration),
         }
-        tables.update(_map_tables(measures, label_maps.manifest.classes))
+        definitions = {
+            _SEVERAL: windows.DEFINITION if manifest.has_maps else windows.CROPS_DEFINITION,
+            _SUSPECT: suspects.DEFINITION if manifest.has_maps else suspects.CROPS_DEFINITION,
+        }
+        tables.update(_map_tables(measures, manifest.classes))
         tables["fidelity"] = _fidelity_table(folder, label_maps)
         if split_entry.calibration is not None:
-            tables["calibration"] = _calibration_table(split_entry.calibration, label_maps.manifest.map_sizes)
+            tables["calibration"] = _calibration_table(split_entry.calibration, manifest.map_sizes)
         if objects is not None:
-            objects = in_classes(objects, label_maps.manifest.classes)
+            objects = in_classes(objects, manifest.classes)
             measures = measure_maps(label_maps, objects=objects, **options)
-            summary["label maps and objects"] = _localization_summary(measures)
+            summary[f"{topic} and objects"] = _object_summary(measures)
             tables["by_overlap"] = _overlap_table(measures)
-    return Analysis(summary, tables)
+    return Analysis(summary, tables, definitions)
 
 
 def _crop_overlaps(objects: Sequence[Objects], num_crops: int, seed: int) -> Overlaps:
@@ -212,7 +219,7 @@ def _map_summary(measures: MapMeasures) -> dict[str, Any]:
         "images that agree with their label, share": _mean(images["best"] == images["label"]),
         "classes that an image shows": _mean(images["num_shown"]),
         _SEVERAL: _mean(images["num_shown"] > 1),
-        _SUSPECT: len(find_suspects(images)),
+        _SUSPECT: len(suspects.find_suspects(images)),
         "entropy of whole images": _mean(images["entropy"]),
         "crops": len(crops["best"]),
         "crops that agree with their image's label, share": _mean(crops["agrees"]),
@@ -223,14 +230,14 @@ def _map_summary(measures: MapMeasures) -> dict[str, Any]:
     }
 
 
-def _split_fidelity(split: Split) -> dict[str, Any]:
-    """Return how well stored labels match the dense logits; empty unless the build measured it."""
+def _split_fidelity(split: Split, reference: str = "dense") -> dict[str, Any]:
+    """Return how well stored labels match those of `reference`; empty unless the build measured it."""
     statistics = total(split.shard_statistics)
     if not statistics.crops:
         return {}
     return {
-        "KL of dense from stored labels, nats": statistics.kl / statistics.crops,
-        "crops of the same best class as dense, share": statistics.same_best / statistics.crops,
+        f"KL of {reference} from stored labels, nats": statistics.kl / statistics.crops,
+        f"crops of the same best class as {reference}, share": statistics.same_best / statistics.crops,
     }
 
 
@@ -267,17 +274,26 @@ def _calibration_table(calibration: Calibration, map_sizes: Sequence[Sequence[in
     return Table(("area_share", *names), list(zip(calibration.shares, *calibration.gains, strict=True)))
 
 
-def _localization_summary(measures: MapMeasures) -> dict[str, Any]:
-    accuracies = [_localized_share(measures.localization["iou"], level) for level in IOU_LEVELS]
+def _object_summary(measures: MapMeasures) -> dict[str, Any]:
+    iou, confidence = measures.crops["best_iou"], measures.crops["confidence"]
     return {
         "images": len(measures.images["key"]),
+        **_localization_summary(measures),
+        "crops": len(iou),
+        "share above IoU 0.5, best": share_above(iou),
+        "confidence above IoU 0.5": _mean(confidence[iou > 0.5]),
+        "confidence without overlap": _mean(confidence[iou == 0]),
+    }
+
+
+def _localization_summary(measures: MapMeasures) -> dict[str, Any]:
+    if not measures.localization:
+        return {"localization": "not measured, stored crops have no heatmaps"}
+    accuracies = [_localized_share(measures.localization["iou"], level) for level in IOU_LEVELS]
+    return {
         "pointing game, share": _mean(measures.localization["pointed"]),
         **{f"localised at IoU {level}, share": value for level, value in zip(IOU_LEVELS, accuracies, strict=True)},
         "localised, mean of these, share": float(np.mean(accuracies)),
-        "crops": len(measures.crops["best"]),
-        "share above IoU 0.5, best": share_above(measures.crops["best_iou"]),
-        "confidence above IoU 0.5": _mean(measures.crops["confidence"][measures.crops["best_iou"] > 0.5]),
-        "confidence without overlap": _mean(measures.crops["confidence"][measures.crops["best_iou"] == 0]),
     }
 
 
@@ -316,7 +332,7 @@ def _map_tables(measures: MapMeasures, classes: Sequence[str]) -> dict[str, Tabl
     ]
     suspect_rows = [
         (str(images["key"][i]), classes[images["label"][i]], classes[images["best"][i]], float(images["margin"][i]))
-        for i in find_suspects(images).tolist()
+        for i in suspects.find_suspects(images).tolist()
     ]
     return {
         "num_classes": Table(("classes", "images_shown", f"crops_share_{SHARE}"), class_counts),

@@ -10,7 +10,6 @@ Shapes: B images, C classes, W windows of one scale.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -32,16 +31,18 @@ DEFINITION = (
     f"probability of at least {MIN_PROBABILITY:.0%}, and a lead over the second class (log odds) of at least {MIN_LEAD:.0%} of "
     "the largest lead in any window of the image."
 )
+MIN_CROPS = 0.05  # share of the stored crops of an image that show a class
+CROPS_DEFINITION = f"An image shows a class if at least {MIN_CROPS:.0%} of its stored crops give it a probability of at least {MIN_PROBABILITY:.0%}."
 
 
 class WindowMeasures(NamedTuple):
-    """Measures of the windows of B images.
+    """Measures of the windows or stored crops of B images.
 
     Attributes:
-        whole: Soft labels of the whole images, `[B, C]`.
-        shown: Classes that the images show, see `DEFINITION`, `[B, C]` bool.
+        whole: Soft labels of the whole images, `[B, C]`. For stored crops, the mean of their labels.
+        shown: Classes that the images show, see `DEFINITION` and `CROPS_DEFINITION`, `[B, C]` bool.
         p_label: Probability of the original label in the windows of each scale, from the whole image to the smallest windows,
-            `[B, W]` float32 each.
+            `[B, W]` float32 each. For stored crops, the probability in the label of the whole image is the only one.
     """
 
     whole: Tensor
@@ -70,17 +71,32 @@ def measure_windows(encoded: Encoded, labels: Tensor) -> WindowMeasures:
             p_of_scale.append(soft.gather(1, index))
             top.append(soft.topk(2))
         p_label.append(torch.cat(p_of_scale, 1))
-    return WindowMeasures(whole, _shown_classes(top, encoded.num_classes), tuple(p_label))
+    values, indices = (torch.stack(parts, 1) for parts in zip(*top, strict=True))
+    return WindowMeasures(whole, _shown_classes(values, indices, encoded.num_classes), tuple(p_label))
 
 
-def _shown_classes(top: Sequence[tuple[Tensor, Tensor]], num_classes: int) -> Tensor:
-    """Return the classes `[B, C]` that windows show, from the probabilities and indices `[B, 2]` of their best two classes."""
-    p = torch.stack([values for values, _ in top], 1)  # [B, W, 2]
+def measure_stored_crops(soft_labels: Tensor, labels: Tensor) -> WindowMeasures:
+    """Measure the labels of stored crops.
+
+    Args:
+        soft_labels: Soft labels of the N crops of each of B images, `[B, N, C]`.
+        labels: Original class indices `[B]`.
+
+    Returns:
+        The measures of the crops.
+    """
+    whole = soft_labels.mean(1)
+    num_shown = (soft_labels >= MIN_PROBABILITY).sum(1)
+    shown = num_shown >= max(1.0, MIN_CROPS * soft_labels.shape[1])
+    return WindowMeasures(whole, shown, (whole.gather(1, labels[:, None]),))
+
+
+def _shown_classes(p: Tensor, indices: Tensor, num_classes: int) -> Tensor:
+    """Return the classes `[B, C]` that windows show, from the probabilities and indices `[B, W, 2]` of their best two classes."""
     log_p = p.clamp_min(torch.finfo(p.dtype).tiny).log()
     lead = log_p[..., 0] - log_p[..., 1]
     is_shown = (p[..., 0] >= MIN_PROBABILITY) & (lead >= MIN_LEAD * lead.amax(1, keepdim=True))
-    best = torch.stack([indices[:, 0] for _, indices in top], 1)
-    return p.new_zeros(len(p), num_classes).scatter_add(1, best, is_shown.to(p.dtype)) > 0
+    return p.new_zeros(len(p), num_classes).scatter_add(1, indices[..., 0], is_shown.to(p.dtype)) > 0
 
 
 def window_boxes(side: float, steps: int) -> list[tuple[float, float, float, float]]:

@@ -9,11 +9,11 @@ import torch
 from torchvision.ops import roi_align
 
 import relabel_datasets as rd
+from relabel_datasets.analysis import batches
 from relabel_datasets.analysis import label_maps as module
 from relabel_datasets.analysis.boxes import Objects, read_boxes
 from relabel_datasets.analysis.label_maps import MapMeasures, measure_images, measure_maps
 from relabel_datasets.demo.scenes import CLASSES
-from relabel_datasets.labels import LabelMapBatch
 from tests.analysis.conftest import ENCODINGS
 
 NUM_CROPS = 48 * 5
@@ -29,10 +29,11 @@ def measured(request, scenes, scene_boxes):
         crops.append(random_resized_crops(*arguments))
         return crops[-1]
 
-    random_resized_crops = module.random_resized_crops
+    random_resized_crops = batches.random_resized_crops
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "random_resized_crops", record_crops)
-        patch.setattr(module, "_BATCH_CROPS", 37)
+        patch.setattr(batches, "random_resized_crops", record_crops)
+        patch.setattr(batches, "BATCH_CROPS", 37)
+        patch.setattr(module, "BATCH_CROPS", 37)
         objects = read_boxes(scene_boxes)
         measures = measure_maps(label_maps, objects=objects, num_crops=NUM_CROPS, progress=False)
     return label_maps, measures, np.concatenate(crops)
@@ -164,15 +165,15 @@ def test_a_heatmap_localizes_its_object():
     dense = torch.zeros(3, 4, 5)
     dense[1, 1:3, 2:4] = 9
     dense[1, 2, 3] = 10  # the maximum, at (0.7, 0.625)
-    batch = LabelMapBatch.of([rd.LabelMap.from_logits(dense)]).encoded
+    label_map = rd.LabelMap.from_logits(dense)
     boxes = np.array([[0.0, 0, 0.3, 0.3], [0.4, 0.25, 0.8, 0.75]])
-    localized = module._measure_localization(batch, torch.tensor([1]), [boxes])
+    localized = batches.MapBatch([label_map], torch.tensor([1])).localize([boxes])
     assert localized["pointed"].tolist() == [True]
     assert localized["iou"].max() == pytest.approx(1)
-    missed = module._measure_localization(batch, torch.tensor([1]), [boxes[:1]])
+    missed = batches.MapBatch([label_map], torch.tensor([1])).localize([boxes[:1]])
     assert missed["pointed"].tolist() == [False]
     for label in (0, 2):  # constant heatmaps localize nothing
-        flat = module._measure_localization(batch, torch.tensor([label]), [boxes])
+        flat = batches.MapBatch([label_map], torch.tensor([label])).localize([boxes])
         assert flat["pointed"].tolist() == [False]
         assert not flat["iou"].any()
 

@@ -1,15 +1,17 @@
 """Rank images by how likely their label is wrong, compared with cleanlab on the same probabilities.
 
-    python tests/benchmarks/label_errors.py [IMAGES --annotator MODEL --checkpoint FILE ...] [--scenes DATASET]
+    python tests/benchmarks/label_errors.py [IMAGES --annotator MODEL --checkpoint FILE ...] [--scenes DATASET] [--num-crops N]
 
 IMAGES is an ImageFolder, of which `--num-images` random images are annotated, with the classes of the folder and with all classes of
 the annotator. Mosaics of two to four of these images show several objects; their label is the largest. DATASET is the output of
-`relabel demo`, whose scenes show several objects, too. Its label maps are those of the demo.
+`relabel demo`, whose scenes show several objects, too. Its label maps are those of the demo. With `--num-crops`, the labels are those of
+stored crops of the photos and mosaics instead of label maps.
 
 A share of the labels is replaced by classes that are not in the image: uniform noise draws any class, pair noise takes the next one.
 AUROC is that of the margin for wrong against correct labels. Precision is the share of wrong labels among as many images with the
-lowest margin as there are wrong labels. cleanlab gets the label pooled over the whole image; for each row and column, the best of its
-five rankings counts. The last columns compare the images that `relabel analyze` lists with those of cleanlab's `find_label_issues`.
+lowest margin as there are wrong labels. cleanlab gets the label of the whole image, pooled from its map or the mean of its crops; for
+each row and column, the best of its five rankings counts. The last columns compare the images that `relabel analyze` lists with those
+of cleanlab's `find_label_issues`.
 """
 
 from __future__ import annotations
@@ -26,10 +28,13 @@ import torch
 
 import relabel_datasets as rd
 from relabel_datasets.analysis.suspects import find_suspects, label_margins
+from relabel_datasets.annotate.annotator import classify
 from relabel_datasets.annotate.classes import match_classes
+from relabel_datasets.annotate.crop_shard import cut_crops
 from relabel_datasets.cli.annotator_options import add_annotator_arguments, annotator_from
 from relabel_datasets.demo.scenes import CLASSES, read_objects
 from relabel_datasets.labels.batch import LabelMapBatch
+from relabel_datasets.labels.crop_labels import CropLabels
 from relabel_datasets.labels.encodings import Encoded, encode_logits
 from relabel_datasets.labels.windows import SCALES, pool_box, window_boxes
 
@@ -42,10 +47,10 @@ _BATCH = 32
 
 
 class Pictures(NamedTuple):
-    """Label maps of pictures, their labels, and the classes that each picture really shows as far as known."""
+    """Labels of pictures, and the classes that each picture really shows as far as known."""
 
     name: str
-    encoded: list[Encoded]  # in batches
+    stored: Sequence[Encoded | CropLabels]  # label maps in batches, or the stored crops of each picture
     labels: np.ndarray
     present: list[set[int]]
     num_classes: int
@@ -90,24 +95,49 @@ def annotate(annotator: rd.Annotator, images: Sequence[PIL.Image.Image]) -> Iter
             yield annotator(pixels).float().cpu()
 
 
-def real_pictures(annotator: rd.Annotator, folder: Path, num_images: int, num_mosaics: int) -> list[Pictures]:
+def annotate_crops(
+    annotator: rd.Annotator, images: Sequence[PIL.Image.Image], num_crops: int
+) -> Iterator[torch.Tensor]:
+    """Yield the logits `[N, C]` of the stored crops of each image."""
+    for number, image in enumerate(images):
+        crops = cut_crops(image, str(number), (image.height, image.width), num_crops)
+        with torch.inference_mode():
+            yield classify(annotator, torch.stack(list(map(annotator.preprocess, crops)))).float().cpu()
+
+
+def label_pictures(
+    annotator: rd.Annotator, images: Sequence[PIL.Image.Image], num_crops: int | None, *choices: Sequence[int] | slice
+) -> list[list[Encoded | CropLabels]]:
+    """Return the label maps in batches, or the stored crops of each image, for each choice of the annotator's classes."""
+    if num_crops is None:
+        maps = list(annotate(annotator, images))
+        return [[encode_logits(dense[:, rows]) for dense in maps] for rows in choices]
+    crops = list(annotate_crops(annotator, images, num_crops))
+    return [
+        [CropLabels.from_logits(answers[:, rows], canvas_size=(1, 1), key=str(i)) for i, answers in enumerate(crops)]
+        for rows in choices
+    ]
+
+
+def real_pictures(
+    annotator: rd.Annotator, folder: Path, num_images: int, num_mosaics: int, num_crops: int | None
+) -> list[Pictures]:
     """Return the photos with the classes of the folder, the photos with all classes of the annotator, and the mosaics."""
     source = rd.data.ImageFolderSource(folder)
     chosen = np.random.default_rng(0).permutation(len(source.keys))[:num_images].tolist()
     images = [rd.decode_image(source.read(i), source.name(i)) for i in chosen]
     labels = [source.labels[i] for i in chosen]
     rows = match_classes(annotator.classes, source.classes)
-    few, every = [], []
-    for dense in annotate(annotator, images):
-        few.append(encode_logits(dense[:, rows]))
-        every.append(encode_logits(dense))
     pictures, classes = mosaics(images, labels, num_mosaics)
-    mosaic_maps = [encode_logits(dense[:, rows]) for dense in annotate(annotator, pictures)]
+    few, every = label_pictures(annotator, images, num_crops, rows, slice(None))
+    (of_mosaics,) = label_pictures(annotator, pictures, num_crops, rows)
     in_all = [rows[label] for label in labels]
+    suffix = "" if num_crops is None else f", {num_crops} crops"
+    first = np.array([order[0] for order in classes])
     return [
-        Pictures("photos", few, np.array(labels), [{label} for label in labels], len(rows)),
-        Pictures("photos", every, np.array(in_all), [{label} for label in in_all], len(annotator.classes)),
-        Pictures("mosaics", mosaic_maps, np.array([order[0] for order in classes]), list(map(set, classes)), len(rows)),
+        Pictures(f"photos{suffix}", few, np.array(labels), [{label} for label in labels], len(rows)),
+        Pictures(f"photos{suffix}", every, np.array(in_all), [{label} for label in in_all], len(annotator.classes)),
+        Pictures(f"mosaics{suffix}", of_mosaics, first, list(map(set, classes)), len(rows)),
     ]
 
 
@@ -136,11 +166,13 @@ def replace_labels(pictures: Pictures, noise: str, rate: float, seed: int) -> np
 
 
 def pool_windows(pictures: Pictures) -> list[torch.Tensor]:
-    """Return the labels `[N, W, C]` of the windows of each scale. They do not depend on the noise."""
+    """Return the labels `[N, W, C]` of the windows of each scale, of stored crops their mean. They do not depend on the noise."""
+    crops = [labels.mean_label() for labels in pictures.stored if isinstance(labels, CropLabels)]
+    if crops:
+        return [torch.stack(crops)[:, None]]
+    maps = [encoded for encoded in pictures.stored if isinstance(encoded, Encoded)]
     return [
-        torch.cat(
-            [torch.stack([pool_box(encoded, box) for box in window_boxes(*scale)], 1) for encoded in pictures.encoded]
-        )
+        torch.cat([torch.stack([pool_box(encoded, box) for box in window_boxes(*scale)], 1) for encoded in maps])
         for scale in SCALES
     ]
 
@@ -196,6 +228,9 @@ def main() -> None:
     parser.add_argument("images", type=Path, metavar="IMAGES", nargs="?", help="ImageFolder to annotate")
     parser.add_argument("--num-images", type=int, default=1500, help="number of images (default: %(default)s)")
     parser.add_argument("--num-mosaics", type=int, default=400, help="number of mosaics (default: %(default)s)")
+    parser.add_argument(
+        "--num-crops", type=int, metavar="N", help="number of stored crops per photo and mosaic (default: label maps)"
+    )
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds (default: %(default)s)")
     parser.add_argument("--scenes", type=Path, metavar="DATASET", help="scenes with label maps, from `relabel demo`")
     add_annotator_arguments(parser, default="mobilenetv2_100")
@@ -204,7 +239,9 @@ def main() -> None:
         import cleanlab  # noqa: F401
     except ImportError:
         sys.exit("label_errors.py compares with cleanlab: pip install cleanlab")
-    sets = real_pictures(annotator_from(args), args.images, args.num_images, args.num_mosaics) if args.images else []
+    sets: list[Pictures] = []
+    if args.images:
+        sets = real_pictures(annotator_from(args), args.images, args.num_images, args.num_mosaics, args.num_crops)
     sets += [scenes(args.scenes)] if args.scenes else []
     columns = (
         "pictures", "number", "classes", "noise", "wrong labels", "AUROC", "cleanlab", "precision", "cleanlab",

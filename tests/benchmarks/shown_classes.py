@@ -5,7 +5,8 @@
 IMAGES is an ImageFolder of photos of one object each. They are annotated with the classes of the folder and with all classes of the
 annotator, and mosaics of two to four of them with the classes of the folder. `--full-size` adds a folder of other photos, annotated
 with all classes. For scenes of the demo, drawn here, maps are drawn from the true boxes (8x8 locations, a logit of 8 in the box of an
-object); DATASET is the output of `relabel demo`, with the maps of its annotator.
+object); DATASET is the output of `relabel demo`, with the maps of its annotator. With `--num-crops`, the labels of photos and mosaics are
+those of stored crops instead of label maps.
 
 *Several* is the share of pictures that show several classes. *Old measure* is that share by the measure of early versions: a
 probability of at least 0.5 at any location. Precision and recall are those of the pairs of picture and class. Of photos, only the
@@ -19,17 +20,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import PIL.Image
 import torch
-from label_errors import Pictures, annotate, mosaics
+from label_errors import Pictures, real_pictures
 from label_errors import scenes as demo_scenes
 
-import relabel_datasets as rd
-from relabel_datasets.annotate.classes import match_classes
 from relabel_datasets.cli.annotator_options import add_annotator_arguments, annotator_from
 from relabel_datasets.demo.scenes import CLASSES, Scene, draw_clean, draw_scene
+from relabel_datasets.labels.crop_labels import CropLabels
 from relabel_datasets.labels.encodings import Encoded, encode_logits
-from relabel_datasets.labels.windows import DEFINITION, measure_windows
+from relabel_datasets.labels.windows import CROPS_DEFINITION, DEFINITION, measure_stored_crops, measure_windows
 
 _GRID, _LOGIT = 8, 8.0
 
@@ -37,6 +36,13 @@ _GRID, _LOGIT = 8, 8.0
 def confident(encoded: Encoded) -> torch.Tensor:
     """Return the number of classes with a probability of at least 0.5 at any location, `[B]`."""
     return (encoded.encoding.dense(encoded).softmax(1).amax((2, 3)) >= 0.5).sum(1)
+
+
+def shown_classes(stored: Encoded | CropLabels) -> torch.Tensor:
+    """Return the classes that pictures show, `[B, C]`."""
+    if isinstance(stored, CropLabels):
+        return measure_stored_crops(stored.soft_labels()[None], torch.zeros(1, dtype=torch.long)).shown
+    return measure_windows(stored, torch.zeros(len(stored.logits), dtype=torch.long)).shown
 
 
 def drawn_map(scene: Scene) -> torch.Tensor:
@@ -58,43 +64,19 @@ def drawn(name: str, pictures: Sequence[Scene]) -> Pictures:
     return Pictures(name, encoded, labels, present, len(CLASSES))
 
 
-def photos(annotator: rd.Annotator, folder: Path, num_images: int, num_mosaics: int) -> list[Pictures]:
-    """Return photos with the classes of their folder and with all classes of the annotator, and mosaics of them."""
-    source = rd.data.ImageFolderSource(folder)
-    chosen = np.random.default_rng(0).permutation(len(source.keys))[:num_images].tolist()
-    images: list[PIL.Image.Image] = [rd.decode_image(source.read(i), source.name(i)) for i in chosen]
-    labels = [source.labels[i] for i in chosen]
-    rows = match_classes(annotator.classes, source.classes)
-    dense = list(annotate(annotator, images))
-    sets = []
-    if num_mosaics:
-        few = [encode_logits(batch[:, rows]) for batch in dense]
-        sets.append(Pictures("photos", few, np.array(labels), [{label} for label in labels], len(rows)))
-    every, in_all = [encode_logits(batch) for batch in dense], [rows[label] for label in labels]
-    name = "photos" if num_mosaics else "full-size photos"
-    sets.append(Pictures(name, every, np.array(in_all), [{label} for label in in_all], len(annotator.classes)))
-    if num_mosaics:
-        pictures, classes = mosaics(images, labels, num_mosaics)
-        encoded = [encode_logits(batch[:, rows]) for batch in annotate(annotator, pictures)]
-        first = np.array([order[0] for order in classes])
-        sets.append(Pictures("mosaics of photos", encoded, first, list(map(set, classes)), len(rows)))
-    return sets
-
-
 def row(pictures: Pictures) -> str:
     """Return one line of the table."""
-    no_labels = [torch.zeros(len(encoded.logits), dtype=torch.long) for encoded in pictures.encoded]
-    parts = [measure_windows(encoded, zeros).shown for encoded, zeros in zip(pictures.encoded, no_labels, strict=True)]
-    shown = torch.cat(parts).numpy()
-    old = torch.cat([confident(encoded) for encoded in pictures.encoded]).numpy() > 1
+    shown = torch.cat(list(map(shown_classes, pictures.stored))).numpy()
+    maps = [encoded for encoded in pictures.stored if isinstance(encoded, Encoded)]
+    old = f"{np.mean(torch.cat(list(map(confident, maps))).numpy() > 1):.1%}" if maps else ""
     truth = np.zeros_like(shown)
     for i, classes in enumerate(pictures.present):
         truth[i, list(classes)] = True
     several, true_several, hits = shown.sum(1) > 1, truth.sum(1) > 1, (shown & truth).sum()
-    is_known = "photos" not in pictures.name or "mosaics" in pictures.name
+    is_known = "photos" not in pictures.name
     cells = [
         pictures.name, str(len(shown)), str(pictures.num_classes), f"{true_several.mean():.1%}" if is_known else "unknown",
-        f"{several.mean():.1%}", f"{old.mean():.1%}", f"{(several == true_several).mean():.1%}" if is_known else "",
+        f"{several.mean():.1%}", old, f"{(several == true_several).mean():.1%}" if is_known else "",
         f"{hits / max(1, shown.sum()):.1%}" if is_known else "", f"{hits / truth.sum():.1%}",
         f"{truth.sum(1).mean():.2f}" if is_known else "", f"{shown.sum(1).mean():.2f}",
     ]  # fmt: skip
@@ -107,11 +89,14 @@ def main() -> None:
     parser.add_argument("images", type=Path, metavar="IMAGES", nargs="?", help="ImageFolder of photos of one object")
     parser.add_argument("--num-images", type=int, default=500, help="number of photos (default: %(default)s)")
     parser.add_argument("--num-mosaics", type=int, default=500, help="number of mosaics (default: %(default)s)")
+    parser.add_argument(
+        "--num-crops", type=int, metavar="N", help="number of stored crops per photo and mosaic (default: label maps)"
+    )
     parser.add_argument("--full-size", type=Path, metavar="IMAGES", help="ImageFolder of other photos")
     parser.add_argument("--scenes", type=Path, metavar="DATASET", help="scenes with label maps, from `relabel demo`")
     add_annotator_arguments(parser, default="mobilenetv2_100")
     args = parser.parse_args()
-    print(f"{DEFINITION}\n")
+    print(f"{DEFINITION if args.num_crops is None else CROPS_DEFINITION}\n")
     columns = (
         "pictures",
         "number",
@@ -127,20 +112,22 @@ def main() -> None:
     )
     print(f"| {' | '.join(columns)} |")
     print("| --- |" + " ---: |" * (len(columns) - 1))
-    generator = np.random.default_rng(0)
-    one, many = draw_clean(470), [draw_scene(generator, i % len(CLASSES), (96, 128)) for i in range(400)]
-    sets = [
-        drawn("scenes, perfect maps", many),
-        drawn("one object, perfect maps", [scene for scene in one if scene.objects]),
-    ]
+    sets: list[Pictures] = []
+    if args.num_crops is None:
+        generator = np.random.default_rng(0)
+        one, many = draw_clean(470), [draw_scene(generator, i % len(CLASSES), (96, 128)) for i in range(400)]
+        sets.append(drawn("scenes, perfect maps", many))
+        sets.append(drawn("one object, perfect maps", [scene for scene in one if scene.objects]))
     sets += [demo_scenes(args.scenes)] if args.scenes else []
-    for pictures in sets:
-        print(row(pictures), flush=True)
     if args.images or args.full_size:
         annotator = annotator_from(args)
-        for folder, num_mosaics in ((args.images, args.num_mosaics), (args.full_size, 0)):
-            for pictures in photos(annotator, folder, args.num_images, num_mosaics) if folder else []:
-                print(row(pictures), flush=True)
+        if args.images:
+            sets += real_pictures(annotator, args.images, args.num_images, args.num_mosaics, args.num_crops)
+        if args.full_size:
+            _, every, _ = real_pictures(annotator, args.full_size, args.num_images, 0, args.num_crops)
+            sets.append(every._replace(name=f"full-size {every.name}"))
+    for pictures in sets:
+        print(row(pictures), flush=True)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import torch
 from torchvision.ops import roi_align
 
 from relabel_datasets.labels.encodings import encode_logits
-from relabel_datasets.labels.windows import measure_windows
+from relabel_datasets.labels.windows import measure_stored_crops, measure_windows
 
 from .samples import ENCODINGS
 
@@ -78,3 +78,15 @@ def test_saturated_probabilities_have_finite_leads():
     measures = measure_windows(encode_logits(dense, "heatmaps", 4), torch.tensor([2]))
     assert measures.shown[0].tolist() == [True, True, False, False]
     assert all(torch.isfinite(p).all() for p in measures.p_label)
+
+
+@pytest.mark.parametrize(("num_crops", "needed"), [(1, 1), (19, 1), (20, 1), (21, 2), (40, 2), (100, 5)])
+def test_one_stored_crop_in_twenty_shows_a_class(num_crops, needed):
+    soft = torch.tensor([0.4, 0.35, 0.25]).repeat(2, num_crops, 1)  # uncertain crops show nothing
+    soft[0, :needed] = torch.tensor([0.2, 0.5, 0.3])
+    soft[1, : needed - 1] = torch.tensor([0.2, 0.5, 0.3])
+    measures = measure_stored_crops(soft, torch.tensor([2, 0]))
+    assert measures.shown.tolist() == [[False, True, False], [False, False, False]]
+    torch.testing.assert_close(measures.whole, soft.mean(1))
+    (p_label,) = measures.p_label
+    torch.testing.assert_close(p_label, torch.stack([soft[0, :, 2].mean(), soft[1, :, 0].mean()])[:, None])
