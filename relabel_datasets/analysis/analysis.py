@@ -31,8 +31,8 @@ from .objects import Objects, in_classes
 from .overlap import Overlaps, overlaps, share_above
 
 _BINS = np.linspace(0, 1, 11)  # of intersection over union
-_SEVERAL = "images that show several classes, share"
-_SUSPECT = "images with a suspect label"
+SEVERAL = "images that show several classes, share"
+SUSPECT = "images with a suspect label"
 _FORMULA = ("=", "+", "-", "@")  # first characters of formulas in spreadsheets
 _INDENT = " " * 6  # of definitions in text
 
@@ -184,8 +184,8 @@ def analyze(
             **_calibration_summary(split_entry.calibration),
         }
         definitions = {
-            _SEVERAL: windows.DEFINITION if manifest.has_maps else windows.CROPS_DEFINITION,
-            _SUSPECT: suspects.DEFINITION if manifest.has_maps else suspects.CROPS_DEFINITION,
+            SEVERAL: windows.DEFINITION if manifest.has_maps else windows.CROPS_DEFINITION,
+            SUSPECT: suspects.DEFINITION if manifest.has_maps else suspects.CROPS_DEFINITION,
         }
         tables.update(_map_tables(measures, manifest.classes))
         tables["fidelity"] = _fidelity_table(folder, label_maps)
@@ -218,8 +218,8 @@ def _map_summary(measures: MapMeasures) -> dict[str, Any]:
         "images": len(images["key"]),
         "images that agree with their label, share": _mean(images["best"] == images["label"]),
         "classes that an image shows": _mean(images["num_shown"]),
-        _SEVERAL: _mean(images["num_shown"] > 1),
-        _SUSPECT: len(suspects.find_suspects(images)),
+        SEVERAL: _mean(images["num_shown"] > 1),
+        SUSPECT: len(suspects.find_suspects(images)),
         "entropy of whole images": _mean(images["entropy"]),
         "crops": len(crops["best"]),
         "crops that agree with their image's label, share": _mean(crops["agrees"]),

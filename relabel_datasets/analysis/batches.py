@@ -132,14 +132,14 @@ class CropBatch:
     def measure_images(self) -> dict[str, Column]:
         """Measure all stored crops of each image and their mean. Returns columns of `MapMeasures.images`."""
         columns = Columns()
-        for crops, label in zip(self._crops, self._labels.split(1), strict=True):  # images may have many crops
+        for crops, label in zip(self._crops, self._labels[:, None], strict=True):  # images may have many crops
             columns.add(**_image_columns(measure_stored_crops(crops.soft_labels()[None], label), label))
         return columns.joined()
 
     def measure_crops(self, num_crops: int, generator: np.random.Generator) -> CropMeasures:
         """Measure the first `num_crops` stored crops of each image, or all if there are fewer. They are random already."""
         columns, boxes, counts = Columns(), [], []
-        for crops, label in zip(self._crops, self._labels.split(1), strict=True):
+        for crops, label in zip(self._crops, self._labels, strict=True):
             count = min(num_crops, crops.num_crops)
             columns.add(**_crop_columns(crops.soft_labels(range(count)), label.expand(count)))
             boxes.append(crops.boxes_xyxy[:count].numpy())

@@ -1,4 +1,4 @@
-"""`relabel analyze`: statistics of label maps, crops and objects."""
+"""`relabel analyze`: statistics of label maps, stored crops and objects."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def add_parser(commands: Any) -> None:
     parser = add_command(
         commands,
         "analyze",
-        "measure label maps, crops and objects, and list images whose label may be wrong",
+        "measure label maps or stored crops, and objects, and list images whose label may be wrong",
         _run,
         examples=["relabel analyze OUT --out analysis", "relabel analyze OUT --split validation --boxes boxes.csv"],
         note="Give a dataset, --boxes, or both. Images are not read.",

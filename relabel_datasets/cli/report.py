@@ -26,7 +26,7 @@ def add_parser(commands: Any) -> None:
     parser = add_command(
         commands,
         "report",
-        "write an HTML page with statistics, label maps, and samples with interactive pooling",
+        "write an HTML page with statistics, label maps or stored crops, and samples to click through",
         _run,
         examples=["relabel report OUT --out report.html", "relabel report OUT --no-images --num-samples 200"],
         note="The page is one file without external resources. Images are included as JPEGs of at most 256 pixels, about 10 KB each.",

@@ -13,11 +13,9 @@ from xml.etree import ElementTree
 
 from markupsafe import Markup
 
-from ..analysis.analysis import Analysis, Table
-from ..analysis.suspects import DEFINITION as SUSPECT_DEFINITION
+from ..analysis.analysis import SEVERAL, SUSPECT, Analysis, Table
 from ..data.store import LabelMaps
 from ..extras import install_command, is_installed
-from ..labels.windows import DEFINITION as SHOWN_DEFINITION
 from ..shards.manifest import Manifest
 from ..storage.folders import Folder
 from ..words import counted
@@ -41,6 +39,22 @@ _TITLES = {
     "suspects": "Suspect labels",
     "fidelity": "Fidelity of the stored labels",
     "calibration": "Gain of calibrated labels by share of the image area",
+}
+_MAP_WORDS = {
+    "noun": "map",
+    "whole": "pooled label of the whole image",
+    "show": "Show label map",
+    "fact": "Maps agree with labels",
+    "crops": "random crops",
+    "agrees": "A map agrees with the label if the label has the highest probability when pooled over the whole image.",
+}
+_CROP_WORDS = {
+    "noun": "mean label",
+    "whole": "mean label of the stored crops",
+    "show": "Show stored crops",
+    "fact": "Mean labels agree with labels",
+    "crops": "stored crops",
+    "agrees": "The mean label of the crops of an image agrees with the label if the label has the highest probability.",
 }
 
 
@@ -146,33 +160,28 @@ def statistics(analysis: Analysis, names: Mapping[str, str]) -> dict[str, Any]:
     Returns:
         The variables by name.
     """
-    maps = analysis.summary["label maps"]
+    has_maps = "label maps" in analysis.summary
+    numbers, words = (
+        (analysis.summary["label maps"], _MAP_WORDS) if has_maps else (analysis.summary["stored crops"], _CROP_WORDS)
+    )
     return {
+        "words": words,
         "scope": (
-            f"Measured on all {maps['images']:,} images and {maps['crops']:,} random crops of 8% to 100% of the area. A map agrees "
-            "with the label if the label has the highest probability when pooled over the whole image. Entropies are in nats. "
-            f"{SHOWN_DEFINITION}"
+            f"Measured on all {numbers['images']:,} images and {numbers['crops']:,} {words['crops']} of 8% to 100% of the area. "
+            f"{words['agrees']} Entropies are in nats. {analysis.definitions[SEVERAL]}"
         ),
-        "suspects": f"{_suspects(len(analysis.tables['suspects'].rows))} {SUSPECT_DEFINITION}",
+        "suspects": f"{_suspects(len(analysis.tables['suspects'].rows))} {analysis.definitions[SUSPECT]}",
         "about_labels": [
-            Fact(
-                "Maps agree with labels",
-                _number("share", maps["images that agree with their label, share"]),
-                "of images",
-            ),
-            Fact(
-                "Show several classes",
-                _number("share", maps["images that show several classes, share"]),
-                "of images",
-            ),
+            Fact(words["fact"], _number("share", numbers["images that agree with their label, share"]), "of images"),
+            Fact("Show several classes", _number("share", numbers[SEVERAL]), "of images"),
         ],
         "plots": [{"title": _TITLES[name], "svg": svg} for name, svg in _plots(analysis).items()],
         "topics": [
             (
                 topic.capitalize(),
-                [(name.removesuffix(", share"), _number(name, value)) for name, value in numbers.items()],
+                [(name.removesuffix(", share"), _number(name, value)) for name, value in values.items()],
             )
-            for topic, numbers in analysis.summary.items()
+            for topic, values in analysis.summary.items()
         ],
         "tables": [_table(name, table, names) for name, table in analysis.tables.items() if table.rows],
     }

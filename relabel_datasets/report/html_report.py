@@ -27,7 +27,7 @@ from ..shards.card import find_restricted_images
 from ..storage.folders import Folder, local_path
 from ..storage.local import write_atomically
 from ..storage.resolve import open_folder
-from .crop_samples import crop_content
+from .crop_samples import NUM_STORED, crop_samples
 from .html_content import NUM_SUSPECTS, provenance, statistics
 from .html_samples import ReadImage, sample_contents, sample_index
 from .names import legible_names
@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 _PAGE = Path(__file__).parent / "page"
 _SCRIPTS = ("label_map.js", "stage.js", "gallery.js", "sheet.js", "page.js")
-_CROP_SCRIPTS = ("stage.js", "gallery.js", "crops.js")
+_CROP_SCRIPTS = ("stage.js", "gallery.js", "sheet.js", "crops.js")
 
 
 @checked_keywords()
@@ -54,12 +54,11 @@ def write_report(
     num_crops: int = 100_000,
     progress: bool = True,
 ) -> Path:
-    """Write an HTML page with samples, statistics and provenance of a split's label maps.
+    """Write an HTML page with samples, statistics and provenance of a split's label maps or stored crops.
 
-    In the page, a crop box can be dragged over each sample to see the pooled label of the crop. For stored crops, their boxes can be
-    clicked to see the stored labels. The file works offline and
-    loads nothing. It holds the stored label maps of the samples, and their images as JPEGs of at most 256 pixels, about 10 KB
-    each. It opens on the sample whose crops have the most different labels.
+    In the page, a crop box can be dragged over each sample to see the pooled label of the crop. Boxes of stored crops can be clicked
+    to see the stored labels. The file works offline and loads nothing. It holds the stored labels of the samples, and their images as
+    JPEGs of at most 256 pixels, about 10 KB each. A page of label maps opens on the sample whose crops have the most different labels.
 
     Args:
         path: Dataset, as for `load_dataset`.
@@ -73,7 +72,7 @@ def write_report(
         restricted_images: Name of images that must not be redistributed, as in the card (`restricted_images:`), to include
             them in the page. Default: such images are left out.
         boxes: Boxes of objects for overlap statistics, see `read_boxes`. Default: no overlap statistics.
-        num_crops: Number of random crops for the statistics of label maps, over all images. Default: 100,000.
+        num_crops: Number of crops for the statistics, over all images, see `analyze`. Default: 100,000.
         progress: Whether to show progress bars on stderr. Default: True.
 
     Returns:
@@ -96,26 +95,24 @@ def write_report(
         )
     folder = open_folder(path)
     label_maps = LabelMaps(folder, config, split)
-    if boxes is not None:
-        label_maps.manifest.check_maps("boxes=")
     read_image, note = _find_images(folder, label_maps, images, restricted_images)
     out.parent.mkdir(parents=True, exist_ok=True)  # fail before minutes of work
-    if not label_maps.manifest.has_maps:
-        page = _render_crops(folder, label_maps, num_samples, read_image, note, progress=progress)
-        write_atomically(out, page.encode())
-        return out
     analysis = analyze(folder, config, split, boxes=boxes, num_crops=num_crops, progress=progress)
     measured = measure_images(label_maps, _choose_rows(label_maps, num_samples, analysis), progress=False)
     names = legible_names(label_maps.manifest.classes)
-    page = _render(
-        "page.html",
-        _SCRIPTS,
+    has_maps, keys = label_maps.manifest.has_maps, measured["key"].tolist()
+    content = {
         **provenance(folder, label_maps),
         **statistics(analysis, dict(zip(label_maps.manifest.classes, names, strict=True))),
-        note=note,
-        index=sample_index(measured, names, opening_view(label_maps, measured)),
-        samples=sample_contents(label_maps, measured["key"].tolist(), read_image, progress=progress),
-    )
+        "note": note,
+        "index": sample_index(measured, names, opening_view(label_maps, measured) if has_maps else None),
+    }
+    if has_maps:
+        samples = sample_contents(label_maps, keys, read_image, progress=progress)
+        page = _render("page.html", _SCRIPTS, **content, samples=samples)
+    else:
+        crops = crop_samples(label_maps, keys, read_image, progress=progress)
+        page = _render("crops.html", _CROP_SCRIPTS, **content, samples=crops, num_stored=NUM_STORED)
     write_atomically(out, page.encode())
     return out
 
@@ -161,16 +158,6 @@ def _find_images(
     )  # fmt: skip
     note = f"This file contains images of {restricted}: do not share it." if restricted else ""
     return dataset.image, note
-
-
-def _render_crops(
-    folder: Folder, label_maps: LabelMaps, num_samples: int, read_image: ReadImage | None, note: str, *, progress: bool
-) -> str:
-    """Return the page of a config of stored crops."""
-    names = legible_names(label_maps.manifest.classes)
-    rows = spread_rows(range(len(label_maps)), num_samples)
-    content = crop_content(label_maps, rows, names, read_image, progress=progress)
-    return _render("crops.html", _CROP_SCRIPTS, **provenance(folder, label_maps), **content, note=note)
 
 
 def _render(template: str, scripts: Sequence[str], **content: Any) -> str:

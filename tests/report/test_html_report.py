@@ -20,8 +20,9 @@ import torch
 from PIL import Image
 
 import relabel_datasets as rd
-from relabel_datasets.analysis import analyze
+from relabel_datasets.analysis import analyze, suspects
 from relabel_datasets.cli import main
+from relabel_datasets.labels import windows
 from relabel_datasets.report import html_report
 from relabel_datasets.report.html_samples import PAGE_ENCODINGS
 from relabel_datasets.shards.card import write_card
@@ -149,14 +150,14 @@ def test_ids_are_unique_across_all_plots(write, tmp_path, hostile_dataset):
 
 
 def test_num_samples_limits_samples_but_neither_statistics_nor_suspects(write, hostile_dataset, monkeypatch):
-    suspects = analyze(hostile_dataset, "heatmaps", **QUICK).tables["suspects"].rows
+    suspected = analyze(hostile_dataset, "heatmaps", **QUICK).tables["suspects"].rows
     monkeypatch.setattr(html_report, "NUM_SUSPECTS", 3)
     page = write(num_samples=5)
     source = HostileImages()
     keys = page.data["index"]["samples"]["key"]
     assert len([name for name in page.data if name.startswith("sample-")]) == len(keys) == len(set(keys))
     assert 5 < len(keys) <= 8
-    assert {key for key, *_ in suspects[:3]} < set(keys)
+    assert {key for key, *_ in suspected[:3]} < set(keys)
     order = list(rd.LabelMaps(hostile_dataset, "heatmaps"))
     assert keys == sorted(keys, key=order.index)
     assert f"Measured on all {len(source.keys)} images" in "".join(page.texts)
@@ -324,12 +325,17 @@ def test_the_page_of_stored_crops_has_their_boxes_flips_and_labels(tmp_path):
     annotator = rd.ModuleAnnotator(RandomNet(), (56, 40), classes=CLASSES, name="<i>annotator</i>")
     crops = rd.annotate.BuildConfig(encoding="crops", num_crops=6)
     rd.build(HostileImages(), data, annotator, config="crops", build_config=crops, progress=False)
-    page = Page(rd.report.write_report(data, tmp_path / "crops.html", num_samples=5, progress=False))
+    (tmp_path / "boxes.csv").write_text(
+        "\n".join(["image,width,height,xmin,ymin,xmax,ymax", *(f"a&lt;b_{i:02d},56,40,10,10,40,30" for i in (2, 7))])
+    )
+    boxes = tmp_path / "boxes.csv"
+    page = Page(rd.report.write_report(data, tmp_path / "crops.html", num_samples=5, boxes=boxes, progress=False))
     index, (script,) = page.data["index"], page.scripts
     policy = next(attributes["content"] for _, attributes in page.tags if "content" in attributes)
     assert base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() in policy
     assert index["classes"] == list(DISPLAYED_CLASSES)
-    assert len(index["samples"]["key"]) == 5
+    analysis = analyze(data, boxes=boxes, progress=False)
+    assert {key for key, *_ in analysis.tables["suspects"].rows} <= set(index["samples"]["key"])
     label_maps = rd.LabelMaps(data)
     for position, key in enumerate(index["samples"]["key"]):
         sample, labels = page.data[f"sample-{position}"], label_maps[key]
@@ -349,4 +355,12 @@ def test_the_page_of_stored_crops_has_their_boxes_flips_and_labels(tmp_path):
     assert "hacked" not in script
     texts = "".join(page.texts)
     assert "6 per image" in texts
+    assert f"Measured on all {len(label_maps)} images and {6 * len(label_maps)} stored crops" in texts
+    for text in (
+        suspects.CROPS_DEFINITION,
+        windows.CROPS_DEFINITION,
+        "Stored crops and objects",
+        "Mean label and label",
+    ):
+        assert text in texts
     assert "<i>annotator</i>" in texts

@@ -3,8 +3,7 @@
 const SVG = "http://www.w3.org/2000/svg";
 const CROP_SIDE = 224; // pixels of the canvas that shows a crop
 
-const { classes, samples: columns } = JSON.parse(document.getElementById("index").textContent);
-const samples = columns.key.map((key, i) => ({ key, label: classes[columns.label[i]], best: classes[columns.best[i]], labelIndex: columns.label[i] }));
+const { classes, colors, samples } = readIndex();
 const current = { sample: null, data: null, crop: 0 };
 
 /** Return {image, size, boxes, flips, labels, mean} of a sample; boxes are [left, top, right, bottom] in pixels of the original image. */
@@ -23,7 +22,7 @@ function showSample(number) {
   Object.assign(current, { sample, data });
   document.getElementById("key").textContent = sample.key;
   document.getElementById("about").textContent =
-    `Label: ${sample.label}; ${sample.label === sample.best ? "the mean label agrees" : `the mean label ranks ${sample.best} first`}.`;
+    `Label: ${sample.label}, ${percent(sample.pLabel)} of the mean label, which ${sample.label === sample.best ? "agrees" : `ranks ${sample.best} first, ${percent(sample.pBest)}`}.`;
   const [height, width] = data.size;
   const stage = document.getElementById("stage");
   stage.style.setProperty("--ratio", width / height);
@@ -86,7 +85,7 @@ function labelRow([index, p]) {
   const isLabel = index === current.sample.labelIndex;
   row.append(make("span", { class: "swatch" }), make("span", { class: "name" }, classes[index]));
   row.append(...(isLabel ? [make("span", { class: "tag" }, "label")] : []));
-  row.append(make("data", { class: "value", value: p }, `${(100 * p).toFixed(1)}\u00a0%`), bar);
+  row.append(make("data", { class: "value", value: p }, percent(p)), bar);
   return row;
 }
 
@@ -97,18 +96,8 @@ function step(by) {
 
 document.getElementById("browser").hidden = false;
 const gallery = makeGallery(samples, 0, drawThumbnail, showSample);
-const form = document.getElementById("filters");
-const filter = () => {
-  const { text, agreement } = Object.fromEntries(new FormData(form));
-  const passes = ({ key, label, best }) =>
-    key.toLowerCase().includes(text.trim().toLowerCase()) && (!agreement || (agreement === "agree") === (label === best));
-  const passing = [...samples.keys()].filter((number) => passes(samples[number]));
-  document.getElementById("count").textContent = `${passing.length} of ${samples.length} samples`;
-  gallery.show(passing);
-};
-form.addEventListener("input", filter);
-form.addEventListener("submit", (event) => event.preventDefault());
+makeFilters(samples, gallery.show);
+makeSheet(samples, readSample, colors, (number) => openSample(gallery, number));
 document.getElementById("previous").addEventListener("click", () => step(-1));
 document.getElementById("next").addEventListener("click", () => step(1));
 document.getElementById("mean").addEventListener("click", () => showCrop(-1));
-filter();

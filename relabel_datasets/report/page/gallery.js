@@ -42,7 +42,7 @@ function makeGallery(samples, opening, draw, onSelect) {
     const { key, label, best } = samples[number];
     const text = label === best ? label : `${label} ≠ ${best}`;
     const element = make("li", { role: "option", tabindex: "-1", "aria-selected": "false", title: key });
-    element.setAttribute("aria-label", `${key}, label ${label}${label === best ? "" : `, map ranks ${best} first`}`);
+    element.setAttribute("aria-label", `${key}, label ${label}${label === best ? "" : `, ranked first: ${best}`}`);
     element.setAttribute("aria-posinset", i + 1);
     element.setAttribute("aria-setsize", numbers.length);
     element.dataset.number = number;
@@ -111,6 +111,32 @@ function makeGallery(samples, opening, draw, onSelect) {
   };
 }
 
+/** Return the samples of an index as objects, and the names of its classes. */
+function readIndex() {
+  const { classes, samples: columns, ...others } = JSON.parse(document.getElementById("index").textContent);
+  const samples = columns.key.map((key, i) => ({
+    key,
+    label: classes[columns.label[i]],
+    best: classes[columns.best[i]],
+    labelIndex: columns.label[i],
+    bestIndex: columns.best[i],
+    shown: columns.shown[i], // number of classes that the image shows
+    margin: columns.margin[i], // log odds of the label in the image and its parts
+    pLabel: columns.p_label[i],
+    pBest: columns.p_best[i],
+  }));
+  return { classes, samples, ...others };
+}
+
+/** Select a sample among all samples. The filters may hide it. */
+function openSample(gallery, number) {
+  document.getElementById("filters").reset();
+  setTimeout(() => {
+    gallery.select(number, true);
+    document.getElementById("samples").scrollIntoView();
+  });
+}
+
 /** Return a text that may also be wrapped after underscores. */
 function breakable(text) {
   return text.replaceAll("_", "_\u200b");
@@ -131,6 +157,7 @@ function makeFilters(samples, onChange) {
     const options = choices.map(([value, text]) => make("option", { value }, text));
     document.getElementById(id).replaceChildren(make("option", { value: "" }, all), ...options);
   };
+  document.getElementById("fold").open = window.matchMedia("(min-width: 40rem)").matches;
   const names = new Set(samples.flatMap(({ label, best }) => [label, best]));
   fill("class", "all", [...names].sort().map((name) => [name, name]));
   const counts = new Map();
@@ -153,6 +180,7 @@ function makeFilters(samples, onChange) {
     const passing = [...samples.keys()].filter((number) => passes(samples[number]));
     if (chosen.order) passing.sort(orders[chosen.order]);
     document.getElementById("count").textContent = `${passing.length} of ${samples.length} samples`;
+    document.getElementById("gallery").classList.toggle("none", passing.length === 0);
     onChange(passing);
   };
   form.addEventListener("input", apply);

@@ -4,19 +4,7 @@ const NUM_SHOWN = 8; // classes shown of a label
 const STRENGTH = 0.6; // opacity of heatmaps over an image; without an image they are opaque
 const SPEAK_DELAY_MS = 500; // announce a label to screen readers only after a pause
 
-const { classes, colors, opening, samples: columns } = JSON.parse(document.getElementById("index").textContent);
-const samples = columns.key.map((key, i) => ({
-  key,
-  label: classes[columns.label[i]],
-  best: classes[columns.best[i]],
-  labelIndex: columns.label[i],
-  bestIndex: columns.best[i],
-  shown: columns.shown[i], // number of classes that the image shows
-  margin: columns.margin[i], // log odds of the label in the image and its parts
-  pLabel: columns.p_label[i],
-  pBest: columns.p_best[i],
-}));
-
+const { classes, colors, opening, samples } = readIndex();
 const current = { sample: null, map: null, strongest: [], box: opening.box };
 const visible = new Set([0, 1, 2]); // ranks of the classes whose heatmaps are shown, for all samples
 let speaking;
@@ -90,12 +78,6 @@ function showHeatmaps() {
   paintHeatmaps(document.getElementById("heatmap"), current.map, layers, current.hasImage ? STRENGTH : 1);
 }
 
-function swatch(color) {
-  const element = make("span", { class: "swatch" });
-  if (color) element.style.setProperty("--swatch", `rgb(${color.join()})`);
-  return element;
-}
-
 /** Return [index, probability] of the most probable classes of a label in order, and of the sample's original class. */
 function ranked(soft) {
   const order = [...soft.keys()].sort((a, b) => soft[b] - soft[a]).slice(0, NUM_SHOWN);
@@ -128,24 +110,21 @@ function labelRow(index, p) {
   return row;
 }
 
-function percent(p) {
-  return `${(100 * p).toFixed(1)}%`;
+/** Paint the heatmaps of the label and of the suggestion, and return {image, size} of a sample. */
+function drawSuspect(number, canvas) {
+  const { map, image } = readSample(number);
+  const { labelIndex, bestIndex } = samples[number];
+  const heatmaps = strongestClasses(map, Infinity);
+  const layers = [labelIndex, bestIndex].map((index, i) => ({ ...heatmaps.find((entry) => entry.index === index), color: colors[i] }));
+  // The map may hold no heatmap of the label: it is one of the classes that hardly occur in the image.
+  paintHeatmaps(canvas, map, layers.filter(({ heatmap }) => heatmap), image ? STRENGTH : 1);
+  return { image, size: map.canvas };
 }
 
 document.getElementById("browser").hidden = false;
-document.getElementById("fold").open = window.matchMedia("(min-width: 40rem)").matches;
 const setBox = makeCropBox(showLabel, () => current.map.canvas);
 const gallery = makeGallery(samples, opening.sample, drawThumbnail, showSample);
-makeFilters(samples, (numbers) => {
-  document.getElementById("gallery").classList.toggle("none", numbers.length === 0);
-  gallery.show(numbers);
-});
-makeSheet(samples, readSample, colors, (number) => {
-  document.getElementById("filters").reset(); // the filters may hide the sample
-  setTimeout(() => {
-    gallery.select(number, true);
-    document.getElementById("samples").scrollIntoView();
-  });
-});
+makeFilters(samples, gallery.show);
+makeSheet(samples, drawSuspect, colors, (number) => openSample(gallery, number));
 document.getElementById("all").addEventListener("click", () => toggleAll(true));
 document.getElementById("none").addEventListener("click", () => toggleAll(false));

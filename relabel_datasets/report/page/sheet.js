@@ -4,11 +4,11 @@
  * Fill the sheet, and let the user turn its pages by button, click or key.
  *
  * @param samples All samples of the index.
- * @param read Called with the number of a sample. Returns {map, image}.
+ * @param draw Called with the number of a sample and a canvas to paint over its image. Returns {image, size}: data URL or null, [height, width].
  * @param colors Colors of the label and of the suggestion.
  * @param onOpen Called with the number of a sample to show among the samples.
  */
-function makeSheet(samples, read, colors, onOpen) {
+function makeSheet(samples, draw, colors, onOpen) {
   const numbers = [...samples.keys()].filter((number) => samples[number].best !== samples[number].label && samples[number].margin < 0);
   numbers.sort((a, b) => samples[a].margin - samples[b].margin);
   if (!numbers.length) return;
@@ -18,16 +18,12 @@ function makeSheet(samples, read, colors, onOpen) {
 
   function show(wanted) {
     position = clamp(wanted, 0, numbers.length - 1);
-    const { key, label, best, labelIndex, bestIndex, pLabel, pBest, margin } = samples[numbers[position]];
-    const { map, image } = read(numbers[position]);
-    const heatmaps = strongestClasses(map, Infinity);
-    const layers = [labelIndex, bestIndex].map((index, i) => ({ ...heatmaps.find((entry) => entry.index === index), color: colors[i] }));
-    // The map may hold no heatmap of the label: it is one of the classes that hardly occur in the image.
-    paintHeatmaps(element("heatmap"), map, layers.filter(({ heatmap }) => heatmap), image ? STRENGTH : 1);
+    const { key, label, best, pLabel, pBest, margin } = samples[numbers[position]];
+    const { image, size } = draw(numbers[position], element("heatmap"));
     element("picture").hidden = !image;
     if (image) element("picture").src = image;
     element("picture").alt = image ? key : "";
-    element("image").style.setProperty("--ratio", map.canvas[1] / map.canvas[0]);
+    element("image").style.setProperty("--ratio", size[1] / size[0]);
     const texts = { key, label, best, p_label: percent(pLabel), p_best: percent(pBest), margin: signed(margin), count: `${position + 1} of ${numbers.length}` };
     for (const [name, text] of Object.entries(texts)) element(name).textContent = text;
   }
@@ -48,4 +44,14 @@ function makeSheet(samples, read, colors, onOpen) {
 
 function signed(number) {
   return number.toFixed(2).replace("-", "\u2212");
+}
+
+function percent(p) {
+  return `${(100 * p).toFixed(1)}%`;
+}
+
+function swatch(color) {
+  const element = make("span", { class: "swatch" });
+  if (color) element.style.setProperty("--swatch", `rgb(${color.join()})`);
+  return element;
 }

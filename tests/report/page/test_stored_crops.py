@@ -3,7 +3,7 @@
 import pytest
 
 import relabel_datasets as rd
-from tests.report.pages import CLASSES, HostileImages, RandomNet
+from tests.report.pages import CLASSES, DISPLAYED_CLASSES, HostileImages, RandomNet
 
 pytestmark = pytest.mark.slow
 
@@ -31,3 +31,12 @@ def test_a_click_on_a_stored_box_shows_its_crop_and_label(open_report, tmp_path)
         assert page.locator("#label-title").text_content() == "Mean label of 6 crops"
     page.locator("#next").click()
     assert page.locator("#label-title").text_content().startswith("Label of crop 2 of 6")
+    rows = rd.analysis.analyze(tmp_path / "data", progress=False).tables["suspects"].rows
+    page.locator("#sheet-next").click()
+    texts = {name: page.locator(f"#sheet-{name}").text_content() for name in ("key", "label", "best", "count")}
+    shown = DISPLAYED_CLASSES[CLASSES.index(rows[1][1])], DISPLAYED_CLASSES[CLASSES.index(rows[1][2])]
+    assert texts == {"key": rows[1][0], "label": shown[0], "best": shown[1], "count": f"2 of {len(rows)}"}
+    page.locator("#sheet-open").click()
+    assert page.locator("#key").text_content() == rows[1][0]
+    page.locator("#order").select_option("suspect")
+    assert page.locator("#gallery li").first.get_attribute("title") == rows[0][0]
