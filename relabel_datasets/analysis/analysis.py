@@ -180,7 +180,7 @@ def analyze(
         topic = "label maps" if manifest.has_maps else "stored crops"
         summary[topic] = {
             **_map_summary(measures),
-            **_split_fidelity(split_entry, "dense" if manifest.has_maps else "the annotator's"),
+            **_split_fidelity(split_entry, "dense" if manifest.has_maps else "annotated"),
             **_calibration_summary(split_entry.calibration),
         }
         definitions = {

@@ -128,7 +128,7 @@ def test_stored_crops_are_analyzed_as_label_maps_are_but_for_localization(datase
     numbers = both.summary["stored crops"]
     statistics = rd.LabelMaps(dataset, "crops").split
     assert numbers["images that agree with their label, share"] == pytest.approx(statistics.agreement)
-    assert numbers["crops of the same best class as the annotator's, share"] > 0.9
+    assert numbers["crops of the same best class as annotated, share"] > 0.9
 
 
 def test_suspects_of_stored_crops_are_listed_with_their_suggestion(crop_labels, both):

@@ -4,8 +4,8 @@
 
 IMAGES is an ImageFolder, of which `--num-images` random images are annotated, with the classes of the folder and with all classes of
 the annotator. Mosaics of two to four of these images show several objects; their label is the largest. DATASET is the output of
-`relabel demo`, whose scenes show several objects, too. Its label maps are those of the demo. With `--num-crops`, the labels are those of
-stored crops of the photos and mosaics instead of label maps.
+`relabel demo`, whose scenes show several objects, too. Its label maps are those of the demo. With `--num-crops`, labels are those of
+stored crops instead of label maps.
 
 A share of the labels is replaced by classes that are not in the image: uniform noise draws any class, pair noise takes the next one.
 AUROC is that of the margin for wrong against correct labels. Precision is the share of wrong labels among as many images with the
@@ -32,6 +32,7 @@ from relabel_datasets.annotate.annotator import classify
 from relabel_datasets.annotate.classes import match_classes
 from relabel_datasets.annotate.crop_shard import cut_crops
 from relabel_datasets.cli.annotator_options import add_annotator_arguments, annotator_from
+from relabel_datasets.demo.annotator import load_demo_annotator
 from relabel_datasets.demo.scenes import CLASSES, read_objects
 from relabel_datasets.labels.batch import LabelMapBatch
 from relabel_datasets.labels.crop_labels import CropLabels
@@ -141,17 +142,20 @@ def real_pictures(
     ]
 
 
-def scenes(path: Path, split: str = "validation") -> Pictures:
-    """Return the scenes of the demo."""
+def scenes(path: Path, num_crops: int | None = None, split: str = "validation") -> Pictures:
+    """Return the scenes of the demo, with their label maps, or with stored crops of the demo's annotator."""
     label_maps = rd.LabelMaps(path, split=split)
-    maps = list(label_maps.values())
     objects = read_objects(path / "pictures" / f"{split}-boxes.csv")
-    encoded = []
-    for start in range(0, len(maps), _BATCH):
-        batch = LabelMapBatch.of(maps[start : start + _BATCH])
-        encoded.append(batch.encoded)
     present = [{scene_object.label for scene_object in objects[key]} for key in label_maps]
-    return Pictures("scenes", encoded, np.array([m.label for m in maps]), present, len(CLASSES))
+    labels = label_maps.index.labels.astype(np.int64)
+    if num_crops is not None:
+        source = rd.data.ImageFolderSource(path / "pictures" / split)
+        images = [rd.decode_image(source.read(source.keys.index(key))) for key in label_maps]
+        (crops,) = label_pictures(load_demo_annotator(), images, num_crops, slice(None))
+        return Pictures(f"scenes, {num_crops} crops", crops, labels, present, len(CLASSES))
+    maps = list(label_maps.values())
+    batches = [LabelMapBatch.of(maps[start : start + _BATCH]).encoded for start in range(0, len(maps), _BATCH)]
+    return Pictures("scenes", batches, labels, present, len(CLASSES))
 
 
 def replace_labels(pictures: Pictures, noise: str, rate: float, seed: int) -> np.ndarray:
@@ -229,7 +233,7 @@ def main() -> None:
     parser.add_argument("--num-images", type=int, default=1500, help="number of images (default: %(default)s)")
     parser.add_argument("--num-mosaics", type=int, default=400, help="number of mosaics (default: %(default)s)")
     parser.add_argument(
-        "--num-crops", type=int, metavar="N", help="number of stored crops per photo and mosaic (default: label maps)"
+        "--num-crops", type=int, metavar="N", help="number of stored crops per picture (default: label maps)"
     )
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds (default: %(default)s)")
     parser.add_argument("--scenes", type=Path, metavar="DATASET", help="scenes with label maps, from `relabel demo`")
@@ -242,7 +246,7 @@ def main() -> None:
     sets: list[Pictures] = []
     if args.images:
         sets = real_pictures(annotator_from(args), args.images, args.num_images, args.num_mosaics, args.num_crops)
-    sets += [scenes(args.scenes)] if args.scenes else []
+    sets += [scenes(args.scenes, args.num_crops)] if args.scenes else []
     columns = (
         "pictures", "number", "classes", "noise", "wrong labels", "AUROC", "cleanlab", "precision", "cleanlab",
         "listed: precision / recall", "cleanlab",

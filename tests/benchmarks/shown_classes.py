@@ -5,8 +5,8 @@
 IMAGES is an ImageFolder of photos of one object each. They are annotated with the classes of the folder and with all classes of the
 annotator, and mosaics of two to four of them with the classes of the folder. `--full-size` adds a folder of other photos, annotated
 with all classes. For scenes of the demo, drawn here, maps are drawn from the true boxes (8x8 locations, a logit of 8 in the box of an
-object); DATASET is the output of `relabel demo`, with the maps of its annotator. With `--num-crops`, the labels of photos and mosaics are
-those of stored crops instead of label maps.
+object); DATASET is the output of `relabel demo`, with the maps of its annotator. With `--num-crops`, labels are
+those of stored crops instead of label maps, and there are no drawn maps.
 
 *Several* is the share of pictures that show several classes. *Old measure* is that share by the measure of early versions: a
 probability of at least 0.5 at any location. Precision and recall are those of the pairs of picture and class. Of photos, only the
@@ -90,7 +90,7 @@ def main() -> None:
     parser.add_argument("--num-images", type=int, default=500, help="number of photos (default: %(default)s)")
     parser.add_argument("--num-mosaics", type=int, default=500, help="number of mosaics (default: %(default)s)")
     parser.add_argument(
-        "--num-crops", type=int, metavar="N", help="number of stored crops per photo and mosaic (default: label maps)"
+        "--num-crops", type=int, metavar="N", help="number of stored crops per picture (default: label maps)"
     )
     parser.add_argument("--full-size", type=Path, metavar="IMAGES", help="ImageFolder of other photos")
     parser.add_argument("--scenes", type=Path, metavar="DATASET", help="scenes with label maps, from `relabel demo`")
@@ -118,7 +118,7 @@ def main() -> None:
         one, many = draw_clean(470), [draw_scene(generator, i % len(CLASSES), (96, 128)) for i in range(400)]
         sets.append(drawn("scenes, perfect maps", many))
         sets.append(drawn("one object, perfect maps", [scene for scene in one if scene.objects]))
-    sets += [demo_scenes(args.scenes)] if args.scenes else []
+    sets += [demo_scenes(args.scenes, args.num_crops)] if args.scenes else []
     if args.images or args.full_size:
         annotator = annotator_from(args)
         if args.images:
