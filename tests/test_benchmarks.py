@@ -36,7 +36,7 @@ SMALL = {  # IMAGES and MANY stand for folders of ImageFolders, CHECKPOINT for t
     "--sizes 64 96 128",
     "decoding": "IMAGES/train --rounds 1",
     "fidelity": "IMAGES/train --annotator resnet18 --checkpoint CHECKPOINT --num-images 4 --num-crops 2 --sizes 64",
-    "label_errors": "IMAGES/train --annotator resnet18 --checkpoint CHECKPOINT --input-size 64 --num-mosaics 20 --seeds 1",
+    "label_errors": "IMAGES/train --annotator resnet18 --checkpoint CHECKPOINT --input-size 64 --num-mosaics 20 --num-crops 2 --seeds 1",
     "loading": "--small",
     "lookup": "",
     "pooling": "",

@@ -362,4 +362,6 @@ def _csv_cell(value: Any) -> Any:
 def _shown(name: str, value: Any) -> str:
     if not isinstance(value, float):
         return str(value)
+    if np.isnan(value):  # no images or crops
+        return "-"
     return f"{value:.1%}" if "share" in name or "confidence" in name else f"{value:.3f}"

@@ -200,6 +200,8 @@ def test_the_text_form_has_one_line_per_number_under_its_topic(both):
     assert len(numbers) == sum(map(len, both.summary.values()))
     share = both.summary["label maps"]["images that agree with their label, share"]
     assert any("agree with their label" in line and f"{share:.1%}" in line for line in lines)
+    nothing = Analysis({"topic": {"share": math.nan}}, {})
+    assert str(nothing).split() == ["topic", "share", "-"]
 
 
 @pytest.mark.parametrize(
