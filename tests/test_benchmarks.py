@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
@@ -111,6 +112,47 @@ def test_students_are_trained_once_and_their_tables_come_from_the_results(run, t
     assert run("students", "noise --results results") == rows
     run("students", f"mosaics {options}")
     assert len(json.loads((results.parent / "mosaics.json").read_text())["runs"]) == 4
+
+
+@pytest.fixture
+def suite(monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
+    return importlib.import_module("_building_suite")
+
+
+def test_the_steps_for_a_gpu_have_valid_arguments_and_enough_batches_to_profile(suite, tmp_path, monkeypatch):
+    building = importlib.import_module("building")
+    for step in suite.STEPS.values():
+        monkeypatch.setattr(sys, "argv", ["building.py", *step.arguments.split(), "--out", str(tmp_path)])
+        args = building.parse_arguments()
+        assert timm.is_model(args.annotator[0])
+        assert (args.profile or 0) < args.num_images // args.batch_size * 3 // 4
+
+
+@pytest.mark.slow
+def test_a_step_that_fails_or_exceeds_its_limit_does_not_stop_the_next_one(suite, tmp_path, capsys):
+    small = (
+        "--random-weights --annotator test_resnet --input-size 64 --num-images 48 --batch-size 4 --shard-size 20 --all-classes "
+        "--num-samples 0 --no-images --no-calibration --bare eager --device cpu"
+    )
+    steps = {
+        "fails": suite.Step("--random-weights --annotator no_such_model", 100),
+        "stops": suite.Step(small, 0.1),
+        "runs": suite.Step(f"{small} --profile 2", 300),
+    }
+    suite.run_suite(FOLDER / "building.py", tmp_path, steps)
+    suite.run_suite(FOLDER / "building.py", tmp_path, {"late": suite.Step(small, 100)}, limit_s=0)
+    results = [line.partition(" after")[0] for line in capsys.readouterr().out.splitlines()]
+    assert results == [
+        "fails: exit status 1", "stops: stopped at its limit", "runs: exit status 0", "late: left out, the limit of 0 s is reached",
+    ]  # fmt: skip
+    assert "no_such_model" in (tmp_path / "fails.txt").read_text().splitlines()[-1]
+    text = (tmp_path / "runs.txt").read_text()
+    assert "| images, skipped, forward passes | 48, 0, 48 |" in text  # no crops
+    assert "| between first and last tenth / bare model, eager |" in text
+    files = {"fails.txt", "stops.txt", "runs.txt", "test_resnet_profile.txt", "test_resnet_trace.json.gz"}
+    assert {path.name for path in tmp_path.iterdir()} == files
+    assert "aten::convolution" in (tmp_path / "test_resnet_profile.txt").read_text()
 
 
 def test_the_names_of_all_benchmarks_have_small_arguments():

@@ -137,7 +137,7 @@ class ModuleAnnotator:
         self._memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self._module = module.to(self.device).to(memory_format=self._memory_format).eval().requires_grad_(False)
         self._compile: bool | None = False  # the first forward passes determine the layout of the features
-        self._compiled: dict[bool, CompiledForward] = {}  # by whether it is `classify`
+        self._compiled: dict[bool, CompiledForward] = {}  # at most one, by whether it is `classify`
         self.set_normalization(mean, std)
         try:
             logits = self._forward(torch.zeros(1, 3, *self.input_size, dtype=torch.uint8, device="cpu"))
@@ -167,7 +167,7 @@ class ModuleAnnotator:
         return bool(self._compiled)
 
     def prepare(self, batch_size: int, num_images: int, *, classify: bool = False) -> None:
-        """Compile the forward pass for batches of one size, if `compile` allows it.
+        """Compile the forward pass for batches of one size, if `compile` allows it. No other batches run compiled afterwards.
 
         Args:
             batch_size: Number of images per batch.
@@ -178,17 +178,20 @@ class ModuleAnnotator:
             ValueError: The module cannot be compiled, or its compiled logits are wrong, and `compile` is True.
         """
         is_default = self._compile is None and self.device.type == "cuda" and num_images >= MIN_COMPILED
-        shape = (batch_size, 3, *self.input_size)
-        if not (self._compile or is_default) or (
-            classify in self._compiled and self._compiled[classify].shape == shape
-        ):
+        if not (self._compile or is_default):
+            self._compiled = {}
             return
+        shape = (batch_size, 3, *self.input_size)
+        if classify in self._compiled and self._compiled[classify].shape == shape:
+            return
+        self._compiled = {}  # first, since a graph keeps memory of the GPU
         function = self._function(classify)
         try:
             with torch.inference_mode(), autocast(self.device, _DTYPES[self.dtype]):
-                self._compiled[classify] = CompiledForward(
+                forward = CompiledForward(
                     lambda pixels: self._logits(function, pixels), shape, self.device, _DTYPES[self.dtype]
                 )
+                self._compiled = {classify: forward}
         except Exception as error:
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
             if self._compile:
@@ -279,7 +282,7 @@ class ModuleAnnotator:
     @torch.inference_mode()
     def _apply(self, images: Tensor, *, classify: bool = False) -> Any:
         """Return what the module returns for images, logits in float32."""
-        if self._compile and classify not in self._compiled:
+        if self._compile and not self._compiled:
             self.prepare(len(images), len(images), classify=classify)
         compiled = self._compiled.get(classify)
         with autocast(self.device, _DTYPES[self.dtype]):

@@ -119,7 +119,7 @@ class _Pipeline:
         ready = None
         if logits and logits[0].is_cuda:
             ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            ready.record()
+            ready.record(torch.cuda.current_stream(logits[0].device))  # which may not be the current device
         self._encoding.append((batch, self._encode_pool.submit(self._take, batch, logits, ready)))
 
     @torch.inference_mode()
@@ -146,10 +146,10 @@ class _Pipeline:
             self._stream = torch.cuda.Stream(logits[0].device, priority=-1)  # type: ignore[no-untyped-call]
         with torch.cuda.stream(self._stream):
             self._stream.wait_event(ready)
-            for tensor in logits:
-                tensor.record_stream(self._stream)
-            batch.stage.owner.take(batch, logits)
-        ready.synchronize()  # the pixels may be overwritten
+            try:
+                batch.stage.owner.take(batch, logits)
+            finally:  # then others may overwrite the pixels and use the memory of the logits
+                self._stream.synchronize()
 
     def _wait_for_encoder(self, max_pending: int) -> None:
         """Wait until few batches are pending. Raises errors of the encoder."""

@@ -21,6 +21,7 @@ from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -174,12 +175,13 @@ class Loader:
         ahead = max(_AHEAD, math.ceil(num_workers * max_crops / batch_size))
         sample = annotator.preprocess(PIL.Image.new("RGB", (64, 64)))
         num_rows = (ahead + 1 + max_unreleased) * batch_size
-        self._ring, self._pinned = _shared_rows(num_rows, sample)
+        self._ring = _shared_rows(num_rows, sample)
         target = (sample.shape[1], sample.shape[2]) if sample.ndim == 3 else None
         self._worker = _Worker(source, annotator, self._ring.numpy(), target, keep_data)
         self._released = 0  # rows
         self._uses_processes = uses_processes()
         self._pool = _start_processes(num_workers, self._worker) if self._uses_processes else _threads(num_workers)
+        self._is_pinned = _pin(self._ring)  # drivers may withhold pinned memory from processes that are forked later
 
     def __enter__(self) -> Loader:
         return self
@@ -188,7 +190,7 @@ class Loader:
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
-        if self._pinned:
+        if self._is_pinned:
             torch.cuda.cudart().cudaHostUnregister(self._ring.data_ptr())  # type: ignore[no-untyped-call]
 
     def release(self) -> None:
@@ -274,8 +276,8 @@ def uses_processes() -> bool:
     return torch.cuda.is_initialized() and sys.platform == "linux"  # type: ignore[no-untyped-call]
 
 
-def _shared_rows(num_rows: int, sample: Tensor) -> tuple[Tensor, bool]:
-    """Return memory for rows, which forked processes share, and whether it is pinned. Its layout is that of the sample.
+def _shared_rows(num_rows: int, sample: Tensor) -> Tensor:
+    """Return memory for rows, which forked processes share. Its layout is that of the sample.
 
     Containers often limit named shared memory (/dev/shm) to 64 MiB, but not anonymous memory.
     """
@@ -283,14 +285,21 @@ def _shared_rows(num_rows: int, sample: Tensor) -> tuple[Tensor, bool]:
     is_channels_last = sample.ndim == 3 and sample.stride(0) == 1
     shape = (*sample.shape[1:], sample.shape[0]) if is_channels_last else tuple(sample.shape)
     rows = torch.frombuffer(memory, dtype=sample.dtype).view(num_rows, *shape)
-    rows = rows.permute(0, 3, 1, 2) if is_channels_last else rows
+    return rows.permute(0, 3, 1, 2) if is_channels_last else rows
+
+
+def _pin(rows: Tensor) -> bool:
+    """Pin memory if a GPU is in use, and return whether it is pinned."""
     if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # pinning would create a CUDA context
-        return rows, False
+        return False
     cudart = torch.cuda.cudart()  # type: ignore[no-untyped-call]
-    is_pinned = cudart.cudaHostRegister(rows.data_ptr(), len(memory), 0) == cudart.cudaError.success
-    if not is_pinned:
-        logger.warning("%d bytes of memory cannot be pinned: copies to the GPU are slower", len(memory))
-    return rows, is_pinned
+    num_bytes = rows.numel() * rows.element_size()
+    if cudart.cudaHostRegister(rows.data_ptr(), num_bytes, 0) == cudart.cudaError.success:
+        return True
+    with suppress(RuntimeError):  # CUDA reports the error once more, at the launch of the next kernel
+        torch.ones(1, device="cuda")
+    logger.warning("%d bytes of memory cannot be pinned: copies to the GPU are slower", num_bytes)
+    return False
 
 
 def _threads(num_workers: int) -> Executor:
@@ -311,6 +320,7 @@ def _set_up_process(worker: _Worker, parent: int) -> None:
     global _process_worker
     _process_worker = worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process
+    torch.set_num_threads(1)  # the threads of OpenMP are not forked: an operation that needs them would wait forever
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
 

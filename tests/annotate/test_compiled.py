@@ -50,7 +50,7 @@ def compiler(monkeypatch):
 
 @pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float32", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", ONE_BY_DEFAULT)
-def test_one_shape_is_one_graph_without_breaks_and_gives_the_same_maps(name, dtype, compiler):
+def test_one_kind_of_batch_is_one_graph_without_breaks_and_gives_the_same_maps(name, dtype, compiler):
     annotator = make(name, dtype, compile=True)
     pixels = random_pixels(3)
     with annotator.uncompiled():
@@ -63,8 +63,11 @@ def test_one_shape_is_one_graph_without_breaks_and_gives_the_same_maps(name, dty
     assert compiler.graphs == 1
     assert not torch._dynamo.utils.counters["graph_break"]
     torch.testing.assert_close(annotator(pixels[:2]), expected[0][:2], rtol=1e-2, atol=1e-2)
-    assert compiler.graphs == 1  # other shapes run uncompiled
     assert torch.equal(annotator.classify(pixels), expected[1])
+    assert compiler.graphs == 1  # other shapes and labels of whole images run uncompiled
+    annotator.prepare(3, 10, classify=True)
+    assert torch.equal(annotator.classify(pixels), expected[1])
+    assert torch.equal(annotator(pixels), expected[0])
     assert compiler.graphs == 2
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
 
@@ -192,6 +195,22 @@ def test_large_builds_on_a_gpu_are_compiled_by_default(choice, device, num_image
         gpu(annotator)
     annotator.prepare(2, num_images)
     assert annotator.compiled == is_compiled
+
+
+def test_an_annotator_that_was_compiled_for_a_large_build_runs_a_small_one_uncompiled(gpu, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    annotator = ModuleAnnotator(ColourNet(), (48, 64), device="cpu")
+    gpu(annotator)
+    for num_images in (annotator_module.MIN_COMPILED, 10, annotator_module.MIN_COMPILED):
+        annotator.prepare(2, num_images)
+        assert annotator.compiled == (num_images != 10)
+
+
+def test_any_number_of_annotators_is_compiled(compiler):
+    limit = 8  # of torch, for each function
+    annotators = [ModuleAnnotator(ColourNet(), (48, 64), compile=True, device="cpu") for _ in range(limit + 1)]
+    prepare(Ensemble(annotators), 2, 2)
+    assert compiler.graphs == len(annotators)
 
 
 def test_every_model_of_an_ensemble_is_compiled(compiler):

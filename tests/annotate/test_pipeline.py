@@ -1,10 +1,14 @@
 """No stage of a build waits at the end of a shard, and decoding in processes changes no byte."""
 
 import errno
+import multiprocessing
 import os
 import sys
 import threading
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +16,7 @@ import torch
 import relabel_datasets as rd
 from relabel_datasets.annotate import prefetch
 from relabel_datasets.annotate.annotator import ModuleAnnotator
+from relabel_datasets.annotate.pipeline import _Pipeline
 from relabel_datasets.annotate.ray_actors import _Worker
 from relabel_datasets.annotate.work import Work
 from relabel_datasets.storage.output import LocalOutput
@@ -21,6 +26,12 @@ from tests.conftest import ColourNet
 forks = pytest.mark.skipif(sys.platform != "linux", reason="processes are forked")
 CLASSES = ("cat", "dog", "emu")
 WAIT_S = 60  # for what must happen, so that a failing test ends
+
+
+def open_loader(source, annotator):
+    return prefetch.Loader(
+        source, annotator, batch_size=2, num_workers=2, max_crops=1, max_unreleased=1, keep_data=False
+    )
 
 
 def build(source, out, annotator, **build_config):
@@ -173,6 +184,120 @@ def test_a_process_that_ends_stops_the_build(tmp_path, image_folder, annotator, 
         build(Source(image_folder), tmp_path / "out", annotator)
 
 
+@forks
+@pytest.mark.parametrize("is_thread", [False, True])
+def test_processes_use_one_thread_each_since_others_are_not_forked(image_folder, in_processes, is_thread):
+    class Counts(Calls):
+        def preprocess(self, image):
+            return torch.full((3, 2, 2), torch.get_num_threads(), dtype=torch.uint8)
+
+    def load():
+        with open_loader(rd.data.ImageFolderSource(image_folder), Counts(None)) as loader:
+            return next(loader.batches([prefetch.Stage(None, [0, 1], None)])).pixels.clone()
+
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with ThreadPoolExecutor(1) as pool:  # actors of Ray annotate in a thread
+            pixels = pool.submit(load).result() if is_thread else load()
+    finally:
+        torch.set_num_threads(num_threads)
+    assert pixels.unique().tolist() == [1]
+
+
+class Cudart:
+    """Stand-in of `torch.cuda.cudart()`."""
+
+    cudaError = type("cudaError", (), {"success": 0})
+
+    def __init__(self, result):
+        self.result, self.calls = result, []
+
+    def cudaHostRegister(self, pointer, num_bytes, _flags):
+        self.calls.append(("register", pointer, num_bytes, len(multiprocessing.active_children())))
+        return self.result
+
+    def cudaHostUnregister(self, pointer):
+        self.calls.append(("unregister", pointer))
+
+
+@forks
+def test_memory_is_pinned_after_processes_are_forked_and_until_they_end(image_folder, annotator, monkeypatch):
+    cudart = Cudart(0)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: cudart)
+    with open_loader(rd.data.ImageFolderSource(image_folder), annotator) as loader:
+        pixels = next(loader.batches([prefetch.Stage(None, [0, 1], None)])).pixels
+        start, num_batches = pixels.data_ptr(), 5  # one in use, and four ahead
+        assert cudart.calls == [("register", start, num_batches * pixels.numel(), 2)]
+    assert cudart.calls[1:] == [("unregister", start)]
+    assert not multiprocessing.active_children()
+
+
+@forks
+def test_an_error_of_pinning_is_reported_and_not_raised_by_the_next_kernel(
+    image_folder, annotator, monkeypatch, caplog
+):
+    cudart, kernels = Cudart(2), []
+
+    def launch(*_size, device):
+        kernels.append(device)
+        raise RuntimeError("CUDA error: out of memory")
+
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: cudart)
+    monkeypatch.setattr(torch, "ones", launch)
+    with open_loader(rd.data.ImageFolderSource(image_folder), annotator) as loader:
+        assert next(loader.batches([prefetch.Stage(None, [0, 1], None)])).pixels is not None
+    assert kernels == ["cuda"]
+    assert [name for name, *_ in cudart.calls] == ["register"]
+    assert "bytes of memory cannot be pinned: copies to the GPU are slower" in caplog.text
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_batch_on_any_gpu_is_encoded_after_it_is_annotated_and_its_pixels_are_released_after_that(monkeypatch, fails):
+    log = []
+
+    class Stream:
+        def __init__(self, device, priority=0):
+            self.device = device
+
+        def wait_event(self, event):
+            log.append(("wait for event of", event.device))
+
+        def synchronize(self):
+            log.append("synchronize")
+
+    class Event:
+        def record(self, stream):
+            self.device = stream.device
+
+    class Shard:
+        number = 0
+
+        def take(self, _batch, _logits):
+            log.append("encode")
+            if fails:
+                raise ZeroDivisionError
+
+        def is_done(self, _batch):
+            return False
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", nullcontext)
+    gpu = torch.device("cuda", 1)
+    pipeline = object.__new__(_Pipeline)
+    pipeline._stream, pipeline._encoding, pipeline._failed = None, deque(), set()
+    batch = SimpleNamespace(stage=SimpleNamespace(owner=Shard()))
+    with ThreadPoolExecutor(1) as pipeline._encode_pool:
+        pipeline._encode(batch, [SimpleNamespace(is_cuda=True, device=gpu)])
+        ((_, future),) = pipeline._encoding
+        assert isinstance(future.exception(), ZeroDivisionError if fails else type(None))
+    assert log == [("wait for event of", gpu), "encode", "synchronize"]
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_processes_and_pinned_memory_write_the_bytes_of_threads_on_a_gpu(tmp_path, image_folder, monkeypatch):
     annotator = ModuleAnnotator(ColourNet(), (48, 64), classes=CLASSES, name="colours", device="cuda")
@@ -182,9 +307,7 @@ def test_processes_and_pinned_memory_write_the_bytes_of_threads_on_a_gpu(tmp_pat
     monkeypatch.setattr(prefetch, "uses_processes", lambda: False)
     build(source, tmp_path / "threads", annotator)
     assert tree_of(tmp_path / "processes") == tree_of(tmp_path / "threads")
-    with prefetch.Loader(
-        source, annotator, batch_size=2, num_workers=1, max_crops=1, max_unreleased=1, keep_data=False
-    ) as loader:
+    with open_loader(source, annotator) as loader:
         (batch,) = loader.batches([prefetch.Stage(None, [0, 1], None)])
         assert batch.pixels.is_pinned()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import platform
 import shutil
 import statistics
 import subprocess
@@ -61,7 +62,7 @@ def bare_cost(model: torch.nn.Module, annotator: rd.TimmAnnotator, batch_size: i
     device = annotator.device
     images = torch.randn(batch_size, 3, *annotator.input_size, device=device)
     images = images.contiguous(memory_format=torch.channels_last)
-    dtype, batches = getattr(torch, annotator.dtype), 8 if device.type == "cuda" else 1  # keep the queue of a GPU full
+    dtype, batches = getattr(torch, annotator.dtype), 4 if device.type == "cuda" else 1  # keep the queue of a GPU full
     costs = []
     with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
         for _ in range(num_rounds + 1):  # the first is a warm-up
@@ -72,6 +73,14 @@ def bare_cost(model: torch.nn.Module, annotator: rd.TimmAnnotator, batch_size: i
             count = batches * batch_size
             costs.append(((time.perf_counter() - start) / count, (time.process_time() - cpu) / count))
     return Cost(*(statistics.median(values) for values in zip(*costs[1:], strict=True)))
+
+
+def print_machine(device: torch.device) -> None:
+    """Print what the figures depend on."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    print(
+        f"{name}, torch {torch.__version__}, timm {timm.__version__}, Python {platform.python_version()}\n", flush=True
+    )
 
 
 def decoding_cost(source: rd.data.ImageFolderSource, annotator: rd.TimmAnnotator, count: int = 200) -> Cost:
@@ -93,12 +102,12 @@ class Measured:
     Attributes:
         seconds: Seconds by stage.
         moments: Wall-clock time, CPU time, and number of images and crops so far, after each batch was encoded and written.
-        utilization: Percent of a GPU at regular times.
+        utilization: Wall-clock time, and utilization of the GPU in percent since the previous time.
     """
 
     seconds: dict[str, float] = field(default_factory=dict)
     moments: list[tuple[float, float, int]] = field(default_factory=list)
-    utilization: list[float] = field(default_factory=list)
+    utilization: list[tuple[float, float]] = field(default_factory=list)
 
     @property
     def num_rows(self) -> int:
@@ -111,10 +120,20 @@ class Measured:
 
     def steady(self) -> Cost:
         """Return that between the first and the last tenth of the images and crops."""
+        return self._between(*self._steady_part())
+
+    def steady_utilization(self) -> float | None:
+        """Return the mean utilization of the GPU in percent in the same part, or None if it was not measured."""
+        start, end = (self.moments[i][0] for i in self._steady_part())
+        values = [percent for moment, percent in self.utilization if start <= moment <= end]
+        return statistics.mean(values) if values else None
+
+    def _steady_part(self) -> tuple[int, int]:
+        """Return the indices of its first and last moment: those of the whole build if it has too few batches."""
         rows = [row for _, _, row in self.moments]
         first = next(i for i, row in enumerate(rows) if row >= 0.1 * self.num_rows)
         last = max((i for i, row in enumerate(rows) if row <= 0.9 * self.num_rows), default=first)
-        return self._between(first, last) if last > first else self.whole()
+        return (first, last) if last > first else (0, len(rows) - 1)
 
     def _between(self, first: int, last: int) -> Cost:
         (wall, cpu, rows), (end_wall, end_cpu, end_rows) = self.moments[first], self.moments[last]
@@ -178,8 +197,8 @@ def measuring(device: torch.device, on_batch: Callable[[], object] = lambda: Non
 
 
 @contextmanager
-def _sampling_utilization(values: list[float]) -> Iterator[None]:
-    """Append the utilization of the current GPU to `values`, five times per second."""
+def _sampling_utilization(values: list[tuple[float, float]]) -> Iterator[None]:
+    """Append the time and the utilization of the current GPU to `values`, five times per second."""
     if shutil.which("nvidia-smi") is None:
         print("no utilization of the GPU: nvidia-smi is not installed")
         yield
@@ -191,7 +210,7 @@ def _sampling_utilization(values: list[float]) -> Iterator[None]:
 
         def read() -> None:
             assert process.stdout is not None
-            values.extend(float(line) for line in process.stdout if line.strip().isdigit())
+            values.extend((time.perf_counter(), float(line)) for line in process.stdout if line.strip().isdigit())
 
         thread = threading.Thread(target=read)
         thread.start()

@@ -2,46 +2,61 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 _LIMIT_S = 8 * 60
-_L2 = "--annotator tf_efficientnet_l2.ns_jft_in1k_475 --batch-size 64"
-_RESNET = "--annotator resnet50.a1_in1k --input-size 224 --batch-size 256"
-_COMMON = "--random-weights --dtype bfloat16 --num-threads 16 --all-classes --num-images 8000 --num-samples 0"
-STEPS = {  # from the most to the least important, since the last may be cut off
-    "l2_eager": _L2,
-    "resnet50_compiled": f"{_RESNET} --compile --profile 50",
-    "l2_compiled": f"{_L2} --compile --profile 50",
-    "resnet50_eager": _RESNET,
+_COMMON = (
+    f"--random-weights --dtype bfloat16 --num-threads {os.cpu_count()} --all-classes --no-calibration --num-samples 0"
+)
+_L2 = f"--annotator tf_efficientnet_l2.ns_jft_in1k_475 --num-images 8000 --batch-size 64 {_COMMON}"
+# Without images, since a disk may be slower than the GPU.
+_RESNET = f"--annotator resnet50.a1_in1k --input-size 224 --num-images 50000 --batch-size 256 --shard-size 10000 --no-images {_COMMON}"
+
+
+class Step(NamedTuple):
+    """Arguments of the benchmark, and the time that it may take."""
+
+    arguments: str
+    limit_s: float
+
+
+STEPS = {  # the last may be cut off by the limit of all
+    "resnet50_compiled": Step(f"{_RESNET} --compile --profile 50", 150),
+    "l2_compiled": Step(f"{_L2} --compile --profile 50", 300),
+    "l2_eager": Step(f"{_L2} --bare eager", 120),
+    "resnet50_eager": Step(f"{_RESNET} --bare eager", 60),
 }
 
 
-def run_suite(script: Path, out: Path) -> None:
-    """Run all steps, and write the output of each to a file. A step that exceeds the limit is stopped.
+def run_suite(script: Path, out: Path, steps: Mapping[str, Step] = STEPS, limit_s: float = _LIMIT_S) -> None:
+    """Run all steps, and write the output of each to a file while it runs. A step that exceeds its limit is stopped.
 
     Args:
         script: Benchmark of builds.
         out: Folder of results.
+        steps: Steps by the name of their file. Default: `STEPS`.
+        limit_s: Limit of all steps in seconds. Default: 480.
     """
     out.mkdir(parents=True, exist_ok=True)
-    deadline = time.monotonic() + _LIMIT_S
-    for name, arguments in STEPS.items():
-        remaining = deadline - time.monotonic()
-        if remaining < 20:
-            print(f"{name}: left out, the limit of {_LIMIT_S} s is reached")
-            continue
-        command = [sys.executable, "-u", str(script), *arguments.split(), *_COMMON.split(), "--out", str(out)]
+    deadline = time.monotonic() + limit_s
+    for name, step in steps.items():
         start = time.monotonic()
+        limit = min(step.limit_s, deadline - start)
+        if limit <= 0:
+            print(f"{name}: left out, the limit of {limit_s:g} s is reached", flush=True)
+            continue
+        command = [sys.executable, "-u", str(script), *step.arguments.split(), "--out", str(out)]
         with (out / f"{name}.txt").open("w") as file:
             print(*command[2:], "\n", file=file, flush=True)
             try:
-                status = subprocess.run(
-                    command, stdout=file, stderr=subprocess.STDOUT, timeout=remaining, check=False
-                ).returncode
-                result = f"exit status {status}"
+                run = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, timeout=limit, check=False)
+                result = f"exit status {run.returncode}"
             except subprocess.TimeoutExpired:
-                result = "stopped at the limit"
+                result = "stopped at its limit"
         print(f"{name}: {result} after {time.monotonic() - start:.0f} s, see {out / name}.txt", flush=True)

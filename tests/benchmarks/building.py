@@ -31,16 +31,21 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
+from unittest import mock
 
 import torch
 from _building_images import write_images
-from _building_measures import Cost, Measured, bare_cost, compiled, decoding_cost, measuring, timm_model
+from _building_measures import Cost, Measured, bare_cost, compiled, decoding_cost, measuring, print_machine, timm_model
 from _building_suite import run_suite
 
 import relabel_datasets as rd
+from relabel_datasets.annotate import work
 from relabel_datasets.annotate.classes import match_classes
 from relabel_datasets.cli.annotator_options import add_annotator_arguments, annotator_from, parse_size
+
+_IMAGENET = 1_281_167  # images
 
 
 def deviations(
@@ -70,26 +75,34 @@ class Benchmark:
         self._args, self._folder = args, folder
         self.annotator = _annotator(args)
         self.device = self.annotator.device
-        images = args.images or folder / "images"
+        self.images = args.images or folder / "images"
         if args.images is None:
             classes = self.annotator.classes or [str(i) for i in range(10)]
-            write_images(images, args.num_images, sorted(classes)[:10])
-        self.source = rd.data.ImageFolderSource(images)
+            write_images(self.images, args.num_images, sorted(classes)[:10])
+        self.source = rd.data.ImageFolderSource(self.images)
         self.eager = timm_model(args, self.annotator)
         self._bare = {"eager": self.eager} if "eager" in args.bare else {}
         if "compiled" in args.bare and (model := compiled(self.eager, self.annotator, args.batch_size)) is not None:
             self._bare["compiled"] = model
 
     def bare(self) -> dict[str, Cost]:
-        """Return the costs of the bare models."""
-        return {name: bare_cost(model, self.annotator, self._args.batch_size) for name, model in self._bare.items()}
+        """Print and return the costs of the bare models."""
+        costs = {name: bare_cost(model, self.annotator, self._args.batch_size) for name, model in self._bare.items()}
+        for name, cost in costs.items():
+            print(f"| bare model, {name} | {1 / cost.of(self.device):.1f} |", flush=True)
+        return costs
 
     def build(self, name: str, on_batch: Callable[[], object] = lambda: None) -> tuple[Measured, rd.Manifest, Path]:
         """Build into a new folder, and return its measurements, manifest and path."""
         args = self._args
-        build_config = rd.annotate.BuildConfig(batch_size=args.batch_size, num_threads=args.num_threads)
+        build_config = rd.annotate.BuildConfig(
+            batch_size=args.batch_size, num_threads=args.num_threads, images=not args.no_images
+        )
         out = self._folder / name
-        with measuring(self.device, on_batch) as measured:
+        with ExitStack() as stack:
+            if args.no_calibration:
+                stack.enter_context(mock.patch.object(work, "num_calibrated_images", return_value=0))
+            measured = stack.enter_context(measuring(self.device, on_batch))
             manifest = rd.build(
                 self.source,
                 out,
@@ -102,14 +115,16 @@ class Benchmark:
 
     def profile(self, num_batches: int, out: Path) -> None:
         """Profile batches in the middle of a build, and write a table and a trace."""
-        first = len(self.source.keys) // self._args.batch_size // 4
+        total = len(self.source.keys) // self._args.batch_size
+        first = total // 4
+        last = min(first + num_batches, total - 1)
         number, profile = 0, torch.profiler.profile()
 
         def on_batch() -> None:
             nonlocal number
             if number == first:
                 profile.start()
-            if number == first + num_batches:
+            if number == last:
                 profile.stop()
             number += 1
 
@@ -155,6 +170,11 @@ def parse_arguments() -> argparse.Namespace:
         "--num-threads", type=int, default=4, help="threads or processes that decode (default: %(default)s)"
     )
     parser.add_argument("--all-classes", action="store_true", help="keep all classes of the annotator")
+    parser.add_argument("--no-images", action="store_true", help="do not copy the images into the shards")
+    parser.add_argument(
+        "--no-calibration", action="store_true",
+        help="annotate no crops, which are 17 %% of the forward passes of a small build, but 0.2 %% for ImageNet",
+    )  # fmt: skip
     parser.add_argument("--random-weights", action="store_true", help="use a timm model with random weights")
     parser.add_argument("--num-samples", type=int, help="number of maps to compare with the model (default: all)")
     parser.add_argument(
@@ -173,30 +193,33 @@ def parse_arguments() -> argparse.Namespace:
 def print_builds(benchmark: Benchmark, num_rounds: int) -> tuple[Measured, rd.Manifest, Path]:
     """Build several times, each between measurements of the bare models, print the costs and return the last build."""
     device, decoding = benchmark.device, decoding_cost(benchmark.source, benchmark.annotator)
+    print(f"Decoding with Pillow in one thread: {decoding.cpu_s * 1000:.2f} ms of CPU time per image.")
+    print(
+        f"\n| forward passes per {'CPU second' if device.type == 'cpu' else 'second'} | |\n| --- | ---: |", flush=True
+    )
     ratios: dict[str, list[float]] = {}
     bare = benchmark.bare()
     for number in range(num_rounds):
         measured, manifest, out = benchmark.build(f"build-{number}")
-        before, bare = bare, benchmark.bare()
         build = {"whole run": measured.whole().of(device), "between first and last tenth": measured.steady().of(device)}
-        print(
-            f"\n| build {number + 1} | forward passes per {'CPU second' if device.type == 'cpu' else 'second'} |\n| --- | ---: |"
-        )
         for part, cost in build.items():
-            print(f"| {part} | {1 / cost:.1f} |")
+            print(f"| build {number + 1}, {part} | {1 / cost:.1f} |", flush=True)
+        before, bare = bare, benchmark.bare()
         for name in bare:
-            costs = [before[name].of(device), bare[name].of(device)]
-            print(f"| bare model, {name}, before and after | {1 / costs[0]:.1f}, {1 / costs[1]:.1f} |")
-            comparisons = {f"bare model, {name}": statistics.mean(costs)}
+            bare_s = (before[name].of(device) + bare[name].of(device)) / 2
+            comparisons = {f"bare model, {name}": bare_s}
             if device.type == "cpu":
-                comparisons[f"bare model, {name}, with decoding"] = statistics.mean(costs) + decoding.cpu_s
-            for text, bare_s in comparisons.items():
+                comparisons[f"bare model, {name}, with decoding"] = bare_s + decoding.cpu_s
+            for text, own_s in comparisons.items():
                 for part, cost in build.items():
-                    ratios.setdefault(f"{part} / {text}", []).append(bare_s / cost)
+                    ratios.setdefault(f"{part} / {text}", []).append(own_s / cost)
     print("\n| speed of the build / speed of the bare model | median | all |\n| --- | ---: | --- |")
     for text, values in ratios.items():
         print(f"| {text} | {statistics.median(values):.3f} | {', '.join(f'{value:.3f}' for value in values)} |")
-    print(f"\nDecoding with Pillow in one thread: {decoding.cpu_s * 1000:.2f} ms of CPU time per image.")
+    hours = _IMAGENET * measured.steady().wall_s / 3600
+    print(
+        f"\nAt the rate between the first and the last tenth, the {_IMAGENET:,} images of ImageNet take {hours:.2f} hours."
+    )
     return measured, manifest, out
 
 
@@ -205,9 +228,8 @@ def print_stages(measured: Measured) -> None:
     print("\n| stage | s per 1000 forward passes |\n| --- | ---: |")
     for stage, seconds in measured.seconds.items():
         print(f"| {stage} | {seconds / measured.num_rows * 1000:.2f} |")
-    if measured.utilization:
-        values = measured.utilization[len(measured.utilization) // 10 : -len(measured.utilization) // 10 or None]
-        print(f"\nGPU utilization between the first and the last tenth: {statistics.mean(values):.0f} % on average.")
+    if (utilization := measured.steady_utilization()) is not None:
+        print(f"\nGPU utilization between the first and the last tenth: {utilization:.0f} % on average.")
 
 
 def print_dataset(
@@ -215,15 +237,16 @@ def print_dataset(
 ) -> None:
     """Print sizes, memory and the precision of maps."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    dataset, split = rd.load_dataset(out, manifest.config, "train"), manifest.splits["train"]
-    count = len(dataset) if count is None else min(len(dataset), count)
+    label_maps, split = rd.LabelMaps(out, manifest.config, "train"), manifest.splits["train"]
+    count = split.num_samples if count is None else min(split.num_samples, count)
     print("\n| | |\n| --- | --- |")
     print(f"| images, skipped, forward passes | {split.num_samples}, {len(split.skipped)}, {measured.num_rows} |")
     print(f"| map | {'x'.join(map(str, (*manifest.encoding['map_size'], len(manifest.classes))))} |")
-    print(f"| label map | {dataset.label_maps.index.mean_size('map'):.0f} bytes per image |")
+    print(f"| label map | {label_maps.index.mean_size('map'):.0f} bytes per image |")
     print(f"| shards, images inside | {sum(split.shard_bytes) / split.num_samples:.0f} bytes per image |")
     print(f"| peak memory of the process | {peak:.2f} GiB |")
     if count:
+        dataset = rd.load_dataset(out, manifest.config, "train", images=benchmark.images)
         mean, largest, step = deviations(dataset, benchmark.annotator, benchmark.eager, count)
         print(
             f"| mean of map minus logits of the model | {mean:.4f} on average, {largest:.4f} at most, over all classes and "
@@ -243,6 +266,7 @@ def main() -> None:
     args = parse_arguments()
     with tempfile.TemporaryDirectory() as folder:
         benchmark = Benchmark(args, Path(folder))
+        print_machine(benchmark.device)
         measured, manifest, out = print_builds(benchmark, args.rounds)
         print_stages(measured)
         print_dataset(benchmark, measured, manifest, out, args.num_samples)
