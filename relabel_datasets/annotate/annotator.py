@@ -178,20 +178,17 @@ class ModuleAnnotator:
             ValueError: The module cannot be compiled, or its compiled logits are wrong, and `compile` is True.
         """
         is_default = self._compile is None and self.device.type == "cuda" and num_images >= MIN_COMPILED
-        if not (self._compile or is_default):
-            self._compiled = {}
-            return
-        shape = (batch_size, 3, *self.input_size)
-        if classify in self._compiled and self._compiled[classify].shape == shape:
+        is_wanted, shape = self._compile or is_default, (batch_size, 3, *self.input_size)
+        if is_wanted and classify in self._compiled and self._compiled[classify].shape == shape:
             return
         self._compiled = {}  # first, since a graph keeps memory of the GPU
-        function = self._function(classify)
+        if not is_wanted:
+            return
+        function, dtype = self._function(classify), _DTYPES[self.dtype]
         try:
-            with torch.inference_mode(), autocast(self.device, _DTYPES[self.dtype]):
-                forward = CompiledForward(
-                    lambda pixels: self._logits(function, pixels), shape, self.device, _DTYPES[self.dtype]
-                )
-                self._compiled = {classify: forward}
+            with torch.inference_mode(), autocast(self.device, dtype):
+                forward = CompiledForward(lambda pixels: self._logits(function, pixels), shape, self.device, dtype)
+            self._compiled = {classify: forward}
         except Exception as error:
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
             if self._compile:
