@@ -95,4 +95,5 @@ def safe_output(arguments: Iterable[str]) -> Iterator[None]:
         logging.basicConfig(level=logging.INFO, handlers=[handler])
         for name in ("httpx", "httpx2"):  # used by huggingface_hub 1 and 2; they log each request
             logging.getLogger(name).setLevel(logging.WARNING)
+        logging.getLogger("huggingface_hub").propagate = False  # it has a handler, which writes to the safe stderr
         yield

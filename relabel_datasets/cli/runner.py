@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
+import re
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn, TextIO
 
 from ..words import printable
@@ -14,6 +16,8 @@ from .console import OutputClosedError, safe_output
 from .explain import explain, options_of
 
 INTERRUPTED, CLOSED = 130, 141  # exit codes of shells: 128 plus the number of SIGINT or SIGPIPE
+
+_INVALID_CHOICE = re.compile(r"invalid choice: '(.*)' \(choose from (.*)\)")  # in messages of argparse
 
 Command = Callable[[argparse.Namespace], int | None]
 
@@ -89,9 +93,33 @@ class Parser(argparse.ArgumentParser):
             "--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error"
         )
 
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> argparse.Namespace:  # type: ignore[override]
+        """Parse arguments. An unknown option is an error that suggests a similar one of the same command."""
+        parsed, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            command = getattr(parsed, "command", None)
+            known = [option for action in options_of(self, command).values() for option in action.option_strings]
+            option = next((word for word in unknown if word.startswith("--")), "").partition("=")[0]
+            suggested = _suggestion(option, known)
+            program = self.prog if command is None else f"{self.prog} {command}"
+            self._fail(program, f"unrecognized arguments: {' '.join(unknown)}{suggested}")
+        return parsed
+
     def error(self, message: str) -> NoReturn:
-        """Print the usage and the message on one line, and exit with code 2."""
-        super().error(printable(message))
+        """Print the message on one line, with a suggestion for a misspelled choice, and exit with code 2."""
+        choice = _INVALID_CHOICE.search(message)
+        suggested = (
+            "" if choice is None else _suggestion(choice[1], [name.strip("'") for name in choice[2].split(", ")])
+        )
+        self._fail(self.prog, message + suggested)
+
+    def _fail(self, program: str, message: str) -> NoReturn:
+        self.exit(2, f"{program}: error: {printable(message)}; see `{program} --help`\n")
+
+
+def _suggestion(word: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f": did you mean {close[0]}?" if close else ""
 
 
 def _flush(stream: TextIO) -> None:

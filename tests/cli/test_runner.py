@@ -44,6 +44,34 @@ class TestExitCodes:
             run(print, "wrong")
         assert caught.value.code == 2
 
+    @pytest.mark.parametrize(
+        ("line", "message"),
+        [
+            ("trian data", "relabel: error: argument COMMAND: invalid choice: 'trian'"),
+            ("train data", "relabel train: error: the following arguments are required: --out; see `relabel train --help`"),
+            ("train data --out x --label single", "relabel train: error: unrecognized arguments: --label single: did you mean --labels?"),
+            ("train data --out x --label=single", "relabel train: error: unrecognized arguments: --label=single: did you mean --labels?"),
+            ("train data --out x more", "relabel train: error: unrecognized arguments: more; see `relabel train --help`"),
+            ("train data --out x --preset relable", "relabel train: error: argument --preset: invalid choice: 'relable'"),
+            ("--hlep", "relabel: error: unrecognized arguments: --hlep: did you mean --help?"),
+        ],
+    )  # fmt: skip
+    def test_wrong_arguments_are_one_line_with_the_command_and_its_help(self, line, message, capsys):
+        with pytest.raises(SystemExit) as caught:
+            main(line.split())
+        shown = capsys.readouterr().err
+        assert caught.value.code == 2
+        assert shown.startswith(message)
+        assert shown.count("\n") == 1
+
+    @pytest.mark.parametrize(
+        ("line", "meant"), [("trian data", "train"), ("train data --out x --preset relable", "relabel")]
+    )
+    def test_a_misspelled_choice_is_suggested(self, line, meant, capsys):
+        with pytest.raises(SystemExit):
+            main(line.split())
+        assert meant in capsys.readouterr().err.split("you mean")[-1]
+
     def test_ctrl_c_returns_130(self, capsys):
         assert run(fail(KeyboardInterrupt()), "work") == 130
         assert capsys.readouterr().err == "\nrelabel work: stopped\n"
