@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -15,7 +16,7 @@ from tqdm.auto import tqdm
 
 from .._version import __version__
 from ..data.skipped import Skipped
-from ..data.sources import ImageSource, source_sha256
+from ..data.sources import ImageFolderSource, ImageSource, source_sha256
 from ..data.spellings import check_distinct
 from ..errors import DatasetError
 from ..keywords import checked_keywords
@@ -28,7 +29,7 @@ from ..shards.index import make_index
 from ..shards.manifest import Manifest, Split
 from ..shards.tars import make_split
 from ..storage.folders import CARD_NAME, MANIFEST_NAME
-from ..storage.output import LocalOutput, explaining_errors, open_output
+from ..storage.output import LocalOutput, Output, explaining_errors, open_output
 from ..storage.redaction import redact_values
 from ..words import counted, printable
 from .annotator import Annotator
@@ -95,7 +96,7 @@ def build(
     Raises:
         DatasetError: The folder holds a different config or split of this name, another process is building the split, or all
             images of a shard are unreadable.
-        ValueError: Settings or classes do not fit the annotator, the encoding multiscale is not given an ensemble, or
+        ValueError: `path` is in the ImageFolder that is read, settings or classes do not fit the annotator, the encoding multiscale is not given an ensemble, or
             `PIL.ImageFile.LOAD_TRUNCATED_IMAGES` is set, which would make label maps depend on the machine.
         OSError: `path` is not writable, or the disk is full.
 
@@ -120,6 +121,7 @@ def build(
         )
     engine = find_engine(engine)
     output = open_output(path, storage_options)
+    _check_apart(source, output)
     output.check_writable()
     make = _ConstantFactory(cast(Annotator, annotator)) if hasattr(annotator, "describe") else annotator
     make = _prepared(make, len(source.keys), build_config)
@@ -159,6 +161,15 @@ def _check_images(source: ImageSource) -> None:
             f"no image has a class ({counted(len(source.keys), 'image')}), first {source.name(0)}: a missing or negative label means "
             "that an image has no class"
         )
+
+
+def _check_apart(source: ImageSource, output: Output) -> None:
+    """Raise ValueError if the dataset is in the ImageFolder: it would count as a class, and the build could not be resumed."""
+    if not isinstance(source, ImageFolderSource) or not isinstance(output, LocalOutput):
+        return
+    out, images = Path(str(output)).resolve(), source.path.resolve()
+    if images in (out, *out.parents):
+        raise ValueError(f"the dataset {output} is in the image folder {source.path}: choose a folder outside of it")
 
 
 @dataclass(frozen=True)

@@ -101,6 +101,7 @@ class ImageFolderSource:
             Default: The first rule by which all keys are unique.
 
     Attributes:
+        path: The folder.
         classes: Class names, by index.
         keys: Sample keys.
         labels: Class indices.
@@ -112,8 +113,8 @@ class ImageFolderSource:
 
     @checked_keywords()
     def __init__(self, path: str | os.PathLike[str], key_rule: str | None = None) -> None:
-        self._path = local_path(path, "an image folder")
-        self.classes, files = scan_image_folder(self._path)
+        self.path = local_path(path, "an image folder")
+        self.classes, files = scan_image_folder(self.path)
         paths = [file.path for file in files]
         self.labels: Sequence[int] = array("i", [file.label for file in files])
         if key_rule is None:
@@ -130,7 +131,7 @@ class ImageFolderSource:
 
     def _head(self, index: int) -> bytes | None:
         try:
-            with open_regular(self._path / self._paths[index]) as file:
+            with open_regular(self.path / self._paths[index]) as file:
                 return file.read(HEAD_BYTES)
         except (OSError, DatasetError):
             return None
@@ -142,11 +143,11 @@ class ImageFolderSource:
             OSError: The file cannot be read.
             ImageError: (a ValueError) The path is a folder, a device, a FIFO or a socket.
         """
-        return read_image_file(self._path / self._paths[index])
+        return read_image_file(self.path / self._paths[index])
 
     def name(self, index: int) -> str:
         """Return the path of an image, for messages."""
-        return str(self._path / self._paths[index])
+        return str(self.path / self._paths[index])
 
 
 def open_source(

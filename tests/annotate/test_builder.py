@@ -375,6 +375,13 @@ def test_invalid_settings_are_refused_before_any_work(tmp_path, image_folder, an
     assert not (tmp_path / "data").exists()
 
 
+@pytest.mark.parametrize("out", [".", "data", "cat/data", "../images"])
+def test_a_dataset_in_the_image_folder_is_refused(image_folder, annotator, out):
+    with pytest.raises(ValueError, match=r"is in the image folder .*: choose a folder outside of it"):
+        rd.build(rd.data.ImageFolderSource(image_folder), image_folder / out, annotator)
+    assert sorted(path.name for path in image_folder.iterdir()) == ["cat", "dog", "emu"]
+
+
 def test_all_classes_keeps_all_classes_of_the_annotator(tmp_path, image_folder):
     wide = ModuleAnnotator(
         torch.nn.Sequential(ColourNet(), torch.nn.Conv2d(3, 5, 1)), (48, 64), classes=("ape", "emu", "cow", "cat", "dog"),
