@@ -8,7 +8,7 @@ from torchvision import transforms as v1
 from torchvision.transforms import v2
 
 import relabel_datasets as rd
-from relabel_datasets.labels.v1_transforms import check_transforms
+from relabel_datasets.labels.transform_checks import check_transforms
 
 LOAD = {  # keyword: suggestion
     "transform": "transforms",
@@ -140,10 +140,21 @@ def test_an_error_lists_transforms_of_v1_with_their_counterparts(case, dataset_f
         lambda image, label_map: (image, label_map),
         Pair([]),
         rd.timm_transforms(8),
+        v2.Compose([rd.LabelPooling(localized=False), v2.RandomCrop(8)]),
+        v2.Compose([v2.RandomCrop(8), rd.LabelPooling(), v2.RandomHorizontalFlip(), v2.Resize(8)]),
     ],
 )
 def test_transforms_of_a_pair_are_accepted(transforms):
     check_transforms(transforms)
+
+
+@pytest.mark.parametrize(
+    "crop", [v2.RandomResizedCrop(8), v2.RandomCrop(8), v2.CenterCrop(8), v2.FiveCrop(8), v2.TenCrop(8)]
+)
+def test_a_crop_after_label_pooling_is_refused(crop, dataset_folder):
+    transforms = v2.Compose([v2.Resize(9), rd.LabelPooling(), v2.ToImage(), crop])
+    with pytest.raises(ValueError, match=f"place LabelPooling after {type(crop).__name__}"):
+        rd.load_dataset(dataset_folder, "colours", "train", transforms=transforms)
 
 
 def test_transforms_that_are_not_callable_are_refused():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any
@@ -20,7 +21,7 @@ from ..labels.compose import run_batch, run_pipeline
 from ..labels.crop_labels import CropLabels
 from ..labels.encoded import EncodedImage, size_of
 from ..labels.reading import Labels
-from ..labels.v1_transforms import check_transforms
+from ..labels.transform_checks import check_transforms
 from ..shards.encoded_jpeg import open_image
 from ..shards.images import ImageFormat, check_image_format, decode_image
 from ..shards.index import Index
@@ -174,7 +175,14 @@ class RelabelDataset(VisionDataset):
         return image, label_map
 
     def _row(self, index: int) -> int:
-        index = range(len(self.keys))[index]  # accepts negative indices and raises IndexError
+        try:
+            index = range(len(self.keys))[operator.index(index)]  # accepts negative indices
+        except TypeError:
+            raise TypeError(
+                f"a sample index must be an integer, got {type(index).__name__}: several samples are torch.utils.data.Subset(dataset, indices)"
+            ) from None
+        except IndexError:
+            raise IndexError(f"index {index} is out of range for {counted(len(self.keys), 'sample')}") from None
         return index if self._rows is None else int(self._rows[index])
 
     def _image(self, row: int) -> PIL.Image.Image | tv_tensors.Image:

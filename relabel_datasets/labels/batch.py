@@ -140,11 +140,10 @@ def collate(samples: list[Any]) -> Any:
         ...     soft_labels = label_maps.to("cuda", non_blocking=True).pool()
     """
     functions: dict[Any, Any] = {
-        LabelMap: _collate_label_maps,
-        CropLabels: _refuse_crop_labels,
         **default_collate_fn_map,
+        LabelMap: _collate_label_maps,
+        Tensor: _collate_tensors,
     }
-    functions[Tensor] = _collate_tensors
     return torch_collate(samples, collate_fn_map=functions)
 
 
@@ -195,6 +194,13 @@ def _collate_tensors(tensors: Sequence[Tensor], *, collate_fn_map: Any = None) -
     return collate_tensor_fn(tensors, collate_fn_map=collate_fn_map) if whole is None else whole
 
 
+def _refuse_label_maps(label_maps: Sequence[LabelMap], *, collate_fn_map: Any = None) -> Any:
+    raise TypeError(
+        "default_collate would stack the stored logits of label maps, which are no soft labels: end the geometric transforms with "
+        "LabelPooling(), or pass collate_fn=relabel_datasets.collate to the DataLoader and pool each batch"
+    )
+
+
 def _collate_label_maps(label_maps: Sequence[LabelMap], *, collate_fn_map: Any = None) -> LabelMapBatch:
     return LabelMapBatch.of(label_maps)
 
@@ -208,3 +214,6 @@ def batch_key(label_map: LabelMap) -> tuple[Any, ...]:
 def _described(label_map: LabelMap) -> str:
     sizes = " and ".join("x".join(map(str, size)) for size in label_map.map_sizes)
     return f"{label_map.encoding} {label_map.shape[0]}x{sizes} of {label_map.num_classes} classes"
+
+
+default_collate_fn_map.update({LabelMap: _refuse_label_maps, CropLabels: _refuse_crop_labels})

@@ -93,6 +93,9 @@ class LabelMap(TVTensor):
     @classmethod
     def _wrap(cls, logits: Tensor, metadata: _Metadata) -> LabelMap:
         if LabelMap._is_first:  # not at import, which must not change torchvision
+            from . import (
+                batch as batch,
+            )  # refuses label maps in torch's default_collate, which would stack their logits
             from . import transforms as transforms  # registers kernels: without them, v2 returns label maps unchanged
 
             support_auto_augment(LabelMap)

@@ -294,7 +294,9 @@ class LabelPooling(Transform):
                 "RandomResizedCrop, flips and LabelPooling, or a config of label maps"
             )
         if not label_maps:
-            raise TypeError("LabelPooling found no LabelMap in the sample: does v2.ToPureTensor stand before it?")
+            raise TypeError(
+                "LabelPooling found no LabelMap in the sample: another LabelPooling or v2.ToPureTensor comes before it"
+            )
         size = image_size(flat_inputs)
         for label_map in label_maps:
             if size is not None and label_map.canvas_size != size:

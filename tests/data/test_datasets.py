@@ -44,8 +44,13 @@ def test_indices_are_those_of_a_sequence(dataset):
     assert dataset[-1][1].key == dataset.keys[-1] == dataset.keys[len(dataset) - 1]
     assert dataset.keys[:3] == [dataset.keys[i] for i in range(3)]
     for index in (len(dataset), -len(dataset) - 1):
-        with pytest.raises(IndexError):
+        with pytest.raises(IndexError, match=f"index {index} is out of range for {len(dataset)} samples"):
             dataset[index]
+    for index in ("key", slice(2), 1.0, None, [0, 1]):
+        with pytest.raises(TypeError, match=f"a sample index must be an integer, got {type(index).__name__}"):
+            dataset[index]
+    for index in (np.int64(1), torch.tensor(1), True):
+        assert dataset[index][1].key == dataset.keys[1]
     assert sum(1 for _ in dataset) == len(dataset)
     last = dataset.image(len(dataset) - 1)
     assert dataset.image(-1).tobytes() == last.tobytes()

@@ -74,6 +74,14 @@ def test_all_else_is_collated_as_torch_does():
     assert torch.equal(batch["index"], torch.tensor([0, 1]))
 
 
+def test_label_maps_are_refused_by_the_default_collate_of_torch(dataset_folder):
+    dataset = rd.load_dataset(
+        dataset_folder, "colours", "train", transforms=v2.Compose([v2.CenterCrop(8), v2.PILToTensor()])
+    )
+    with pytest.raises(TypeError, match=r"LabelPooling\(\), or pass collate_fn=relabel_datasets.collate"):
+        next(iter(DataLoader(dataset, 4)))
+
+
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_batches_come_out_of_loaders(dataset_folder, num_workers):
     transforms = v2.Compose([v2.CenterCrop(32), v2.PILToTensor()])

@@ -1,4 +1,4 @@
-"""Recognize transforms of torchvision's first API, which a label map cannot follow."""
+"""Check the transforms of a dataset: a label map cannot follow torchvision's first API, nor crops after LabelPooling."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from typing import Any
 from torch import nn
 from torchvision.transforms import v2
 
+from .transforms import LabelPooling
+
+_CROPS = (v2.RandomResizedCrop, v2.RandomCrop, v2.CenterCrop, v2.FiveCrop, v2.TenCrop)
 _V1_MODULES = ("torchvision.transforms.transforms", "torchvision.transforms.autoaugment")
 _TO_TENSOR = "v2.ToImage(), v2.ToDtype(torch.float32, scale=True)"
 _V2_NAMES = {"ToTensor": _TO_TENSOR, "MaybeToTensor": _TO_TENSOR, "ConvertImageDtype": "v2.ToDtype(..., scale=True)"}
@@ -20,6 +23,7 @@ def check_transforms(transforms: Callable[..., Any] | None) -> None:
         transforms: The `transforms` argument of a dataset. None passes.
 
     Raises:
+        ValueError: It is a `v2.Compose` with a crop after LabelPooling.
         TypeError: It is not callable, or it is or contains a transform of `torchvision.transforms` (v1), which takes an image
             alone. The message names the counterparts in v2.
     """
@@ -29,6 +33,7 @@ def check_transforms(transforms: Callable[..., Any] | None) -> None:
         raise TypeError(
             f"transforms= must be called with an image and its label map, got {type(transforms).__name__}: give a v2.Compose"
         )
+    _check_order(transforms)
     v1 = [transform for transform in _flat(transforms) if _is_v1(transform)]
     if not v1:
         return
@@ -45,6 +50,20 @@ def check_transforms(transforms: Callable[..., Any] | None) -> None:
         f"transforms= has transforms of torchvision.transforms (v1), which take an image alone, so the label map cannot follow "
         f"them: {named}. Instead, {advice}"
     )
+
+
+def _check_order(transforms: Callable[..., Any]) -> None:
+    """Raise ValueError if a `v2.Compose` crops the image after LabelPooling, whose label would be that of the uncropped image."""
+    steps = list(transforms.transforms) if type(transforms) is v2.Compose else []
+    is_pooling = [isinstance(step, LabelPooling) and step.localized for step in steps]
+    if True not in is_pooling:
+        return
+    crop = next((step for step in steps[is_pooling.index(True) :] if isinstance(step, _CROPS)), None)
+    if crop is not None:
+        name = type(crop).__name__
+        raise ValueError(
+            f"transforms= has {name} after LabelPooling, so the soft label would not be that of the crop: place LabelPooling after {name}"
+        )
 
 
 def _flat(transform: Any) -> Iterator[Any]:
