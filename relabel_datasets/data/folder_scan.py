@@ -21,6 +21,18 @@ _NUM_SHOWN = 10  # largest number of extensions of ignored files in a message
 _LOOPS = "link to a parent folder"
 _OUTSIDE = "image outside of class folders"
 _NAMELESS = "file without extension"
+_FOREIGN = (
+    ".heic",
+    ".heif",
+    ".hif",
+    ".dng",
+    ".cr2",
+    ".cr3",
+    ".nef",
+    ".arw",
+    ".raf",
+    ".jxl",
+)  # photos that Pillow cannot read
 _NOUNS = (_LOOPS, _OUTSIDE, _NAMELESS)  # other keys are extensions
 
 
@@ -70,11 +82,13 @@ def scan_image_folder(path: str | os.PathLike[str]) -> tuple[tuple[str, ...], li
     empty = sorted(set(classes) - {classes[file.label] for file in files})
     if empty:
         raise FileNotFoundError(
-            f"{base}: no images in {counted(len(empty), 'class folder')}, such as {empty[:5]}{_listed(ignored, '; ignored: ')}. "
+            f"{base}: no images in {counted(len(empty), 'class folder')}, such as {empty[:5]}{_listed(ignored, '; ignored: ')}.{_advice(ignored)} "
             f"Images end in {', '.join(IMAGE_EXTENSIONS)}; remove folders that are not classes"
         )
     if ignored:
-        logger.warning("%s: %s ignored: %s", base, counted(ignored.total(), "file"), _listed(ignored))
+        logger.warning(
+            "%s: %s ignored: %s.%s", base, counted(ignored.total(), "file"), _listed(ignored), _advice(ignored)
+        )
     return classes, files
 
 
@@ -127,6 +141,12 @@ def _listed(ignored: Counter[str], prefix: str = "") -> str:
     shown = [_counted_kind(count, kind) for kind, count in ignored.most_common(_NUM_SHOWN)]
     more = ignored.total() - sum(count for _, count in ignored.most_common(_NUM_SHOWN))
     return prefix + ", ".join(shown + [f"{more} more"] * (more > 0)) if ignored else ""
+
+
+def _advice(ignored: Counter[str]) -> str:
+    """Return what to do with ignored photos, or an empty text if there are none."""
+    photos = [extension for extension in _FOREIGN if extension in ignored]
+    return f" Convert {', '.join(photos)} photos to JPEG to use them." if photos else ""
 
 
 def _counted_kind(count: int, kind: str) -> str:

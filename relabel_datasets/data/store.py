@@ -87,7 +87,7 @@ class LabelMaps(Mapping[str, Labels]):
         return isinstance(key, str) and self.index.row(key) is not None
 
     def __getitem__(self, key: str) -> Labels:
-        row = self.index.row(key)
+        row = self.index.row(key) if isinstance(key, str) else None
         if row is None:
             raise KeyError(f"no label map of {key!r} among the {len(self)} of split {self.split.name!r}")
         return self.at(row)

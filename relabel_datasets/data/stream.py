@@ -94,6 +94,14 @@ class RelabelStream(IterableDataset[Any]):
             return self.__dict__
         return {**self.__dict__, "batch_size": self._batch_size}  # a spawned worker does not see its loader
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.dataset}\n)"
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names, by index."""
+        return self.dataset.classes
+
     def __len__(self) -> int:
         """Return the number of samples of this rank in the current iteration, or in the next one if none is running."""
         return len(self.sampler)

@@ -39,7 +39,10 @@ def open_config(root: Folder, config: str | None) -> tuple[Folder, Manifest]:
             raise DatasetError(f"{root} is config {manifest.config!r}, not {config!r}")
         return root, manifest
     if not configs:
-        raise FileNotFoundError(f"no dataset at {root}: expected {root}/<config>/{MANIFEST_NAME}")
+        raise FileNotFoundError(
+            f"no dataset at {root}: expected {root}/<config>/{MANIFEST_NAME}. To make a dataset of a folder of images, run "
+            "`relabel build IMAGES OUT --annotator MODEL`"
+        )
     if config is None and len(configs) > 1:
         raise DatasetError(f"{root} has several configs, name one of {configs} with config=")
     if config is not None and config in configs:

@@ -138,7 +138,8 @@ class LocalFolder:
         if (self._path / MANIFEST_NAME).is_file():
             return None
         if not self._path.is_dir():
-            raise FileNotFoundError(f"no dataset at {self}: there is no such folder")
+            problem = "it is a file, not a folder" if self._path.exists() else "there is no such folder"
+            raise FileNotFoundError(f"no dataset at {self}: {problem}")
         names = sorted(path.parent.name for path in self._path.glob(f"*/{MANIFEST_NAME}"))
         for name in names:
             if not is_config(name):

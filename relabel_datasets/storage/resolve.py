@@ -31,6 +31,7 @@ PathLike = str | os.PathLike[str]
 # Short names are folders in the cache, or repositories of that name on the Hub. Datasets that need no data are made by
 # "module:function", which is imported by name because it is in a higher layer. The others are built with the named builder.
 NAMESPACE = "relabel-datasets"
+_REPO_ID = re.compile(r"(?!\.{1,2}/)[\w.-]+/[\w.-]+")  # ./name and ../name are folders
 _MAKERS = {"scenes-relabel": "relabel_datasets.demo:make_scenes_relabel"}
 _BUILDERS = {
     "imagenet-relabel": "imagenet_relabel.py (its option --published converts published labels, without a GPU)",
@@ -81,6 +82,8 @@ def open_folder(
         MissingExtraError: (an ImportError) The package for the protocol of a URL is not installed.
     """
     if not isinstance(path, (str, os.PathLike)):
+        if not hasattr(path, "configs"):
+            raise TypeError(f"the path of a dataset must be a str or a path, got {type(path).__name__}")
         return path
     location = find(path, namespace=namespace, revision=revision, token=token, cache_dir=cache_dir)
     if isinstance(location, Path):
@@ -116,7 +119,7 @@ def find(
     text = without_file_scheme(path)
     if text in (*_MAKERS, *_BUILDERS) and not (namespace is None and Path(text).exists()):
         return _find_short_name(text, namespace, revision, token, cache_dir)
-    is_on_hub = not is_url(text) and not Path(text).exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", text) is not None
+    is_on_hub = not is_url(text) and not Path(text).exists() and _REPO_ID.fullmatch(text) is not None
     for name, value in {"namespace": namespace, "revision": None if is_on_hub else revision,
                         "token": None if is_on_hub else token}.items():  # fmt: skip
         if value:
@@ -135,8 +138,9 @@ def find(
             raise ValueError(
                 f"{redact_path(path)} is not a URL: a URL begins with a scheme and two slashes, such as s3://"
             )
+        home = "; ~ is not expanded, see os.path.expanduser" if text.startswith("~") else ""
         raise FileNotFoundError(
-            f"no dataset at {redact_path(path)}: there is no such folder, and it is neither org/name on the Hub nor one of the short names "
+            f"no dataset at {redact_path(path)}: there is no such folder{home}, and it is neither org/name on the Hub nor one of the short names "
             f"{', '.join(sorted([*_MAKERS, *_BUILDERS]))}"
         )
     return Path(text)

@@ -43,6 +43,12 @@ def stream_of(folder, **arguments):
     return rd.load_dataset(folder, split="train", streaming=True, transforms=number_of, **arguments)
 
 
+def test_a_stream_has_the_classes_of_its_dataset_and_shows_what_it_reads(folder):
+    stream = stream_of(folder)
+    assert stream.classes == stream.dataset.classes == ("a", "b", "c")
+    assert f"Number of datapoints: {NUM_SAMPLES}" in repr(stream)
+
+
 def numbers(batches):
     """Return the samples in a loader's batches."""
     return [number for batch in batches for number in batch.tolist()]

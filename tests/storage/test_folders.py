@@ -47,6 +47,29 @@ def test_a_url_is_recognized(url):
     assert is_url(url)
 
 
+@pytest.mark.parametrize("path", ["./nowhere", "../nowhere", "nowhere", "a/b/c", "/nowhere", "~/nowhere/data"])
+def test_a_folder_that_is_missing_is_not_looked_up_on_the_hub(path):
+    with pytest.raises(FileNotFoundError, match=f"no dataset at {path}: there is no such folder"):
+        open_folder(path)
+
+
+def test_a_file_is_not_a_dataset(tmp_path):
+    (tmp_path / "x.tar").touch()
+    with pytest.raises(FileNotFoundError, match="it is a file, not a folder"):
+        rd.load_dataset(tmp_path / "x.tar", split="train")
+
+
+def test_images_are_not_a_dataset(image_folder):
+    with pytest.raises(FileNotFoundError, match="To make a dataset of a folder of images, run `relabel build"):
+        rd.load_dataset(image_folder, split="train")
+
+
+@pytest.mark.parametrize("path", [3, None, ["data"]])
+def test_a_path_of_another_type_is_refused(path):
+    with pytest.raises(TypeError, match=f"must be a str or a path, got {type(path).__name__}"):
+        rd.load_dataset(path, split="train")
+
+
 @pytest.mark.parametrize("path", ["a/b", "/a/b", "C:/a", "a:b", "./http:/a", "org/name"])
 def test_a_path_is_not_a_url(path, tmp_path, monkeypatch):
     assert not is_url(path)
