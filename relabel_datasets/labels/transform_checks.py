@@ -54,7 +54,7 @@ def check_transforms(transforms: Callable[..., Any] | None) -> None:
 
 def _check_order(transforms: Callable[..., Any]) -> None:
     """Raise ValueError if a `v2.Compose` crops the image after LabelPooling, whose label would be that of the uncropped image."""
-    steps = list(transforms.transforms) if type(transforms) is v2.Compose else []
+    steps: list[Any] = list(getattr(transforms, "transforms", ())) if isinstance(transforms, v2.Compose) else []
     is_pooling = [isinstance(step, LabelPooling) and step.localized for step in steps]
     if True not in is_pooling:
         return
