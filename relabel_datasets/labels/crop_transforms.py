@@ -155,12 +155,19 @@ class RandomStoredCrop(Transform):
             raise ValueError(f"num_crops={count} is more than the {total} stored crops of {labels.key!r}")
         if labels.epoch is None:
             return torch.randperm(total)[:count].tolist() if count > 1 else [int(torch.randint(total, ()))]
-        chosen: list[int] = []
-        for number in range(labels.epoch * count, (labels.epoch + 1) * count):
-            walk, place = divmod(number, total)
-            order = np.argsort(uniform(seed_of(f"{labels.key}/{labels.seed}/{walk}"), np.arange(total)))
-            chosen.append(int(order[place]))
-        return chosen
+        numbers = range(labels.epoch * count, (labels.epoch + 1) * count)
+        return [self._walk(labels, number // total)[number % total] for number in numbers]
+
+    def _walk(self, labels: CropLabels, walk: int) -> list[int]:
+        """Return the order in which the stored crops are shown for the `walk`-th time."""
+        total = labels.num_crops
+        order: list[int] = np.argsort(uniform(seed_of(f"{labels.key}/{labels.seed}/{walk}"), np.arange(total))).tolist()
+        num_before = walk * total % self.num_crops  # crops of the last walk in the sample that this walk begins in
+        if not num_before:
+            return order
+        before = self._walk(labels, walk - 1)[-num_before:]
+        first = [crop for crop in order if crop not in before][: self.num_crops - num_before]
+        return first + [crop for crop in order if crop not in first]
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         """Return the crops of an image, or the soft labels for its crop labels."""

@@ -111,7 +111,7 @@ def test_blended_labels_have_the_temperature_and_the_class_of_the_image():
     torch.testing.assert_close(blended, expected[place_of(blended, expected)])
 
 
-@pytest.mark.parametrize("num_crops", [1, 2, 4])
+@pytest.mark.parametrize("num_crops", [1, 2, 4, 5, 6])
 def test_epochs_show_all_crops_of_an_image_before_any_of_them_again(num_crops):
     labels_of_image = made()
     transform, shown = rd.RandomStoredCrop(8, num_crops=num_crops), {}
@@ -124,6 +124,8 @@ def test_epochs_show_all_crops_of_an_image_before_any_of_them_again(num_crops):
         shown[seed] = [place_of(label, labels_of_image.soft_labels()) for label in labels]
         for start in range(0, len(labels) - NUM_CROPS + 1, NUM_CROPS):
             assert sorted(shown[seed][start : start + NUM_CROPS]) == list(range(NUM_CROPS))
+        for start in range(0, len(labels), num_crops):
+            assert len(set(shown[seed][start : start + num_crops])) == num_crops
     assert shown[0] != shown[1]
     assert shown[0][:NUM_CROPS] != shown[0][NUM_CROPS : 2 * NUM_CROPS]
 
