@@ -288,7 +288,7 @@ def _object_summary(measures: MapMeasures) -> dict[str, Any]:
 
 def _localization_summary(measures: MapMeasures) -> dict[str, Any]:
     if not measures.localization:
-        return {"localization": "not measured, stored crops have no heatmaps"}
+        return {"localization": "needs label maps"}
     accuracies = [_localized_share(measures.localization["iou"], level) for level in IOU_LEVELS]
     return {
         "pointing game, share": _mean(measures.localization["pointed"]),

@@ -17,7 +17,7 @@ def add_parser(commands: Any) -> None:
     parser = add_command(
         commands,
         "pictures",
-        "draw label maps, heatmaps and pooled crops over their images",
+        "draw label maps, heatmaps and crops over their images",
         _run,
         examples=["relabel pictures OUT --out figures", "relabel pictures OUT --out figures --key n01440764_10026"],
     )

@@ -55,10 +55,21 @@ def draw_heatmap(image: Image.Image, label_map: LabelMap, class_index: int, stre
 
     Returns:
         The blended picture, of the same size.
+
+    Raises:
+        TypeError: The labels are stored crops, which have no heatmaps.
     """
+    _check_heatmaps(label_map)
     probability = label_map.dense().softmax(0)[class_index].numpy()
     colored = Image.fromarray(to_colors(probability)).resize(image.size, Image.Resampling.BILINEAR)
     return Image.blend(image, colored, strength)
+
+
+def _check_heatmaps(labels: LabelMap | CropLabels) -> None:
+    if isinstance(labels, CropLabels):
+        raise TypeError(
+            "heatmaps are drawn of a LabelMap, got CropLabels: leave out heatmaps, draw_figure draws stored crops"
+        )
 
 
 def draw_class_regions(
@@ -101,16 +112,17 @@ def _resized(maps: torch.Tensor, image: Image.Image) -> torch.Tensor:
     return resized
 
 
-def strongest_classes(label_map: LabelMap, count: int) -> list[tuple[int, float]]:
-    """Return the `count` classes with the highest probability at any location, and this probability, best first."""
-    highest = label_map.dense().softmax(0).amax((1, 2))
+def strongest_classes(labels: LabelMap | CropLabels, count: int) -> list[tuple[int, float]]:
+    """Return the `count` classes with the highest probability at any location or in any stored crop, and this probability, best first."""
+    is_crops = isinstance(labels, CropLabels)
+    highest = labels.soft_labels().amax(0) if is_crops else labels.dense().softmax(0).amax((1, 2))
     values, indices = highest.topk(min(count, len(highest)))
     return list(zip(indices.tolist(), values.tolist(), strict=True))
 
 
 def draw_figure(
     image: Image.Image,
-    label_map: LabelMap,
+    label_map: LabelMap | CropLabels,
     classes: Sequence[str],
     *,
     heatmaps_of: Sequence[int] | None = None,
@@ -120,22 +132,30 @@ def draw_figure(
 ) -> Image.Image:
     """Draw a figure of an image: its random crops, label map, heatmaps, and the pooled labels of the crops.
 
-    The box of a crop has the color of the most probable class of the crop.
+    The box of a crop has the color of the most probable class of the crop. Of stored crops, the first ones are drawn as the annotator
+    saw them, and no label map and heatmaps.
 
     Args:
         image: Whole image, RGB.
-        label_map: Label map of the whole image.
+        label_map: Label map or stored crops of the whole image.
         classes: Names of the classes.
         heatmaps_of: Indices of the classes whose heatmaps are drawn. Default: the `num_heatmaps` strongest classes.
         num_heatmaps: Number of heatmaps if `heatmaps_of` is None. Default: 3.
-        num_crops: Number of random crops, 8 % to 60 % of the area. Default: 3.
+        num_crops: Number of random crops, 8 % to 60 % of the area, or maximum number of stored crops. Default: 3.
         seed: Seed of the random crops. Default: 0.
 
     Returns:
         The figure.
 
+    Raises:
+        TypeError: `heatmaps_of` is given for stored crops.
+
     Reference: The layout is that of figure 1 of Yun et al., "Re-labeling ImageNet", 2021.
     """
+    if isinstance(label_map, CropLabels):
+        if heatmaps_of is not None:
+            _check_heatmaps(label_map)
+        return _draw_crops(image, label_map, classes, num_crops)
     crops = _random_crops(image, num_crops, seed)
     pool = LabelPooling()
     soft_labels = [pool(F.crop(label_map, *crop)) for crop in crops]
@@ -288,20 +308,8 @@ def spread(dataset: RelabelDataset, count: int) -> list[int]:
     return indices
 
 
-def draw_crop_figure(
-    image: Image.Image, labels: CropLabels, classes: Sequence[str], *, num_crops: int = 3
-) -> Image.Image:
-    """Draw a figure of an image with stored crops: its first crops as the annotator saw them, with their labels.
-
-    Args:
-        image: Whole image, RGB.
-        labels: Labels of its stored crops.
-        classes: Names of the classes.
-        num_crops: Maximum number of crops. Default: 3.
-
-    Returns:
-        The figure.
-    """
+def _draw_crops(image: Image.Image, labels: CropLabels, classes: Sequence[str], num_crops: int) -> Image.Image:
+    """Draw the first stored crops of an image as the annotator saw them, with their labels."""
     crops = range(min(num_crops, labels.num_crops))
     soft = labels.soft_labels(crops)
     ranked = soft.amax(0).topk(min(len(CLASS_COLORS), len(classes))).indices.tolist()
@@ -316,6 +324,23 @@ def draw_crop_figure(
         shown = part.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if labels.flips[crop] else part
         panels.append(panel(shown, f"Crop {crop + 1}", _best_lines(soft[crop], classes, colors), color=best[crop]))
     return side_by_side(panels)
+
+
+def draw_best_crops(image: Image.Image, labels: CropLabels, colors: Mapping[int, Color]) -> Image.Image:
+    """Draw the box of the stored crop that is most certain of a class, for each class with a color.
+
+    Args:
+        image: Whole image, RGB.
+        labels: Its stored crops.
+        colors: Colors by class index.
+
+    Returns:
+        The image, fitted to a panel, with numbered boxes in the colors and order of the classes.
+    """
+    boxes = map(labels.pixel_box, labels.soft_labels()[:, list(colors)].argmax(0).tolist())
+    return _framed(
+        image, [(top, left, bottom - top, right - left) for left, top, right, bottom in boxes], [*colors.values()]
+    )
 
 
 def check_untransformed(dataset: RelabelDataset) -> None:
@@ -346,7 +371,4 @@ def draw_figures(
     names = legible_names(dataset.classes)
     for index in indices:
         image, labels = dataset[index]
-        if isinstance(labels, CropLabels):
-            yield dataset.keys[index], draw_crop_figure(image, labels, names)
-        else:
-            yield dataset.keys[index], draw_figure(image, labels, names, heatmaps_of=heatmaps_of, seed=index)
+        yield dataset.keys[index], draw_figure(image, labels, names, heatmaps_of=heatmaps_of, seed=index)

@@ -12,10 +12,19 @@ from PIL import Image
 from ..analysis.label_maps import measure_images, spread_rows
 from ..analysis.suspects import find_suspects
 from ..data.datasets import RelabelDataset
+from ..labels.crop_labels import CropLabels
 from ..labels.transforms import LabelPooling
 from ..words import counted, printable
 from .names import legible_names
-from .overlay import check_untransformed, draw_class_regions, draw_figures, save_png, spread, strongest_classes
+from .overlay import (
+    check_untransformed,
+    draw_best_crops,
+    draw_class_regions,
+    draw_figures,
+    save_png,
+    spread,
+    strongest_classes,
+)
 from .tiles import CLASS_COLORS, OTHER_COLOR, Line, panel, side_by_side, stack_rows, title_row
 
 _PAIRS_PER_ROW = 3
@@ -24,8 +33,12 @@ _LEGEND = (
     "Below an image: its label, and the first class of its label map, pooled over the whole image. The label map shows the best "
     "class at each location, more opaque for higher probability. Below it: the highest probabilities at any location."
 )
-_SEVERAL = ("Images that show the most classes", _LEGEND)
-_SUSPECTS = ("Suspect labels", f"The map ranks another class first. The most suspect labels are first. {_LEGEND}")
+_CROP_LEGEND = (
+    "Below an image: its label, and the first class of the mean label of its stored crops. Crops: the boxes of those that are most certain "
+    "of a class. Below them: these classes, with their probabilities."
+)
+_SEVERAL, _SUSPECTS = "Images that show the most classes", "Suspect labels"
+_SUSPECT_TEXT = "The {labels} ranks another class first. The most suspect labels are first."
 
 
 def draw_pictures(
@@ -46,7 +59,7 @@ def draw_pictures(
     - `suspects.png`: images whose label may be wrong, if there are any
     - `<key>.png`: figures of samples spread evenly over the dataset
 
-    For stored crops, only figures are drawn: the first crops with their labels.
+    Figures of stored crops show the first crops with their labels.
 
     Args:
         dataset: Dataset without transforms, so that its samples are whole images.
@@ -74,7 +87,7 @@ def draw_pictures(
     heatmaps_of = [_find_class(name, dataset.classes) for name in classes] or None
     indices = _find_indices(dataset, keys) if keys else spread(dataset, count)
     folder.mkdir(parents=True, exist_ok=True)
-    paths = [] if keys or not manifest.has_maps else _save_sheets(dataset, folder, count, num_samples, progress)
+    paths = [] if keys else _save_sheets(dataset, folder, count, num_samples, progress)
     for key, picture in draw_figures(dataset, indices, heatmaps_of):
         paths.append(save_png(picture, folder / f"{key.replace('/', '_')}.png"))
     return paths
@@ -87,7 +100,13 @@ def _save_sheets(
     images = measure_images(label_maps, spread_rows(range(len(label_maps)), num_samples), progress=progress)
     several = np.lexsort((-images["entropy"], -images["num_shown"]))
     paths = []
-    for name, words, order in (("several_classes", _SEVERAL, several), ("suspects", _SUSPECTS, find_suspects(images))):
+    has_maps = label_maps.manifest.has_maps
+    legend = _LEGEND if has_maps else _CROP_LEGEND
+    suspects = f"{_SUSPECT_TEXT.format(labels='map' if has_maps else 'mean label')} {legend}"
+    for name, words, order in (
+        ("several_classes", (_SEVERAL, legend), several),
+        ("suspects", (_SUSPECTS, suspects), find_suspects(images)),
+    ):
         if chosen := _present(dataset, images["key"][order].tolist(), count):
             paths.append(save_png(draw_sheet(dataset, chosen, *words), folder / f"{name}.png"))
     return paths
@@ -102,19 +121,23 @@ def draw_sheet(dataset: RelabelDataset, indices: Sequence[int], title: str, text
 
 
 def _pair(dataset: RelabelDataset, index: int, names: Sequence[str]) -> list[Image.Image]:
-    image, label_map = dataset[index]
-    ranked = strongest_classes(label_map, len(CLASS_COLORS))
+    image, labels = dataset[index]
+    is_crops = isinstance(labels, CropLabels)
+    ranked = strongest_classes(labels, _CLASSES_PER_TILE if is_crops else len(CLASS_COLORS))
     colors = dict(zip((class_index for class_index, _ in ranked), CLASS_COLORS, strict=False))
     label = int(dataset.targets[index])
-    pooled, best = LabelPooling()(label_map).max(0)
+    probability, best = (labels.mean_label() if is_crops else LabelPooling()(labels)).max(0)
     caption = [
         Line(f"label: {names[label]}", colors.get(label, OTHER_COLOR)),
-        Line(f"map: {pooled:.0%} {names[int(best)]}", colors.get(int(best), OTHER_COLOR)),
+        Line(
+            f"{'mean' if is_crops else 'map'}: {probability:.0%} {names[int(best)]}", colors.get(int(best), OTHER_COLOR)
+        ),
     ]
     lines = [Line(f"{highest:.0%} {names[i]}", colors[i]) for i, highest in ranked[:_CLASSES_PER_TILE]]
+    drawn = draw_best_crops(image, labels, colors) if is_crops else draw_class_regions(image, labels, colors)
     return [
         panel(image, printable(dataset.keys[index]), caption),
-        panel(draw_class_regions(image, label_map, colors), "Label map", lines),
+        panel(drawn, "Crops" if is_crops else "Label map", lines),
     ]
 
 

@@ -167,7 +167,7 @@ def _confused(axes: Axes, table: Table, analysis: Analysis) -> None:
     )
     axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
     axes.set(xlabel="images")
-    axes.set_title("label → class that the map ranks first", x=0)
+    axes.set_title("label → class that is ranked first", x=0)
 
 
 def _calibration(axes: Axes, table: Table, analysis: Analysis) -> None:

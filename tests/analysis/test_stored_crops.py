@@ -123,7 +123,7 @@ def test_stored_crops_are_analyzed_as_label_maps_are_but_for_localization(datase
     assert missing == {"pointing game, share", "localised, mean of these, share"} | {
         f"localised at IoU {level}, share" for level in (0.3, 0.5, 0.7)
     }
-    assert of_crops["localization"] == "not measured, stored crops have no heatmaps"
+    assert of_crops["localization"] == "needs label maps"
     assert of_crops["crops"] == NUM_IMAGES * 4
     numbers = both.summary["stored crops"]
     statistics = rd.LabelMaps(dataset, "crops").split

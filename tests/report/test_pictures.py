@@ -10,10 +10,11 @@ from relabel_datasets.analysis import find_suspects, measure_images
 from relabel_datasets.cli import main
 from relabel_datasets.report import pictures as module
 from relabel_datasets.report.overlay import (
+    draw_best_crops,
     draw_class_regions,
-    draw_crop_figure,
     draw_figure,
     draw_figures,
+    draw_heatmap,
     spread,
     strongest_classes,
 )
@@ -222,9 +223,23 @@ def test_figures_of_stored_crops_show_the_first_crops_as_the_annotator_saw_them(
     rd.build(rd.data.ImageFolderSource(images), tmp_path / "data", annotator, build_config=crops, progress=False)
     dataset = rd.load_dataset(tmp_path / "data", split="train")
     paths = draw_pictures(dataset, tmp_path / "pictures", count=3)
-    assert sorted(path.name for path in paths) == sorted(f"{dataset.keys[i]}.png" for i in spread(dataset, 3))
+    figures = [f"{dataset.keys[i]}.png" for i in spread(dataset, 3)]
+    assert len(find_suspects(measure_images(dataset.label_maps, range(len(dataset)), progress=False)))
+    assert sorted(path.name for path in paths) == sorted(["several_classes.png", "suspects.png", *figures])
     image, labels = dataset[0]
-    figure = np.asarray(draw_crop_figure(image, labels, ("cat", "dog", "emu")))
+    highest = labels.soft_labels().amax(0)
+    assert dict(strongest_classes(labels, 3)) == pytest.approx(dict(enumerate(highest.tolist())))
+    certain = np.asarray(draw_best_crops(image, labels, {2: CLASS_COLORS[0]}))
+    left, top, right, bottom = labels.pixel_box(int(labels.soft_labels()[:, 2].argmax()))
+    scale = TILE / max(image.size)
+    framed = np.argwhere((certain == CLASS_COLORS[0]).all(-1))
+    expected = np.array([[scale * top, scale * left], [scale * bottom, scale * right]])
+    assert np.abs(np.stack([framed.min(0), framed.max(0)]) - expected).max() < 4
+    with pytest.raises(TypeError, match="heatmaps are drawn of a LabelMap, got CropLabels"):
+        draw_heatmap(image, labels, 0)
+    with pytest.raises(TypeError, match="heatmaps are drawn of a LabelMap, got CropLabels"):
+        draw_figure(image, labels, dataset.classes, heatmaps_of=[0])
+    figure = np.asarray(draw_figure(image, labels, ("cat", "dog", "emu")))
     for crop in range(3):
         part = image.crop(labels.pixel_box(crop))
         shown = part.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if labels.flips[crop] else part
