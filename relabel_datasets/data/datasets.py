@@ -20,7 +20,7 @@ from ..keywords import checked_keywords
 from ..labels.compose import run_batch, run_pipeline
 from ..labels.crop_labels import CropLabels
 from ..labels.encoded import EncodedImage, size_of
-from ..labels.reading import Labels
+from ..labels.reading import Labels, ReadLabels
 from ..labels.transform_checks import check_transforms
 from ..shards.encoded_jpeg import open_image
 from ..shards.images import ImageFormat, check_image_format, decode_image
@@ -150,9 +150,10 @@ class RelabelDataset(VisionDataset):
         if type(self).__getitem__ is not RelabelDataset.__getitem__:  # a subclass defines its own samples
             return [self[index] for index in indices]
         rows = [self._row(index) for index in indices]
-        label_maps = self.label_maps.at_rows(rows)
-        pairs = (self._pair(row, label_map) for row, label_map in zip(rows, label_maps, strict=True))
-        return list(pairs) if self.transforms is None else run_batch(self.transforms, pairs)
+        if self.transforms is None:
+            return [self._pair(*labeled) for labeled in zip(rows, self.label_maps.at_rows(rows), strict=True)]
+        labels = self.label_maps.read_rows(rows)
+        return run_batch(self.transforms, (self._pair(*labeled) for labeled in zip(rows, labels, strict=True)))
 
     @contextlib.contextmanager
     def reading_epoch(self, epoch: int, seed: int) -> Iterator[None]:
@@ -163,8 +164,8 @@ class RelabelDataset(VisionDataset):
         finally:
             _walk.reset(token)
 
-    def _pair(self, row: int, label_map: Labels) -> tuple[Any, Labels]:
-        """Return the image and its label map. With transforms, the image may be an `EncodedImage`."""
+    def _pair(self, row: int, label_map: Labels | ReadLabels) -> tuple[Any, Labels | ReadLabels]:
+        """Return the image and its label map. With transforms, they may be an `EncodedImage` and a `MapRow`."""
         image: Any = self._image(row) if self.transforms is None else self._opened(row)
         size = size_of(image)
         reader, *walk = _walk.get()

@@ -9,7 +9,8 @@ import numpy as np
 
 from ..errors import DatasetError
 from ..keywords import checked_keywords
-from ..labels.reading import Labels, read_labels
+from ..labels.batch import to_label_map
+from ..labels.reading import Labels, ReadLabels, read_rows
 from ..shards.configs import find_split, open_config
 from ..shards.index import Index
 from ..shards.manifest import Manifest
@@ -98,12 +99,16 @@ class LabelMaps(Mapping[str, Labels]):
 
     def at_rows(self, rows: Sequence[int]) -> list[Labels]:
         """Return the label maps at several rows. This is faster than reading one at a time."""
+        return list(map(to_label_map, self.read_rows(rows)))
+
+    def read_rows(self, rows: Sequence[int]) -> list[ReadLabels]:
+        """Return the label maps at several rows as rows of batches, which transforms accept, see `labels.compose`."""
         keys, blobs = [], []
         for row in rows:
             keys.append(self.index.key(row))
             blobs.append(self.map_bytes(row))
         labels = self.index.labels[np.asarray(rows, np.int64)].tolist()
-        return read_labels(blobs, keys, labels, len(self.manifest.classes), self.split.calibration)
+        return read_rows(blobs, keys, labels, len(self.manifest.classes), self.split.calibration)
 
     def map_bytes(self, row: int) -> bytes:
         """Return the stored bytes of the label map at a row."""

@@ -21,7 +21,7 @@ from .calibration import Calibration
 from .crop_labels import CropLabels
 from .eager import eagerly
 from .encodings.base import Encoded, Temperature
-from .label_map import LabelMap
+from .label_map import LabelMap, _Metadata
 from .pooling import calibrated_divisor
 from .pooling_checks import check_label_weight
 from .view import View, to_rows
@@ -80,6 +80,18 @@ class LabelMapBatch:
     def __len__(self) -> int:
         return len(self.views)
 
+    def select(self, rows: Sequence[int]) -> LabelMapBatch:
+        """Return the batch of the label maps at some rows."""
+        is_whole = len(rows) == len(self) and all(row == i for i, row in enumerate(rows))
+        return LabelMapBatch(
+            self.encoded if is_whole else self.encoded.select(torch.tensor(rows)),
+            *(tuple(values[row] for row in rows) for values in (self.views, self.labels, self.keys, self.calibrations)),
+        )
+
+    def with_views(self, views: Sequence[View]) -> LabelMapBatch:
+        """Return the batch with other views."""
+        return replace(self, views=tuple(views))
+
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> LabelMapBatch:
         """Return the batch with its tensors on a device."""
         return self._changed(lambda tensor: tensor.to(device, non_blocking=non_blocking))
@@ -116,6 +128,65 @@ class LabelMapBatch:
 
     def _changed(self, change: Callable[[Tensor], Tensor]) -> LabelMapBatch:
         return replace(self, encoded=self.encoded.changed(change))
+
+
+class MapRow:
+    """Label map that was read with others of its batch. A `LabelMap` is made of it only when one is needed.
+
+    Args:
+        batch: Batch that it is a row of.
+        row: Number of the row.
+        canvas_size: Size (height, width) in pixels of the image.
+    """
+
+    __slots__ = ("batch", "canvas_size", "row")
+
+    def __init__(self, batch: LabelMapBatch, row: int, canvas_size: tuple[int, int]) -> None:
+        self.batch = batch
+        self.row = row
+        self.canvas_size = canvas_size
+
+    @property
+    def view(self) -> View:
+        """Part of the original image that the image shows: all of it."""
+        return self.batch.views[self.row]
+
+    @property
+    def key(self) -> str | None:
+        """Key of the sample in its dataset, or None."""
+        return self.batch.keys[self.row]
+
+    @property
+    def label(self) -> int | None:
+        """Original class index of the sample, or None."""
+        return self.batch.labels[self.row]
+
+    def with_canvas_size(self, canvas_size: tuple[int, int]) -> MapRow:
+        """Return the label map for the same image in another size (height, width)."""
+        return MapRow(self.batch, self.row, canvas_size)
+
+    def label_map(self) -> LabelMap:
+        """Return the label map of the whole image."""
+        batch, row = self.batch, self.row
+        encoding, tensors, num_classes = batch.encoded
+        parts = encoding.separate(tensors, row, num_classes)
+        logits: Tensor = parts.pop("logits")
+        metadata = _Metadata(
+            encoding,
+            parts,
+            num_classes,
+            self.canvas_size,
+            batch.views[row],
+            self.key,
+            self.label,
+            batch.calibrations[row],
+        )
+        return LabelMap._wrap(logits, metadata)
+
+
+def to_label_map(labels: Any) -> Any:
+    """Return the `LabelMap` of a `MapRow`. All else is returned unchanged."""
+    return labels.label_map() if isinstance(labels, MapRow) else labels
 
 
 def collate(samples: list[Any]) -> Any:

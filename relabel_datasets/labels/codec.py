@@ -21,7 +21,7 @@ from safetensors.numpy import save
 
 from ..errors import LabelMapError
 from ..schema import FieldError, Rule, fields, integer, list_of, one_of, parse_json, record, shown, text, tuple_of
-from .encodings.base import Array, Encoded, Encoding, Parts, StoredTensor
+from .encodings.base import Array, Encoded, Encoding, StoredTensor
 from .encodings.registry import ENCODINGS, get_encoding
 from .limits import MAX_CLASSES, MAX_SIDE
 
@@ -36,12 +36,21 @@ _MAX_HEADER = 1 << 12  # bytes; a header has about 350, and thousands of headers
 
 
 class Decoded(NamedTuple):
-    """Stored labels of one image."""
+    """Stored labels of images with the same layout.
 
+    Attributes:
+        rows: Places of the images among those that were decoded.
+        encoding: Encoding of the labels.
+        content: Result of `Encoding.decode`; logits are float32.
+        num_classes: Number of classes C.
+        canvas_sizes: Size (height, width) of each image in pixels.
+    """
+
+    rows: list[int]
     encoding: Encoding
-    tensors: Parts  # of a label map: with the logits, in float32
+    content: Any
     num_classes: int
-    canvas_size: tuple[int, int]
+    canvas_sizes: list[tuple[int, int]]
 
 
 def encode(encoded: Encoded, canvas_sizes: list[tuple[int, int]], storage_dtype: str | None = None) -> list[bytes]:
@@ -103,14 +112,14 @@ def check_sizes(num_classes: int, canvas_sizes: Sequence[tuple[int, int]]) -> No
 
 
 def decode(blobs: Sequence[bytes], num_classes: int | None = None) -> list[Decoded]:
-    """Decode label maps. Maps with the same layout are decoded together and share one block of memory.
+    """Decode labels. Those with the same layout are decoded together and share one block of memory.
 
     Args:
         blobs: Safetensors bytes of each map.
         num_classes: Number of classes that each map must have. Default: any.
 
     Returns:
-        The content of each map, in order.
+        The labels of each layout.
 
     Raises:
         LabelMapError: A blob is not a valid label map, or it has another number of classes.
@@ -129,7 +138,7 @@ def decode(blobs: Sequence[bytes], num_classes: int | None = None) -> list[Decod
         layouts.append(layout)
         canvas_sizes.append(canvas_size)
         rows_of_layout.setdefault(id(layout), []).append(row)
-    contents: dict[int, Decoded] = {}
+    decoded = []
     for rows in rows_of_layout.values():
         layout = layouts[rows[0]]
         if num_classes not in (None, layout.num_classes):
@@ -138,19 +147,20 @@ def decode(blobs: Sequence[bytes], num_classes: int | None = None) -> list[Decod
             )
         blobs_of_layout = blobs if len(rows) == len(blobs) else [blobs[row] for row in rows]
         sizes = [canvas_sizes[row] for row in rows]
-        contents.update(zip(rows, _decode_layout(blobs_of_layout, layout, sizes), strict=True))
-    return [contents[row] for row in range(len(blobs))]
+        decoded.append(
+            Decoded(rows, layout.encoding, _decode_layout(blobs_of_layout, layout), layout.num_classes, sizes)
+        )
+    return decoded
 
 
-def _decode_layout(blobs: Sequence[bytes], layout: _Layout, canvas_sizes: list[tuple[int, int]]) -> list[Decoded]:
+def _decode_layout(blobs: Sequence[bytes], layout: _Layout) -> Any:
+    """Return the result of `Encoding.decode`."""
     data, batch = b"".join(blobs), len(blobs)  # join does not copy a single blob
     arrays = {
         name: np.ndarray((batch, *shape), dtype, data, offset, (layout.end, *strides))
         for name, shape, dtype, offset, strides in layout.tensors
     }
-    encoding, num_classes = layout.encoding, layout.num_classes
-    maps = encoding.decode(arrays, num_classes, layout.storage_dtype)
-    return [Decoded(encoding, tensors, num_classes, size) for tensors, size in zip(maps, canvas_sizes, strict=True)]
+    return layout.encoding.decode(arrays, layout.num_classes, layout.storage_dtype)
 
 
 class _Layout(NamedTuple):

@@ -4,14 +4,13 @@
 and label map this costs more than pooling the label. Here both items go directly through `make_params` and `transform` of
 each transform, with the same results and the same random numbers. Anything else in the pipeline is called normally.
 
-The label maps of a batch are pooled together after all images, and the images are converted together, see `conversion`. Between
-two images the processor's caches are cold, and pooling a single map takes several times as long.
+The label maps of a batch follow their images and are pooled together after all images, see `following`, and the images are
+converted together, see `conversion`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import PIL.Image
@@ -20,9 +19,10 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from .batch import LabelMapBatch, batch_key
+from .batch import to_label_map
 from .conversion import V2_STEPS, Conversion, Conversions, convert
-from .encoded import EncodedImage, crop_encoded, crops_first, decoded, planar, size_of
+from .encoded import EncodedImage, crops_first, decode_for, decoded, planar, size_of
+from .following import Following, can_wait, follow, stack
 from .label_map import LabelMap
 from .transforms import LabelPooling
 from .v2_hooks import CHECK_INPUTS, MAKE_PARAMS, TRANSFORM
@@ -44,14 +44,14 @@ def run_pipeline(pipeline: Any, image: Any, label_map: LabelMap) -> Any:
     return run_batch(pipeline, [(image, label_map)])[0]
 
 
-def run_batch(pipeline: Any, pairs: Iterable[tuple[Any, LabelMap]]) -> list[Any]:
-    """Run a pipeline on several pairs. Pool their label maps and convert their images together if possible.
+def run_batch(pipeline: Any, pairs: Iterable[tuple[Any, Any]]) -> list[Any]:
+    """Run a pipeline on several pairs. Their label maps follow and are pooled, and their images are converted, together if possible.
 
     Images are those of the pipeline, bit by bit. Labels equal those of `run_pipeline` up to rounding.
 
     Args:
         pipeline: Pipeline, see `run_pipeline`.
-        pairs: Pairs of image and label map. Each is fetched after the previous one has been transformed.
+        pairs: Pairs of image and label map, which may be a `MapRow`. Each is fetched after the previous one has been transformed.
 
     Returns:
         The output of the pipeline for each pair.
@@ -64,21 +64,24 @@ def run_together(run: Runner, pairs: Iterable[tuple[Any, LabelMap]]) -> list[Any
     outputs: list[Any] = []
     to_pool: dict[tuple[Any, ...], list[int]] = {}  # samples whose label maps can be pooled together, by key
     to_convert: dict[tuple[Any, ...], list[int]] = {}
-    for image, label_map in pairs:
+    followed: dict[int, Following] = {}
+    for place, (image, label_map) in enumerate(pairs):
         output, pending = run(image, label_map)
-        if pending.pooling is not None:
-            to_pool.setdefault((pending.pooling, *batch_key(output[1])), []).append(len(outputs))
+        if pending.label_map is not None:
+            followed[place] = pending.label_map
+            to_pool.setdefault((pending.pooling, *pending.label_map.batch_key()), []).append(place)
         if pending.conversion is not None:
-            to_convert.setdefault((pending.conversion, size_of(output[0])), []).append(len(outputs))
+            to_convert.setdefault((pending.conversion, size_of(output[0])), []).append(place)
         outputs.append(output)
     for (conversion, _), places in to_convert.items():
         images = convert([outputs[place][0] for place in places], conversion)
         for place, converted in zip(places, images, strict=True):
             outputs[place] = converted, outputs[place][1]
     for (pooling, *_), places in to_pool.items():
-        labels = _pool_together([outputs[place][1] for place in places], pooling)
-        for place, label in zip(places, labels, strict=True):
-            outputs[place] = outputs[place][0], label
+        images = [outputs[place][0] for place in places]
+        labels = _labels_of([followed[place] for place in places], pooling, images)
+        for place, image, label in zip(places, images, labels, strict=True):
+            outputs[place] = image, label
     return outputs
 
 
@@ -86,15 +89,17 @@ class Pending(NamedTuple):
     """What is left to do with the output of a `Runner`.
 
     Attributes:
-        pooling: Pooling of the label map, or None.
+        label_map: Label map that must still follow the image and replaces the second output, or None.
+        pooling: Pooling of this label map, or None.
         conversion: Conversion of the image, or None.
     """
 
+    label_map: Following | None = None
     pooling: LabelPooling | None = None
     conversion: Conversion | None = None
 
 
-Runner = Callable[[Any, LabelMap], tuple[Any, Pending]]  # runs a pipeline, but leaves its end to the caller
+Runner = Callable[[Any, Any], tuple[Any, Pending]]  # runs a pipeline, but leaves its end to the caller
 
 
 def runner_of(pipeline: Any) -> Runner:
@@ -111,7 +116,7 @@ def runner_of(pipeline: Any) -> Runner:
     if owner is not None and owner is _owner(pipeline, "__call__"):
         runner: Runner = pipeline.batch_runner()
         return runner
-    return lambda image, label_map: (pipeline(decoded(image), label_map), Pending())
+    return lambda image, label_map: (pipeline(decoded(image), to_label_map(label_map)), Pending())
 
 
 def _owner(pipeline: Any, method: str) -> type | None:
@@ -122,7 +127,8 @@ def _owner(pipeline: Any, method: str) -> type | None:
 class Steps:
     """Runner that applies v2 transforms in order. A final pooling and a final conversion are left to the caller.
 
-    A crop that comes first decodes only its box of an encoded image.
+    A crop that comes first decodes only its box of an encoded image. A label map follows the image when a transform looks at it, or
+    after the last image of the batch.
 
     Args:
         transforms: The transforms.
@@ -132,70 +138,73 @@ class Steps:
         self._transforms = transforms
         self._conversions = Conversions(transforms, V2_STEPS, [LabelPooling])
 
-    def __call__(self, image: Any, label_map: LabelMap) -> tuple[Any, Pending]:
+    def __call__(self, image: Any, label_map: Any) -> tuple[Any, Pending]:
         """Return the output of the transforms for one sample, and what is left to do with it."""
-        first = self._transforms[0] if self._transforms else None
-        num_done = int(crops_first(first))
-        outputs: Any
-        if not num_done:
-            outputs = decoded(image), label_map
-        elif isinstance(image, EncodedImage):
-            outputs = crop_encoded(first, image, label_map)
-        else:
-            outputs = run_transform(first, (image, label_map))
-        if num_done:
-            outputs = planar(outputs[0]), *outputs[1:]
-        waiting: tuple[LabelMap, LabelPooling] | None = None
+        label = follow(label_map, image)
+        if not (self._transforms and crops_first(self._transforms[0])):
+            image = decoded(image)
+        outputs: Any = image, to_label_map(label_map) if label is None else _NO_LABEL
+        pooling: LabelPooling | None = None
         conversion: Conversion | None = None
-        for place, transform in enumerate(self._transforms[num_done:], num_done):
+        for place, transform in enumerate(self._transforms):
             is_plain = _is_plain(transform, outputs)
             if place == self._conversions.start and is_plain:
                 conversion = self._conversions.of(outputs[0])
-            if waiting is not None and not (is_plain and _ignores_labels(transform)):
-                outputs, waiting = (outputs[0], _pool_one(*waiting)), None
-            if type(transform) is LabelPooling and is_plain and isinstance(outputs[1], LabelMap):
-                transform.check_inputs(list(outputs))
-                waiting = outputs[1], transform
-                outputs = outputs[0], _NO_LABEL
+            if label is not None and not (is_plain and _waits(transform, pooling)):
+                outputs = outputs[0], *_labels_of([label], pooling, outputs[:1])
+                label = pooling = None
+            if type(transform) is LabelPooling and is_plain and (label is not None or isinstance(outputs[1], LabelMap)):
+                if label is None:
+                    transform.check_inputs(list(outputs))
+                    label, outputs = Following(outputs[1]), (outputs[0], _NO_LABEL)
+                pooling = transform
             elif conversion is None or type(transform) is LabelPooling:
-                outputs = run_transform(transform, outputs)
+                outputs = run_transform(transform, outputs, label if pooling is None else None)
             elif type(transform) is v2.ToPureTensor:  # the only one of them that changes label maps
                 outputs = outputs[0], outputs[1].as_subclass(Tensor)
-        if waiting is None:
-            return outputs, Pending(conversion=conversion)
-        return (outputs[0], waiting[0]), Pending(waiting[1], conversion)
+            if place == 0 and crops_first(transform):
+                outputs = planar(outputs[0]), *outputs[1:]
+        return outputs, Pending(label, pooling, conversion)
 
 
-def _pool_together(label_maps: list[LabelMap], pooling: LabelPooling) -> Iterable[Tensor]:
-    if len(label_maps) == 1:  # faster without a batch
-        return [_pool_one(label_maps[0], pooling)]
-    batch = LabelMapBatch.stack(label_maps)
-    if not pooling.localized:
-        batch = replace(batch, views=(View(),) * len(batch))
+def _labels_of(
+    followed: Sequence[Following], pooling: LabelPooling | None, images: Sequence[Any]
+) -> Iterable[LabelMap | Tensor]:
+    """Return the labels of images that have the same `Following.batch_key`."""
+    if pooling is None or len(followed) == 1:  # a single one is pooled faster without a batch
+        maps = [label.resolve(size_of(image)) for label, image in zip(followed, images, strict=True)]
+        return maps if pooling is None else [pooling.transform(label_map, {}) for label_map in maps]
+    batch = stack(followed, [label.view() if pooling.localized else View() for label in followed])
     soft = batch.pool(pooling.output_size, pooling.temperature, calibrated=pooling.calibrated)
-    return pooling.to_targets(soft, label_maps)
+    return pooling.to_targets(soft, [label.label_map for label in followed])
 
 
-def _pool_one(label_map: LabelMap, pooling: LabelPooling) -> Tensor:
-    label: Tensor = pooling.transform(label_map, {})
-    return label
+def run_transform(transform: Any, inputs: Any, following: Following | None = None) -> Any:
+    """Return `transform(*inputs)` for one transform of a pipeline.
 
-
-def run_transform(transform: Any, inputs: Any) -> Any:
-    """Return `transform(*inputs)` for one transform of a pipeline."""
+    Args:
+        transform: The transform.
+        inputs: Its inputs. If it `crops_first`, an image may be encoded.
+        following: Label map that follows the image later.
+    """
     if not _is_plain(transform, inputs):
         return transform(*inputs)
-    getattr(transform, CHECK_INPUTS)(list(inputs))
+    image, target = inputs
+    encoded = image if isinstance(image, EncodedImage) else None
+    shown = image if encoded is None else encoded.placeholder()
+    getattr(transform, CHECK_INPUTS)([shown, target])
     if type(transform).forward is _RANDOM_APPLY_FORWARD and torch.rand(1) >= transform.p:
         return inputs
-    image, target = inputs
     kinds = transform._transformed_types
     # v2 treats the first plain tensor as an image only if there is no other image, so a pooled label passes through.
-    uses_image, uses_target = _is_of(image, kinds), isinstance(target, tv_tensors.TVTensor) and _is_of(target, kinds)
-    used = [inpt for inpt, is_used in ((image, uses_image), (target, uses_target)) if is_used]
+    uses_image, uses_target = _is_of(shown, kinds), isinstance(target, tv_tensors.TVTensor) and _is_of(target, kinds)
+    used = [inpt for inpt, is_used in ((shown, uses_image), (target, uses_target)) if is_used]
     params = getattr(transform, MAKE_PARAMS)(used)
+    if following is not None:
+        following.record(transform, params, size_of(image))
     apply = getattr(transform, TRANSFORM)
-    return apply(image, params) if uses_image else image, apply(target, params) if uses_target else target
+    of_image = (image, params) if encoded is None else decode_for(transform, encoded, params)
+    return apply(*of_image) if uses_image else image, apply(target, params) if uses_target else target
 
 
 def _is_plain(transform: Any, inputs: Any) -> bool:
@@ -203,9 +212,16 @@ def _is_plain(transform: Any, inputs: Any) -> bool:
     return (
         getattr(type(transform), "forward", None) in (_PLAIN_FORWARD, _RANDOM_APPLY_FORWARD)
         and len(inputs) == 2
-        and (isinstance(inputs[0], (PIL.Image.Image, tv_tensors.Image)) or type(inputs[0]) is Tensor)
+        and (isinstance(inputs[0], (PIL.Image.Image, tv_tensors.Image, EncodedImage)) or type(inputs[0]) is Tensor)
         and isinstance(inputs[1], Tensor)
     )
+
+
+def _waits(transform: Any, pooling: LabelPooling | None) -> bool:
+    """Return whether a plain transform leaves a label map that follows later, or whose pooling waits, as it is."""
+    if pooling is not None:
+        return _ignores_labels(transform)
+    return type(transform) is LabelPooling or can_wait(transform)
 
 
 def _ignores_labels(transform: Any) -> bool:

@@ -83,7 +83,7 @@ class CropLabels(TVTensor):
         (checked,) = encoding.decode(
             {name: values[None] for name, values in stored.items()}, num_classes, storage_dtype
         )
-        (labels,) = wrap_decoded([codec.Decoded(encoding, checked, num_classes, canvas)], [key], [label])
+        (labels,) = wrap_decoded([DecodedCrops(checked, num_classes, canvas)], [key], [label])
         return labels
 
     @classmethod
@@ -326,8 +326,16 @@ class CropLabels(TVTensor):
         return labels
 
 
+class DecodedCrops(NamedTuple):
+    """Stored labels of the crops of one image."""
+
+    tensors: dict[str, Array]
+    num_classes: int
+    canvas_size: tuple[int, int]
+
+
 def wrap_decoded(
-    contents: Sequence[codec.Decoded], keys: Sequence[str | None], labels: Sequence[int | None]
+    contents: Sequence[DecodedCrops], keys: Sequence[str | None], labels: Sequence[int | None]
 ) -> list[CropLabels]:
     """Return the crop labels of decoded contents."""
     images, sizes = [content.tensors for content in contents], [content.canvas_size for content in contents]

@@ -11,7 +11,6 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from .crop_transforms import RandomStoredCrop
-from .v2_hooks import CHECK_INPUTS, MAKE_PARAMS, TRANSFORM
 
 Box = tuple[int, int, int, int]  # top, left, height, width in pixels
 
@@ -56,21 +55,6 @@ def crops_first(transform: Any) -> bool:
     return type(transform) in _BOXES
 
 
-def crop_encoded(transform: Any, image: EncodedImage, target: Any) -> tuple[Any, Any]:
-    """Return `transform(image, target)` with the same random numbers, decoding only the box that it cuts out.
-
-    Args:
-        transform: Transform for which `crops_first` holds.
-        image: Image.
-        target: Label map or crop labels of the image.
-    """
-    inputs = [image.placeholder(), target]
-    getattr(transform, CHECK_INPUTS)(inputs)
-    params = getattr(transform, MAKE_PARAMS)(inputs)
-    apply = getattr(transform, TRANSFORM)
-    return apply(*decode_for(transform, image, params)), apply(target, params)
-
-
 def planar(image: Any) -> Any:
     """Return a tensor image with contiguous channels. Decoders and resizes interleave them, which slows later transforms down."""
     if not isinstance(image, tv_tensors.Image) or image.is_contiguous():
@@ -86,8 +70,20 @@ def decode_for(transform: Any, image: EncodedImage, params: dict[str, Any]) -> t
         image: Image.
         params: Parameters that the transform has drawn for the whole image.
     """
-    box = _BOXES[type(transform)](transform, params, image.size)
+    box = box_of(transform, params, image.size)
     return (image.decode(), params) if box is None else (image.decode_box(box), _within(params, box))
+
+
+def box_of(transform: Any, params: dict[str, Any], size: tuple[int, int]) -> Box | None:
+    """Return the box that a transform cuts out, or None if it pads the image.
+
+    Args:
+        transform: Transform for which `crops_first` holds.
+        params: Parameters that the transform has drawn.
+        size: (height, width) of the image.
+    """
+    box: Box | None = _BOXES[type(transform)](transform, params, size)
+    return box
 
 
 def _within(params: dict[str, Any], box: Box) -> dict[str, Any]:

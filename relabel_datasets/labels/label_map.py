@@ -297,16 +297,5 @@ class LabelMap(TVTensor):
         return label_map
 
 
-def whole_map(
-    content: codec.Decoded, key: str | None, label: int | None, calibration: Calibration | None = None
-) -> LabelMap:
-    """Return the label map of a whole image from its decoded content."""
-    encoding, parts, num_classes, canvas_size = content
-    assert isinstance(encoding, MapEncoding)
-    logits = parts.pop("logits")
-    metadata = _Metadata(encoding, parts, num_classes, canvas_size, View(), key, label, calibration)
-    return LabelMap._wrap(logits, metadata)
-
-
 def _rebuild(logits: Tensor, metadata: _Metadata) -> LabelMap:
     return LabelMap._wrap(logits, metadata)

@@ -6,12 +6,15 @@ from collections.abc import Sequence
 
 from ..errors import LabelMapError
 from . import codec
+from .batch import LabelMapBatch, MapRow, to_label_map
 from .calibration import Calibration
-from .crop_labels import CropLabels, wrap_decoded
-from .encodings.base import MapEncoding
-from .label_map import LabelMap, whole_map
+from .crop_labels import CropLabels, DecodedCrops, wrap_decoded
+from .encodings.base import Encoded, MapEncoding
+from .label_map import LabelMap
+from .view import View
 
 Labels = LabelMap | CropLabels
+ReadLabels = MapRow | CropLabels
 
 
 def read_label(blob: bytes, *, key: str | None = None, label: int | None = None) -> Labels:
@@ -28,7 +31,8 @@ def read_label(blob: bytes, *, key: str | None = None, label: int | None = None)
     Raises:
         LabelMapError: (a ValueError) The bytes are not valid labels.
     """
-    return _wrap(_decode_one(blob, key), [key], [label])[0]
+    labels: Labels = to_label_map(_wrap(_decode_one(blob, key), [key], [label])[0])
+    return labels
 
 
 def read_labels(
@@ -53,13 +57,28 @@ def read_labels(
     Raises:
         LabelMapError: (a ValueError) Bytes are not valid labels, or have another number of classes. The message names the key.
     """
+    return list(map(to_label_map, read_rows(blobs, keys, labels, num_classes, calibration)))
+
+
+def read_rows(
+    blobs: Sequence[bytes],
+    keys: Sequence[str],
+    labels: Sequence[int],
+    num_classes: int | None = None,
+    calibration: Calibration | None = None,
+) -> list[ReadLabels]:
+    """Read the labels of several images at once, see `read_labels`. Label maps are returned as rows of batches.
+
+    Raises:
+        LabelMapError: See `read_labels`.
+    """
     try:
-        contents = codec.decode(blobs, num_classes)
+        decoded = codec.decode(blobs, num_classes)
     except LabelMapError:
         for blob, key in zip(blobs, keys, strict=True):  # find the one that is wrong
             _decode_one(blob, key, num_classes)
         raise
-    return _wrap(contents, keys, labels, calibration)
+    return _wrap(decoded, keys, labels, calibration)
 
 
 def _decode_one(blob: bytes, key: str | None, num_classes: int | None = None) -> list[codec.Decoded]:
@@ -71,15 +90,27 @@ def _decode_one(blob: bytes, key: str | None, num_classes: int | None = None) ->
 
 
 def _wrap(
-    contents: Sequence[codec.Decoded],
+    decoded: Sequence[codec.Decoded],
     keys: Sequence[str | None],
     labels: Sequence[int | None],
     calibration: Calibration | None = None,
-) -> list[Labels]:
-    of_crops = [i for i, content in enumerate(contents) if not isinstance(content.encoding, MapEncoding)]
-    crops = wrap_decoded([contents[i] for i in of_crops], [keys[i] for i in of_crops], [labels[i] for i in of_crops])
-    found: dict[int, Labels] = dict(zip(of_crops, crops, strict=True))
-    found |= {
-        i: whole_map(contents[i], keys[i], labels[i], calibration) for i in range(len(contents)) if i not in found
-    }
-    return [found[i] for i in range(len(contents))]
+) -> list[ReadLabels]:
+    found: dict[int, ReadLabels] = {}
+    crops: dict[int, DecodedCrops] = {}
+    for rows, encoding, content, num_classes, canvas_sizes in decoded:
+        if isinstance(encoding, MapEncoding):
+            batch = LabelMapBatch(
+                Encoded(encoding, content, num_classes),
+                (View(),) * len(rows),
+                tuple(labels[row] for row in rows),
+                tuple(keys[row] for row in rows),
+                (calibration,) * len(rows),
+            )
+            found |= {row: MapRow(batch, i, size) for i, (row, size) in enumerate(zip(rows, canvas_sizes, strict=True))}
+        else:
+            tensors = zip(rows, content, canvas_sizes, strict=True)
+            crops |= {row: DecodedCrops(values, num_classes, size) for row, values, size in tensors}
+    # All crops together, although each image may have a layout of its own.
+    wrapped = wrap_decoded(list(crops.values()), [keys[row] for row in crops], [labels[row] for row in crops])
+    found |= dict(zip(crops, wrapped, strict=True))
+    return [found[row] for row in range(len(found))]

@@ -61,11 +61,12 @@ def vertical_flip_label_map(label_map: LabelMap) -> LabelMap:
 
 @_kernel_of(F.crop)
 def crop_label_map(label_map: LabelMap, top: int, left: int, height: int, width: int) -> LabelMap:
-    return _follow(label_map, _crop_view(label_map, top, left, height, width), (height, width))
+    return _follow(label_map, box_view(label_map.canvas_size, top, left, height, width), (height, width))
 
 
-def _crop_view(label_map: LabelMap, top: int, left: int, height: int, width: int) -> View:
-    canvas_height, canvas_width = label_map.canvas_size
+def box_view(canvas_size: tuple[int, int], top: int, left: int, height: int, width: int) -> View:
+    """Return the view of an image of `canvas_size` that shows a box, all in pixels."""
+    canvas_height, canvas_width = canvas_size
     return View(width / canvas_width, 0.0, left / canvas_width, 0.0, height / canvas_height, top / canvas_height)
 
 
@@ -91,7 +92,7 @@ def resized_crop_label_map(
 ) -> LabelMap:
     if not isinstance(size, Sequence) or len(size) != 2:
         return resize_label_map(crop_label_map(label_map, top, left, height, width), size)
-    return _follow(label_map, _crop_view(label_map, top, left, height, width), (size[0], size[1]))
+    return _follow(label_map, box_view(label_map.canvas_size, top, left, height, width), (size[0], size[1]))
 
 
 @_kernel_of(F.pad)

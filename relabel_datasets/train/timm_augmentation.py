@@ -19,6 +19,7 @@ from torch import Tensor
 from torchvision import tv_tensors
 
 from ..keywords import checked_keywords
+from ..labels.batch import to_label_map
 from ..labels.compose import Pending, Runner, Steps, run_together
 from ..labels.conversion import Conversion, Conversions, normalize, pil_to_tensor
 from ..labels.crop_labels import CropLabels
@@ -123,7 +124,8 @@ class TimmTransforms:
         """See `compose.runner_of`."""
         return functools.partial(self._run, Steps([] if self.pooling is None else [self.pooling]))
 
-    def _run(self, pool: Runner, image: Any, label_map: LabelMap) -> tuple[Any, Pending]:
+    def _run(self, pool: Runner, image: Any, labels: Any) -> tuple[Any, Pending]:
+        label_map = to_label_map(labels)
         if isinstance(label_map, CropLabels):
             raise TypeError(
                 "these transforms are for label maps, but the sample has CropLabels: pass crop=RandomStoredCrop(image_size) to "
@@ -194,7 +196,8 @@ class TimmStoredCrops:
         """See `compose.runner_of`."""
         return self._run
 
-    def _run(self, image: Any, labels: CropLabels) -> tuple[Any, Pending]:
+    def _run(self, image: Any, stored: Any) -> tuple[Any, Pending]:
+        labels = to_label_map(stored)
         if not isinstance(image, (*_IMAGES, EncodedImage)):
             raise TypeError(f"timm's transforms need an image, got {type(image).__name__}")
         self.crop.check_inputs([image.placeholder() if isinstance(image, EncodedImage) else image, labels])

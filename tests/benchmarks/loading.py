@@ -28,7 +28,6 @@ import timm.data
 import torch
 import webdataset
 from torch.utils.data import DataLoader, Dataset
-from torchvision import tv_tensors
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
@@ -106,10 +105,6 @@ def augmentation(*last: v2.Transform) -> v2.Compose:
     )
 
 
-class ClassIndex(tv_tensors.TVTensor):
-    """Class index that no transform changes."""
-
-
 class WithoutLabelMaps(Dataset[Any]):
     """Images of shards with their class indices, transformed by the code that also transforms label maps."""
 
@@ -120,8 +115,7 @@ class WithoutLabelMaps(Dataset[Any]):
         return len(self.dataset)
 
     def __getitems__(self, indices: list[int]) -> list[Any]:
-        targets = self.dataset.targets
-        labels = (torch.tensor(int(targets[index])).as_subclass(ClassIndex) for index in indices)
+        labels = torch.from_numpy(self.dataset.targets[indices])  # plain tensors, which no transform looks at
         return run_batch(self.transforms, zip(map(self.dataset._opened, indices), labels, strict=True))
 
 

@@ -97,7 +97,9 @@ class Encoding(ABC):
         """
 
     @abstractmethod
-    def decode(self, arrays: Mapping[str, Array], num_classes: int, storage_dtype: str) -> list[Parts]:
+    def decode(
+        self, arrays: Mapping[str, Array], num_classes: int, storage_dtype: str
+    ) -> dict[str, Tensor] | list[Parts]:
         """Decode the labels of images with the same header.
 
         Args:
@@ -106,7 +108,7 @@ class Encoding(ABC):
             storage_dtype: Storage dtype found by `check_header`.
 
         Returns:
-            The tensors of each image. Each has memory of its own, since pickle copies all memory that a tensor refers to.
+            The tensors of a batch of label maps, as in `Encoded`, or the tensors of each image for stored crops.
 
         Raises:
             LabelMapError: Values are out of range.
@@ -117,8 +119,12 @@ class MapEncoding(Encoding):
     """How the logits of label maps are chosen, stored and pooled.
 
     A label map has the tensor `logits` and, by name, the other tensors of its encoding (its *parts*). Methods get one map
-    without a batch dimension, or a batch as `Encoded`. `decode` returns the logits among the tensors of a map.
+    without a batch dimension, or a batch as `Encoded`.
     """
+
+    @abstractmethod
+    def decode(self, arrays: Mapping[str, Array], num_classes: int, storage_dtype: str) -> dict[str, Tensor]:
+        """See `Encoding.decode`."""
 
     # Encode and store.
 
@@ -189,6 +195,13 @@ class MapEncoding(Encoding):
         return self.pool(encoded, to_rows([view]), output_size, temperature)[0]
 
     # Batches.
+
+    def separate(self, tensors: Mapping[str, Tensor], row: int, num_classes: int) -> Parts:
+        """Return the logits and the parts of one map of a batch on the CPU.
+
+        Each refers to its own part of the batch's memory, since pickle copies all memory that a tensor refers to.
+        """
+        return {name: torch.from_numpy(values.numpy()[row]) for name, values in tensors.items()}
 
     def batch_key(self, logits: Tensor, parts: Parts) -> tuple[Any, ...]:
         """Return what maps of one encoding and number of classes must share to be stacked."""

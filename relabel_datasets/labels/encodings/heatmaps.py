@@ -41,6 +41,8 @@ from .sparse import (
     to_floats,
 )
 
+_PACKED = ("base_levels", "base_low", "base_step", "base_means")  # tensors of a batch, in the order of `PackedBase`
+
 
 class PackedBase(NamedTuple):
     """The stored base of one map, up to eight times smaller than its float32 values.
@@ -137,28 +139,25 @@ class Heatmaps(SparseEncoding):
             "ranges": ranges.astype(np.float16),
         }
 
-    def decode(self, arrays: Mapping[str, Array], num_classes: int, storage_dtype: str) -> list[Parts]:
+    def decode(self, arrays: Mapping[str, Array], num_classes: int, storage_dtype: str) -> dict[str, Tensor]:
         classes = arrays["classes"].astype(np.int64)
-        for indices in classes.tolist():
-            check_highest(max(indices), num_classes)
-            if len(set(indices)) != len(indices):
-                raise LabelMapError(f"each heatmap must be of another class, got {indices}")
-        bases: Sequence[Tensor | PackedBase]
+        check_highest(int(classes.max()), num_classes)
+        ordered = np.sort(classes, 1)
+        repeats = (ordered[:, 1:] == ordered[:, :-1]).any(1)
+        if repeats.any():
+            raise LabelMapError(f"each heatmap must be of another class, got {classes[repeats][0].tolist()}")
         if storage_dtype == "float16":
             logits = to_finite(arrays["logits"], "logits")
             base = to_finite(arrays["base"], "base")
             base[np.arange(len(classes))[:, None], classes] = _means(logits)
-            bases = [torch.from_numpy(row) for row in base]
+            bases = {"base": base}
         else:
             low, step = decode_ranges(arrays["ranges"], storage_dtype)
             logits = decode_levels(arrays["logits"], low[:, :-1], step[:, :-1], storage_dtype)
-            rows = zip(arrays["base"], low[:, -1], step[:, -1], _means(logits), strict=True)
-            bases = [PackedBase(*row, num_classes) for row in rows]
-        classes = classes[:, :, None, None]
-        return [
-            {"logits": torch.from_numpy(values), "classes": torch.from_numpy(indices), "base": base}
-            for values, indices, base in zip(logits, classes, bases, strict=True)
-        ]
+            packed = arrays["base"].copy(), low[:, -1].copy(), step[:, -1].copy(), _means(logits)
+            bases = dict(zip(_PACKED, packed, strict=True))
+        tensors = {"logits": logits, "classes": classes[:, :, None, None], **bases}
+        return {name: torch.from_numpy(values) for name, values in tensors.items()}
 
     # One label map.
 
@@ -203,7 +202,15 @@ class Heatmaps(SparseEncoding):
         packed = zip(*(base[:4] for base in bases), strict=True)
         levels, low, step, means = (torch.from_numpy(np.array(values)) for values in packed)
         stacked = super().stack(logits, [{"classes": part["classes"]} for part in parts])
-        return {**stacked, "base_levels": levels, "base_low": low, "base_step": step, "base_means": means}
+        return {**stacked, **dict(zip(_PACKED, (levels, low, step, means), strict=True))}
+
+    def separate(self, tensors: Mapping[str, Tensor], row: int, num_classes: int) -> Parts:
+        parts: Parts = super().separate(
+            {name: tensors[name] for name in tensors if name not in _PACKED}, row, num_classes
+        )
+        if "base" not in tensors:
+            parts["base"] = PackedBase(*(tensors[name].numpy()[row] for name in _PACKED), num_classes)
+        return parts
 
     def dense_base(self, encoded: Encoded) -> Tensor:
         tensors, num_classes = encoded.tensors, encoded.num_classes

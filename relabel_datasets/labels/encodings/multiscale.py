@@ -85,13 +85,13 @@ class MultiScale(MapEncoding):
         dtypes = [_HEATMAPS.check_header({**of_map, "logits": tensors[name]}, num_classes) for name in expected]
         return dtypes[0]
 
-    def decode(self, arrays: Mapping[str, Array], num_classes: int, storage_dtype: str) -> list[Parts]:
+    def decode(self, arrays: Mapping[str, Array], num_classes: int, storage_dtype: str) -> dict[str, Tensor]:
         scales = []
         for scale in range(_num_scales(arrays)):
             of_scale = {name: values[:, scale] for name, values in _shared(arrays).items()}
             of_scale["logits"] = arrays[f"logits{_suffix(scale)}"]
             scales.append(_HEATMAPS.decode(of_scale, num_classes, storage_dtype))
-        return [_joined(parts) for parts in zip(*scales, strict=True)]
+        return _joined(scales)
 
     # One label map.
 
@@ -160,6 +160,9 @@ class MultiScale(MapEncoding):
             maps = [one.pop("logits") for one in of_scale]
             scales.append(_HEATMAPS.stack(maps, of_scale))
         return _joined(scales)
+
+    def separate(self, tensors: Mapping[str, Tensor], row: int, num_classes: int) -> Parts:
+        return _joined([_HEATMAPS.separate(of_scale, row, num_classes) for of_scale in _separated(tensors)])
 
     @eagerly
     def pool(

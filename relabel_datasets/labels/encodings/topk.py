@@ -72,17 +72,14 @@ class TopK(SparseEncoding):
         ranges = np.stack([low, high], 2).astype(np.float16)
         return {**stored, "logits": pack_levels(levels, storage_dtype), "ranges": ranges}
 
-    def decode(self, arrays: Mapping[str, Array], num_classes: int, storage_dtype: str) -> list[Parts]:
+    def decode(self, arrays: Mapping[str, Array], num_classes: int, storage_dtype: str) -> dict[str, Tensor]:
         classes = arrays["classes"].astype(np.int64)
         check_highest(int(classes.max()), num_classes)
         if storage_dtype == "float16":
             logits = to_finite(arrays["logits"], "logits")
         else:
             logits = decode_levels(arrays["logits"], *decode_ranges(arrays["ranges"], storage_dtype), storage_dtype)
-        return [
-            {"logits": torch.from_numpy(values), "classes": torch.from_numpy(indices)}
-            for values, indices in zip(logits, classes, strict=True)
-        ]
+        return {"logits": torch.from_numpy(logits), "classes": torch.from_numpy(classes)}
 
     def mean_logits(self, encoded: Encoded, weights: Tensor | BoxWeights, shape: tuple[int, ...]) -> Tensor:
         dtype = pooling_dtype(encoded.logits)

@@ -47,7 +47,7 @@ class Plain(MapEncoding):
         logits = arrays["logits"].astype(np.float32)
         if not np.isfinite(logits).all():
             raise LabelMapError("logits must be finite, got nan or inf")
-        return [{"logits": torch.from_numpy(values)} for values in logits]
+        return {"logits": torch.from_numpy(logits)}
 
     def check(self, logits, arguments, num_classes):
         if arguments or logits.shape[0] != num_classes:
