@@ -85,7 +85,10 @@ class LabelMapBatch:
         is_whole = len(rows) == len(self) and all(row == i for i, row in enumerate(rows))
         return LabelMapBatch(
             self.encoded if is_whole else self.encoded.select(torch.tensor(rows)),
-            *(tuple(values[row] for row in rows) for values in (self.views, self.labels, self.keys, self.calibrations)),
+            tuple(self.views[row] for row in rows),
+            tuple(self.labels[row] for row in rows),
+            tuple(self.keys[row] for row in rows),
+            tuple(self.calibrations[row] for row in rows),
         )
 
     def with_views(self, views: Sequence[View]) -> LabelMapBatch:

@@ -33,7 +33,7 @@ _RANDOM_APPLY_FORWARD = v2.RandomHorizontalFlip.forward  # shared by all random-
 _NO_LABEL = torch.empty(0)  # placeholder that transforms pass through unchanged, like any label
 
 
-def run_pipeline(pipeline: Any, image: Any, label_map: LabelMap) -> Any:
+def run_pipeline(pipeline: Any, image: Any, label_map: Any) -> Any:
     """Return `pipeline(image, label_map)`.
 
     Args:
@@ -176,7 +176,8 @@ def _labels_of(
         return maps if pooling is None else [pooling.transform(label_map, {}) for label_map in maps]
     batch = stack(followed, [label.view() if pooling.localized else View() for label in followed])
     soft = batch.pool(pooling.output_size, pooling.temperature, calibrated=pooling.calibrated)
-    return pooling.to_targets(soft, [label.label_map for label in followed])
+    of_samples: list[Any] = [label.label_map for label in followed]  # with their keys and original class indices
+    return pooling.to_targets(soft, of_samples)
 
 
 def run_transform(transform: Any, inputs: Any, following: Following | None = None) -> Any:

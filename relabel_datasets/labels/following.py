@@ -89,7 +89,7 @@ def stack(followed: Sequence[Following], views: Sequence[View]) -> LabelMapBatch
     """Return the batch of label maps that all have the same `batch_key`, with other views."""
     first = followed[0].label_map
     if isinstance(first, MapRow):
-        rows: list[int] = [one.label_map.row for one in followed]  # type: ignore[union-attr]
+        rows: list[int] = [one.label_map.row for one in followed]
         return first.batch.select(rows).with_views(views)
     return LabelMapBatch.stack([to_label_map(one.label_map) for one in followed]).with_views(views)
 

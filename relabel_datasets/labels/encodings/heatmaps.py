@@ -205,11 +205,10 @@ class Heatmaps(SparseEncoding):
         return {**stacked, **dict(zip(_PACKED, (levels, low, step, means), strict=True))}
 
     def separate(self, tensors: Mapping[str, Tensor], row: int, num_classes: int) -> Parts:
-        parts: Parts = super().separate(
-            {name: tensors[name] for name in tensors if name not in _PACKED}, row, num_classes
-        )
+        parts: Parts = super().separate({k: v for k, v in tensors.items() if k not in _PACKED}, row, num_classes)
         if "base" not in tensors:
-            parts["base"] = PackedBase(*(tensors[name].numpy()[row] for name in _PACKED), num_classes)
+            levels, low, step, means = (tensors[name].numpy()[row] for name in _PACKED)
+            parts["base"] = PackedBase(levels, low, step, means, num_classes)
         return parts
 
     def dense_base(self, encoded: Encoded) -> Tensor:
