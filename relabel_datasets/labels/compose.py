@@ -59,7 +59,7 @@ def run_batch(pipeline: Any, pairs: Iterable[tuple[Any, Any]]) -> list[Any]:
     return run_together(runner_of(pipeline), pairs)
 
 
-def run_together(run: Runner, pairs: Iterable[tuple[Any, LabelMap]]) -> list[Any]:
+def run_together(run: Runner, pairs: Iterable[tuple[Any, Any]]) -> list[Any]:
     """Return the outputs of a runner for several pairs, after doing what it leaves to the caller, see `run_batch`."""
     outputs: list[Any] = []
     to_pool: dict[tuple[Any, ...], list[int]] = {}  # samples whose label maps can be pooled together, by key
