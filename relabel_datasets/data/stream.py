@@ -244,7 +244,8 @@ class RelabelLoader(DataLoader[Any]):
 
     The order of the samples is the same for any number of workers, and a state may be loaded with another number of workers
     or ranks. Each new iteration reads the next epoch, unless `set_epoch` or `load_state_dict` chose one since the last
-    iteration began; the first reads epoch 0. An iteration begins with its first batch.
+    iteration began; the first reads epoch 0. An iteration begins with its first batch. An error in a sample ends it:
+    `RelabelPipeline` can skip bad samples.
 
     Args:
         dataset: `RelabelStream` or `RelabelDataset` to read.

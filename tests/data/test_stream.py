@@ -415,3 +415,26 @@ def test_samples_go_through_pooling(folder):
     assert images.shape == (4, 3, 8, 8)
     torch.testing.assert_close(labels.sum(1), torch.ones(4))
     assert set(rd.load_dataset(folder, streaming=True)) == {"train"}
+
+
+@pytest.mark.parametrize("of_dataset", [False, True])
+def test_an_error_in_a_sample_ends_the_iteration_but_not_the_loader(folder, of_dataset):
+    is_bad = False
+
+    def transforms(image, label_map):
+        if is_bad:
+            raise ValueError("bad sample")
+        return number_of(image, label_map)
+
+    stream = rd.load_dataset(folder, split="train", streaming=True, transforms=transforms, shuffle=False, batch_size=3)
+    sampler = rd.RelabelSampler(stream.dataset.shard_lengths, shuffle=False)
+    loader = rd.RelabelLoader(stream.dataset, 3, sampler=sampler) if of_dataset else rd.RelabelLoader(stream, 3)
+    batches = iter(loader)
+    assert len(next(batches)) == 3
+    is_bad = True
+    with pytest.raises(ValueError, match="bad sample"):
+        next(batches)
+    assert loader.state_dict()["stages"] == [[1, 3]]  # a run that resumes reads the sample again
+    assert list(batches) == []
+    is_bad = False
+    assert len(numbers(loader)) == NUM_SAMPLES
