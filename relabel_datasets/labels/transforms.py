@@ -290,10 +290,12 @@ class LabelPooling(Transform):
     def check_inputs(self, flat_inputs: list[Any]) -> None:
         label_maps = [inpt for inpt in flat_inputs if isinstance(inpt, LabelMap)]
         if any(isinstance(inpt, CropLabels) for inpt in flat_inputs):
-            raise TypeError(
-                "LabelPooling needs a LabelMap, but the sample has CropLabels: use RandomStoredCrop(size) instead of "
-                "RandomResizedCrop, flips and LabelPooling, or a config of label maps"
+            hint = (
+                "use RandomStoredCrop(size) instead of RandomResizedCrop, flips and LabelPooling, or a config of label maps"
+                if self.output_size == 1
+                else "stored crops have no labels of cells or tokens, use a config of label maps"
             )
+            raise TypeError(f"{type(self).__name__} needs a LabelMap, but the sample has CropLabels: {hint}")
         if not label_maps:
             raise TypeError(
                 "LabelPooling found no LabelMap in the sample: another LabelPooling or v2.ToPureTensor comes before it"

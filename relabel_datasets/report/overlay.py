@@ -68,7 +68,7 @@ def draw_heatmap(image: Image.Image, label_map: LabelMap, class_index: int, stre
 def _check_heatmaps(labels: LabelMap | CropLabels) -> None:
     if isinstance(labels, CropLabels):
         raise TypeError(
-            "heatmaps are drawn of a LabelMap, got CropLabels: leave out heatmaps, draw_figure draws stored crops"
+            "a heatmap needs a LabelMap, got CropLabels: stored crops have no heatmaps, draw_figure draws the crops"
         )
 
 

@@ -15,6 +15,7 @@ from relabel_datasets.labels.crops import seeded_crops
 from relabel_datasets.labels.encodings import get_encoding
 from relabel_datasets.labels.encodings.crops import seed_of
 from relabel_datasets.labels.reading import read_labels
+from relabel_datasets.train.tokens import TokenLabelPooling
 
 from .samples import random_dense, random_map
 
@@ -199,3 +200,12 @@ def test_crop_labels_are_not_collated():
 def test_label_pooling_names_the_transform_for_crops():
     with pytest.raises(TypeError, match=r"LabelPooling needs a LabelMap.* use RandomStoredCrop\(size\)"):
         v2.Compose([rd.LabelPooling()])(torch.zeros(3, *CANVAS), made())
+
+
+@pytest.mark.parametrize("pooling", [rd.LabelPooling((2, 2)), TokenLabelPooling(2)])
+def test_labels_of_cells_and_tokens_need_label_maps(pooling):
+    name = type(pooling).__name__
+    with pytest.raises(
+        TypeError, match=f"^{name} needs a LabelMap, but .* CropLabels: stored crops have no labels of cells"
+    ):
+        pooling(torch.zeros(3, *CANVAS), made())

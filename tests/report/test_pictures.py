@@ -235,9 +235,9 @@ def test_figures_of_stored_crops_show_the_first_crops_as_the_annotator_saw_them(
     framed = np.argwhere((certain == CLASS_COLORS[0]).all(-1))
     expected = np.array([[scale * top, scale * left], [scale * bottom, scale * right]])
     assert np.abs(np.stack([framed.min(0), framed.max(0)]) - expected).max() < 4
-    with pytest.raises(TypeError, match="heatmaps are drawn of a LabelMap, got CropLabels"):
+    with pytest.raises(TypeError, match="a heatmap needs a LabelMap, got CropLabels"):
         draw_heatmap(image, labels, 0)
-    with pytest.raises(TypeError, match="heatmaps are drawn of a LabelMap, got CropLabels"):
+    with pytest.raises(TypeError, match="a heatmap needs a LabelMap, got CropLabels"):
         draw_figure(image, labels, dataset.classes, heatmaps_of=[0])
     figure = np.asarray(draw_figure(image, labels, ("cat", "dog", "emu")))
     for crop in range(3):
