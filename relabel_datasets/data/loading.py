@@ -101,11 +101,14 @@ def load_dataset(
             `open_folder`.
         name: Config name, which names the annotator. Default: The only config.
         split: Split name, such as `"train"` or `"validation"`. Default: All splits, as a dict.
-        images: Images of a label-only dataset, see `RelabelDataset`.
-        unmatched: `"error"`, or `"skip"` to leave out label maps without an image and images without a label map.
+        images: Images of a label-only dataset, such as the root of an ImageFolder, see `RelabelDataset`. Default: The images in
+            the shards.
+        unmatched: `"error"`, or `"skip"` to leave out label maps without an image and images without a label map. Default:
+            `"error"`.
         streaming: Whether to return a `RelabelStream`, which reads shard by shard, instead of a `RelabelDataset`, which has
-            random access.
-        transforms: Transforms called with (image, LabelMap), see `RelabelDataset`.
+            random access. Default: False.
+        transforms: Transforms called with (image, LabelMap), such as a `v2.Compose` with `LabelPooling`. Default: None, which
+            returns the image and its label map.
         image_format: `"pil"` for PIL images, or `"tensor"` for uint8 tensors, which are faster, see `RelabelDataset`. Default:
             "pil".
         namespace: User or organization on the Hub that hosts the short name, see `open_folder`.
@@ -114,7 +117,8 @@ def load_dataset(
         cache_dir: Folder for short names and cached remote files, see `open_folder`.
         cache_limit: Largest disk space for remote shards in bytes, or a text such as `"200G"`, see `open_folder`.
         storage_options: Options of fsspec's file system for URLs, see `open_folder`.
-        download: Whether to download all shards of a remote dataset now instead of each shard on first use.
+        download: Whether to download all shards of a remote dataset now instead of each shard on first use. Default:
+            False.
         order: Options of a stream: `shuffle`, `seed`, `window`, `remainder`, `rank`, `world_size` and `batch_size`, see
             `RelabelStream`.
 
@@ -128,8 +132,9 @@ def load_dataset(
         TypeError: A keyword argument does not exist, or is for streams only.
 
     Example:
-        >>> dataset = load_dataset("scenes-relabel", split="train")
-        >>> image, label_map = dataset[0]
+        >>> transforms = v2.Compose([v2.RandomResizedCrop(224), v2.RandomHorizontalFlip(), LabelPooling(), v2.ToImage()])
+        >>> dataset = load_dataset("scenes-relabel", split="train", transforms=transforms)
+        >>> image, soft_label = dataset[0]
     """
     if order and not streaming:
         named = ", ".join(f"{argument}=" for argument in sorted(order))

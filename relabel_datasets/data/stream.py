@@ -95,7 +95,8 @@ class RelabelStream(IterableDataset[Any]):
         return {**self.__dict__, "batch_size": self._batch_size}  # a spawned worker does not see its loader
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.dataset}\n)"
+        _, _, lines = repr(self.dataset).partition("\n")
+        return f"Dataset {type(self).__name__}\n{lines}"
 
     @property
     def classes(self) -> tuple[str, ...]:
