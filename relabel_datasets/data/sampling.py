@@ -130,10 +130,10 @@ class RelabelSampler(DistributedSampler[int]):
 
     Args:
         shard_lengths: Number of samples in each shard: `dataset.shard_lengths`.
-        shuffle: Whether to shuffle.
-        seed: Seed of the shuffle order.
+        shuffle: Whether to shuffle. Default: True.
+        seed: Seed of the shuffle order. Default: 0.
         window: Number of shards that are mixed at a time, for data that is read over a network. Default: All shards.
-        remainder: `"drop"`, `"repeat"` or `"uneven"`, see `Order`.
+        remainder: `"drop"`, `"repeat"` or `"uneven"`, see `Order`. Default: `"drop"`.
         rank: Rank of this process. Default: The rank of torch.distributed, else the environment variable RANK, else 0.
         world_size: Number of ranks. Default: The world size of torch.distributed, else the environment variable WORLD_SIZE, else 1.
 

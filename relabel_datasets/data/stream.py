@@ -35,10 +35,10 @@ class RelabelStream(IterableDataset[Any]):
 
     Args:
         dataset: Dataset to read; its shards may be remote.
-        shuffle: Whether to shuffle.
-        seed: Seed of the shuffle order.
-        window: Number of shards that are mixed at a time, and so the number that is on disk. None mixes all.
-        remainder: `"drop"`, `"repeat"` or `"uneven"`, see `sampling.Order`.
+        shuffle: Whether to shuffle. Default: True.
+        seed: Seed of the shuffle order. Default: 0.
+        window: Number of shards that are mixed at a time, and so the number that is on disk. None mixes all. Default: 8.
+        remainder: `"drop"`, `"repeat"` or `"uneven"`, see `sampling.Order`. Default: `"drop"`.
         rank: Rank of this process, see `RelabelSampler`.
         world_size: Number of ranks, see `RelabelSampler`.
         batch_size: Number of samples that are decoded at a time, and that each worker of a DataLoader without batch size reads
