@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..labels.resample import mean_of_maps
-from .annotator import Annotator, classify
+from .annotator import Annotator, ModuleAnnotator, classify
 
 
 class Ensemble:
@@ -114,10 +114,8 @@ class Ensemble:
             raise ValueError(
                 f"images must be uint8 [B, {sum(sizes)}], as returned by preprocess, got {images.dtype} {list(images.shape)}"
             )
-        return [
-            part.reshape(len(images), *pixels.shape)
-            for part, pixels in zip(torch.split(images, sizes, dim=1), self._inputs, strict=True)
-        ]
+        parts = torch.split(_to_device(self, images), sizes, dim=1)
+        return [part.reshape(len(images), *pixels.shape) for part, pixels in zip(parts, self._inputs, strict=True)]
 
     def classify(self, images: Tensor) -> Tensor:
         """Average the members' logits of whole images.
@@ -187,6 +185,7 @@ class FlipAveraged:
         Returns:
             Mean logits, float32 `[B, C, H, W]`.
         """
+        images = _to_device(self.annotator, images)
         return (self.annotator(images) + self.annotator(images.flip(-1)).flip(-1)) / 2
 
     def classify(self, images: Tensor) -> Tensor:
@@ -198,6 +197,7 @@ class FlipAveraged:
         Returns:
             Mean logits, float32 `[B, C]`.
         """
+        images = _to_device(self.annotator, images)
         return (classify(self.annotator, images) + classify(self.annotator, images.flip(-1))) / 2
 
     def describe(self) -> dict[str, Any]:
@@ -214,6 +214,13 @@ def models_of(annotator: Annotator) -> list[Annotator]:
     if isinstance(annotator, Ensemble):
         return [model for member in annotator.annotators for model in models_of(member)]
     return models_of(annotator.annotator) if isinstance(annotator, FlipAveraged) else [annotator]
+
+
+def _to_device(annotator: Annotator, images: Tensor) -> Tensor:
+    """Return images on the device of the first model. Parts and mirror images of a batch are not in pinned memory: their copies would wait."""
+    models = models_of(annotator)
+    devices = [model.device for model in models if isinstance(model, ModuleAnnotator)]
+    return images.to(devices[0], non_blocking=True) if len(devices) == len(models) else images
 
 
 def _probe_image() -> PIL.Image.Image:

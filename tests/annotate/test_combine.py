@@ -11,6 +11,7 @@ from torch import nn
 import relabel_datasets as rd
 from relabel_datasets.annotate.annotator import ModuleAnnotator
 from relabel_datasets.annotate.class_subset import ClassSubset
+from relabel_datasets.annotate.combine import models_of
 from tests.conftest import picture
 
 
@@ -33,6 +34,23 @@ def test_an_ensemble_is_the_mean_of_its_members():
     torch.testing.assert_close(logits, (members[0](images) + members[1](images)) / 2)
     assert logits.dtype == torch.float32
     assert (ensemble.classes, ensemble.num_classes) == (("a", "b", "c"), 3)
+
+
+@pytest.mark.parametrize("combine", [rd.Ensemble, lambda models: rd.annotate.FlipAveraged(models[0])])
+@pytest.mark.parametrize("method", ["__call__", "classify"])
+def test_a_batch_is_copied_to_the_device_of_the_models_before_it_is_cut_or_mirrored(combine, method, monkeypatch):
+    annotator = combine([patches((24, 40)), patches((32, 64))])
+    images, devices = pixels(annotator), []
+
+    def answer(_model, part):
+        devices.append(part.device.type)
+        return torch.zeros(3, 3, 3, 5)
+
+    monkeypatch.setattr(ModuleAnnotator, "__call__", answer)
+    for model in models_of(annotator):
+        model.device = torch.device("meta")
+    getattr(annotator, method)(images)
+    assert devices == ["meta"] * 2
 
 
 def test_members_may_have_different_sizes_and_grids():
