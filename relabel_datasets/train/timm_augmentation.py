@@ -66,7 +66,7 @@ def timm_transforms(
         is_training: Whether to create timm's training transforms instead of its validation transforms. Default: True.
         pooling: Transform from (image, label map) to (image, label). None leaves label maps for later pooling, see `collate`.
             Default: `LabelPooling()`.
-        crop: Transform for datasets of stored crops that replaces timm's random crop and flips and of `pooling`. Its
+        crop: Transform for datasets of stored crops that replaces timm's random crop and flips, and `pooling`. Its
             size must be `image_size`. Default: None, for label maps.
         kwargs: Keyword arguments of `timm.data.create_transform`, such as `scale`, `ratio`, `train_crop_mode`, `hflip`, `vflip`,
             `color_jitter`, `auto_augment`, `interpolation`, `mean`, `std` and `re_prob`.

@@ -143,7 +143,9 @@ def test_an_image_that_went_another_way_than_its_map_is_refused(image):
 
 
 def test_a_sample_without_a_map_is_refused():
-    with pytest.raises(TypeError, match=r"found no LabelMap in the sample: another LabelPooling or v2\.ToPureTensor comes before it"):
+    with pytest.raises(
+        TypeError, match=r"found no LabelMap in the sample: another LabelPooling or v2\.ToPureTensor comes before it"
+    ):
         v2.Compose([v2.ToPureTensor(), rd.LabelPooling()])(image_of(), random_map())
 
 
