@@ -2,23 +2,26 @@
 
 Readers of the same JPEG files take turns, epoch by epoch, from the files to normalized float batches of 64 crops of 224 px, in one
 process without workers. Speeds are samples per second of CPU time, relative to torchvision's ImageFolder with v2 transforms in the
-same round; medians over rounds. IMAGES is an ImageFolder of JPEGs or a tar of one. Without it, files that are as hard to decode as
+same round; medians over rounds. Readers with and without label maps take turns batch by batch, with the same crops, and what a label
+map takes is the median of their differences. IMAGES is an ImageFolder of JPEGs or a tar of one. Without it, files that are as hard to decode as
 those of ImageNet are drawn. NVIDIA DALI is measured if it is installed.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib.util
 import io
+import itertools
 import statistics
 import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 import datasets
@@ -207,46 +210,81 @@ def decoder(name: str) -> Iterator[None]:
         yield
 
 
-def own_readers(shards: Path) -> dict[str, tuple[Reader, Reader]]:
+class Group(NamedTuple):
+    """Readers that take turns batch by batch, and the name of their `decoder`, if they can choose it."""
+
+    readers: tuple[Reader, ...]
+    decoder: str | None = None
+
+
+def own_readers(shards: Path) -> dict[str, Group]:
     """Return pairs of readers of this package, without and with label maps and LabelPooling."""
     decoders = {"without the C extension": "torchvision"}
     if importlib.util.find_spec("simplejpeg"):
         decoders["with simplejpeg"] = "simplejpeg"
     if encoded_jpeg.jpeg_extension() is not None:
         decoders["with the C extension"] = "extension"
-    readers = {}
+    groups = {}
     for image_format in ("pil", "tensor"):
         dataset: Any = rd.load_dataset(
             shards, "heatmaps", "train", transforms=augmentation(rd.LabelPooling()), image_format=image_format
         )
         for title, name in decoders.items():
             if image_format == "tensor" or name != "simplejpeg":
-                pair = (_decoding(WithoutLabelMaps(dataset), name), _decoding(dataset, name))
-                readers[f'relabel_datasets, image_format="{image_format}", {title}'] = pair
-    return readers
+                # Batches are collated as by RelabelLoader.
+                loaders = (
+                    DataLoader(rows, BATCH_SIZE, collate_fn=rd.collate) for rows in (WithoutLabelMaps(dataset), dataset)
+                )
+                pair = tuple(functools.partial(iter, loader) for loader in loaders)
+                groups[f'relabel_datasets, image_format="{image_format}", {title}'] = Group(pair, name)
+    return groups
 
 
-def _decoding(dataset: Any, name: str) -> Reader:
-    def epoch() -> Iterator[Any]:
-        with decoder(name):
-            yield from DataLoader(dataset, BATCH_SIZE, collate_fn=rd.collate)  # as RelabelLoader does
+class Epoch(NamedTuple):
+    """CPU time of the readers of a group in one epoch.
 
-    return epoch
+    Attributes:
+        seconds: CPU time per sample of each reader.
+        differences: CPU time per sample of the second reader minus that of the first, for each batch of `BATCH_SIZE` samples.
+    """
+
+    seconds: list[float]
+    differences: list[float]
 
 
-def measure(readers: dict[str, Reader], rounds: int) -> dict[str, list[float]]:
-    """Return the CPU time per sample of each epoch. The readers take turns, with the same seeds."""
-    seconds: dict[str, list[float]] = {name: [] for name in readers}
+def measure(groups: dict[str, Group], rounds: int) -> dict[str, list[Epoch]]:
+    """Measure the epochs of groups of readers. Groups take turns epoch by epoch, the readers of a group batch by batch."""
+    epochs: dict[str, list[Epoch]] = {name: [] for name in groups}
     for turn in range(rounds + 1):
-        for name, reader in readers.items():
-            torch.manual_seed(turn)
-            start = time.process_time()
-            num_samples = sum(
-                len(images_of(batch)) for batch in reader()
-            )  # DALI fills up its last batch, timm drops it
+        for name, (readers, decoder_name) in groups.items():
+            with nullcontext() if decoder_name is None else decoder(decoder_name):
+                epoch = read_epoch(readers, turn)
             if turn:  # the first is a warm-up
-                seconds[name].append((time.process_time() - start) / num_samples)
-    return seconds
+                epochs[name].append(epoch)
+    return epochs
+
+
+def read_epoch(readers: tuple[Reader, ...], turn: int) -> Epoch:
+    """Read an epoch with each reader, with the same random numbers for each batch. The order of the readers alternates."""
+    iterators = [iter(reader()) for reader in readers]
+    seconds, counts = np.zeros((2, len(readers)))
+    differences = []
+    for number in itertools.count():
+        took, num_samples = np.zeros(len(readers)), np.zeros(len(readers))
+        for i in range(len(readers))[:: 1 if number % 2 else -1]:
+            torch.manual_seed(1000 * turn + number)
+            start = time.process_time()
+            batch = next(iterators[i], None)
+            # DALI fills up its last batch, timm drops it.
+            num_samples[i] = 0 if batch is None else len(images_of(batch))
+            took[i] = time.process_time() - start
+        seconds += took
+        counts += num_samples
+        if len(readers) == 2 and num_samples[0] == BATCH_SIZE:
+            differences.append(float(took[1] - took[0]) / BATCH_SIZE)
+        if not num_samples.any():
+            break
+    return Epoch((seconds / counts).tolist(), differences)
 
 
 def images_of(batch: Any) -> torch.Tensor:
@@ -257,20 +295,20 @@ def images_of(batch: Any) -> torch.Tensor:
     return images
 
 
-def print_table(seconds: dict[str, list[float]]) -> None:
+def print_table(epochs: dict[str, list[Epoch]]) -> None:
     """Print the speeds, and the share of a sample that its label map takes."""
-    reference = seconds[REFERENCE]
-    print("| reader | labels | CPU, ms per sample | speed relative to ImageFolder | share of the label map |")
-    print("| --- | --- | ---: | ---: | ---: |")
-    for name, values in seconds.items():
-        title, _, labels = name.partition(" | ")
-        ratio = statistics.median(a / b for a, b in zip(reference, values, strict=True))
-        share = ""
-        if labels == "label maps":
-            without = seconds[f"{title} | class indices"]
-            share = f"{statistics.median((b - a) / b for a, b in zip(without, values, strict=True)):.1%}"
-        milliseconds = 1e3 * statistics.median(values)
-        print(f"| {title} | {labels or 'class indices'} | {milliseconds:.2f} | {ratio:.2f} | {share} |")
+    reference = [epoch.seconds[0] for epoch in epochs[REFERENCE]]
+    print("| reader | labels | CPU, ms per sample | speed relative to ImageFolder | label map, µs per sample | share |")
+    print("| --- | --- | ---: | ---: | ---: | ---: |")
+    for title, measured in epochs.items():
+        for i, values in enumerate(zip(*(epoch.seconds for epoch in measured), strict=True)):
+            seconds, difference = statistics.median(values), ""
+            if i:
+                of_map = statistics.median(value for epoch in measured for value in epoch.differences)
+                difference = f"{1e6 * of_map:.0f} | {of_map / seconds:.1%}"
+            ratio = statistics.median(a / b for a, b in zip(reference, values, strict=True))
+            labels = "label maps" if i else "class indices"
+            print(f"| {title} | {labels} | {1e3 * seconds:.2f} | {ratio:.2f} | {difference or ' | '} |")
 
 
 def describe(images: Path) -> str:
@@ -302,11 +340,8 @@ def main() -> None:
             images = Path(folder) / "images"
         print(f"{describe(images)}\n")
         shards = make_shards(images, Path(folder) / "shards")
-        own = own_readers(shards)
-        readers = other_readers(images, shards)
-        for title, (without, with_maps) in own.items():
-            readers |= {f"{title} | class indices": without, f"{title} | label maps": with_maps}
-        print_table(measure(readers, 1 if args.small else args.rounds))
+        groups = {name: Group((reader,)) for name, reader in other_readers(images, shards).items()}
+        print_table(measure(groups | own_readers(shards), 1 if args.small else args.rounds))
 
 
 if __name__ == "__main__":
