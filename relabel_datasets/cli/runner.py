@@ -44,6 +44,7 @@ def run_command(
         gone. Wrong arguments exit with 2.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
+    _open_standard_streams()
     try:
         with safe_output(argv):
             return _run(make_parser(), argv, resumable, check)
@@ -121,6 +122,13 @@ class Parser(argparse.ArgumentParser):
 def _suggestion(word: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(word, list(known), n=1)
     return f": did you mean {close[0]}?" if close else ""
+
+
+def _open_standard_streams() -> None:
+    """Open stdin, stdout and stderr on os.devnull if they are closed: a file of a dataset must not get their descriptors."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):  # in the order of their descriptors
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115  stays open
 
 
 def _flush(stream: TextIO) -> None:

@@ -187,7 +187,7 @@ def open_source(
     text = str(path)
     if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
         return HFSource(_load_saved(path, split), image_column, label_column)
-    tars = sorted(glob.glob(str(path / "*.tar") if path.is_dir() else text))  # noqa: PTH207  the pattern may be absolute
+    tars = _find_tars(path)
     if tars and not Path(tars[0]).is_dir():
         return WebDatasetSource(tars, image_column=image_column, label_column=label_column)
     if image_column is not None or label_column is not None:
@@ -196,6 +196,15 @@ def open_source(
             "is read as an ImageFolder, whose classes are its folders"
         )
     return ImageFolderSource(path, key_rule)
+
+
+def _find_tars(path: Path) -> list[str]:
+    """Return the tars in a folder, or the files of a glob. Characters of patterns in names of existing folders stand for themselves."""
+    if path.is_file():
+        return [str(path)]
+    folder = path if path.is_dir() else next(parent for parent in path.parents if parent.is_dir())
+    pattern = "*.tar" if path.is_dir() else str(path.relative_to(folder))
+    return sorted(glob.glob(str(Path(glob.escape(str(folder)), pattern))))  # noqa: PTH207  without hidden files
 
 
 def _load_saved(path: Path, split: str) -> datasets.Dataset:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import glob
 import hashlib
 import os
 import platform
@@ -297,7 +298,9 @@ class RemoteOutput:
     def find(self, name: str) -> list[str]:
         def find(files: Any, path: str) -> list[str]:
             files.invalidate_cache()
-            return sorted("/".join(PurePosixPath(file).parts[-2:]) for file in files.glob(f"{path}*/{name}"))
+            return sorted(
+                "/".join(PurePosixPath(file).parts[-2:]) for file in files.glob(f"{glob.escape(path)}*/{name}")
+            )
 
         return self._try("", find)
 

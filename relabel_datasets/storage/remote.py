@@ -28,7 +28,10 @@ RANGE_BYTES, SMALLEST_RANGE_BYTES = 8 << 20, 64 << 10
 _WHOLE_ATTEMPTS = 3  # downloads of a file whose content is wrong
 _RETRIED_STATUS = {408, 416, 425, 429}  # and 5xx; 416: the server does not have the whole file yet
 _REFUSED_STATUS = {401, 403, 407}
-_NO_CREDENTIALS = {"NoCredentialsError", "PartialCredentialsError"}  # botocore's
+_MISCONFIGURED = {  # classes of botocore: credentials or settings of this machine are missing or wrong
+    "ConfigNotFound", "ConfigParseError", "InvalidConfigError", "LoginError", "NoAuthTokenError", "NoCredentialsError",
+    "PartialCredentialsError", "ProfileNotFound", "SSOError", "UnknownCredentialError",
+}  # fmt: skip
 
 # Never freed: a forked child that frees its parent's file system removes the parent's connections from the epoll that both
 # share, and the parent then waits forever for a response. (fsspec keeps its own references only until a fork.)
@@ -175,13 +178,13 @@ class RemoteFiles:
 
     def _explain(self, name: str, error: Exception) -> Failure:
         self._file_system().invalidate_cache()  # the Hub's file system looks up files and sizes in an old listing
-        if isinstance(error, FileNotFoundError):
+        if isinstance(error, FileNotFoundError) and not _is_of_credentials(error, name):
             return Failure(
                 FileNotFoundError(f"there is no {name} in {self.name}: check the URL, or publish the dataset again")
             )
         what, cause = self._describe(error), redacted_cause(error, self._secrets)
         text = f"{self.name}/{name} cannot be read"
-        if _is_refusal(error):
+        if _is_refusal(error) or _is_of_credentials(error, name):
             advice = (
                 "check the URL, and that credentials are given and valid (storage_options=, environment, ~/.aws, ~/.netrc; a "
                 "signed URL may have expired)"
@@ -314,9 +317,14 @@ def _is_refusal(error: Exception) -> bool:
     return (
         isinstance(error, PermissionError)
         or (type(error) is OSError and str(error).startswith("Forbidden: "))  # gcsfs, for 403
-        or type(error).__name__ in _NO_CREDENTIALS
+        or any(parent.__name__ in _MISCONFIGURED for parent in type(error).__mro__)
         or _response_of(error)[0] in _REFUSED_STATUS
     )
+
+
+def _is_of_credentials(error: Exception, name: str) -> bool:
+    """Return whether an error is about a local file, such as one with credentials, instead of the requested file."""
+    return isinstance(error, OSError) and error.filename is not None and not str(error.filename).endswith(name)
 
 
 def _is_temporary(error: Exception) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -105,18 +106,27 @@ def train_student(
 
 @contextlib.contextmanager
 def _process_group(device: str | None) -> Iterator[tuple[torch.device, int, int]]:
-    """Yield (device, rank, world size). Under torchrun, create the process group unless it exists."""
+    """Yield (device, rank, world size). Under torchrun or srun, create the process group unless it exists."""
     name = str(find_device(device))
     if dist.is_available() and dist.is_initialized():
         current = torch.device("cuda", torch.cuda.current_device()) if name == "cuda" else torch.device(name)
         yield current, dist.get_rank(), dist.get_world_size()
         return
+    if not _has_other_ranks():
+        if name.startswith("cuda:"):
+            torch.cuda.set_device(name)
+        yield torch.device(name), 0, 1
+        return
     group = init_distributed_device_so(name)
     try:
-        yield torch.device(group["device"]), group["global_rank"], dist.get_world_size() if group["distributed"] else 1
+        yield torch.device(group["device"]), group["global_rank"], group["world_size"]
     finally:
-        if group["distributed"]:
-            dist.destroy_process_group()
+        dist.destroy_process_group()
+
+
+def _has_other_ranks() -> bool:
+    """Return whether torchrun or srun started several processes. In a batch script, SLURM_NTASKS is the size of the job: timm would wait."""
+    return int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_STEP_NUM_TASKS") or 1) > 1
 
 
 class _Run:

@@ -38,6 +38,18 @@ def teacher(scenes):
     return remake_annotator(description, checkpoint=WEIGHTS, input_size=64, device="cpu")
 
 
+@pytest.mark.parametrize(
+    "step",
+    [{}, {"SLURM_STEP_NUM_TASKS": "1", "SLURM_STEP_ID": "0"}, {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}],
+    ids=["batch script", "srun --ntasks=1", "torchrun --nproc-per-node=1"],
+)
+def test_one_process_of_a_slurm_job_of_several_tasks_trains_alone(fit, monkeypatch, step):
+    job = {"SLURM_JOB_ID": "1", "SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
+    for name, value in {**job, **step}.items():
+        monkeypatch.setenv(name, value)
+    assert len(losses_of(fit(epochs=1, validation=False).folder)) == 3
+
+
 @pytest.mark.parametrize("labels", LABELS)
 def test_each_kind_of_labels_trains_and_is_logged(fit, labels, teacher):
     trained = fit(labels=labels, annotator=teacher if labels == "distilled" else None)
