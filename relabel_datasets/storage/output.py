@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import glob
 import hashlib
 import os
 import platform
@@ -129,6 +128,7 @@ def open_output(root: str | os.PathLike[str], storage_options: dict[str, Any] | 
 
     Raises:
         MissingExtraError: (an ImportError) The package for the protocol of the URL is not installed.
+        ValueError: The URL contains characters of patterns.
     """
     text = without_file_scheme(root)
     return RemoteOutput(text, storage_options or {}) if is_url(text) else LocalOutput(text)
@@ -236,6 +236,12 @@ class RemoteOutput:
     def __init__(self, url: str, storage_options: dict[str, Any]) -> None:
         self._url, self._options = url.rstrip("/"), storage_options
         self._files = RemoteFiles(url, storage_options)  # it redacts the secrets of URL and options
+        if set("*?[") & set(
+            url.partition("://")[2].partition("/")[2]
+        ):  # fsspec would move and remove all files of the pattern
+            raise ValueError(
+                f"{self}: a dataset cannot be written to a URL with *, ? or [: choose another name for the folder"
+            )
 
     def __str__(self) -> str:
         return self._files.name
@@ -298,9 +304,7 @@ class RemoteOutput:
     def find(self, name: str) -> list[str]:
         def find(files: Any, path: str) -> list[str]:
             files.invalidate_cache()
-            return sorted(
-                "/".join(PurePosixPath(file).parts[-2:]) for file in files.glob(f"{glob.escape(path)}*/{name}")
-            )
+            return sorted("/".join(PurePosixPath(file).parts[-2:]) for file in files.glob(f"{path}*/{name}"))
 
         return self._try("", find)
 
