@@ -197,7 +197,7 @@ class RelabelSampler(DistributedSampler[int]):
         distributed = torch.distributed
         if distributed.is_available() and distributed.is_initialized():
             return distributed.get_rank(), distributed.get_world_size()
-        return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+        return _ranks_of_environment()
 
     @property
     def rank(self) -> int:  # type: ignore[override]
@@ -338,3 +338,24 @@ class RelabelSampler(DistributedSampler[int]):
             "num_shards": len(self.order.shard_lengths),
             "num_samples": sum(self.order.shard_lengths),
         }
+
+
+def _ranks_of_environment() -> tuple[int, int]:
+    """Return the rank and the world size that torchrun set for this process; (0, 1) without torchrun.
+
+    Raises:
+        ValueError: One of the variables is missing, or they are not a rank and a world size: samples would be lost.
+    """
+    given = {name: os.environ.get(name) or None for name in ("RANK", "WORLD_SIZE")}
+    if not any(given.values()):
+        return 0, 1
+    try:
+        rank, world_size = (int(value or "") for value in given.values())
+        if not 0 <= rank < world_size:
+            raise ValueError
+    except ValueError:
+        raise ValueError(
+            "the environment variables RANK and WORLD_SIZE must be a rank and the number of ranks, as torchrun sets them, got "
+            f"RANK={given['RANK']} and WORLD_SIZE={given['WORLD_SIZE']}: unset both, or pass rank= and world_size="
+        ) from None
+    return rank, world_size

@@ -80,6 +80,10 @@ class TestExitCodes:
     def test_a_closed_reader_is_silent(self, redirect):
         assert shell(redirect) == "141\n"
 
+    @pytest.mark.parametrize("closed", ["<&- >&- 2>&-", ">&-"])
+    def test_closed_streams_are_no_error_and_no_file_gets_their_descriptors(self, closed):
+        assert shell(closed) == "0\n"
+
     def test_a_full_disk_of_stdout_is_one_line(self):
         assert shell("> /dev/full") == "relabel: the disk is full: free some space and run the same command again\n1\n"
 
@@ -93,6 +97,8 @@ package.__path__ = [{str(ROOT / "relabel_datasets")!r}]
 sys.modules["relabel_datasets"] = package
 from relabel_datasets.cli import runner
 def work(args):
+    with open(sys.executable, "rb") as file:
+        assert file.fileno() > 2
     for _ in range(100_000):
         sys.stdout.write("a line\\n")
 def parser():

@@ -234,6 +234,20 @@ def test_the_rank_is_found_in_torchs_environment(monkeypatch):
     assert sampler().rank_and_size == (0, 1)
 
 
+@pytest.mark.parametrize("values", [("1", None), (None, "4"), ("3", "2"), ("-1", "2"), ("x", "2"), ("0", "")])
+def test_an_environment_in_which_samples_would_be_lost_is_refused(values, monkeypatch):
+    for name, value in zip(("RANK", "WORLD_SIZE"), values, strict=True):
+        monkeypatch.delenv(name, raising=False) if value is None else monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=r"RANK=.* and WORLD_SIZE=.*: unset both, or pass rank= and world_size="):
+        len(sampler())
+
+
+def test_empty_variables_of_ranks_are_those_of_one_process(monkeypatch):
+    monkeypatch.setenv("RANK", "")
+    monkeypatch.setenv("WORLD_SIZE", "")
+    assert sampler().rank_and_size == (0, 1)
+
+
 def test_the_rank_is_found_in_torch_distributed(tmp_path):
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:

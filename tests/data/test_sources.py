@@ -33,12 +33,16 @@ def test_an_image_folder(image_folder):
     assert str(image_folder) in source.name(0)
 
 
-def test_webdataset_tars_and_a_folder_or_glob_of_them(tmp_path):
+@pytest.mark.parametrize("name", ["tars", "my [1] t?rs *"])
+def test_webdataset_tars_and_a_folder_or_glob_of_them(tmp_path, name):
+    folder = tmp_path / name  # characters of patterns in the name of a folder stand for themselves
+    folder.mkdir()
     for shard in range(2):
         members = [(f"k{shard}{i}.{field}", data) for i in range(3) for field, data in
                    (("jpg", jpeg(i)), ("cls", str(i).encode()), ("json", b"{}"))]  # fmt: skip
-        write_tar(tmp_path / f"s-{shard}.tar", members)
-    for images in (tmp_path, tmp_path / "s-*.tar"):
+        write_tar(folder / f"s-{shard}.tar", members)
+    assert len(rd.data.open_source(folder / "s-0.tar").keys) == 3
+    for images in (folder, folder / "s-*.tar"):
         source = rd.data.open_source(images)
         assert isinstance(source, rd.data.WebDatasetSource)
         assert samples(source) == {f"k{s}{i}": (i, jpeg(i)) for s in range(2) for i in range(3)}

@@ -160,7 +160,6 @@ def test_a_shard_without_manifest_shows_class_indices(folder, tmp_path):
 
 def test_datasets_and_shards_are_read_from_urls(folder, tmp_path, monkeypatch):
     monkeypatch.setenv("RELABEL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     with FaultyServer(folder) as server:
         text = describe(server.url, num_samples=2)
         shard = describe(f"{server.url}/colours/{SHARD}?signature=verysecret", num_samples=2)
