@@ -8,7 +8,6 @@ import sys
 import tempfile
 from contextlib import suppress
 
-
 # Variables that users and schedulers set for the libraries that tests run, or for the size and the colors of the terminal.
 _SETTINGS = re.compile(
     r"(ACCELERATE|AWS|CLOUDSDK|DATASETS|FSSPEC|GCSFS|GOOGLE|HF|HUGGING_?FACE|MASTER|MPI|OMPI|PMIX?|RAY|RELABEL|SLURM|TORCH\w*|TQDM|TRANSFORMERS)_.*|"
