@@ -124,7 +124,7 @@ def _list_tar(path: Path, layout: Layout) -> Iterator[_File]:
     """Yield the positions of the files in a tar. Nothing is extracted, so no name can lead out of a folder."""
     top: Sequence[str] | None = None
     try:
-        with tarfile.open(path, "r:") as tar:
+        with tarfile.open(path, "r:", encoding="utf-8") as tar:
             while (member := tar.next()) is not None:
                 tar.members.clear()  # type: ignore[attr-defined]  # tarfile keeps a kilobyte per member
                 parts = PurePosixPath(member.name).parts

@@ -77,7 +77,7 @@ def _files_in_folder(root: Path) -> Iterator[tuple[str, bytes]]:
 
 def _files_in_tar(path: Path) -> Iterator[tuple[str, bytes]]:
     try:
-        with tarfile.open(path, "r:") as tar:
+        with tarfile.open(path, "r:", encoding="utf-8") as tar:
             while (member := tar.next()) is not None:
                 name = member.name.rpartition("/")[2]
                 content = tar.extractfile(member) if member.isreg() and not name.startswith(".") else None

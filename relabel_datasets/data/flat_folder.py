@@ -9,7 +9,7 @@ from pathlib import Path
 from ..shards.formats import IMAGE_EXTENSIONS
 from ..shards.packed import PackedStrings
 from .clutter import is_clutter_name
-from .folder_scan import read_image_file
+from .folder_scan import check_file_names, read_image_file
 from .keys import key_of
 
 _HF_FILES = ("state.json", "dataset_dict.json")  # written by `datasets.Dataset.save_to_disk`
@@ -44,6 +44,7 @@ class FlatFolder:
         self._path = Path(path)
         with os.scandir(path) as entries:
             names = sorted(entry.name for entry in entries if not is_clutter_name(entry.name) and _is_image(entry))
+        check_file_names(self._path, names)
         self._names = PackedStrings(names)
         self.keys: Sequence[str] = PackedStrings([key_of(name, key_rule) for name in names])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
@@ -59,6 +60,7 @@ def scan_image_folder(path: str | os.PathLike[str]) -> tuple[tuple[str, ...], li
     Raises:
         FileNotFoundError: There is no such folder, it has no class folders, or some of them contain no image.
         OSError: A folder cannot be read.
+        DatasetError: (a ValueError) Python reads names of files in an encoding other than UTF-8, see `check_file_names`.
     """
     base = Path(path)
     if not base.is_dir():
@@ -79,6 +81,7 @@ def scan_image_folder(path: str | os.PathLike[str]) -> tuple[tuple[str, ...], li
         for label, name in enumerate(classes)
         for image in sorted(_images_below(base, name, parents, ignored))
     ]
+    check_file_names(base, [file.path for file in files])
     empty = sorted(set(classes) - {classes[file.label] for file in files})
     if empty:
         raise FileNotFoundError(
@@ -90,6 +93,24 @@ def scan_image_folder(path: str | os.PathLike[str]) -> tuple[tuple[str, ...], li
             "%s: %s ignored: %s.%s", base, counted(ignored.total(), "file"), _listed(ignored), _advice(ignored)
         )
     return classes, files
+
+
+def check_file_names(base: Path, names: Iterable[str]) -> None:
+    """Check that keys made from the names of files are those of every other machine.
+
+    Args:
+        base: Folder of the files.
+        names: Names of the files.
+
+    Raises:
+        DatasetError: (a ValueError) A name is not ASCII, and the locale's encoding of file names is not UTF-8.
+    """
+    encoding = sys.getfilesystemencoding()
+    if encoding != "utf-8" and not all(map(str.isascii, names)):
+        raise DatasetError(
+            f"{base} has file names that are not ASCII, and the encoding of file names is {encoding} in this locale, so their keys "
+            "would differ from those of other machines: set the environment variable PYTHONUTF8 to 1"
+        )
 
 
 def _is_image(name: str) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -50,7 +49,7 @@ def key_from_member(key: str) -> str:
 
 def is_escaped(key: str) -> bool:
     """Return whether a key has percent-encoded characters and all are encoded as by `key_from_path`."""
-    return "%" in key and key_from_path(os.fsdecode(unquote_to_bytes(key))) == key
+    return "%" in key and key_from_path(unquote_to_bytes(key).decode(errors="surrogateescape")) == key
 
 
 def _escape_component(part: str) -> str:

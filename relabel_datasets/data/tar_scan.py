@@ -181,7 +181,7 @@ def _members(file: BinaryIO) -> Iterator[_Member]:
         yield _Member(name, (offset + _BLOCK, size), "file")
         offset += _BLOCK + size + -size % _BLOCK
     file.seek(offset)
-    with tarfile.open(fileobj=file, mode="r:") as rest:
+    with tarfile.open(fileobj=file, mode="r:", encoding="utf-8") as rest:
         for member in rest:
             if member.issparse():  # its data is shorter than its size, and tarfile knows the next offset
                 yield _Member(member.name, (rest.offset, 0), "sparse")

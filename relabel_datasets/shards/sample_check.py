@@ -96,7 +96,7 @@ class SampleCheck:
         while start < size:
             file.seek(start)
             try:
-                with tarfile.open(fileobj=file, mode="r:", ignore_zeros=True) as tar:
+                with tarfile.open(fileobj=file, mode="r:", ignore_zeros=True, encoding="utf-8") as tar:
                     for member in tar:
                         if member.offset != end:
                             self._report(None, f"bytes {end} to {member.offset} are not members: a header is damaged")

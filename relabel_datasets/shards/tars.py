@@ -107,7 +107,7 @@ class ShardWriter:
         """Write a member and return the offset of its data."""
         member = tarfile.TarInfo(name)  # owner and time of a new TarInfo are 0
         member.size, member.mode = len(data), 0o444
-        self._write(member.tobuf(tarfile.GNU_FORMAT))
+        self._write(member.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape"))  # not the encoding of the locale
         offset = self._offset
         self._write(data + bytes(-len(data) % _BLOCK))
         return offset
@@ -299,7 +299,7 @@ def _member_extents(file: BinaryIO) -> dict[str, dict[str, tuple[int, int]]]:
     """
     extents: dict[str, dict[str, tuple[int, int]]] = {}
     num_bytes = os.fstat(file.fileno()).st_size
-    with tarfile.open(fileobj=file, mode="r:") as tar:
+    with tarfile.open(fileobj=file, mode="r:", encoding="utf-8") as tar:
         for member in tar:
             # A negative size would send tarfile back to earlier members, in an endless loop.
             if not member.isfile() or member.issparse() or not 0 <= member.size <= num_bytes - member.offset_data:
