@@ -16,7 +16,7 @@ from .epochs import Iteration, SharedEpochs
 from .loader_options import LoaderOptions
 from .prefetch import PREFETCH_SHARDS, Prefetch
 from .sampling import WINDOW, RelabelSampler, Remainder
-from .workers import prepare_workers
+from .workers import check_temp_folder, prepare_workers
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -256,7 +256,8 @@ class RelabelLoader(DataLoader[Any]):
             were converted together.
 
     Raises:
-        ValueError: `sampler` is missing or is another sampler, or batches are not made by `batch_size`.
+        ValueError: `sampler` is missing or is another sampler, batches are not made by `batch_size`, or the path of the temporary folder
+            is too long for the sockets of workers.
 
     Example:
         >>> for epoch in range(loader.epoch, 100):
@@ -294,6 +295,7 @@ class RelabelLoader(DataLoader[Any]):
         if isinstance(dataset, RelabelStream):  # Lightning and Fabric announce epochs to `loader.sampler`
             self.sampler.set_epoch = dataset.set_epoch  # type: ignore[attr-defined]
         if self.num_workers:
+            check_temp_folder()
             prepare_workers(self.multiprocessing_context)
 
     @property

@@ -15,6 +15,7 @@ from torchvision.transforms import v2
 
 from ..data.datasets import RelabelDataset
 from ..data.stream import RelabelLoader, RelabelStream
+from ..data.workers import check_temp_folder
 from ..labels.batch import collate_crops
 from ..labels.compose import Runner, runner_of
 from ..labels.crop_labels import CropLabels
@@ -282,4 +283,6 @@ class CenterCrops(Dataset[Any]):
 
     def loader(self, batch_size: int, num_workers: int) -> DataLoader[Any]:
         """Return a loader of batches (images `[B, 3, h, w]`, rows `[B]`)."""
+        if num_workers:
+            check_temp_folder()
         return DataLoader(self, batch_size, num_workers=num_workers, worker_init_fn=use_one_thread)

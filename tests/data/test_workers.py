@@ -1,11 +1,19 @@
-"""Workers of a fork server find what they need imported."""
+"""Workers of a fork server find what they need imported, and their sockets have short paths."""
 
+import functools
 import json
+import multiprocessing
+import multiprocessing.connection
+import os
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 
+import relabel_datasets as rd
+from relabel_datasets.data import workers
 from tests.conftest import ROOT
 
 # The module alone, since its package imports torch.
@@ -65,6 +73,43 @@ def test_a_fork_server_imports_what_this_process_has_imported_and_what_the_progr
 
 def test_the_start_method_can_still_be_chosen_after_a_loader_was_made():
     assert _run('workers.prepare_workers(None); multiprocessing.set_start_method("spawn"); chosen.clear()') == []
+
+
+class TestTemporaryFolder:
+    @pytest.fixture
+    def use(self, monkeypatch):
+        """Function that makes the temporary folder one whose path has a number of bytes."""
+
+        def use(parent, num_bytes):
+            folder = parent / ("x" * (num_bytes - len(os.fsencode(parent)) - 1))
+            folder.mkdir()
+            monkeypatch.setattr(tempfile, "tempdir", str(folder))
+            process = multiprocessing.current_process()
+            monkeypatch.setattr(process, "_config", {k: v for k, v in process._config.items() if k != "tempdir"})
+            with monkeypatch.context() as patch:
+                patch.setattr(multiprocessing.util, "Finalize", lambda *_, **__: None)  # the test removes the folder
+                multiprocessing.util.get_temp_dir()
+            return folder
+
+        with tempfile.TemporaryDirectory(prefix="t", dir="/tmp") as parent:
+            yield functools.partial(use, Path(parent))
+
+    def test_workers_open_their_sockets_in_the_longest_folder(self, use):
+        use(75)
+        workers.check_temp_folder()
+        with multiprocessing.connection.Listener() as listener:
+            assert len(listener.address) == 107
+
+    @pytest.mark.skipif(hasattr(multiprocessing.util, "_get_base_temp_dir"), reason="this Python uses /tmp instead")
+    @pytest.mark.skipif(sys.platform != "linux", reason="tensors are sent without sockets")
+    def test_a_folder_with_a_longer_path_is_refused_before_workers_wait_for_ever(self, use, served_folder):
+        folder = use(76)
+        stream = rd.load_dataset(served_folder, "colours", "train", streaming=True)
+        with pytest.raises(
+            ValueError, match=rf"{folder} is too long .* TMPDIR to a folder whose path has at most 75 bytes"
+        ):
+            rd.RelabelLoader(stream, 2, num_workers=1)
+        assert rd.RelabelLoader(stream, 2, num_workers=0) is not None
 
 
 @pytest.mark.slow
