@@ -28,7 +28,7 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument(
         "--json",
-        type=output_argument,
+        type=_json_argument,
         metavar="FILE",
         help="also write the whole report to this JSON file; - is stdout",
     )
@@ -38,6 +38,10 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--quick", action="store_true", help="check only sizes and SHA-256, and the samples of shards that differ"
     )
+
+
+def _json_argument(text: str) -> Path:
+    return Path(text) if text == "-" else output_argument(text)  # stdout needs no writable folder
 
 
 def _run(args: argparse.Namespace) -> int:

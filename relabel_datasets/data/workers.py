@@ -22,7 +22,7 @@ def check_temp_folder() -> None:
     """
     from torch import multiprocessing as torch_multiprocessing  # heavy
 
-    if torch_multiprocessing.get_sharing_strategy() != "file_descriptor":
+    if torch_multiprocessing.get_sharing_strategy() != "file_descriptor":  # type: ignore[no-untyped-call]
         return  # without sockets, such as on macOS
     folder = multiprocessing.util.get_temp_dir()  # in some versions of Python, another one if TMPDIR is long
     num_bytes = len(os.fsencode(folder))

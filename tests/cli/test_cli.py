@@ -3,6 +3,7 @@ import json
 import subprocess
 import sys
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 import timm
@@ -86,6 +87,14 @@ def test_verify_of_a_valid_dataset(dataset_folder, tmp_path, capsys):
     assert lines[2].startswith(f"{dataset_folder}: ok, ")
     assert "26/26" in captured.err
     assert json.loads((tmp_path / "report.json").read_text())["ok"] is True
+
+
+def test_a_report_on_stdout_needs_no_writable_folder(monkeypatch, capsys):
+    monkeypatch.setattr("os.access", lambda *_: False)
+    assert make_parser().parse_args(["verify", "x", "--json", "-"]).json == Path("-")
+    with pytest.raises(SystemExit):
+        make_parser().parse_args(["verify", "x", "--json", "report.json"])
+    assert "cannot be written to" in capsys.readouterr().err
 
 
 def test_verify_of_a_corrupt_dataset(dataset_folder, capsys):

@@ -19,7 +19,8 @@ from tests.conftest import ROOT
 @contextmanager
 def file_limit(num_files):
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (num_files, before[1]))
+    limit = num_files if before[1] == resource.RLIM_INFINITY else min(num_files, before[1])
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, before[1]))
     try:
         yield
     finally:
