@@ -236,11 +236,10 @@ class RemoteOutput:
     def __init__(self, url: str, storage_options: dict[str, Any]) -> None:
         self._url, self._options = url.rstrip("/"), storage_options
         self._files = RemoteFiles(url, storage_options)  # it redacts the secrets of URL and options
-        if set("*?[") & set(
-            url.partition("://")[2].partition("/")[2]
-        ):  # fsspec would move and remove all files of the pattern
+        path = url.partition("://")[2].partition("/")[2].partition("?")[0]
+        if set("*[") & set(path):  # fsspec would move and remove all files of the pattern
             raise ValueError(
-                f"{self}: a dataset cannot be written to a URL with *, ? or [: choose another name for the folder"
+                f"{self}: a dataset cannot be written to a URL with * or [: choose another name for the folder"
             )
 
     def __str__(self) -> str:

@@ -169,11 +169,9 @@ def test_read_only_protocols_are_refused_before_any_work(source):
         rd.build(source, "http://127.0.0.1:9/data", never_made, progress=False)
 
 
-@pytest.mark.parametrize("name", ["data*", "da[ta]", "data?x=1"])
+@pytest.mark.parametrize("name", ["data*", "da[ta]", "d*/data?x=1"])
 def test_a_url_that_fsspec_reads_as_a_pattern_is_refused_before_any_work(source, name):
-    with pytest.raises(
-        ValueError, match=r"memory://bucket/da.*: a dataset cannot be written to a URL with \*, \? or \["
-    ):
+    with pytest.raises(ValueError, match=r"memory://bucket/d.*: a dataset cannot be written to a URL with \* or \["):
         rd.build(source, f"memory://bucket/{name}", never_made, progress=False)
 
 

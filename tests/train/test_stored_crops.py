@@ -143,16 +143,16 @@ def test_soft_targets_are_those_of_stored_crops(folder, tiny):
 
 
 def test_a_batch_has_several_different_crops_of_each_image(folder, tiny):
-    many, one = tiny.changed(batch_size=8, num_crops=4), tiny.changed(batch_size=2)
+    many, one = tiny.changed(batch_size=2 * NUM_CROPS, num_crops=NUM_CROPS), tiny.changed(batch_size=2)
     for epoch in range(2):
         several = batches(*loader_of(folder, "crops", many), epoch)
         assert len(several) == NUM_IMAGES // 2
-        # Crop i of an image in epoch e is its crop of epoch 4 e + i, one at a time.
-        alone = [dict(zip(*keys_and_labels(folder, 4 * epoch + i), strict=True)) for i in range(4)]
+        # Crop i of an image in epoch e is its crop of epoch NUM_CROPS * e + i, one at a time.
+        alone = [dict(zip(*keys_and_labels(folder, NUM_CROPS * epoch + i), strict=True)) for i in range(NUM_CROPS)]
         keys, _ = keys_and_labels(folder, epoch)
         for step, (images, targets) in enumerate(several):
-            assert (images.shape, targets.shape) == ((8, 3, 32, 32), (8, 3))
-            want = [alone[i][key] for key in keys[2 * step : 2 * step + 2] for i in range(4)]
+            assert (images.shape, targets.shape) == ((2 * NUM_CROPS, 3, 32, 32), (2 * NUM_CROPS, 3))
+            want = [alone[i][key] for key in keys[2 * step : 2 * step + 2] for i in range(NUM_CROPS)]
             assert torch.equal(targets, torch.stack(want))
             assert len({image.numpy().tobytes() for image in images}) > 2  # stored boxes of small images may be equal
     assert len(batches(*loader_of(folder, "crops", one))) == len(several)
