@@ -96,10 +96,10 @@ def _run(args: argparse.Namespace) -> None:
     if any(entry.recipe.label_config.distilled for entry in entries):
         for config in configs:
             check_package(annotator_of(args.path, config))
-    sys.stdout.write("| label maps | top1 | ece |\n| --- | ---: | ---: |\n")
+    sys.stdout.write("| label maps | top1, % | ece, % |\n| --- | ---: | ---: |\n")
     for config in configs:
         scores = score_label_maps(LabelMaps(args.path, config, args.split))
-        sys.stdout.write(f"| {config} | {100 * scores['top1']:.1f} | {scores['ece']:.3f} |\n")
+        sys.stdout.write(f"| {config} | {100 * scores['top1']:.1f} | {100 * scores['ece']:.1f} |\n")
     if entries:
         comparison = compare(entries, args.out, seeds=args.seeds, runtime=runtime)
         sys.stdout.write(f"\n{comparison.to_markdown()}")

@@ -28,6 +28,7 @@ _SHARES = {
     "multi_label": "multi-label accuracy",
     "set_recall": "recall of all classes",
     "map": "mean average precision",
+    "ece": "expected calibration error",
 }
 
 
@@ -125,6 +126,4 @@ def _run(args: argparse.Namespace) -> None:
 def to_markdown(metrics: dict[str, Any]) -> str:
     """Format metrics as a table."""
     rows = [f"| {text} | {metrics[name]:.1%} |\n" for name, text in _SHARES.items() if name in metrics]
-    if "ece" in metrics:
-        rows.append(f"| expected calibration error | {metrics['ece']:.4f} |\n")
     return "| metric | value |\n| --- | ---: |\n" + "".join(rows)

@@ -86,8 +86,7 @@ def _run(args: argparse.Namespace) -> None:
     annotator = remake(args, args.config) if recipe.label_config.distilled else None
     trained = train_student(dataset, args.out, recipe, validation=validation, annotator=annotator, runtime=runtime)
     if os.environ.get("RANK", "0") == "0":  # under torchrun, all ranks have the metrics
-        formats = {"ece": ".4f"}  # the others are shares
-        metrics = "".join(f", {name} {value:{formats.get(name, '.1%')}}" for name, value in trained.metrics.items())
+        metrics = "".join(f", {name} {value:.1%}" for name, value in trained.metrics.items())
         sys.stdout.write(f"{args.out}{metrics}\n")
         _say_next(args, validation is None)
 

@@ -64,11 +64,11 @@ class Comparison:
     seconds: Mapping[str, Sequence[float]]
 
     def to_markdown(self) -> str:
-        """Return a table of means and standard deviations over seeds, and of times relative to the first row."""
+        """Return a table of means and standard deviations over seeds in per cent, and of times relative to the first row."""
         first = next(iter(self.metrics.values()))[0]
         names = [name for name in ("top1", "top5", "real", "multi_label", "map", "ece") if name in first]
         lines = [
-            "| labels | " + " | ".join(names) + " | s / epoch | relative to the first |",
+            "| labels | " + " | ".join(f"{name}, %" for name in names) + " | s / epoch | relative to the first |",
             "| --- |" + " ---: |" * (len(names) + 2),
         ]
         baseline = statistics.median(next(iter(self.seconds.values())))

@@ -74,7 +74,7 @@ def test_without_presets_only_label_maps_are_scored(scenes, capsys):
     scores = score_label_maps(label_maps)
     assert scores["top1"] == pytest.approx(sum(right) / len(right))
     assert re.search(
-        rf"\| resnet10t \| {100 * scores['top1']:.1f} \| {scores['ece']:.3f} \|\n$", capsys.readouterr().out
+        rf"\| resnet10t \| {100 * scores['top1']:.1f} \| {100 * scores['ece']:.1f} \|\n$", capsys.readouterr().out
     )
 
 
