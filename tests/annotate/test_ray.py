@@ -158,7 +158,7 @@ def test_losing_an_actor_and_a_node_costs_only_their_current_shards(tmp_path, ma
     cluster.add_node(num_cpus=1, object_store_memory=MEMORY)
     assert not (data / "_info.json").exists()  # the build must still be running
     wait_until(lambda: len(list(actors.iterdir())) == 4, "an actor on the node that joined")
-    thread.join(300)
+    thread.join(900)
     assert "manifest" in result, result
     assert files_of(data) == files_of(tmp_path / "local" / "colours")
     assert (tmp_path / "data" / "README.md").read_bytes() == (tmp_path / "local" / "README.md").read_bytes()
@@ -192,7 +192,7 @@ def test_25_killed_actors_and_a_lost_node_with_real_images(
             if kills == 12 and nodes[1] in cluster.worker_nodes:
                 cluster.remove_node(nodes[1], allow_graceful=False)
                 cluster.add_node(num_cpus=1, object_store_memory=MEMORY)
-        thread.join(300)
+        thread.join(900)
         assert "manifest" in result, result
         assert tree_of(tmp_path / f"{builds}") == tree_of(tmp_path / "local")
         for path in actors.iterdir():  # these actors ended with the build
