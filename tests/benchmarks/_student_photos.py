@@ -12,6 +12,7 @@ import PIL.Image
 import PIL.ImageOps
 
 import relabel_datasets as rd
+from relabel_datasets.labels.batch import to_label_map
 from relabel_datasets.shards.images import decode_image
 
 Annotation = rd.LabelMap | rd.CropLabels
@@ -84,7 +85,7 @@ class AnnotatedPhotos(rd.RelabelDataset):
         return self._photos.image(self._index[self.label_maps.index.key(row)])
 
     def _pair(self, row: int, label_map: Annotation) -> tuple[PIL.Image.Image, Annotation]:
-        image, annotation = super()._pair(row, label_map)
+        image, annotation = super()._pair(row, to_label_map(label_map))
         return image, annotation.with_sample(annotation.key, self._photos.labels[self._index[annotation.key]])
 
 
