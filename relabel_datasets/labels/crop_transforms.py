@@ -156,7 +156,8 @@ class RandomStoredCrop(Transform):
         if labels.epoch is None:
             return torch.randperm(total)[:count].tolist() if count > 1 else [int(torch.randint(total, ()))]
         numbers = range(labels.epoch * count, (labels.epoch + 1) * count)
-        return [self._walk(labels, number // total)[number % total] for number in numbers]
+        walks = {walk: self._walk(labels, walk) for walk in {number // total for number in numbers}}
+        return [walks[number // total][number % total] for number in numbers]
 
     def _walk(self, labels: CropLabels, walk: int) -> list[int]:
         """Return the order in which the stored crops are shown for the `walk`-th time."""

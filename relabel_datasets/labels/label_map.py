@@ -93,10 +93,10 @@ class LabelMap(TVTensor):
     @classmethod
     def _wrap(cls, logits: Tensor, metadata: _Metadata) -> LabelMap:
         if LabelMap._is_first:  # not at import, which must not change torchvision
-            from . import (
-                batch as batch,
-            )  # refuses label maps in torch's default_collate, which would stack their logits
-            from . import transforms as transforms  # registers kernels: without them, v2 returns label maps unchanged
+            # `batch` lets torch's default_collate refuse label maps, whose logits it would stack. `transforms` registers kernels,
+            # without which v2 returns label maps unchanged.
+            from . import batch as batch
+            from . import transforms as transforms
 
             support_auto_augment(LabelMap)
             LabelMap._is_first = False

@@ -15,6 +15,7 @@ from relabel_datasets.analysis.boxes import Objects, read_boxes
 from relabel_datasets.analysis.label_maps import MapMeasures, measure_images, measure_maps
 from relabel_datasets.demo.scenes import CLASSES
 from tests.analysis.conftest import ENCODINGS
+from tests.analysis.references import entropy, iou
 
 NUM_CROPS = 48 * 5
 
@@ -77,19 +78,6 @@ def _margin(windows, label):
     return math.log(support / (1 - support))
 
 
-def _iou(first, second):
-    width = min(first[2], second[2]) - max(first[0], second[0])
-    height = min(first[3], second[3]) - max(first[1], second[1])
-    if width <= 0 or height <= 0:
-        return 0.0
-    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (first, second)]
-    return width * height / (sum(areas) - width * height)
-
-
-def _entropy(label):
-    return -sum(value * math.log(value) for value in label if value > 0)
-
-
 def _own_boxes(rows, name):
     """Return the boxes of the objects of the picture's class in pixels, and the picture's width and height."""
     boxes = [[float(row[side]) for side in ("x1", "y1", "x2", "y2")] for row in rows if row["class"] == name]
@@ -108,7 +96,7 @@ def test_measures_of_whole_images_equal_a_reference_in_plain_loops(measured):
         assert image["margin"] == pytest.approx(_margin(windows, label_map.label), abs=1e-3)
         assert image["p_best"] == pytest.approx(label[best], abs=1e-5)
         assert image["p_label"] == pytest.approx(label[label_map.label], abs=1e-5)
-        assert image["entropy"] == pytest.approx(_entropy(label), abs=1e-4)
+        assert image["entropy"] == pytest.approx(entropy(label), abs=1e-4)
     assert len(set(measures.images["num_shown"].tolist())) > 2  # otherwise the comparison would be trivial
 
 
@@ -126,9 +114,9 @@ def test_measures_of_crops_equal_a_reference_in_plain_loops(measured, rows):
         assert measured_crop["confidence"] == pytest.approx(max(label), abs=1e-5)
         assert label[measured_crop["best"]] == pytest.approx(max(label), abs=1e-5)
         assert measured_crop["agrees"] == (measured_crop["best"] == label_map.label)
-        assert measured_crop["entropy"] == pytest.approx(_entropy(label), abs=1e-4)
+        assert measured_crop["entropy"] == pytest.approx(entropy(label), abs=1e-4)
         assert measured_crop["num_classes"] == sum(value >= 0.1 for value in label)
-        assert measured_crop["best_iou"] == pytest.approx(max(_iou(pixels, box) for box in boxes))
+        assert measured_crop["best_iou"] == pytest.approx(max(iou(pixels, box) for box in boxes))
     assert measures.crops["agrees"].any()
 
 
@@ -156,7 +144,7 @@ def test_localization_equals_a_reference_in_plain_loops(measured, rows):
                     min(xs) / across * width, min(ys) / down * height,
                     (max(xs) + 1) / across * width, (max(ys) + 1) / down * height,
                 ]  # fmt: skip
-                expected = max(_iou(enclosing, box) for box in boxes)
+                expected = max(iou(enclosing, box) for box in boxes)
             assert measures.localization["iou"][i, step - 1] == pytest.approx(expected), (key, step)
     assert 0 < measures.localization["pointed"].mean() < 1
 

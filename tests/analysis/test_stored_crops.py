@@ -14,6 +14,7 @@ from relabel_datasets.demo.scenes import CLASSES, draw_scenes
 from relabel_datasets.labels import windows
 from relabel_datasets.report import draw_pictures
 from tests.analysis.conftest import RandomNet
+from tests.analysis.references import entropy, iou
 
 NUM_IMAGES, NUM_CROPS = 12, 6
 
@@ -57,10 +58,6 @@ def both(dataset, boxes):
     return analyze(dataset, "crops", boxes=boxes, num_crops=NUM_IMAGES * 4, progress=False)
 
 
-def _entropy(soft):
-    return -sum(p * math.log(p) for p in soft if p > 0)
-
-
 def _shown(softs):
     """Return the classes that at least one crop in twenty shows."""
     counts = [sum(soft[index] >= 0.5 for soft in softs) for index in range(len(CLASSES))]
@@ -81,7 +78,7 @@ def test_measures_of_images_equal_a_reference_in_plain_loops(crop_labels, monkey
         assert image["margin"] == pytest.approx(math.log(p_label / (1 - p_label)), abs=1e-4)
         assert image["p_best"] == pytest.approx(max(mean), abs=1e-5)
         assert image["p_label"] == pytest.approx(p_label, abs=1e-5)
-        assert image["entropy"] == pytest.approx(_entropy(mean), abs=1e-4)
+        assert image["entropy"] == pytest.approx(entropy(mean), abs=1e-4)
     assert len(set(images["num_shown"].tolist())) > 1  # otherwise the comparison would be trivial
 
 
@@ -97,19 +94,10 @@ def test_the_first_crops_of_each_image_are_measured(crop_labels, boxes, num_crop
         row = {name: column[i] for name, column in measures.crops.items()}
         assert row["confidence"] == pytest.approx(max(soft))
         assert (row["best"], row["agrees"]) == (soft.index(max(soft)), soft.index(max(soft)) == labels.label)
-        assert row["entropy"] == pytest.approx(_entropy(soft), abs=1e-4)
+        assert row["entropy"] == pytest.approx(entropy(soft), abs=1e-4)
         assert row["num_classes"] == sum(p >= 0.1 for p in soft)
         own = objects[labels.key.rpartition("/")[2]].of_class(CLASSES[labels.label])
-        assert row["best_iou"] == pytest.approx(max(_iou(labels.boxes_xyxy[crop].tolist(), box) for box in own))
-
-
-def _iou(first, second):
-    width = min(first[2], second[2]) - max(first[0], second[0])
-    height = min(first[3], second[3]) - max(first[1], second[1])
-    if width <= 0 or height <= 0:
-        return 0.0
-    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (first, second)]
-    return width * height / (sum(areas) - width * height)
+        assert row["best_iou"] == pytest.approx(max(iou(labels.boxes_xyxy[crop].tolist(), box) for box in own))
 
 
 def test_stored_crops_are_analyzed_as_label_maps_are_but_for_localization(dataset, boxes, both):
