@@ -8,7 +8,6 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -16,12 +15,11 @@ from tqdm.auto import tqdm
 
 from .._version import __version__
 from ..data.skipped import Skipped
-from ..data.sources import ImageFolderSource, ImageSource, source_sha256
+from ..data.sources import ImageSource, source_sha256
 from ..data.spellings import check_distinct
 from ..errors import DatasetError
 from ..keywords import checked_keywords
 from ..labels.encodings import find_entry
-from ..labels.limits import MAX_SCALES
 from ..naming import check_case, check_config, check_split, default_config
 from ..shards.card import read_template, write_output_card
 from ..shards.formats import FIELDS, check_refuses_truncated
@@ -29,11 +27,13 @@ from ..shards.index import make_index
 from ..shards.manifest import Manifest, Split
 from ..shards.tars import make_split
 from ..storage.folders import CARD_NAME, MANIFEST_NAME
-from ..storage.output import LocalOutput, Output, explaining_errors, open_output
+from ..storage.output import LocalOutput, open_output
+from ..storage.output_errors import explaining_errors
 from ..storage.redaction import redact_values
 from ..words import counted, printable
 from .annotator import Annotator
 from .calibrate import fit_calibration
+from .checks import check_apart, check_images, check_scales
 from .class_subset import ClassSubset
 from .dataset_classes import resolve_classes
 from .engines import Engine, MakeAnnotator, PreparedFactory, ShardWorker, find_engine
@@ -96,8 +96,9 @@ def build(
     Raises:
         DatasetError: The folder holds a different config or split of this name, another process is building the split, or all
             images of a shard are unreadable.
-        ValueError: `path` is in the ImageFolder that is read, settings or classes do not fit the annotator, the encoding multiscale is not given an ensemble, or
-            `PIL.ImageFile.LOAD_TRUNCATED_IMAGES` is set, which would make label maps depend on the machine.
+        ValueError: `path` is in the ImageFolder that is read, settings or classes do not fit the annotator, the encoding multiscale
+            is not given an ensemble, or `PIL.ImageFile.LOAD_TRUNCATED_IMAGES` is set, which would make label maps depend on the
+            machine.
         OSError: `path` is not writable, or the disk is full.
 
     Example:
@@ -114,20 +115,20 @@ def build(
         raise ValueError(f"shard_size must be at least 1, got {shard_size}")
     if card is not None:
         read_template(card)  # fail before hours of annotation
-    _check_images(source)
+    check_images(source)
     if build_config.images and source.extension not in FIELDS:
         raise ValueError(
             f"the source extension must be one of {FIELDS}, the only ones that timm reads, got {source.extension!r}"
         )
     engine = find_engine(engine)
     output = open_output(path, storage_options)
-    _check_apart(source, output)
+    check_apart(source, output)
     output.check_writable()
     make = _ConstantFactory(cast(Annotator, annotator)) if hasattr(annotator, "describe") else annotator
     make = _prepared(make, len(source.keys), build_config)
     with engine.start(make) as workers:
         classes = resolve_classes(workers.description, source, class_mapping, all_classes)
-        _check_scales(build_config, workers.description)
+        check_scales(build_config, workers.description)
         described: Annotator = workers.description
         if classes.rows is not None:
             described = ClassSubset(described, classes.rows, classes.names)
@@ -150,26 +151,6 @@ def build(
         work = Work(output, config, split, plan, classes.source, build_config, classes.rows)
         with output.lock(work.lock_name, f"split {split!r} of {work.folder}"):
             return run_build(work, workers, card, progress)
-
-
-def _check_images(source: ImageSource) -> None:
-    """Raise DatasetError if the source has no image with a class."""
-    if not len(source.keys):
-        raise DatasetError("there are no images to annotate: the source is empty")
-    if max(source.labels) < 0:
-        raise DatasetError(
-            f"no image has a class ({counted(len(source.keys), 'image')}), first {source.name(0)}: a missing or negative label means "
-            "that an image has no class"
-        )
-
-
-def _check_apart(source: ImageSource, output: Output) -> None:
-    """Raise ValueError if the dataset is in the ImageFolder: it would count as a class, and the build could not be resumed."""
-    if not isinstance(source, ImageFolderSource) or not isinstance(output, LocalOutput):
-        return
-    out, images = Path(str(output)).resolve(), source.path.resolve()
-    if images in (out, *out.parents):
-        raise ValueError(f"the dataset {output} is in the image folder {source.path}: choose a folder outside of it")
 
 
 @dataclass(frozen=True)
@@ -261,20 +242,6 @@ def _describe_maps(build_config: BuildConfig, annotated: list[Annotated]) -> dic
     sizes = next((shard.map_sizes for shard in annotated if shard.map_sizes), [])
     largest = max(sizes, key=math.prod, default=None)
     return {"map_size": largest, **({"map_sizes": sizes} if find_entry(build_config.encoding).has_scales else {})}
-
-
-def _check_scales(build_config: BuildConfig, annotator: Annotator) -> None:
-    """Raise ValueError if the encoding stores the maps of several input sizes, but the annotator does not have them."""
-    if not find_entry(build_config.encoding).has_scales:
-        return
-    description = annotator.describe()
-    num_maps = len(description["annotators"]) if description.get("kind") == "ensemble" else 1
-    if not 2 <= num_maps <= MAX_SCALES:
-        raise ValueError(
-            f"encoding={build_config.encoding!r} stores the maps of 2 to {MAX_SCALES} annotators, such as one model at several input "
-            f"sizes, got {counted(num_maps, 'annotator')}: use an Ensemble (on the command line, --scales), or "
-            "encoding='heatmaps'"
-        )
 
 
 def _existing_manifest(work: Work) -> Manifest | None:

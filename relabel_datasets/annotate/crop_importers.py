@@ -28,7 +28,8 @@ from ..shards.card import read_template
 from ..shards.manifest import LOW_AGREEMENT, Manifest
 from ..shards.tars import ShardInfo, ShardWriter
 from ..storage.folders import MANIFEST_NAME
-from ..storage.output import explaining_errors, open_output
+from ..storage.output import open_output
+from ..storage.output_errors import explaining_errors
 from ..words import counted
 from .builder import run_build
 from .crop_files import CropFile

@@ -37,7 +37,7 @@ from ..shards.manifest import Manifest
 from ..shards.tars import ShardInfo, ShardWriter, make_split, shard_names
 from ..storage.folders import MANIFEST_NAME, local_path
 from ..storage.local import write_atomically
-from ..storage.output import explaining_errors
+from ..storage.output_errors import explaining_errors
 from ..words import counted, printable
 from .pairing import PairedImages, find_images
 from .published import FORMATS, PublishedMaps

@@ -16,7 +16,7 @@ from ..labels import codec
 from ..labels.encodings import Encoded, encode_to_cpu
 from ..labels.statistics import Statistics, add_up, crop_fidelity, image_statistics
 from ..shards.tars import ShardInfo, ShardWriter
-from ..storage.output import explaining_errors
+from ..storage.output_errors import explaining_errors
 from ..words import counted
 from .calibrate import CROPS_PER_IMAGE, CropMeasures
 from .crop_shard import Add, CropWriter

@@ -21,7 +21,8 @@ from ..labels.statistics import Statistics
 from ..shards.index import Row
 from ..shards.manifest import Split
 from ..shards.tars import ShardInfo, index_name, read_rows, shard_names
-from ..storage.output import LocalOutput, Output, explaining_errors
+from ..storage.output import LocalOutput, Output
+from ..storage.output_errors import explaining_errors
 from ..words import counted
 from .annotator import Annotator
 from .calibrate import num_calibrated_images

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import platform
@@ -10,8 +9,8 @@ import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol, TypeVar
 from urllib.parse import urlsplit
@@ -21,8 +20,9 @@ import fsspec
 from ..compatibility import is_alive, user_id
 from ..errors import DatasetError
 from .folders import MAX_SMALL_BYTES, is_url, without_file_scheme
-from .local import is_explained, sha256_of, temp_path_for, write_atomically
+from .local import sha256_of, temp_path_for, write_atomically
 from .locks import FileLock
+from .output_errors import with_reason
 from .regular_files import create_new, read_regular
 from .remote import RemoteFiles
 from .retries import Failure, retry
@@ -154,7 +154,7 @@ class LocalOutput:
             with create_new(temp_path_for(self._root / _PROBE)) as file:
                 file.write(b"0")
         except OSError as error:
-            raise _with_reason(error, f"{self} cannot be written to") from error
+            raise with_reason(error, f"{self} cannot be written to") from error
         finally:
             with suppress(OSError):
                 self.clean([_PROBE])
@@ -354,46 +354,6 @@ class RemoteOutput:
             )
 
         return retry(attempt, explain, pauses_s)
-
-
-@contextmanager
-def explaining_errors(folder: object) -> Iterator[None]:
-    """Replace errors of the operating system by errors that name the folder and say what to do.
-
-    Args:
-        folder: Folder that is written to.
-
-    Raises:
-        OSError: The disk is full, the folder is not writable, or the folder was removed.
-    """
-    try:
-        yield
-    except OSError as error:
-        if is_explained(error):
-            raise
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            text = f"the disk of {folder} is full: free some space and rerun the same command to resume"
-        elif error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-            text = f"{folder} is no longer writable"
-        elif isinstance(error, FileNotFoundError) and (removed := _removed(error, str(folder))):
-            text = f"{removed} was removed during the build: rerun the same command to build it again"
-        else:
-            raise
-        raise _with_reason(error, text) from error
-
-
-def _removed(error: FileNotFoundError, folder: str) -> str | None:
-    """Return what was removed if it is the folder or a file in it (`rm -r` removes the files first), else None."""
-    if is_url(folder):
-        return None
-    if not Path(folder).is_dir():
-        return f"the folder {folder}"
-    path = str(error.filename2 or error.filename)  # filename2: target of a rename
-    return path if path.startswith(f"{folder}/") else None
-
-
-def _with_reason(error: OSError, text: str) -> OSError:
-    return type(error)(error.errno, f"{text} ({error.strerror})")
 
 
 def _fresh_size(files: Any, path: str) -> int:
