@@ -81,8 +81,7 @@ def check_case(name: str, existing: Iterable[str], source: str) -> None:
 
 def check_split(name: object, source: str) -> str:
     """Return a split name if it is valid, see `check_config`."""
-    valid = isinstance(name, str) and _is_name(name, _SPLIT, MAX_NAME_BYTES) and name.lower() not in RESERVED_SPLITS
-    return _checked(valid, name, source, "split name", SPLIT_RULE)
+    return _checked(is_split(name), name, source, "split name", SPLIT_RULE)
 
 
 def check_file_name(name: object, source: str, suffix: str = "") -> str:
@@ -125,6 +124,11 @@ def check_sha256(digest: object, source: str) -> str:
 def is_config(name: str) -> bool:
     """Return whether a config name is valid."""
     return _is_name(name, _NAME, MAX_NAME_BYTES) and name.lower() not in RESERVED_NAMES
+
+
+def is_split(name: object) -> bool:
+    """Return whether a split name is valid."""
+    return isinstance(name, str) and _is_name(name, _SPLIT, MAX_NAME_BYTES) and name.lower() not in RESERVED_SPLITS
 
 
 def is_key(key: str) -> bool:

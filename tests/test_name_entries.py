@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 
+import datasets
 import numpy as np
 import pytest
 import yaml
@@ -82,10 +83,14 @@ API_CONFIGS = {
         f"---\n{yaml.safe_dump({'configs': [{'config_name': name}]})}\n---\n".encode(), "config= of README.md"
     ),
 }
-API_SPLITS = {
+NEW_SPLITS = {
     "build": lambda root, name: _build(root, split=name, out="out"),
     "import": lambda root, name: _import(root, split=name),
+}
+EXISTING_SPLITS = {
     "load_dataset": lambda root, name: rd.load_dataset(root / "data", "colours", name),
+    "stream": lambda root, name: rd.load_dataset(root / "data", "colours", name, streaming=True),
+    "RelabelDataset": lambda root, name: rd.RelabelDataset(root / "data", "colours", name),
     "LabelMaps": lambda root, name: rd.LabelMaps(root / "data", "colours", name),
     "analyze": lambda root, name: analyze(root / "data", "colours", name, progress=False),
     "report": lambda root, name: write_report(root / "data", root / "work" / "r.html", "colours", name, progress=False),
@@ -125,10 +130,42 @@ def test_a_bad_config_is_refused_by_every_function_and_nothing_is_touched(place,
 
 
 @pytest.mark.usefixtures("untouched")
-@pytest.mark.parametrize("call", API_SPLITS.values(), ids=API_SPLITS)
-def test_a_bad_split_is_refused_by_every_function_and_nothing_is_touched(place, call):
+@pytest.mark.parametrize("call", NEW_SPLITS.values(), ids=NEW_SPLITS)
+def test_a_bad_split_is_not_written_by_any_function_and_nothing_is_touched(place, call):
     answers = {what: _refusal(lambda name=name: call(place, name)) for what, name in BAD_SPLITS.items()}
     assert {what: text for what, text in answers.items() if "is not a valid split name: a split" not in text} == {}
+
+
+# Expressions of `datasets`, and other objects that mean more or less than one split.
+NOT_ONE_SPLIT = {
+    "slice": "train[:10%]",
+    "sum": "train+validation",
+    "list": ["train", "validation"],
+    "tuple": ("train",),
+    "Split": datasets.Split.TRAIN,
+    "ReadInstruction": datasets.ReadInstruction("train", to=10, unit="%"),
+    "number": 0,
+}
+
+
+@pytest.mark.usefixtures("untouched")
+@pytest.mark.parametrize("call", EXISTING_SPLITS.values(), ids=EXISTING_SPLITS)
+def test_what_is_not_the_name_of_one_split_is_answered_with_the_splits_and_how_to_read_parts_and_several(place, call):
+    answers = {
+        what: _refusal(lambda name=name: call(place, name)) for what, name in {**BAD_SPLITS, **NOT_ONE_SPLIT}.items()
+    }
+    for what, text in answers.items():
+        assert "only ['train']: split= is the name of one split" in text, what
+        assert "Subset(dataset, range(n))" in text, what
+        assert "ConcatDataset([dataset, other])" in text, what
+        assert text.isprintable(), what
+
+
+def test_a_missing_split_of_a_valid_name_is_answered_with_the_splits_alone(place):
+    assert (
+        _refusal(lambda: rd.load_dataset(place / "data", "colours", "test"))
+        == "config 'colours' has no split 'test', only ['train']"
+    )
 
 
 COMMANDS = {
@@ -144,7 +181,7 @@ COMMANDS = {
     "inspect": ["inspect", "../data"],
     "evaluate": ["evaluate", "model", "../data"],
 }
-NO_SPLIT = ("verify", "publish", "evaluate")
+NO_SPLIT = {"verify", "publish", "evaluate"}
 
 
 @pytest.mark.usefixtures("untouched")
@@ -153,6 +190,14 @@ def test_a_bad_file_name_is_refused_before_anything_is_opened_or_requested(place
     folder = make(place)
     answers = {what: _refusal(lambda name=name: folder.open(name, 1, "0" * 64)) for what, name in BAD_NAMES.items()}
     assert {what: text for what, text in answers.items() if "is not a valid file name" not in text} == {}
+
+
+@pytest.mark.usefixtures("untouched")
+@pytest.mark.parametrize("name", ["train[:10%]", "train+validation", "all"])
+def test_commands_say_that_they_work_on_one_whole_split(capsys, name):
+    for command in sorted(COMMANDS.keys() - NO_SPLIT):
+        assert main([*COMMANDS[command], "--split", name]) == 1
+        assert "works on one whole split" in capsys.readouterr().err, command
 
 
 OPTIONS = [

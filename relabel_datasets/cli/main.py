@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from .._version import __version__
+from ..errors import DatasetError
 from ..naming import check_config, check_split
 from . import (
     analyze,
@@ -83,13 +84,22 @@ class _Version(argparse.Action):
         parser.exit()
 
 
+def _check_split(name: str, option: str) -> None:
+    try:
+        check_split(name, option)
+    except DatasetError as error:
+        raise DatasetError(
+            f"{error}. A command works on one whole split; parts and sums of splits are torch.utils.data.Subset and ConcatDataset in Python"
+        ) from None
+
+
 def _check_names(args: argparse.Namespace) -> None:
     """Check the names of configs and splits before anything is read or written.
 
     Raises:
         DatasetError: A name is not valid.
     """
-    checks = {"config": check_config, "configs": check_config, "split": check_split, "validation": check_split}
+    checks = {"config": check_config, "configs": check_config, "split": _check_split, "validation": _check_split}
     if args.command == "evaluate":
         del checks["split"]  # may be a slice of a Hugging Face dataset, such as test[:100]
     for option, check in checks.items():

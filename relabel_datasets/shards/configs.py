@@ -5,12 +5,17 @@ from __future__ import annotations
 from contextlib import suppress
 
 from ..errors import DatasetError
-from ..naming import check_config, check_split
+from ..naming import check_config, is_split
 from ..storage.folders import MANIFEST_NAME, Folder
 from .manifest import Manifest, Split
 
 _VALIDATION = ("validation", "val", "valid")
 SPLIT_ALIASES = {name: tuple(other for other in _VALIDATION if other != name) for name in _VALIDATION}
+
+_ONE_SPLIT = (
+    "split= is the name of one split; a part of it is torch.utils.data.Subset(dataset, range(n)), several are "
+    "torch.utils.data.ConcatDataset([dataset, other]), and load_dataset without split= returns a dict of all"
+)
 
 
 def open_config(root: Folder, config: str | None) -> tuple[Folder, Manifest]:
@@ -88,8 +93,9 @@ def find_split(manifest: Manifest, name: str) -> Split:
     Raises:
         DatasetError: There is no such split.
     """
-    check_split(name, f"split= of config {manifest.config!r}")
-    for candidate in (name, *SPLIT_ALIASES.get(name, ())):
+    names = (name, *SPLIT_ALIASES.get(name, ())) if isinstance(name, str) else ()
+    for candidate in names:
         if candidate in manifest.splits:
             return manifest.splits[candidate]
-    raise DatasetError(f"config {manifest.config!r} has no split {name!r}, only {sorted(manifest.splits)}")
+    advice = "" if is_split(name) else f": {_ONE_SPLIT}"
+    raise DatasetError(f"config {manifest.config!r} has no split {name!r:.80}, only {sorted(manifest.splits)}{advice}")
