@@ -19,7 +19,9 @@ _HEAD = re.compile(_SCHEME, re.IGNORECASE)
 _URL = re.compile(rf"{_SCHEME}[^\s'\"]*", re.IGNORECASE)
 _ENCODED_URL = re.compile(r"(?<![\w+.-])[a-z][\w+.-]+%3A(?:%2F|/)+[^\s'\"&]*", re.IGNORECASE)
 _CHAIN = re.compile(rf"::(?={_SCHEME})", re.IGNORECASE)
-_HOST_PORT = re.compile(r"(?:\[[^\]]*\]|[^:]*)(?::\d+)?")
+# A host whose port cannot be the beginning of a password. `user:1234/5@host` may be one that contains a slash.
+_HOST = re.compile(r"[^:]*|(?:\[[^\]]*\]|localhost|[\d.]+)(?::\d*)?", re.IGNORECASE)
+_END_OF_HOST = re.compile(r"[/\\?#]")
 # A scheme without its colon. A single slash may also follow a folder, unless its name is that of a scheme.
 _TYPO = r"(?:[a-z][\w+.-]*[;.]?//|(?:https?|s3|gs|hf|az|abfs|s?ftp|ssh|hdfs)[;.]?[/\\]+)"
 _LOGIN = re.compile(rf"(?:{_TYPO}|//)?[^/\s:@]+:[^@]+@", re.IGNORECASE)  # a URL whose scheme is missing or misspelled
@@ -66,10 +68,6 @@ def redact_path(path: object) -> str:
         's3:/bucket/data'
     """
     text = os.fsdecode(path) if isinstance(path, (str, bytes, os.PathLike)) else str(path)
-    if _ENCODED_URL.match(text):
-        text = unquote(text)
-    if (login := _LOGIN.match(text)) and not _HEAD.search(text):
-        return re.split(r"[?#]", text[login.end() :])[0]
     return "::".join(f"{link.head}{link.rest}" for link in _links(text))
 
 
@@ -106,6 +104,24 @@ def secrets_of(url: object, options: object = None, *, min_length: int = 4) -> s
     return {secret for secret in secrets if len(secret) >= min_length}
 
 
+def check_login(url: str) -> None:
+    """Check that every library finds the same password in a URL. Otherwise its end would be sent to the network as the host.
+
+    Args:
+        url: URL, or chain of URLs.
+
+    Raises:
+        ValueError: An "@" follows a slash, question mark or number sign, which belong to the password or to the path.
+    """
+    for link in _links(url):
+        host = _END_OF_HOST.split(link.user, maxsplit=1)[0]
+        if host != link.user and ":" in host and not re.fullmatch(r"[^@:]*:\d+", host):
+            raise ValueError(
+                f"{redact_path(url)}: it is not clear where the password of this URL ends: write @ as %40, / as %2F, ? as %3F and # as "
+                "%23 in the password, and @ as %40 after the host, or pass the password in storage_options="
+            )
+
+
 class RedactedError(Exception):
     """Redacted error of another library, used as the `__cause__` of an error of this package."""
 
@@ -130,24 +146,26 @@ class _Link(NamedTuple):
 
 
 def _links(text: str) -> Iterator[_Link]:
+    if _ENCODED_URL.match(text):
+        text = unquote(text)
     for link in _CHAIN.split(text):
         head = _HEAD.match(link)
         if head is None:
-            yield _Link("", "", link, "")
+            is_login = _LOGIN.match(link) and not _HEAD.search(text)
+            yield _link("", link, has_login=True) if is_login else _Link("", "", link, "")
             continue
         body = link[head.end() :]
-        length = _user_length(body)
-        rest = re.split(r"[?#]", body[length:], maxsplit=1)[0]
-        yield _Link(head[0], body[: max(length - 1, 0)], rest, body[length + len(rest) + 1 :])
+        host = _END_OF_HOST.split(body, maxsplit=1)[0]
+        yield _link(head[0], body, has_login="@" in body and ("@" in host or not _HOST.fullmatch(host)))
 
 
-def _user_length(body: str) -> int:
-    """Return the number of characters of user, password and "@" in a URL without its scheme."""
-    host = re.split(r"[/\\?#]", body, maxsplit=1)[0]
-    if "@" in host:
-        return host.rindex("@") + 1
-    # The text after the colon is not a port, but a password with an unescaped slash or question mark.
-    return 0 if _HOST_PORT.fullmatch(host) else body.rfind("@") + 1
+def _link(head: str, body: str, *, has_login: bool) -> _Link:
+    """Return the parts of a URL. Everything up to the last "@" may be a password, which may contain every character."""
+    user, _, location = body.rpartition("@") if has_login else ("", "", body)
+    if re.search("[?#]", user):  # the last "@" may be one of the query, which must not be shown either
+        return _Link(head, user, HIDDEN, location)
+    rest = re.split("[?#]", location, maxsplit=1)[0]
+    return _Link(head, user, rest, location[len(rest) + 1 :])
 
 
 def _texts_in(options: object) -> Iterator[str]:

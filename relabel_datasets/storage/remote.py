@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, BinaryIO
@@ -16,7 +17,7 @@ from urllib.parse import quote
 from ..compatibility import import_fsspec, is_timeout, sha256_digest
 from ..errors import DatasetError, RefusedError
 from ..extras import check_protocol
-from .redaction import redact, redact_path, redacted_cause, secrets_of
+from .redaction import check_login, redact, redact_path, redacted_cause, secrets_of
 from .retries import Failure, growing_pauses, retry
 
 logger = logging.getLogger(__name__)
@@ -57,16 +58,17 @@ class RemoteFiles:
         name: The URL without user, password, query and fragment, as messages show it.
 
     Raises:
-        ValueError: The URL is a chain, such as `simplecache::https://...`.
+        ValueError: The URL is a chain, such as `simplecache::https://...`, or its password contains unescaped characters.
         MissingExtraError: (an ImportError) The package for the protocol is not installed.
     """
 
     def __init__(self, url: str, storage_options: dict[str, Any]) -> None:
         self.name = redact_path(url).rstrip("/")
-        if "::" in self.name:
+        if "::" in re.sub(r"\[[^\]]*\]", "", self.name):  # but an IPv6 address may contain it
             raise ValueError(
                 f"{self.name}: chains of URLs are not supported: give the URL of the folder alone, what is remote is cached anyway"
             )
+        check_login(url)
         self._protocol, _, rest = url.partition("://")
         self._protocol = self._protocol.lower()
         check_protocol(self._protocol)

@@ -6,6 +6,7 @@ import traceback
 import pytest
 
 from relabel_datasets.storage.redaction import redact, redact_path, redact_values, redacted_cause, secrets_of
+from relabel_datasets.storage.remote import RemoteFiles
 
 USER, PASSWORD, SIGNATURE = "alice-user", "pass-W0rd", "51gnatur3"
 SECRET = (USER, PASSWORD, SIGNATURE)
@@ -26,13 +27,27 @@ URLS = {  # URL -> redacted URL
     f"htp//{USER}:{PASSWORD}@host/a": "host/a",
     f"S3/{USER}:{PASSWORD}@bucket/a": "bucket/a",
     f"s3://{USER}:{PASSWORD}/with+slash@bucket/a": "s3://bucket/a",
-    f"https://{USER}:{PASSWORD}?x@host/a": "https://host/a",
+    f"https://{USER}:{PASSWORD}?x@host/a": "https://***",  # "x@host" may be a query
+    f"https://{USER}:x@y?{PASSWORD}@host/a": "https://***",
+    f"https://{USER}:x@host/a?sig=y@{SIGNATURE}": "https://***",
+    f"https://{USER}:x/y@host/a?sig=z@{SIGNATURE}": "https://***",
+    f"https://{USER}:x@y/{PASSWORD}@bucket/a": "https://bucket/a",
+    f"s3://{USER}:x@{PASSWORD}/y@bucket/a": "s3://bucket/a",
+    f"s3://{USER}:x@y\\{PASSWORD}@bucket/a?{SIGNATURE}": "s3://bucket/a",
+    f"s3://{USER}@corp:x@{PASSWORD}/y@bucket/a": "s3://bucket/a",
+    f"s3:/{USER}:x@y/{PASSWORD}@bucket/a": "s3:/bucket/a",
+    f"{USER}:x@y/{PASSWORD}@host/a": "host/a",
+    f"{USER}:x@y?{PASSWORD}@host/a": "***",
+    f"https//{USER}:x@y/{PASSWORD}@host/a": "host/a",
+    f"https://{USER}:1234/{PASSWORD}@host/a": "https://host/a",  # 1234 is not a port
+    f"https%3A%2F%2F{USER}%3Ax%40y%2F{PASSWORD}%40host%2Fa": "https://host/a",
+    f"simplecache::https://{USER}:x@y/{PASSWORD}@host/a": "simplecache::https://host/a",
     f"https://{USER}:{PASSWORD}@{PASSWORD}@host/a": "https://host/a",
     f"https://{USER}%40corp:{PASSWORD}%2F@host/a": "https://host/a",
     f"https%3A%2F%2F{USER}%3A{PASSWORD}%40host%2Fa%3Fsig%3D{SIGNATURE}": "https://host/a",
     f"simplecache::https://{USER}:{PASSWORD}@host/a?{SIGNATURE}": "simplecache::https://host/a",
     f"zip://in.tar?{SIGNATURE}::https://{USER}:{PASSWORD}@host/a?{SIGNATURE}": "zip://in.tar::https://host/a",
-    f"hf://{USER}:{PASSWORD}@datasets/org/name@main/x": "hf://datasets/org/name@main/x",
+    f"hf://{USER}:{PASSWORD}@datasets/org/name@main/x": "hf://main/x",  # the password may go on until "@main"
     f"hf://{PASSWORD}@datasets/org/name": "hf://datasets/org/name",
     f"hf:{USER}:{PASSWORD}@org/name": "org/name",
     f"gs://bucket/a?X-Goog-Signature={SIGNATURE}": "gs://bucket/a",
@@ -58,7 +73,7 @@ class TestPaths:
         "path",
         [
             "data", "/data/x?y#z", "./a@b/c", "../x:y", "C:\\data", "data/a:b@c", "data//x", "org/name", "org/name@main", "scenes-relabel",
-            "https://127.0.0.1:8000/org@v2/x", "s3://bucket/key@2x.png", "hf://datasets/org/name@main", "a::b", "",
+            "https://127.0.0.1:8000/org@v2/x", "http://localhost:8000/org@v2/x", "https://[::1]:8000/a@b", "s3://bucket/key@2x.png", "hf://datasets/org/name@main", "a::b", "",
         ],
     )  # fmt: skip
     def test_other_paths_are_unchanged(self, path):
@@ -126,8 +141,34 @@ class TestSecrets:
     def test_a_token_instead_of_a_user_is_secret(self):
         assert "the-token" in secrets_of("hf://the-token@datasets/org/name")
 
+    @pytest.mark.parametrize("url", URLS)
+    def test_login_and_query_of_every_url_are_secret(self, url):
+        shown = " ".join(secrets_of(url))
+        assert [secret for secret in SECRET if secret in url and secret not in shown] == []
+
     def test_short_strings_are_not_secret(self):
         assert secrets_of("https://a:b@host/x?c=d") == set()
+
+
+@pytest.mark.parametrize("login", ["u:x@y/z", "u:x/y", "u:x?y", "u:x#y", "u@corp:x/y", "u:1@2/3"])
+@pytest.mark.parametrize("scheme", ["https", "s3", "ftp", "memory"])
+def test_a_password_that_is_not_escaped_is_refused_before_a_part_of_it_is_sent_as_a_host(login, scheme):
+    with pytest.raises(
+        ValueError, match=r"^[a-z0-9]+://(host/a|\*\*\*): it is not clear where the password of this URL ends"
+    ) as caught:
+        RemoteFiles(f"{scheme}://{login}@host/a", {})
+    assert "x" not in str(caught.value).partition(": ")[0]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://u:x@host/a", "https://u@corp:x@host/a", "https://u:%40%2F@host/a", "https://host:8020/user/me@corp/a",
+        "https://container@account/a@b", "https://host/a?x@y", "https://[::1]:80/a@b", "memory://a@b/c@d",
+    ],
+)  # fmt: skip
+def test_other_urls_with_an_at_sign_are_accepted(url):
+    assert str(RemoteFiles(url, {}).name)
 
 
 def test_a_cause_is_chained_without_secrets():
