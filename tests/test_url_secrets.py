@@ -28,6 +28,7 @@ POSITIONS = {
     "chain of files": f"zip://data::http://{USER}:{PASSWORD}@{{host}}/{{path}}?sig={SIGNATURE}",
     "encoded": f"http://{USER}%40corp:{PASSWORD}%21@{{host}}/{{path}}?sig={SIGNATURE}%3D",
     "token of the Hub": f"hf://{USER}:{PASSWORD}@datasets/org/{{path}}",
+    "not escaped": f"http://{USER}:x@y/{PASSWORD}@{{host}}/{{path}}",
     "no scheme": f"{USER}:{PASSWORD}@{{host}}/{{path}}?sig={SIGNATURE}",
 }
 FAST = ("misspelled", "no colon")  # need no request; the other positions are tested in the slow tests
