@@ -15,10 +15,10 @@ import numpy as np
 
 from ..data.store import LabelMaps
 from ..keywords import checked_keywords
-from ..labels import windows
 from ..labels.calibration import Calibration
 from ..labels.crops import random_resized_crops
 from ..labels.statistics import total
+from ..labels.windows import shown_definition
 from ..shards.manifest import Manifest, Split
 from ..storage.folders import Folder
 from ..storage.resolve import open_folder
@@ -184,7 +184,7 @@ def analyze(
             **_calibration_summary(split_entry.calibration),
         }
         definitions = {
-            SEVERAL: windows.DEFINITION if manifest.has_maps else windows.CROPS_DEFINITION,
+            SEVERAL: shown_definition(has_maps=manifest.has_maps),
             SUSPECT: suspects.DEFINITION if manifest.has_maps else suspects.CROPS_DEFINITION,
         }
         tables.update(_map_tables(measures, manifest.classes))

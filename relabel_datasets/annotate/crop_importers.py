@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 from .._version import __version__
 from ..data.skipped import Skipped
@@ -22,7 +23,7 @@ from ..data.spellings import check_distinct
 from ..errors import DatasetError, ImageError, LabelMapError
 from ..keywords import checked_keywords
 from ..labels.crop_labels import CropLabels
-from ..labels.statistics import Statistics
+from ..labels.statistics import Statistics, add_up, stored_crop_statistics
 from ..naming import check_case, check_config
 from ..shards.card import read_template
 from ..shards.manifest import LOW_AGREEMENT, Manifest
@@ -178,7 +179,7 @@ class _Loaded(NamedTuple):
     position: int  # of the image
     image: bytes | None
     blob: bytes
-    is_agreeing: bool
+    statistics: Statistics
 
 
 @dataclass(frozen=True)
@@ -210,7 +211,7 @@ class _ImportWorker:
         on_progress: OnProgress,
         on_skipped: OnSkipped,
     ) -> Annotated:
-        annotated, num_agreeing = Annotated(ShardInfo([], 0, "")), 0
+        annotated, statistics = Annotated(ShardInfo([], 0, "")), Statistics()
         with ShardWriter(path, work.plan["image_extension"]) as writer:
             for item in self._load_ahead(indices, work.build_config.images, pool):
                 if isinstance(item, Skipped):
@@ -218,14 +219,13 @@ class _ImportWorker:
                     on_skipped(item)
                 else:
                     writer.add(self.crops.keys[item.position], self.crops.labels[item.position], item.image, item.blob)
-                    num_agreeing += item.is_agreeing
+                    statistics = add_up([statistics, item.statistics])
                 on_progress(1)
             if len(annotated.skipped) == len(indices):
                 raise DatasetError(
                     f"no image of {path.name} can be imported ({counted(len(indices), 'image')}), last "
                     f"{annotated.skipped[-1].error}"
                 )
-            statistics = Statistics(agreeing=num_agreeing, several=None, shown=None)
             annotated.info = writer.close()._replace(statistics=statistics)
         return annotated
 
@@ -259,15 +259,18 @@ class _ImportWorker:
             if not self.skip_bad:
                 raise type(error)(f"{error}. skip_bad=True skips such files and lists them in the manifest") from error
             return Skipped(crops.keys[index], crops.name(index), str(error))
-        return _Loaded(
-            index, image, labels.to_safetensors(), _best_class(file, crops.num_classes) == crops.labels[index]
-        )
+        statistics = _measure(file, crops.num_classes, crops.labels[index])
+        return _Loaded(index, image, labels.to_safetensors(), statistics)
 
 
-def _best_class(file: CropFile, num_classes: int) -> int:
-    """Return the class with the greatest mean probability over the crops."""
-    rest = np.zeros(len(file.probs))
+def _measure(file: CropFile, num_classes: int, label: int) -> Statistics:
+    """Measure the labels of an image. Classes that no crop stores have equal probabilities, so one column stands for all of them."""
+    classes, columns = np.unique(np.append(file.classes, label), return_inverse=True)
+    probs, soft = (
+        file.probs.astype(np.float32),
+        np.zeros((len(file.probs), min(len(classes) + 1, num_classes)), np.float32),
+    )
     if file.spread_rest:
-        num_others = max(num_classes - file.classes.shape[1], 1)
-        rest = np.maximum(1 - file.probs.astype(np.float64).sum(1), 0) / num_others
-    return int(np.bincount(file.classes.ravel(), (file.probs - rest[:, None]).ravel()).argmax())
+        soft[:] = np.maximum(1 - probs.sum(1, keepdims=True), 0) / max(num_classes - probs.shape[1], 1)
+    np.put_along_axis(soft, columns[:-1].reshape(probs.shape), probs, 1)
+    return stored_crop_statistics(torch.from_numpy(soft), int(columns[-1]))

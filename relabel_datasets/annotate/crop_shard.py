@@ -18,7 +18,7 @@ from ..data.sources import ImageSource
 from ..labels.crop_labels import CropLabels
 from ..labels.crops import seeded_crops, to_pixels
 from ..labels.encodings.crops import seed_of
-from ..labels.statistics import Statistics, add_up, stored_crop_statistics
+from ..labels.statistics import Statistics, add_up, stored_crop_fidelity, stored_crop_statistics
 
 if TYPE_CHECKING:
     from .prefetch import Batch, LoadedImage
@@ -82,7 +82,9 @@ class CropWriter:
         for image, answers in self._answers.add(batch, logits):
             key, label = self._source.keys[image.position], self._source.labels[image.position]
             labels = CropLabels.from_logits(answers, canvas_size=image.size, key=key, label=label, k=self._k)
-            compared = self._number % len(answers) if self._number < _FIDELITY_CROPS else None
             self._add(image, labels.to_safetensors())
-            self.statistics = add_up([self.statistics, stored_crop_statistics(answers, labels, compared)])
+            parts = [self.statistics, stored_crop_statistics(labels.soft_labels(), label)]
+            if self._number < _FIDELITY_CROPS:
+                parts.append(stored_crop_fidelity(answers, labels, self._number % len(answers)))
+            self.statistics = add_up(parts)
             self._number += 1

@@ -1,4 +1,4 @@
-"""Statistics of label maps, measured while the maps are made.
+"""Statistics of label maps and stored crops, measured while they are made.
 
 Shapes: B images, C classes, K logits kept at each location, H x W locations.
 """
@@ -23,18 +23,19 @@ from .encodings.registry import get_map_encoding
 from .encodings.sparse import SparseEncoding
 from .label_map import LabelMap
 from .view import rows_of_boxes
-from .windows import measure_windows
+from .windows import measure_stored_crops, measure_windows
 
 _NUM_OLD = 5  # values that early versions stored, the second of them by another definition
 
 
 class Statistics(NamedTuple):
-    """Sums over label maps. The sums of two sets of maps add up to those of their union.
+    """Sums over images with label maps or stored crops. The sums of two sets of images add up to those of their union.
 
     Attributes:
         agreeing: Number of images whose map, pooled over the whole image, ranks the original class first. For stored crops, the
             mean label of the crops does.
-        several: Number of images that show more than one class, see `windows.DEFINITION`. None if it was not measured.
+        several: Number of images that show more than one class, see `windows.DEFINITION` and `CROPS_DEFINITION`. None if it was not
+            measured.
         crops: Number of random crops on which stored and dense labels were compared, 0 if they were not. For stored crops, the
             labels are compared with the annotator's.
         kl: Sum over these crops of the divergence KL(dense || stored) in nats.
@@ -134,23 +135,33 @@ def pool_dense(dense: Sequence[Tensor], boxes_xyxy: npt.NDArray[np.float32]) -> 
     return pool_scales(scales, rows_of_boxes(boxes_xyxy), heatmaps.mean_logits)
 
 
-def stored_crop_statistics(logits: Tensor, labels: CropLabels, compared: int | None) -> Statistics:
-    """Count agreement of the stored crops of an image with its original label, and compare a label with the annotator's.
+def stored_crop_statistics(soft_labels: Tensor, label: int) -> Statistics:
+    """Count agreement of the stored crops of an image with its original label, and the classes that the image shows.
 
     Args:
-        logits: The annotator's logits of the crops `[N, C]`.
-        labels: Stored labels of the same crops, with the original class index.
-        compared: Index of the crop whose stored label is compared. None compares none.
+        soft_labels: Stored soft labels of the crops `[N, C]`.
+        label: Original class index.
 
     Returns:
-        Statistics with `agreeing`, and with `crops`, `kl` and `same_best` if a label was compared.
+        Statistics with `agreeing`, `several` and `shown` set.
     """
-    agreeing = int(labels.mean_label().argmax()) == labels.label
-    compared_label = Statistics(several=None, shown=None)
-    if compared is not None:
-        true = logits[compared : compared + 1].float().softmax(1)
-        compared_label = _divergence(true, labels.soft_labels([compared]))
-    return add_up([Statistics(agreeing=int(agreeing), several=None, shown=None), compared_label])
+    measures = measure_stored_crops(soft_labels[None], torch.tensor([label]))
+    num_shown, best = int(measures.shown.sum()), int(measures.whole[0].argmax())
+    return Statistics(agreeing=int(best == label), several=int(num_shown > 1), shown=num_shown)
+
+
+def stored_crop_fidelity(logits: Tensor, labels: CropLabels, crop: int) -> Statistics:
+    """Compare the stored label of a crop with the annotator's.
+
+    Args:
+        logits: The annotator's logits of the crops of an image `[N, C]`.
+        labels: Stored labels of the same crops.
+        crop: Index of the crop.
+
+    Returns:
+        Statistics with `crops`, `kl` and `same_best` set.
+    """
+    return _divergence(logits[crop : crop + 1].float().softmax(1), labels.soft_labels([crop]))
 
 
 def _divergence(true: Tensor, stored: Tensor) -> Statistics:

@@ -35,6 +35,11 @@ MIN_CROPS = 0.05  # share of the stored crops of an image that show a class
 CROPS_DEFINITION = f"An image shows a class if at least {MIN_CROPS:.0%} of its stored crops give it a probability of at least {MIN_PROBABILITY:.0%}."
 
 
+def shown_definition(*, has_maps: bool) -> str:
+    """Return what it means that an image shows a class, by its label map or by its stored crops."""
+    return DEFINITION if has_maps else CROPS_DEFINITION
+
+
 class WindowMeasures(NamedTuple):
     """Measures of the windows or stored crops of B images.
 

@@ -20,7 +20,7 @@ from ..labels.label_map import LabelMap
 from ..labels.reading import Labels, read_label
 from ..labels.statistics import total
 from ..labels.transforms import LabelPooling
-from ..labels.windows import DEFINITION as SHOWN_DEFINITION
+from ..labels.windows import shown_definition
 from ..shards.configs import find_split, open_config
 from ..shards.manifest import Manifest, Split
 from ..shards.tars import read_rows
@@ -148,7 +148,8 @@ def _describe_config(folder: Folder, manifest: Manifest) -> Iterator[str]:
         yield f"  {split.name:<10} {split.num_samples:,} samples in {shards}, {images}, {size}{skipped}"
         yield from _describe_statistics(split, manifest.map_sizes)
     if any(total(split.shard_statistics).several is not None for split in manifest.splits.values()):
-        yield from textwrap.wrap(SHOWN_DEFINITION, 110, initial_indent=" " * 13, subsequent_indent=" " * 13)
+        definition = shown_definition(has_maps=manifest.has_maps)
+        yield from textwrap.wrap(definition, 110, initial_indent=" " * 13, subsequent_indent=" " * 13)
 
 
 def _input_of(annotator: dict[str, object]) -> str:

@@ -19,7 +19,7 @@ from yaml import YAMLError
 
 from ..errors import DatasetError
 from ..labels.statistics import total
-from ..labels.windows import DEFINITION as SHOWN_DEFINITION
+from ..labels.windows import shown_definition
 from ..naming import check_config
 from ..storage.folders import CARD_NAME, MANIFEST_NAME, LocalFolder, read_card
 from ..storage.local import write_atomically
@@ -91,7 +91,7 @@ def write_card(root: Path, template: str | os.PathLike[str] | None = None, *, re
                 "folder": repo_id or _FOLDER,
                 "url": f"hf://datasets/{repo_id}" if repo_id else _FOLDER,
                 "images": images,
-                "shown_definition": SHOWN_DEFINITION,
+                "shown_definitions": _shown_definitions(manifests),
             }
 
         text = render_card(name, DatasetCardData(**metadata).to_yaml(), use)
@@ -258,6 +258,11 @@ def _features(manifest: Manifest) -> list[dict[str, Any]]:
         {"name": "__key__", "dtype": "string"},
         {"name": "__url__", "dtype": "string"},
     ]
+
+
+def _shown_definitions(manifests: Sequence[Manifest]) -> str:
+    """Return what it means that an image shows a class, for each kind of labels of the configs."""
+    return " ".join(shown_definition(has_maps=kind) for kind in sorted({m.has_maps for m in manifests}, reverse=True))
 
 
 def _describe(root: Path, manifest: Manifest) -> dict[str, Any]:

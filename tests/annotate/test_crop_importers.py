@@ -7,6 +7,7 @@ from torchvision.transforms import functional as F
 import relabel_datasets as rd
 from relabel_datasets.annotate.crop_files import CropFile
 from relabel_datasets.cli import main
+from relabel_datasets.labels.statistics import add_up, stored_crop_statistics, total
 from relabel_datasets.shards.images import _TRANSPOSES
 from tests.annotate.crop_releases import (
     CLASSES,
@@ -75,12 +76,16 @@ def test_crops_and_labels_of_imagenet_plus_equal_those_of_its_reader(tmp_path, i
         assert_same_crops(crops, labels, expected, torch.stack([read_plus_labels(s["prob"]) for s in samples[key]]))
 
 
-def test_hard_labels_and_half_precision_are_stored_as_published(tmp_path, image_folder):
+def test_hard_labels_and_half_precision_are_stored_as_published_and_measured(tmp_path, image_folder):
     hard = write_fkd(tmp_path / "hard", image_folder, "hard")
     half = write_fkd(tmp_path / "half", image_folder, "marginal_smoothing_k5", np.float16)
     for name, contents in (("hard", hard), ("half", half)):
         run(tmp_path / name, tmp_path / "data", image_folder, config=name)
-        for key, labels in rd.LabelMaps(tmp_path / "data", name).items():
+        label_maps = rd.LabelMaps(tmp_path / "data", name)
+        measured = add_up(stored_crop_statistics(one.soft_labels(), one.label) for one in label_maps.values())
+        assert total(label_maps.split.shard_statistics) == measured
+        assert measured.shown > measured.several > 0
+        for key, labels in label_maps.items():
             boxes, flips, stored = contents[key]
             np.testing.assert_array_equal(labels.tensors["crop_boxes"], boxes)
             np.testing.assert_array_equal(labels.flips, flips)

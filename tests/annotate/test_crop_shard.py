@@ -7,11 +7,13 @@ import torch
 from torch import nn
 
 import relabel_datasets as rd
+from relabel_datasets.analysis import analyze
 from relabel_datasets.annotate import BuildConfig, FlipAveraged, ModuleAnnotator
 from relabel_datasets.annotate.annotator import classify
 from relabel_datasets.annotate.class_subset import ClassSubset
 from relabel_datasets.annotate.heads import DenseClassifier, Stream
 from relabel_datasets.labels.reading import read_label
+from relabel_datasets.labels.statistics import total
 from relabel_datasets.shards.tars import ShardWriter
 from tests.annotate.test_kill import tree_of
 
@@ -108,7 +110,9 @@ def test_an_annotator_without_a_classifier_answers_with_the_mean_over_its_map(an
 
 
 @pytest.mark.parametrize("changes", [{"num_threads": 1}, {"shard_size": 5}, {"batch_size": 3}])
-def test_labels_do_not_depend_on_threads_shards_and_the_place_of_a_crop_in_its_batch(tmp_path, image_folder, changes):
+def test_labels_and_statistics_do_not_depend_on_threads_shards_and_the_place_of_a_crop_in_its_batch(
+    tmp_path, image_folder, changes
+):
     build(image_folder, tmp_path / "one", patches())
     shard_size = {"shard_size": changes["shard_size"]} if "shard_size" in changes else {}
     more = {name: value for name, value in changes.items() if name != "shard_size"}
@@ -119,6 +123,11 @@ def test_labels_do_not_depend_on_threads_shards_and_the_place_of_a_crop_in_its_b
             torch.testing.assert_close(one[key].soft_labels(), two[key].soft_labels(), rtol=0, atol=0.02)
         else:
             assert one[key].to_safetensors() == two[key].to_safetensors()
+    numbers = analyze(tmp_path / "one", progress=False).summary["stored crops"]
+    for label_maps in (one, two):
+        statistics = total(label_maps.split.shard_statistics)
+        assert statistics.several / 13 == numbers["images that show several classes, share"] > 0
+        assert statistics.shown / 13 == pytest.approx(numbers["classes that an image shows"])
 
 
 def test_crops_of_a_file_above_the_pixel_limit_are_those_of_its_full_size(tmp_path, monkeypatch):

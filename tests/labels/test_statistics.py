@@ -11,7 +11,14 @@ from relabel_datasets.labels import codec
 from relabel_datasets.labels.crops import random_resized_crops
 from relabel_datasets.labels.encodings import encode_logits
 from relabel_datasets.labels.label_map import LabelMap
-from relabel_datasets.labels.statistics import Statistics, add_up, crop_fidelity, image_statistics, total
+from relabel_datasets.labels.statistics import (
+    Statistics,
+    add_up,
+    crop_fidelity,
+    image_statistics,
+    stored_crop_statistics,
+    total,
+)
 from relabel_datasets.labels.windows import measure_windows
 
 from .samples import ENCODINGS
@@ -45,6 +52,18 @@ def test_agreement_and_shown_classes_are_counted(dense, encoding):
     assert image_statistics(encoded, labels) == Statistics(
         agreeing=agreeing, several=int((num_shown > 1).sum()), shown=int(num_shown.sum())
     )
+
+
+@pytest.mark.parametrize(
+    ("classes", "several", "shown"),
+    [([0] * 40, 0, 1), ([0] * 39 + [2], 0, 1), ([0] * 38 + [2] * 2, 1, 2), ([0] * 20 + [1, 3] * 10, 1, 3)],
+)
+def test_agreement_and_classes_of_stored_crops_are_counted(classes, several, shown):
+    soft = torch.full((40, 5), 0.1)
+    soft[range(40), classes] = 0.6
+    assert stored_crop_statistics(soft, 0) == Statistics(agreeing=1, several=several, shown=shown)
+    assert stored_crop_statistics(soft, 4) == Statistics(agreeing=0, several=several, shown=shown)
+    assert stored_crop_statistics(soft * 0.8, 0) == Statistics(agreeing=1, several=0, shown=0)
 
 
 @pytest.mark.parametrize(("encoding", "dtype"), [("heatmaps", "uint4"), ("topk", "float16")])

@@ -7,7 +7,7 @@ import torch
 
 import relabel_datasets as rd
 from relabel_datasets.cli import main
-from relabel_datasets.labels.windows import DEFINITION
+from relabel_datasets.labels.windows import CROPS_DEFINITION, DEFINITION
 from relabel_datasets.report.terminal import _heatmap, _heatmap_row, describe
 from tests.bad_names import change_manifest
 from tests.conftest import ColourNet, picture
@@ -78,20 +78,38 @@ def test_a_dataset_is_described_by_its_configs_and_first_samples(folder):
     assert text.count("+----------------+ +----------------+") == 4
 
 
-def test_agreement_and_several_classes_equal_those_of_analyze(folder, tmp_path):
+@pytest.mark.parametrize(
+    ("arguments", "topic", "definition"),
+    [
+        (
+            {"storage_dtype": "float16"},
+            "label maps",
+            DEFINITION,
+        ),  # a build measures maps before they are rounded to 4 bits
+        ({"encoding": "crops", "num_crops": 9}, "stored crops", CROPS_DEFINITION),
+    ],
+)
+def test_agreement_and_several_classes_equal_those_of_analyze(folder, tmp_path, arguments, topic, definition):
     source = rd.data.ImageFolderSource(folder.parent / "images")
     annotator = rd.ModuleAnnotator(ColourNet(), (48, 64), classes=("cat", "dog", "n01440764"), name="colours")
-    build_config = rd.annotate.BuildConfig(
-        storage_dtype="float16"
-    )  # a build measures maps before they are rounded to 4 bits
+    build_config = rd.annotate.BuildConfig(**arguments)
     rd.build(source, tmp_path / "data", annotator, config="colours", build_config=build_config, progress=False)
     folder = tmp_path / "data"
-    numbers = rd.analysis.analyze(folder, "colours", num_crops=1, progress=False).summary["label maps"]
+    numbers = rd.analysis.analyze(folder, "colours", num_crops=1, progress=False).summary[topic]
     agree = numbers["images that agree with their label, share"]
     several = numbers["images that show several classes, share"]
     text = describe(folder, "colours")
+    assert several > 0
     assert f"{agree:.1%} agree with their label, {several:.1%} show several classes" in text
-    assert DEFINITION in " ".join(text.split())  # next to the number
+    assert [one for one in (DEFINITION, CROPS_DEFINITION) if one in " ".join(text.split())] == [definition]
+    change_manifest(folder / "colours" / "_info.json", _as_early_versions_wrote_it)
+    assert "agree with their label\n" in describe(folder)
+    assert "several classes" not in describe(folder)
+
+
+def _as_early_versions_wrote_it(content):
+    split = content["splits"]["train"]
+    split["shard_statistics"] = [values[:5] for values in split["shard_statistics"]]
 
 
 def test_gains_are_shown_if_the_split_has_them(folder, tmp_path):
@@ -104,14 +122,9 @@ def test_gains_are_shown_if_the_split_has_them(folder, tmp_path):
 
 def test_several_classes_of_early_versions_are_not_shown(folder, tmp_path):
     folder = shutil.copytree(folder, tmp_path / "old")
-
-    def shorten(content):
-        split = content["splits"]["train"]
-        split["shard_statistics"] = [values[:5] for values in split["shard_statistics"]]
-
     for config in ("colours", "labels-only"):
         assert DEFINITION in " ".join(describe(folder).split())
-        change_manifest(folder / config / "_info.json", shorten)
+        change_manifest(folder / config / "_info.json", _as_early_versions_wrote_it)
     text = describe(folder)
     assert text.count("agree with their label\n") == 2
     assert "several classes" not in text
@@ -267,7 +280,6 @@ def test_stored_crops_are_described_by_their_mean_label_and_the_first_crops(fold
     rd.build(source, tmp_path / "data", annotator, build_config=build_config, progress=False)
     text = describe(tmp_path / "data", num_samples=2)
     assert "crops      5 per image, crops 16, stored as compact" in text
-    assert "show several classes" not in text
     dataset = rd.load_dataset(tmp_path / "data", split="train")
     for _, labels in (dataset[0], dataset[1]):
         lines = text.partition(f"\n{labels.key}: ")[2].splitlines()

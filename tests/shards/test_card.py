@@ -15,6 +15,7 @@ from datasets.utils.metadata import MetadataConfigs
 from huggingface_hub import DatasetCard, DatasetCardData
 
 import relabel_datasets as rd
+from relabel_datasets.labels import windows
 from relabel_datasets.shards.card_template import package_templates
 from tests.conftest import ROOT
 from tests.labels.samples import set_calibration
@@ -163,7 +164,9 @@ def test_the_card_of_stored_crops_describes_them_and_its_snippets_run(tmp_path, 
     card = local_hub.files(REPO)["README.md"].decode()
     assert "| encoding | `crops` with k = `16`, `compact`, 5 crops per image |" in card
     assert "| train | " in card.partition("shows several classes")[2]
-    assert "not measured" in card
+    assert "not measured" not in card
+    assert windows.CROPS_DEFINITION in card
+    assert windows.DEFINITION not in card
     assert "None" not in card
     names: dict[str, object] = {}
     for snippet in re.findall(r"```python\n(.*?)```", card, re.DOTALL):
