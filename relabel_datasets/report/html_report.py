@@ -58,7 +58,7 @@ def write_report(
 
     In the page, a crop box can be dragged over each sample to see the pooled label of the crop. Boxes of stored crops can be clicked
     to see the stored labels. The file works offline and loads nothing. It holds the stored labels of the samples, and their images as
-    JPEGs of at most 256 pixels, about 10 KB each. A page of label maps opens on the sample whose crops have the most different labels.
+    JPEGs of at most 256 pixels, about 10 KB each. The page opens on the sample whose crops have the most different labels.
 
     Args:
         path: Dataset, as for `load_dataset`.
@@ -105,7 +105,7 @@ def write_report(
         **provenance(folder, label_maps),
         **statistics(analysis, dict(zip(label_maps.manifest.classes, names, strict=True))),
         "note": note,
-        "index": sample_index(measured, names, opening_view(label_maps, measured) if has_maps else None),
+        "index": sample_index(measured, names, opening_view(label_maps, measured)),
     }
     if has_maps:
         samples = sample_contents(label_maps, keys, read_image, progress=progress)

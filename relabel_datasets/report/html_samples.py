@@ -24,15 +24,13 @@ _PAGE_K = 20  # heatmaps of a map in any other encoding
 ReadImage = Callable[[int], PIL.Image.Image]  # row -> RGB image
 
 
-def sample_index(
-    images: Mapping[str, npt.NDArray[Any]], names: Sequence[str], opening: Opening | None
-) -> dict[str, Any]:
+def sample_index(images: Mapping[str, npt.NDArray[Any]], names: Sequence[str], opening: Opening) -> dict[str, Any]:
     """Return the index of the samples for the page: columns of equal length, and the names and colors of classes.
 
     Args:
         images: Measures of the samples, see `analysis.label_maps.measure_images`.
         names: Legible names of the classes, by index.
-        opening: Sample and crop that the page opens on. None for stored crops, whose page opens on the first sample.
+        opening: Sample and crop that the page opens on.
 
     Returns:
         The content of the page's JSON element `index`.
@@ -40,7 +38,7 @@ def sample_index(
     return {
         "classes": list(names),
         "colors": CLASS_COLORS,
-        "opening": None if opening is None else opening._asdict(),
+        "opening": opening._asdict(),
         "samples": {
             "key": images["key"].tolist(),
             "label": images["label"].tolist(),

@@ -1,11 +1,11 @@
 """Choose the sample and the crop that an HTML report opens on.
 
-Shapes: B images, W windows, C classes.
+Shapes: B images, W windows or stored crops, C classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,9 +15,11 @@ from torch import Tensor
 
 from ..data.store import LabelMaps
 from ..labels.batch import LabelMapBatch
+from ..labels.crop_labels import CropLabels
 from ..labels.windows import SCALES, pool_box, window_boxes
 
-_BOXES = window_boxes(*SCALES[-1])  # the windows of `labels.windows.DEFINITION`
+# The windows of `labels.windows.DEFINITION`.
+_BOXES = [(round(x1, 3), round(y1, 3), round(x2, 3), round(y2, 3)) for x1, y1, x2, y2 in window_boxes(*SCALES[-1])]
 _BATCH_IMAGES = 64
 
 
@@ -26,37 +28,40 @@ class Opening(NamedTuple):
 
     Attributes:
         sample: Row of the sample among those of the report.
-        box: Box of the crop, xyxy in units of the whole image.
+        crop: Number of the crop among the windows or the stored crops of the sample.
+        box: Box of the window, xyxy in units of the whole image. None for a stored crop, which has a box in the page.
     """
 
     sample: int
-    box: tuple[float, float, float, float]
+    crop: int
+    box: tuple[float, float, float, float] | None
 
 
 def opening_view(label_maps: LabelMaps, images: Mapping[str, npt.NDArray[Any]]) -> Opening:
     """Choose the most instructive of some images: the one whose crops have the most different labels.
 
-    It is the image with the largest `disagreement`, among those that show several classes and whose map agrees with their
-    label. If there are none, it is chosen among all images. The first image wins a tie. The box is the window of this image in
-    which a class other than the label has the highest probability.
+    The crops of an image with a label map are its windows, see `labels.windows.DEFINITION`. Otherwise, they are its stored crops.
+
+    The image is the one with the largest `disagreement`, among those that show several classes and whose map, or mean label of
+    the stored crops, agrees with their label. If there are none, it is chosen among all images. The first image wins a tie. The
+    crop is the one in which a class other than the label has the highest probability.
 
     Args:
-        label_maps: Label maps of the split.
+        label_maps: Label maps or stored crops of the split.
         images: Measures of at least one image, see `analysis.label_maps.measure_images`.
 
     Returns:
-        The image and the box.
+        The image and the crop.
     """
     candidates = np.flatnonzero((images["num_shown"] > 1) & (images["best"] == images["label"]))
     if not len(candidates):
         candidates = np.arange(len(images["key"]))
     rows = [row for key in images["key"][candidates].tolist() if (row := label_maps.index.row(key)) is not None]
-    batches = [rows[start : start + _BATCH_IMAGES] for start in range(0, len(rows), _BATCH_IMAGES)]
-    best = int(torch.cat([disagreement(_window_labels(label_maps, batch)) for batch in batches]).argmax())
-    other = _window_labels(label_maps, [rows[best]])[0]
+    best = int(torch.cat([disagreement(soft) for soft in _crop_labels(label_maps, rows)]).argmax())
+    other = next(_crop_labels(label_maps, [rows[best]]))[0]
     other[:, int(images["label"][candidates[best]])] = 0
-    x1, y1, x2, y2 = (round(edge, 3) for edge in _BOXES[int(other.amax(1).argmax())])
-    return Opening(int(candidates[best]), (x1, y1, x2, y2))
+    crop = int(other.amax(1).argmax())
+    return Opening(int(candidates[best]), crop, _BOXES[crop] if label_maps.manifest.has_maps else None)
 
 
 def disagreement(soft_labels: Tensor) -> Tensor:
@@ -78,8 +83,13 @@ def disagreement(soft_labels: Tensor) -> Tensor:
     return of_mean - mean_of
 
 
-def _window_labels(label_maps: LabelMaps, rows: Sequence[int]) -> Tensor:
-    """Return the soft labels `[B, W, C]` of the windows of images."""
-    encoded = LabelMapBatch.of(label_maps.at_rows(list(rows))).encoded
-    encoded = encoded.encoding.unpacked(encoded)
-    return torch.stack([pool_box(encoded, box) for box in _BOXES], 1)
+def _crop_labels(label_maps: LabelMaps, rows: Sequence[int]) -> Iterator[Tensor]:
+    """Yield the soft labels `[B, W, C]` of the windows or of the stored crops of some images after the other."""
+    for start in range(0, len(rows), _BATCH_IMAGES):
+        stored = label_maps.at_rows(rows[start : start + _BATCH_IMAGES])
+        if label_maps.manifest.has_maps:
+            encoded = LabelMapBatch.of(stored).encoded
+            encoded = encoded.encoding.unpacked(encoded)
+            yield torch.stack([pool_box(encoded, box) for box in _BOXES], 1)
+        else:  # one by one: images may have many crops
+            yield from (labels.soft_labels()[None] for labels in stored if isinstance(labels, CropLabels))

@@ -20,7 +20,7 @@ CLASSES = {RED: "cat", GREEN: "dog", BLUE: "emu"}
 def measured(tmp_path):
     """Return a function that builds a dataset of pictures, each of 4 equal vertical stripes, and measures them."""
 
-    def measured(stripes, labels):
+    def measured(stripes, labels, **arguments):
         for name in CLASSES.values():
             (tmp_path / "images" / name).mkdir(parents=True)
             Image.new("RGB", (64, 48), {v: k for k, v in CLASSES.items()}[name]).save(
@@ -29,28 +29,40 @@ def measured(tmp_path):
         for i, (colors, label) in enumerate(zip(stripes, labels, strict=True)):
             pixels = np.repeat(np.array([colors], np.uint8), 16, 1).repeat(48, 0)
             Image.fromarray(pixels).save(tmp_path / "images" / label / f"stripes_{i}.png")
-        rd.build(rd.data.ImageFolderSource(tmp_path / "images"), tmp_path / "data", colours(), progress=False)
+        source, build_config = rd.data.ImageFolderSource(tmp_path / "images"), rd.annotate.BuildConfig(**arguments)
+        rd.build(source, tmp_path / "data", colours(), build_config=build_config, progress=False)
         label_maps = rd.LabelMaps(tmp_path / "data")
         return label_maps, measure_images(label_maps, range(len(label_maps)), progress=False)
 
     return measured
 
 
-def test_the_report_opens_on_the_image_whose_crops_differ_most(measured):
+CROPS = {"encoding": "crops", "num_crops": 60}
+
+
+@pytest.mark.parametrize("arguments", [{}, CROPS])
+def test_the_report_opens_on_the_image_whose_crops_differ_most(measured, arguments):
     label_maps, images = measured(
-        [(RED, RED, RED, GREEN), (RED, RED, GREEN, BLUE), (BLUE, BLUE, BLUE, BLUE)], ["cat", "cat", "emu"]
+        [(RED, RED, RED, GREEN), (RED, RED, GREEN, BLUE), (BLUE, BLUE, BLUE, BLUE)], ["cat", "cat", "emu"], **arguments
     )
     opening = opening_view(label_maps, images)
     assert images["key"][opening.sample] == "stripes_1"
-    x1, y1, x2, y2 = opening.box
+    if arguments:
+        assert opening.box is None
+        labels = label_maps["stripes_1"]
+        assert opening.crop == int(labels.soft_labels()[:, 1:].amax(1).argmax())
+        x1 = float(labels.boxes_xyxy[opening.crop, 0])
+    else:
+        x1, y1, x2, y2 = opening.box
+        assert (x2 - x1, y2 - y1) == pytest.approx((0.4, 0.4))
     assert x1 >= 0.45  # right of the stripes of the label, cat
-    assert (x2 - x1, y2 - y1) == pytest.approx((0.4, 0.4))
     subset = {name: column[images["key"] != "stripes_1"] for name, column in images.items()}
     assert subset["key"][opening_view(label_maps, subset).sample] == "stripes_0"
 
 
-def test_an_image_that_the_map_gives_another_class_is_no_opening_unless_all_are(measured):
-    label_maps, images = measured([(RED, RED, GREEN, BLUE), (BLUE, BLUE, BLUE, RED)], ["dog", "emu"])
+@pytest.mark.parametrize("arguments", [{}, CROPS])
+def test_an_image_that_the_annotator_gives_another_class_is_no_opening_unless_all_are(measured, arguments):
+    label_maps, images = measured([(RED, RED, GREEN, BLUE), (BLUE, BLUE, BLUE, RED)], ["dog", "emu"], **arguments)
     assert images["key"][opening_view(label_maps, images).sample] == "stripes_1"
     subset = {name: column[images["key"] == "stripes_0"] for name, column in images.items()}
     assert opening_view(label_maps, subset).sample == 0

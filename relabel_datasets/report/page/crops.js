@@ -3,8 +3,8 @@
 const SVG = "http://www.w3.org/2000/svg";
 const CROP_SIDE = 224; // pixels of the canvas that shows a crop
 
-const { classes, colors, samples } = readIndex();
-const current = { sample: null, data: null, crop: 0 };
+const { classes, colors, opening, samples } = readIndex();
+const current = { sample: null, data: null, crop: opening.crop };
 
 /** Return {image, size, boxes, flips, labels, mean} of a sample; boxes are [left, top, right, bottom] in pixels of the original image. */
 function readSample(number) {
@@ -95,7 +95,7 @@ function step(by) {
 }
 
 document.getElementById("browser").hidden = false;
-const gallery = makeGallery(samples, 0, drawThumbnail, showSample);
+const gallery = makeGallery(samples, opening.sample, drawThumbnail, showSample);
 makeFilters(samples, gallery.show);
 makeSheet(samples, readSample, colors, (number) => openSample(gallery, number));
 document.getElementById("previous").addEventListener("click", () => step(-1));
