@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .boxes import read_boxes
     from .label_maps import MapMeasures, measure_images, measure_maps
     from .metrics import Metrics, mean_average_precision, real_labels
+    from .object_measures import ObjectMeasures
     from .objects import Objects, find_objects
     from .overlap import Overlaps, overlaps
     from .suspects import find_suspects, label_margins
@@ -28,6 +29,7 @@ _MODULES = {
     "Analysis": "analysis",
     "MapMeasures": "label_maps",
     "Metrics": "metrics",
+    "ObjectMeasures": "object_measures",
     "Objects": "objects",
     "Overlaps": "overlap",
     "Table": "analysis",
@@ -46,6 +48,7 @@ __all__ = [
     "Analysis",
     "MapMeasures",
     "Metrics",
+    "ObjectMeasures",
     "Objects",
     "Overlaps",
     "Table",

@@ -27,6 +27,7 @@ from . import suspects
 from .batches import SHARE
 from .boxes import read_boxes
 from .label_maps import IOU_LEVELS, MapMeasures, measure_maps
+from .object_measures import ObjectMeasures
 from .objects import Objects, in_classes
 from .overlap import Overlaps, overlaps, share_above
 
@@ -170,13 +171,14 @@ def analyze(
         folder = open_folder(path)
         label_maps = LabelMaps(folder, config, split)
         manifest, split_entry = label_maps.manifest, label_maps.split
-        options: dict[str, Any] = {
-            "num_crops": num_crops,
-            "num_samples": num_samples,
-            "seed": seed,
-            "progress": progress,
-        }
-        measures = measure_maps(label_maps, **options)
+        measures = measure_maps(
+            label_maps,
+            objects=None if objects is None else in_classes(objects, manifest.classes),
+            num_crops=num_crops,
+            num_samples=num_samples,
+            seed=seed,
+            progress=progress,
+        )
         topic = "label maps" if manifest.has_maps else "stored crops"
         summary[topic] = {
             **_map_summary(measures),
@@ -191,11 +193,9 @@ def analyze(
         tables["fidelity"] = _fidelity_table(folder, label_maps)
         if split_entry.calibration is not None:
             tables["calibration"] = _calibration_table(split_entry.calibration, manifest.map_sizes)
-        if objects is not None:
-            objects = in_classes(objects, manifest.classes)
-            measures = measure_maps(label_maps, objects=objects, **options)
-            summary[f"{topic} and objects"] = _object_summary(measures)
-            tables["by_overlap"] = _overlap_table(measures)
+        if measures.objects is not None:
+            summary[f"{topic} and objects"] = _object_summary(measures.objects)
+            tables["by_overlap"] = _overlap_table(measures.objects)
     return Analysis(summary, tables, definitions)
 
 
@@ -274,10 +274,10 @@ def _calibration_table(calibration: Calibration, map_sizes: Sequence[Sequence[in
     return Table(("area_share", *names), list(zip(calibration.shares, *calibration.gains, strict=True)))
 
 
-def _object_summary(measures: MapMeasures) -> dict[str, Any]:
+def _object_summary(measures: ObjectMeasures) -> dict[str, Any]:
     iou, confidence = measures.crops["best_iou"], measures.crops["confidence"]
     return {
-        "images": len(measures.images["key"]),
+        "images": len(measures.keys),
         **_localization_summary(measures),
         "crops": len(iou),
         "share above IoU 0.5, best": share_above(iou),
@@ -286,7 +286,7 @@ def _object_summary(measures: MapMeasures) -> dict[str, Any]:
     }
 
 
-def _localization_summary(measures: MapMeasures) -> dict[str, Any]:
+def _localization_summary(measures: ObjectMeasures) -> dict[str, Any]:
     if not measures.localization:
         return {"localization": "needs label maps"}
     accuracies = [_localized_share(measures.localization["iou"], level) for level in IOU_LEVELS]
@@ -302,7 +302,7 @@ def _localized_share(iou: Any, level: float) -> float:
     return float((iou >= level).mean(0).max())
 
 
-def _overlap_table(measures: MapMeasures) -> Table:
+def _overlap_table(measures: ObjectMeasures) -> Table:
     crops = measures.crops
     bins = np.clip(np.digitize(crops["best_iou"], _BINS) - 1, 0, len(_BINS) - 2)
     rows: list[tuple[Any, ...]] = []

@@ -48,7 +48,7 @@ class CropMeasures(NamedTuple):
     """Measures of M crops.
 
     Attributes:
-        columns: Columns of `MapMeasures.crops` except `image` and `best_iou`.
+        columns: Columns of `MapMeasures.crops` except `image`.
         boxes_xyxy: Boxes of the crops `[M, 4]` in units of the whole image.
         owners: Index of the image of each crop in the batch, `[M]`.
     """
@@ -57,6 +57,12 @@ class CropMeasures(NamedTuple):
     boxes_xyxy: Floats
     owners: npt.NDArray[np.int_]
 
+    def of_images(self, images: npt.NDArray[np.int_]) -> CropMeasures:
+        """Return the measures of the crops of some images, by index in the batch."""
+        chosen = np.isin(self.owners, images)
+        columns = {name: values[chosen] for name, values in self.columns.items()}
+        return CropMeasures(columns, self.boxes_xyxy[chosen], self.owners[chosen])
+
 
 class MapBatch:
     """Label maps of B images.
@@ -64,38 +70,44 @@ class MapBatch:
     Args:
         maps: The label maps.
         labels: Original class indices `[B]`.
+
+    Attributes:
+        sizes: Size (height, width) in pixels of each image.
     """
 
     def __init__(self, maps: Sequence[LabelMap], labels: Tensor) -> None:
         encoded = LabelMapBatch.of(maps).encoded
         self._encoded, self._labels = encoded.encoding.unpacked(encoded), labels
-        self._sizes = [label_map.canvas_size for label_map in maps]
+        self.sizes = [label_map.canvas_size for label_map in maps]
 
     def measure_images(self) -> dict[str, Column]:
         """Pool the labels of whole images and of windows. Returns columns of `MapMeasures.images`."""
         return _image_columns(measure_windows(self._encoded, self._labels), self._labels)
 
-    def measure_crops(self, num_crops: int, generator: np.random.Generator) -> CropMeasures:
-        """Pool the labels of `num_crops` random crops of each image."""
-        boxes = random_resized_crops(np.repeat(self._sizes, num_crops, 0), generator)
-        owners, columns = np.repeat(np.arange(len(self._sizes)), num_crops), Columns()
+    def measure_crops(
+        self, images: npt.NDArray[np.int_], num_crops: int, generator: np.random.Generator
+    ) -> CropMeasures:
+        """Pool the labels of `num_crops` random crops of some images, by index in the batch."""
+        owners, columns = np.repeat(images, num_crops), Columns()
+        boxes = random_resized_crops(np.array(self.sizes)[owners], generator)
         for start in range(0, len(boxes), BATCH_CROPS):
-            images = torch.from_numpy(owners[start : start + BATCH_CROPS])
+            chosen = torch.from_numpy(owners[start : start + BATCH_CROPS])
             rows = rows_of_boxes(boxes[start : start + BATCH_CROPS])
-            soft = self._encoded.encoding.pool(self._encoded.select(images), rows)
-            columns.add(**_crop_columns(soft, self._labels[images]))
+            soft = self._encoded.encoding.pool(self._encoded.select(chosen), rows)
+            columns.add(**_crop_columns(soft, self._labels[chosen]))
         return CropMeasures(columns.joined(), boxes, owners)
 
-    def localize(self, object_boxes: Sequence[Floats]) -> dict[str, Column]:
-        """Find objects by the heatmaps of the original classes.
+    def localize(self, images: npt.NDArray[np.int_], object_boxes: Sequence[Floats]) -> dict[str, Column]:
+        """Find objects by the heatmaps of the original classes of some images.
 
         Args:
-            object_boxes: Boxes of the objects of each image, B arrays `[N, 4]`.
+            images: Indices of the images in the batch.
+            object_boxes: Boxes of the objects of each of these images, arrays `[N, 4]`.
 
         Returns:
-            Columns of `MapMeasures.localization` except `image`.
+            Columns of `ObjectMeasures.localization`.
         """
-        heatmaps, varies = self._heatmaps()
+        heatmaps, varies = self._heatmaps(torch.from_numpy(images))
         height, width = heatmaps.shape[1:]
         y, x = np.divmod(heatmaps.reshape(len(heatmaps), -1).argmax(1), width)
         points = np.stack([(x + 0.5) / width, (y + 0.5) / height], 1)
@@ -109,9 +121,10 @@ class MapBatch:
         iou = overlaps(estimates.reshape(-1, 4), [boxes for boxes in object_boxes for _ in range(count)]).best
         return {"pointed": np.array(pointed), "iou": np.where(varies[:, None], iou.reshape(-1, count), 0)}
 
-    def _heatmaps(self) -> tuple[Floats, npt.NDArray[np.bool_]]:
-        """Return heatmaps `[B, H, W]` of the original classes, scaled to 0..1, and `[B]`: whether each is not constant."""
-        heatmaps = self._encoded.encoding.class_logits(self._encoded, self._labels).double().numpy()
+    def _heatmaps(self, images: Tensor) -> tuple[Floats, npt.NDArray[np.bool_]]:
+        """Return heatmaps `[n, H, W]` of the original classes of n images, scaled to 0..1, and whether each is not constant."""
+        chosen = self._encoded.select(images)
+        heatmaps = chosen.encoding.class_logits(chosen, self._labels[images]).double().numpy()
         low = heatmaps.min((1, 2), keepdims=True)
         spread = heatmaps.max((1, 2), keepdims=True) - low
         varies = spread.ravel() > 0
@@ -119,32 +132,39 @@ class MapBatch:
 
 
 class CropBatch:
-    """Stored crops of B images.
+    """Stored crops of B images. Their labels are decompressed once, and kept.
 
     Args:
         crops: The labels of the crops.
         labels: Original class indices `[B]`.
+
+    Attributes:
+        sizes: Size (height, width) in pixels of each image.
     """
 
     def __init__(self, crops: Sequence[CropLabels], labels: Tensor) -> None:
         self._crops, self._labels = crops, labels
+        self._soft = [one.soft_labels() for one in crops]
+        self.sizes = [one.canvas_size for one in crops]
 
     def measure_images(self) -> dict[str, Column]:
         """Measure all stored crops of each image and their mean. Returns columns of `MapMeasures.images`."""
         columns = Columns()
-        for crops, label in zip(self._crops, self._labels[:, None], strict=True):  # images may have many crops
-            columns.add(**_image_columns(measure_stored_crops(crops.soft_labels()[None], label), label))
+        for soft, label in zip(self._soft, self._labels[:, None], strict=True):
+            columns.add(**_image_columns(measure_stored_crops(soft[None], label), label))
         return columns.joined()
 
-    def measure_crops(self, num_crops: int, generator: np.random.Generator) -> CropMeasures:
-        """Measure the first `num_crops` stored crops of each image, or all if there are fewer. They are random already."""
+    def measure_crops(
+        self, images: npt.NDArray[np.int_], num_crops: int, generator: np.random.Generator
+    ) -> CropMeasures:
+        """Measure the first `num_crops` stored crops of some images, or all if there are fewer. They are random already."""
         columns, boxes, counts = Columns(), [], []
-        for crops, label in zip(self._crops, self._labels, strict=True):
-            count = min(num_crops, crops.num_crops)
-            columns.add(**_crop_columns(crops.soft_labels(range(count)), label.expand(count)))
-            boxes.append(crops.boxes_xyxy[:count].numpy())
-            counts.append(count)
-        return CropMeasures(columns.joined(), np.concatenate(boxes), np.repeat(np.arange(len(counts)), counts))
+        for i in images.tolist():
+            soft = self._soft[i][:num_crops]
+            columns.add(**_crop_columns(soft, self._labels[i].expand(len(soft))))
+            boxes.append(self._crops[i].boxes_xyxy[:num_crops].numpy())
+            counts.append(len(soft))
+        return CropMeasures(columns.joined(), np.concatenate(boxes), np.repeat(images, counts))
 
 
 def _image_columns(windows: WindowMeasures, labels: Tensor) -> dict[str, Column]:

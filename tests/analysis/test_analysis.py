@@ -105,7 +105,7 @@ def test_dataset_and_boxes_together_include_the_results_of_each(scenes, scene_bo
 
 def test_confidence_and_agreement_are_binned_by_overlap(scenes, scene_boxes, both):
     label_maps = rd.LabelMaps(scenes / "dataset", "heatmaps")
-    crops = measure_maps(label_maps, objects=read_boxes(scene_boxes), num_crops=480, progress=False).crops
+    crops = measure_maps(label_maps, objects=read_boxes(scene_boxes), num_crops=480, progress=False).objects.crops
     rows = _rows(both, "by_overlap")
     assert [row["iou_from"] for row in rows] == pytest.approx([i / 10 for i in range(10)])
     for row in rows:

@@ -173,6 +173,9 @@ def test_boxes_measured_before_an_exif_rotation_are_left_out(dataset_folder, tmp
     analysis = rd.analysis.analyze(dataset_folder, "colours", boxes=boxes, num_crops=13, progress=False)
     assert analysis.summary["label maps and objects"]["images"] == 12
     assert "left out 1 of 13 images with boxes, such as 'photo_00': EXIF rotates the image" in caplog.text
+    boxes = write(tmp_path / "rotated.json", coco(images=swapped, annotations=ANNOTATIONS[:1]))
+    with pytest.raises(ValueError, match="EXIF rotates every image with boxes, such as 'photo_00'"):
+        rd.analysis.analyze(dataset_folder, "colours", boxes=boxes, num_crops=13, progress=False)
 
 
 FILLER = "secret content of the file " * 500

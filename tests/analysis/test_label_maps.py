@@ -20,24 +20,29 @@ from tests.analysis.references import entropy, iou
 NUM_CROPS = 48 * 5
 
 
-@pytest.fixture(scope="module", params=ENCODINGS)
-def measured(request, scenes, scene_boxes):
-    """Label maps, their measures in small batches, and the boxes of the crops."""
-    label_maps = rd.LabelMaps(scenes / "dataset", request.param)
-    crops = []
+def _measure(label_maps, objects, num_crops):
+    """Return measures in small batches, and the boxes of the crops that each generator has drawn."""
+    crops = {}
 
-    def record_crops(*arguments):
-        crops.append(random_resized_crops(*arguments))
-        return crops[-1]
+    def record_crops(sizes, generator):
+        crops.setdefault(generator, []).append(random_resized_crops(sizes, generator))
+        return crops[generator][-1]
 
     random_resized_crops = batches.random_resized_crops
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(batches, "random_resized_crops", record_crops)
         patch.setattr(batches, "BATCH_CROPS", 37)
         patch.setattr(module, "BATCH_CROPS", 37)
-        objects = read_boxes(scene_boxes)
-        measures = measure_maps(label_maps, objects=objects, num_crops=NUM_CROPS, progress=False)
-    return label_maps, measures, np.concatenate(crops)
+        measures = measure_maps(label_maps, objects=objects, num_crops=num_crops, progress=False)
+    return measures, list(map(np.concatenate, crops.values()))
+
+
+@pytest.fixture(scope="module", params=ENCODINGS)
+def measured(request, scenes, scene_boxes):
+    """Label maps, their measures in small batches, and the boxes of the crops."""
+    label_maps = rd.LabelMaps(scenes / "dataset", request.param)
+    measures, (crops,) = _measure(label_maps, read_boxes(scene_boxes), NUM_CROPS)
+    return label_maps, measures, crops
 
 
 @pytest.fixture(scope="module")
@@ -102,11 +107,31 @@ def test_measures_of_whole_images_equal_a_reference_in_plain_loops(measured):
 
 def test_measures_of_crops_equal_a_reference_in_plain_loops(measured, rows):
     label_maps, measures, crops = measured
-    keys = measures.images["key"].tolist()
-    assert np.bincount(measures.crops["image"]).tolist() == [5] * 48
+    assert measures.objects.keys == measures.images["key"].tolist()
+    for name, column in measures.crops.items():
+        np.testing.assert_array_equal(measures.objects.crops[name], column)
     assert len(crops) == NUM_CROPS
+    assert measures.crops["agrees"].any()
+    _check_crops(label_maps, measures.objects, crops, rows)
+
+
+def test_measures_of_few_images_with_objects_equal_a_reference_in_plain_loops(scenes, scene_boxes, rows):
+    label_maps, objects = rd.LabelMaps(scenes / "dataset", "topk"), read_boxes(scene_boxes)
+    few = {key: objects[key] for key in list(objects)[::5]}
+    measures, (crops, own_crops) = _measure(label_maps, few, 48)
+    without, (same_crops,) = _measure(label_maps, None, 48)
+    np.testing.assert_array_equal(crops, same_crops)
+    for columns, same in ((measures.images, without.images), (measures.crops, without.crops)):
+        assert all(np.array_equal(column, same[name]) for name, column in columns.items())
+    assert measures.objects.keys == [key for key in label_maps if key in few]
+    assert len(measures.objects.localization["pointed"]) == len(few) == 10
+    _check_crops(label_maps, measures.objects, own_crops, rows)
+
+
+def _check_crops(label_maps, measures, crops, rows):
+    assert np.bincount(measures.crops["image"]).tolist() == [5] * len(measures.keys)
     for i, crop in enumerate(crops.tolist()):
-        label_map = label_maps[keys[measures.crops["image"][i]]]
+        label_map = label_maps[measures.keys[measures.crops["image"][i]]]
         label = _pooled(label_map.dense(), crop)
         boxes, width, height = _own_boxes(rows[label_map.key], CLASSES[label_map.label])
         pixels = [crop[0] * width, crop[1] * height, crop[2] * width, crop[3] * height]
@@ -117,7 +142,6 @@ def test_measures_of_crops_equal_a_reference_in_plain_loops(measured, rows):
         assert measured_crop["entropy"] == pytest.approx(entropy(label), abs=1e-4)
         assert measured_crop["num_classes"] == sum(value >= 0.1 for value in label)
         assert measured_crop["best_iou"] == pytest.approx(max(iou(pixels, box) for box in boxes))
-    assert measures.crops["agrees"].any()
 
 
 def test_localization_equals_a_reference_in_plain_loops(measured, rows):
@@ -131,7 +155,7 @@ def test_localization_equals_a_reference_in_plain_loops(measured, rows):
         y, x = divmod(values.index(high), across)
         point = (x + 0.5) / across * width, (y + 0.5) / down * height
         pointed = any(x1 <= point[0] <= x2 and y1 <= point[1] <= y2 for x1, y1, x2, y2 in boxes)
-        assert measures.localization["pointed"][i] == (pointed and high > low), key
+        assert measures.objects.localization["pointed"][i] == (pointed and high > low), key
         for step in range(1, 21):
             above = [
                 (x, y) for y in range(down) for x in range(across)
@@ -145,8 +169,8 @@ def test_localization_equals_a_reference_in_plain_loops(measured, rows):
                     (max(xs) + 1) / across * width, (max(ys) + 1) / down * height,
                 ]  # fmt: skip
                 expected = max(iou(enclosing, box) for box in boxes)
-            assert measures.localization["iou"][i, step - 1] == pytest.approx(expected), (key, step)
-    assert 0 < measures.localization["pointed"].mean() < 1
+            assert measures.objects.localization["iou"][i, step - 1] == pytest.approx(expected), (key, step)
+    assert 0 < measures.objects.localization["pointed"].mean() < 1
 
 
 def test_a_heatmap_localizes_its_object():
@@ -155,13 +179,13 @@ def test_a_heatmap_localizes_its_object():
     dense[1, 2, 3] = 10  # the maximum, at (0.7, 0.625)
     label_map = rd.LabelMap.from_logits(dense)
     boxes = np.array([[0.0, 0, 0.3, 0.3], [0.4, 0.25, 0.8, 0.75]])
-    localized = batches.MapBatch([label_map], torch.tensor([1])).localize([boxes])
+    localized = batches.MapBatch([label_map], torch.tensor([1])).localize(np.array([0]), [boxes])
     assert localized["pointed"].tolist() == [True]
     assert localized["iou"].max() == pytest.approx(1)
-    missed = batches.MapBatch([label_map], torch.tensor([1])).localize([boxes[:1]])
+    missed = batches.MapBatch([label_map], torch.tensor([1])).localize(np.array([0]), [boxes[:1]])
     assert missed["pointed"].tolist() == [False]
     for label in (0, 2):  # constant heatmaps localize nothing
-        flat = batches.MapBatch([label_map], torch.tensor([label])).localize([boxes])
+        flat = batches.MapBatch([label_map], torch.tensor([label])).localize(np.array([0]), [boxes])
         assert flat["pointed"].tolist() == [False]
         assert not flat["iou"].any()
 
@@ -171,18 +195,15 @@ def test_num_crops_num_samples_and_seed_select_images_and_crops(scenes):
     few = measure_maps(label_maps, num_crops=30, num_samples=7, progress=False)
     assert few.images["key"].tolist() == [label_maps.index.key(row) for row in (0, 8, 16, 24, 31, 39, 47)]
     assert np.bincount(few.crops["image"]).tolist() == [5] * 7  # rounded up
-    assert few.localization == {}
+    assert few.objects is None
     again, other = (measure_maps(label_maps, num_crops=30, num_samples=7, seed=s, progress=False) for s in (0, 1))
     assert all(np.array_equal(again.crops[name], few.crops[name]) for name in few.crops)
     assert not np.array_equal(other.crops["confidence"], few.crops["confidence"])
 
 
-def test_images_without_objects_are_left_out_and_unknown_names_raise_an_error(scenes, scene_boxes):
+def test_unknown_names_raise_an_error(scenes, scene_boxes):
     label_maps = rd.LabelMaps(scenes / "dataset", "topk")
     objects = read_boxes(scene_boxes)
-    subset = {key: objects[key] for key in list(objects)[::5]}
-    measures = measure_maps(label_maps, objects=subset, num_crops=1, progress=False)
-    assert set(measures.images["key"].tolist()) == set(subset)
     with pytest.raises(
         ValueError, match=r"none of the 48 images .*, such as 'train_.*', matches any of the 1 image with boxes"
     ):
@@ -196,7 +217,7 @@ def test_samples_are_matched_by_image_name_and_repeated_names_raise_an_error(ima
     label_maps = rd.LabelMaps(tmp_path / "data")
     box = Objects((40, 56), np.array([[0.0, 0, 1, 1]]))
     measures = measure_maps(label_maps, objects={"v1.0 %": box, "photo_03": box}, num_crops=1, progress=False)
-    assert sorted(measures.images["key"].tolist()) == ["cat/photo_03", "cat/v1%2E0 %25"]
+    assert sorted(measures.objects.keys) == ["cat/photo_03", "cat/v1%2E0 %25"]
     with pytest.raises(ValueError, match=r"'.*/photo_02' and '.*/photo_02' have images of the same name 'photo_02'"):
         measure_maps(label_maps, objects={"photo_02": box}, progress=False)
 
@@ -214,5 +235,10 @@ def test_images_are_measured_by_row_and_in_any_batch(scenes, monkeypatch):
 def test_columns_of_one_attribute_have_the_same_length(measured):
     _, measures, _ = measured
     assert isinstance(measures, MapMeasures)
-    for columns, length in ((measures.images, 48), (measures.crops, NUM_CROPS), (measures.localization, 48)):
+    for columns, length in (
+        (measures.images, 48),
+        (measures.crops, NUM_CROPS),
+        (measures.objects.crops, NUM_CROPS),
+        (measures.objects.localization, 48),
+    ):
         assert {len(column) for column in columns.values()} == {length}

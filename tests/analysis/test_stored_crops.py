@@ -11,6 +11,7 @@ import relabel_datasets as rd
 from relabel_datasets.analysis import analyze, measure_images, measure_maps, read_boxes, suspects
 from relabel_datasets.analysis import label_maps as module
 from relabel_datasets.demo.scenes import CLASSES, draw_scenes
+from relabel_datasets.labels import crop_labels as crop_labels_module
 from relabel_datasets.labels import windows
 from relabel_datasets.report import draw_pictures
 from tests.analysis.conftest import RandomNet
@@ -86,12 +87,13 @@ def test_measures_of_images_equal_a_reference_in_plain_loops(crop_labels, monkey
 def test_the_first_crops_of_each_image_are_measured(crop_labels, boxes, num_crops, measured):
     objects = read_boxes(boxes)
     measures = measure_maps(crop_labels, objects=objects, num_crops=num_crops, progress=False)
-    assert measures.localization == {}
+    assert measures.objects.localization == {}
     assert np.bincount(measures.crops["image"]).tolist() == [measured] * NUM_IMAGES
     crops = [(labels, crop) for labels in crop_labels.values() for crop in range(measured)]
     for i, (labels, crop) in enumerate(crops):
         soft = labels.soft_labels([crop])[0].tolist()
-        row = {name: column[i] for name, column in measures.crops.items()}
+        row = {name: column[i] for name, column in measures.objects.crops.items()}
+        assert all(row[name] == column[i] for name, column in measures.crops.items())
         assert row["confidence"] == pytest.approx(max(soft))
         assert (row["best"], row["agrees"]) == (soft.index(max(soft)), soft.index(max(soft)) == labels.label)
         assert row["entropy"] == pytest.approx(entropy(soft), abs=1e-4)
@@ -144,6 +146,31 @@ def test_the_fidelity_of_stored_crops_is_compared_with_that_of_label_maps(datase
         ("crops", "6x12", "crops"),
         ("multiscale", "5x7x12+3x4x12", "multiscale"),
     ]
+
+
+@pytest.mark.parametrize("config", ["crops", "multiscale"])
+@pytest.mark.parametrize(
+    ("every", "num_samples", "measured", "with_objects"),
+    [(1, None, range(12), range(12)), (3, None, range(12), [0, 3, 6, 9]), (3, 2, [0, 11], [0, 9])],
+)
+def test_a_sample_is_read_once_and_its_crops_are_decompressed_once(
+    dataset, boxes, monkeypatch, config, every, num_samples, measured, with_objects
+):
+    label_maps, all_objects, calls = rd.LabelMaps(dataset, config), read_boxes(boxes), {"read": [], "decompress": []}
+    keys = list(label_maps)
+    objects = {key.rpartition("/")[2]: all_objects[key.rpartition("/")[2]] for key in keys[::every]}
+    read, decompress = rd.LabelMaps.map_bytes, crop_labels_module.decompress_labels
+    monkeypatch.setattr(rd.LabelMaps, "map_bytes", lambda self, row: calls["read"].append(row) or read(self, row))
+    monkeypatch.setattr(
+        crop_labels_module, "decompress_labels", lambda *given: calls["decompress"].append(given) or decompress(*given)
+    )
+    measures = measure_maps(label_maps, objects=objects, num_crops=24, num_samples=num_samples, progress=False)
+    assert measures.images["key"].tolist() == [keys[row] for row in measured]
+    assert measures.objects.keys == [keys[row] for row in with_objects]
+    per_image = min(24 // len(with_objects), NUM_CROPS if config == "crops" else 24)
+    assert np.bincount(measures.objects.crops["image"]).tolist() == [per_image] * len(with_objects)
+    assert sorted(calls["read"]) == sorted({*measured, *with_objects})
+    assert len(calls["decompress"]) == (len(calls["read"]) if config == "crops" else 0)
 
 
 def test_num_samples_select_images(crop_labels):
