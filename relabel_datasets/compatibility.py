@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import importlib
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -132,16 +131,3 @@ def open_flags(*names: str) -> int:
 def user_id() -> int:
     """Return the id of the user. Windows has none, and a folder for temporary files for each user."""
     return os.getuid() if hasattr(os, "getuid") else 0
-
-
-def is_alive(pid: int) -> bool:
-    """Return whether a process of this machine exists; always True on Windows, where signal 0 would interrupt it."""
-    if sys.platform == "win32":
-        return True
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True

@@ -19,7 +19,6 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, TypeVar
 
 from .data.datasets import RelabelDataset
@@ -35,6 +34,7 @@ from .shards.verification import verify
 from .storage.folders import CARD_NAME, MANIFEST_NAME, LocalFolder, local_path, read_card
 from .storage.hub import PAUSES_S, HubRepo, progress_bars, with_hub_errors
 from .storage.retries import Failure, retry
+from .storage.temp_folders import temporary_folder
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
@@ -124,8 +124,8 @@ def publish(
         if not report.ok:
             raise DatasetError(f"{root} is corrupt, nothing was published:\n{report}")
     manifests = {name: open_manifest(LocalFolder(root), name) for name in names}
-    with TemporaryDirectory(prefix="relabel-publish-") as staging, progress_bars(progress):
-        publisher = _Publisher(root, manifests, HubRepo(repo_id, token=token), Path(staging) / "card", card)
+    with temporary_folder("relabel-publish-") as staging, progress_bars(progress):
+        publisher = _Publisher(root, manifests, HubRepo(repo_id, token=token), staging / "card", card)
         publisher.create(public)
         commit = publisher.commit(tag, restricted_images)
         publisher.check(commit)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from relabel_datasets import compatibility
-from relabel_datasets.compatibility import _name_by_class, is_alive, qualified_name, read_at, sha256_digest
+from relabel_datasets.compatibility import _name_by_class, qualified_name, read_at, sha256_digest
 
 # Windows lacks these, and refuses to delete or rename open files. The libraries are imported before, as they are for Linux.
 AS_ON_WINDOWS = """
@@ -134,14 +134,6 @@ def test_the_name_of_a_method_has_the_class_that_defines_it():
     assert list(_Derived()) == [("_Base.__iter__",) * 2, ("_Derived.__iter__",) * 2]
     assert _Derived().renamed() == ("_Base.renamed",) * 2
     assert _function() == _function(_Base()) == ("_function",) * 2
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows cannot ask for a process")
-def test_a_process_is_alive_until_it_has_been_waited_for():
-    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    assert is_alive(process.pid)
-    process.communicate(b"\n")
-    assert not is_alive(process.pid)
 
 
 def test_allowed_globals_are_forgotten_after_the_block():

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 from pathlib import Path
 
 from ..annotate.builder import build
 from ..data.sources import ImageFolderSource
+from ..storage.temp_folders import temporary_folder
 from .annotator import MODEL, load_demo_annotator
 from .scenes import CLASSES, draw_scenes
 
@@ -37,8 +37,8 @@ def make_scenes_relabel(
     if root.exists():
         raise FileExistsError(f"{root} already exists: remove it to generate the scenes again")
     root.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=root.parent, prefix=f".{root.name}-") as scratch:
-        work = Path(scratch) / root.name  # inside the temporary folder, which still exists for cleanup after the rename
+    with temporary_folder(f".{root.name}-", root.parent) as scratch:
+        work = scratch / root.name  # inside the temporary folder, which still exists for cleanup after the rename
         logger.info("drawing %d scenes", num_train + num_validation)
         for split, num_images in (("train", num_train), ("validation", num_validation)):
             draw_scenes(work / PICTURES, split, num_images, seed=seed)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 import re
-import tempfile
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
@@ -24,6 +23,7 @@ from ..naming import check_config
 from ..storage.folders import CARD_NAME, MANIFEST_NAME, LocalFolder, read_card
 from ..storage.local import write_atomically
 from ..storage.output import LocalOutput, Output
+from ..storage.temp_folders import temporary_folder
 from .card_template import DEFAULT_TEMPLATE, marked_template, package_templates, read_template, render_card
 from .configs import open_manifest
 from .index import Index
@@ -111,8 +111,7 @@ def write_output_card(output: Output, template: str | os.PathLike[str] | None = 
     """
     if isinstance(output, LocalOutput):
         return write_card(Path(str(output)), template)
-    with tempfile.TemporaryDirectory(prefix="relabel-card-") as folder:
-        copy = Path(folder)
+    with temporary_folder("relabel-card-") as copy:
         with suppress(FileNotFoundError):
             (copy / CARD_NAME).write_bytes(output.read(CARD_NAME))
         for name in output.find(MANIFEST_NAME):

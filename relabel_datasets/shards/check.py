@@ -33,7 +33,7 @@ class Source:
 
     path: str | os.PathLike[str]
     storage_options: dict[str, Any] | None
-    scratch: str | None
+    scratch: Path | None
 
     def open(self, cache: str | None) -> Folder:
         """Return the dataset's folder, with this cache folder."""

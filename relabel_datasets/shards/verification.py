@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from tqdm import tqdm
@@ -24,6 +23,7 @@ from ..storage.folders import CARD_NAME, MANIFEST_NAME, MAX_CARD_BYTES, Folder, 
 from ..storage.hub import HubRepo
 from ..storage.regular_files import read_inside
 from ..storage.resolve import find, hub_url
+from ..storage.temp_folders import temporary_folder
 from ..words import counted, printable
 from .check import Shards, ShardScan, Source, SplitToCheck, check_image_extension, compare_sha256
 from .configs import open_config
@@ -179,12 +179,12 @@ def verify(
     return VerifyReport(str(root), counts, problems, notes, time.monotonic() - start)
 
 
-def _scratch(path: str | os.PathLike[str]) -> AbstractContextManager[str | None]:
+def _scratch(path: str | os.PathLike[str]) -> AbstractContextManager[Path | None]:
     """Create a temporary folder for a remote dataset, in the cache folder since /tmp may be in memory."""
     if not is_url(path):
         return nullcontext()
     default_cache().mkdir(parents=True, exist_ok=True)
-    return TemporaryDirectory(prefix="verify-", dir=default_cache())
+    return temporary_folder("verify-", default_cache())
 
 
 def _config_names(root: Folder, config: str | None) -> list[str | None]:

@@ -46,6 +46,11 @@ def acquire(path: Path, flock: Callable[[int], None]) -> int:
         release(descriptor)  # the previous holder renamed or deleted this file: lock the one that is there now
 
 
+def is_held(descriptor: int) -> bool:
+    """Return whether this process has locked a file, and not the one from which it was forked."""
+    return descriptor in _held
+
+
 def release(descriptor: int) -> None:
     """Unlock and close a file. No-op in a process that was forked while the file was locked."""
     if descriptor in _held:
@@ -120,7 +125,7 @@ class FileLock:
             self._remove_empty_folder()
             return
         # Otherwise the folder was removed, and another process may have its own lock.
-        if self._file in _held and is_open_at(self._path, self._file):
+        if is_held(self._file) and is_open_at(self._path, self._file):
             self._path.unlink(missing_ok=True)
             self._remove_empty_folder()
         release(self._file)

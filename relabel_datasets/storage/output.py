@@ -10,14 +10,14 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Callable, Iterable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 import fsspec
 
-from ..compatibility import is_alive, user_id
+from ..compatibility import user_id
 from ..errors import DatasetError
 from .folders import MAX_SMALL_BYTES, is_url, without_file_scheme
 from .local import sha256_of, temp_path_for, write_atomically
@@ -26,11 +26,13 @@ from .output_errors import with_reason
 from .regular_files import create_new, read_regular
 from .remote import RemoteFiles
 from .retries import Failure, retry
+from .temp_folders import temporary_folder
 
 T = TypeVar("T")
 
 # Protocols on which a file appears once its upload is complete. On others it is uploaded under a temporary name and moved.
 _ATOMIC = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oss", "hf", "memory"}
+_STAGING_PREFIX = "relabel-build-"  # of the folder of a shard that is written and uploaded
 _PROBE = "probe"  # file that is written to check write access
 _PAUSES_S = (0.5, 1, 2, 4, 8, 16, 32)  # between attempts of an upload
 _PERMANENT = (PermissionError, ImportError, NotImplementedError, ValueError, TypeError)
@@ -226,7 +228,7 @@ class LocalOutput:
 
 
 class RemoteOutput:
-    """Folder at a URL. Shards are written to a temporary folder and then uploaded.
+    """Folder at a URL. Each shard is written to a temporary folder and then uploaded.
 
     Args:
         url: URL of any protocol that fsspec can write to.
@@ -236,6 +238,7 @@ class RemoteOutput:
     def __init__(self, url: str, storage_options: dict[str, Any]) -> None:
         self._url, self._options = url.rstrip("/"), storage_options
         self._files = RemoteFiles(url, storage_options)  # it redacts the secrets of URL and options
+        self._staging: dict[str, tuple[ExitStack, Path]] = {}  # shards of this process that are being written
         path = url.partition("://")[2].partition("/")[2].partition("?")[0]
         if set("*[") & set(path):  # fsspec would move and remove all files of the pattern
             raise ValueError(
@@ -245,6 +248,9 @@ class RemoteOutput:
     def __str__(self) -> str:
         return self._files.name
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_staging": {}}  # another process has its own shards
+
     def check_writable(self) -> None:
         name = f".probe-{platform.node()}-{os.getpid()}"
 
@@ -253,16 +259,16 @@ class RemoteOutput:
             files.rm_file(path)
 
         self._try(name, probe, pauses_s=())
-        self._scratch()
+        with temporary_folder(_STAGING_PREFIX):  # removes what killed builds have left
+            pass
 
     def lock(self, name: str, what: str, *, wait: bool = False) -> FileLock:
-        return FileLock(self._scratch() / "locks" / name.replace("/", "-"), what, wait=wait)
+        return FileLock(self._lock_folder() / name.replace("/", "-"), what, wait=wait)
 
     def clean(self, names: Iterable[str]) -> None:
-        """Remove all temporary files of killed processes of this machine."""
-        for folder in self._scratch().glob(f"{platform.node()}-*"):
-            if not is_alive(int(folder.name.rpartition("-")[2])):
-                shutil.rmtree(folder, ignore_errors=True)
+        """Remove the shards that this process has not completed. `temporary_folder` removes those of killed processes."""
+        while self._staging:
+            self._staging.popitem()[1][0].close()
 
     def read(self, name: str) -> bytes:
         return self._try(name, lambda files, path: bytes(files.cat_file(path)))
@@ -274,18 +280,20 @@ class RemoteOutput:
         self._try(name, upload)
 
     def shard_path(self, name: str) -> Path:
-        path = self._scratch() / f"{platform.node()}-{os.getpid()}" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return path
+        if name not in self._staging:
+            stack = ExitStack()
+            folder = stack.enter_context(temporary_folder(_STAGING_PREFIX))
+            self._staging[name] = stack, folder / PurePosixPath(name).name
+        return self._staging[name][1]
 
     def publish(self, name: str) -> None:
-        local = self.shard_path(name)
+        stack, local = self._staging.pop(name)
 
         def upload(files: Any, path: str) -> None:
             self._upload(files, path, local.stat().st_size, lambda temp_path: files.put_file(str(local), temp_path))
 
-        self._try(name, upload)
-        local.unlink()
+        with stack:
+            self._try(name, upload)
 
     def size(self, name: str) -> int | None:
         try:
@@ -320,10 +328,10 @@ class RemoteOutput:
         if temp_path != path:
             files.mv(temp_path, path)
 
-    def _scratch(self) -> Path:
-        """Return the temporary folder of this user for this URL. The next build finds the remains of a killed one there."""
+    def _lock_folder(self) -> Path:
+        """Return the folder of the locks of this user for this URL."""
         digest = hashlib.sha256(str(self).encode()).hexdigest()[:16]
-        folder = Path(tempfile.gettempdir()) / f"relabel-build-{user_id()}-{digest}"
+        folder = Path(tempfile.gettempdir()) / f"relabel-locks-{user_id()}-{digest}"
         folder.mkdir(mode=0o700, exist_ok=True)
         status = folder.lstat()  # in /tmp, another user could have created a link to a folder of this user
         if status.st_uid != user_id() or not stat.S_ISDIR(status.st_mode):

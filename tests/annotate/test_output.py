@@ -1,9 +1,13 @@
 """Builds that write to URLs, to unwritable folders and to full disks."""
 
+import gc
 import json
 import os
 import shutil
+import signal
 import subprocess
+import sys
+import tempfile
 import time
 
 import fsspec
@@ -14,6 +18,7 @@ import relabel_datasets as rd
 from relabel_datasets.cli import main
 from relabel_datasets.storage.output import LocalOutput, open_output
 from tests.annotate.test_builder import Interrupted, StopsAfter, annotator_of, files_of
+from tests.conftest import ROOT
 from tests.servers import s3_server
 
 URL = f"memory://bucket-{os.getpid()}/data"  # its lock is shared by all processes of the machine
@@ -104,6 +109,47 @@ def test_a_build_to_a_url_is_resumed(source, annotator, whole, url):
     assert sorted(rd.LabelMaps(url, split="validation").manifest.splits) == ["train", "validation"]
     with pytest.raises(rd.DatasetError, match="encoding"):
         rd.build(source, url, annotator, **{**OPTIONS, "build_config": rd.annotate.BuildConfig(encoding="topk")})
+
+
+@pytest.fixture
+def temp(tmp_path, monkeypatch):
+    """Empty folder for temporary files."""
+    (tmp_path / "temp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temp"))
+    return tmp_path / "temp"
+
+
+def test_a_build_to_a_url_leaves_no_temporary_files_whether_it_ends_or_fails(source, annotator, temp):
+    with pytest.raises(Interrupted):
+        rd.build(source, URL, annotator_of(StopsAfter(5)), **OPTIONS)
+    gc.collect()  # the traceback of the error
+    assert list(temp.iterdir()) == []
+    rd.build(source, URL, annotator, **OPTIONS)
+    assert list(temp.iterdir()) == []
+    fsspec.filesystem("memory").rm(URL, recursive=True)
+
+
+KILLED = """
+import os, signal, sys, tempfile
+import relabel_datasets as rd
+from tests.annotate.test_builder import annotator_of
+from tests.annotate.test_output import OPTIONS, Calls
+
+kill = Calls(5, lambda: os.kill(os.getpid(), signal.SIGKILL))
+rd.build(rd.data.ImageFolderSource(sys.argv[1]), "memory://bucket/data", annotator_of(kill), **OPTIONS)
+"""
+
+
+@pytest.mark.slow  # tests of `temporary_folder` cover a killed process
+def test_the_next_build_to_any_url_removes_the_shards_of_a_killed_one(source, image_folder, annotator, temp):
+    process = subprocess.run(
+        [sys.executable, "-c", KILLED, image_folder], env={**os.environ, "TMPDIR": str(temp)}, cwd=ROOT
+    )
+    assert process.returncode == -signal.SIGKILL
+    assert [path for path in temp.glob("relabel-build-*/*") if ".tar" in path.name]
+    rd.build(source, URL, annotator, **OPTIONS)
+    assert list(temp.glob("relabel-build-*")) == []
+    fsspec.filesystem("memory").rm(URL, recursive=True)
 
 
 def test_failed_and_truncated_uploads_are_retried(source, annotator, whole, monkeypatch):
