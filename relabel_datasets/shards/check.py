@@ -35,7 +35,7 @@ class Source:
     storage_options: dict[str, Any] | None
     scratch: Path | None
 
-    def open(self, cache: str | None) -> Folder:
+    def open(self, cache: str | Path | None) -> Folder:
         """Return the dataset's folder, with this cache folder."""
         return open_folder(self.path, storage_options=self.storage_options, cache_dir=cache)
 
@@ -65,7 +65,7 @@ class SplitToCheck:
         """Name of the config."""
         return self.config or self.manifest.config
 
-    def open(self, cache: str | None) -> Folder:
+    def open(self, cache: str | Path | None) -> Folder:
         """Return the config's folder, with this cache folder."""
         root = self.source.open(cache)
         return root if self.config is None else root.child(self.config)
