@@ -121,7 +121,7 @@ def _annotator(manifest: Manifest) -> str:
 def _annotator_note(manifest: Manifest) -> str:
     size, exact = manifest.annotator.get("input_size"), manifest.annotator.get("linear_head")
     notes = [f"at {' x '.join(map(str, size))} pixels"] if isinstance(size, Sequence) else []
-    if exact is not None:
+    if exact is not None and manifest.has_maps:
         notes.append("exact maps" if exact else "approximate maps")
     return ", ".join(notes)
 

@@ -274,7 +274,7 @@ def _describe(root: Path, manifest: Manifest) -> dict[str, Any]:
         "annotator": manifest.annotator.get("name", manifest.config),
         "input_size": _as_size(manifest.annotator.get("input_size")),
         "license": manifest.annotator.get("license"),
-        "exact": manifest.annotator.get("linear_head"),
+        "exact": manifest.annotator.get("linear_head") if manifest.has_maps else None,
         "encoding": manifest.encoding,
         "map_size": " and ".join(" x ".join(map(str, size)) for size in manifest.map_sizes) or None,
         "num_crops": manifest.encoding.get("num_crops"),

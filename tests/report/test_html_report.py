@@ -26,6 +26,7 @@ from relabel_datasets.labels import windows
 from relabel_datasets.report import html_report
 from relabel_datasets.report.html_samples import PAGE_ENCODINGS
 from relabel_datasets.shards.card import write_card
+from tests.bad_names import change_manifest
 from tests.conftest import ROOT, picture
 from tests.labels.samples import STORED_FORMS, random_dense
 from tests.report.pages import CLASSES, DISPLAYED_CLASSES, HostileImages, Page, RandomNet
@@ -325,6 +326,7 @@ def test_the_page_of_stored_crops_has_their_boxes_flips_and_labels(tmp_path):
     annotator = rd.ModuleAnnotator(RandomNet(), (56, 40), classes=CLASSES, name="<i>annotator</i>")
     crops = rd.annotate.BuildConfig(encoding="crops", num_crops=6)
     rd.build(HostileImages(), data, annotator, config="crops", build_config=crops, progress=False)
+    change_manifest(data / "crops" / "_info.json", lambda content: content["annotator"].update(linear_head=True))
     (tmp_path / "boxes.csv").write_text(
         "\n".join(["image,width,height,xmin,ymin,xmax,ymax", *(f"a&lt;b_{i:02d},56,40,10,10,40,30" for i in (2, 7))])
     )
@@ -355,6 +357,7 @@ def test_the_page_of_stored_crops_has_their_boxes_flips_and_labels(tmp_path):
     assert "hacked" not in script
     texts = "".join(page.texts)
     assert "6 per image" in texts
+    assert "exact maps" not in texts
     assert f"Measured on all {len(label_maps)} images and {6 * len(label_maps)} stored crops" in texts
     for text in (
         suspects.CROPS_DEFINITION,

@@ -88,6 +88,7 @@ def test_a_dataset_is_described_by_its_configs_and_first_samples(folder):
         ),  # a build measures maps before they are rounded to 4 bits
         ({"encoding": "crops", "num_crops": 9}, "stored crops", CROPS_DEFINITION),
     ],
+    ids=["label maps", "stored crops"],
 )
 def test_agreement_and_several_classes_equal_those_of_analyze(folder, tmp_path, arguments, topic, definition):
     source = rd.data.ImageFolderSource(folder.parent / "images")

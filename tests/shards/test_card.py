@@ -17,6 +17,7 @@ from huggingface_hub import DatasetCard, DatasetCardData
 import relabel_datasets as rd
 from relabel_datasets.labels import windows
 from relabel_datasets.shards.card_template import package_templates
+from tests.bad_names import change_manifest
 from tests.conftest import ROOT
 from tests.labels.samples import set_calibration
 
@@ -160,11 +161,13 @@ def test_the_card_of_stored_crops_describes_them_and_its_snippets_run(tmp_path, 
     build_config = rd.annotate.BuildConfig(encoding="crops", num_crops=5, batch_size=4)
     source = rd.data.ImageFolderSource(image_folder)
     rd.build(source, tmp_path / "data", annotator, build_config=build_config, progress=False)
+    change_manifest(tmp_path / "data" / "colours" / "_info.json", lambda c: c["annotator"].update(linear_head=True))
     rd.publish(tmp_path / "data", REPO, progress=False)
     card = local_hub.files(REPO)["README.md"].decode()
     assert "| encoding | `crops` with k = `16`, `compact`, 5 crops per image |" in card
     assert "| train | " in card.partition("shows several classes")[2]
     assert "not measured" not in card
+    assert "| maps |" not in card  # how exact they are
     assert windows.CROPS_DEFINITION in card
     assert windows.DEFINITION not in card
     assert "None" not in card
