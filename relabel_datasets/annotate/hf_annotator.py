@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..devices import find_device
 from ..extras import check_extra
+from ..storage.hub_check import check_reachable
 from ..storage.hub_errors import HubItem, explaining_hub_errors
 from ..storage.redaction import redacted_cause
 from .annotator import IMAGENET_MEAN, IMAGENET_STD, ModuleAnnotator, check_size
@@ -236,7 +237,10 @@ def _load_model(name: str, revision: str | None) -> PreTrainedModel:
     check_extra("hf", f"hf:{name}")
     from transformers import AutoModelForImageClassification  # slow import
 
-    with explaining_hub_errors(HubItem(name, revision, kind="model")):
+    item = HubItem(name, revision, kind="model")
+    with explaining_hub_errors(item):
+        if not Path(name).exists():
+            check_reachable(item)
         model, info = AutoModelForImageClassification.from_pretrained(
             name, revision=revision, output_loading_info=True, trust_remote_code=False
         )

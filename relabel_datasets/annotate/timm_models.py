@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ..storage.folders import local_path
+from ..storage.hub_check import check_reachable
 from ..storage.hub_errors import HubItem, explaining_hub_errors
 from .annotator import check_size
 from .heads import DenseClassifier, Features, Stream
@@ -32,6 +33,7 @@ _BAD_CHECKPOINT = (
     pickle.UnpicklingError,
     SafetensorError,
 )
+_SOURCES = {"cache_dir", "pretrained_cfg", "pretrained_cfg_overlay"}  # model arguments that may name local weights
 
 TimmModel = Any  # an nn.Module with the attributes and methods of all timm models
 
@@ -135,12 +137,25 @@ def _create(name: str, pretrained: bool, model_kwargs: dict[str, Any]) -> TimmMo
     """
     import timm
 
-    with explaining_hub_errors(HubItem(_hub_name(name), kind="model")):
+    repo_id, _, revision = _hub_name(name).partition("@")
+    item = HubItem(repo_id, revision or None, kind="model")
+    with explaining_hub_errors(item):
+        if _is_on_hub(name, pretrained) and not _SOURCES & model_kwargs.keys():
+            check_reachable(item)
         try:
             return timm.create_model(name, pretrained=pretrained, **model_kwargs)
         except (TypeError, AssertionError, KeyError, AttributeError, RuntimeError, ValueError) as error:
             given = f"with the model arguments {model_kwargs}: check their names and values" if model_kwargs else ""
             raise ValueError(f"timm cannot create {name} {given} ({type(error).__name__}: {error})") from error
+
+
+def _is_on_hub(name: str, pretrained: bool) -> bool:
+    """Return whether timm loads a file from the Hub to create a model."""
+    import timm
+
+    if ":" in name:
+        return name.startswith(("hf-hub:", "hf_hub:"))
+    return pretrained and bool(getattr(timm.get_pretrained_cfg(name), "hf_hub_id", None))
 
 
 def _hub_name(name: str) -> str:

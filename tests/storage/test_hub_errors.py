@@ -1,13 +1,17 @@
 import errno
+import itertools
 import os
+import time
 import traceback
 from importlib.util import find_spec
+from types import SimpleNamespace
 
 import pytest
 from huggingface_hub import errors
 
 import relabel_datasets as rd
 from relabel_datasets.errors import DatasetError, RefusedError, UnavailableError
+from relabel_datasets.storage.hub_check import check_reachable
 from relabel_datasets.storage.hub_errors import HubItem, explain_hub_error, explaining_hub_errors
 
 httpx = pytest.importorskip("httpx2" if find_spec("httpx2") else "httpx")  # the client of huggingface_hub 2 or 1
@@ -106,8 +110,17 @@ class TestWithoutNetwork:
     """The address of the Hub leads to a server that is not running."""
 
     @pytest.fixture(autouse=True)
-    def _impatient(self, impatient, hf_cache):
-        pass
+    def pauses(self, hf_cache, monkeypatch):
+        """Pauses between requests in seconds, which are recorded instead of waited for."""
+        pauses = []
+        recorder = SimpleNamespace(**{**vars(time), "sleep": pauses.append})
+        for module in (
+            "huggingface_hub.utils._http",
+            "huggingface_hub.file_download",
+            "relabel_datasets.storage.retries",
+        ):
+            monkeypatch.setattr(f"{module}.time", recorder)
+        return pauses
 
     @pytest.mark.parametrize(
         "load",
@@ -127,6 +140,53 @@ class TestWithoutNetwork:
         assert "the Hub cannot be reached" in shown
         assert "check the connection, the proxy and HF_ENDPOINT" in shown
         assert not [text for text in HUB_ADVICE if text in shown]
+
+    @pytest.mark.parametrize(
+        "load",
+        [
+            lambda: rd.TimmAnnotator("resnet18.a1_in1k", pretrained=True),
+            lambda: rd.TimmAnnotator("hf-hub:timm/resnet18.a1_in1k@main", pretrained=True),
+            lambda: rd.train.load_classifier("resnet18.a1_in1k", pretrained=True),
+            lambda: rd.HFAnnotator("org/model"),
+        ],
+        ids=["timm", "timm from the Hub", "evaluate", "transformers"],
+    )
+    def test_the_error_of_a_model_comes_after_few_attempts_and_says_meanwhile_what_happens(self, load, pauses, caplog):
+        with pytest.raises(
+            DatasetError, match=r"is not in the Hub's cache, and the Hub cannot be reached: .*checkpoint="
+        ):
+            load()
+        assert pauses == [1, 3]
+        messages = [record.getMessage() for record in caplog.records]
+        assert [text for text in messages if "the Hub cannot be reached" in text and "next attempt in 3.0 s" in text]
+
+    def test_slow_failures_are_not_repeated_for_more_than_15_seconds(self, pauses, monkeypatch):
+        clock = itertools.count(0, 20)
+        monkeypatch.setattr("relabel_datasets.storage.hub_check.time", SimpleNamespace(monotonic=lambda: next(clock)))
+        with pytest.raises(DatasetError, match="the Hub cannot be reached"):
+            rd.HFAnnotator("org/model")
+        assert pauses == []
+
+    @pytest.mark.parametrize("source", ["cache", "offline", "other cache"])
+    def test_what_may_be_in_a_cache_is_left_to_the_library(self, source, hf_cache, monkeypatch):
+        if source == "cache":
+            (hf_cache / "models--org--model" / "snapshots" / "0").mkdir(parents=True)
+            (hf_cache / "models--org--model" / "snapshots" / "0" / "config.json").touch()
+        elif source == "offline":
+            monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        else:
+            monkeypatch.setenv("TRANSFORMERS_CACHE", str(hf_cache))
+        monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", None)  # not callable
+        check_reachable(HubItem("org/model", kind="model"))
+
+
+@pytest.mark.parametrize("fault", [404, 401, 503])
+def test_any_answer_of_the_hub_is_left_to_the_library(fault, hf_cache, monkeypatch):
+    def fail(url):
+        raise answer(errors.HfHubHTTPError, fault)
+
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", fail)
+    check_reachable(HubItem("org/model", kind="model"))
 
 
 @pytest.mark.parametrize(
