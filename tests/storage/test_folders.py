@@ -95,7 +95,7 @@ def test_a_file_url_is_a_local_folder(tmp_path):
     ("url", "name"),
     [
         ("https://host/a/b/", "https://host/a/b"),
-        ("https://me:secret@host:80/a@b?token=c#d", "https://host:80/a@b"),
+        ("https://me:secret@host:80/a%40b?token=c#d", "https://host:80/a%40b"),
         ("hf://datasets/org/name@main", "hf://datasets/org/name@main"),
         ("s3://bucket/a#b", "s3://bucket/a"),
         ("memory:///a", "memory:///a"),
