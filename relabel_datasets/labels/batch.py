@@ -82,9 +82,10 @@ class LabelMapBatch:
 
     def select(self, rows: Sequence[int]) -> LabelMapBatch:
         """Return the batch of the label maps at some rows."""
-        is_whole = len(rows) == len(self) and all(row == i for i, row in enumerate(rows))
+        if list(rows) == list(range(len(self))):
+            return self
         return LabelMapBatch(
-            self.encoded if is_whole else self.encoded.select(torch.tensor(rows)),
+            self.encoded.select(torch.tensor(rows)),
             tuple(self.views[row] for row in rows),
             tuple(self.labels[row] for row in rows),
             tuple(self.keys[row] for row in rows),

@@ -22,8 +22,10 @@ from safetensors.numpy import save
 from ..errors import LabelMapError
 from ..schema import FieldError, Rule, fields, integer, list_of, one_of, parse_json, record, shown, text, tuple_of
 from .encodings.base import Array, Encoded, Encoding, StoredTensor
+from .encodings.levels import BITS
 from .encodings.registry import ENCODINGS, get_encoding
 from .limits import MAX_CLASSES, MAX_SIDE
+from .stored import Form, StoredTensors, are_valid
 
 VERSION = 1
 _UNNAMED = ("heatmaps", "topk")  # encodings whose name is not stored
@@ -154,7 +156,14 @@ def decode(blobs: Sequence[bytes], num_classes: int | None = None) -> list[Decod
 
 
 def _decode_layout(blobs: Sequence[bytes], layout: _Layout) -> Any:
-    """Return the result of `Encoding.decode`."""
+    """Return the result of `Encoding.decode`, later if that cannot fail."""
+    stored = tuple(map(bytes, blobs))
+    if layout.form is not None and are_valid(stored, layout.form):
+        return StoredTensors(stored, layout.form, lambda: _decode_now(stored, layout))
+    return _decode_now(blobs, layout)
+
+
+def _decode_now(blobs: Sequence[bytes], layout: _Layout) -> Any:
     data, batch = b"".join(blobs), len(blobs)  # join does not copy a single blob
     arrays = {
         name: np.ndarray((batch, *shape), dtype, data, offset, (layout.end, *strides))
@@ -172,6 +181,7 @@ class _Layout(NamedTuple):
     encoding: Encoding
     num_classes: int
     storage_dtype: str
+    form: Form | None  # None for other encodings than heatmaps and topk
 
 
 _intern_layout = lru_cache(maxsize=1024)(lambda layout: layout)
@@ -220,8 +230,32 @@ def _parse_header(header: bytes) -> tuple[_Layout, tuple[int, int]]:
         end = stop
     stored = {name: StoredTensor(shape, dtype) for name, shape, dtype, *_ in placed}
     storage_dtype = encoding.check_header(stored, num_classes)
-    layout = _Layout(tuple(placed), start + end, encoding, num_classes, storage_dtype)
+    form = _form_of(encoding, placed, num_classes, storage_dtype, start + end)
+    layout = _Layout(tuple(placed), start + end, encoding, num_classes, storage_dtype, form)
     return _intern_layout(layout), (canvas[0], canvas[1])
+
+
+def _form_of(
+    encoding: Encoding, placed: Sequence[tuple[Any, ...]], num_classes: int, storage_dtype: str, end: int
+) -> Form | None:
+    if encoding.name not in _UNNAMED:
+        return None
+    shapes, dtypes, offsets = ({name: entry[part] for name, *entry in placed} for part in range(3))
+    _, height, width = shapes["logits"]
+    return Form(
+        is_topk=encoding.name == "topk",
+        bits=BITS[storage_dtype],
+        num_classes=num_classes,
+        k=shapes["classes"][0],
+        height=height,
+        width=width,
+        logits=offsets["logits"],
+        classes=offsets["classes"],
+        class_size=dtypes["classes"].itemsize,
+        base=offsets.get("base", -1),
+        ranges=offsets.get("ranges", -1),
+        end=end,
+    )
 
 
 def _find_encoding(metadata: Mapping[str, Any], tensors: Mapping[str, Any]) -> Encoding:

@@ -26,7 +26,7 @@ from .following import Following, can_wait, follow, stack
 from .label_map import LabelMap
 from .transforms import LabelPooling
 from .v2_hooks import CHECK_INPUTS, MAKE_PARAMS, TRANSFORM
-from .view import View
+from .view import WHOLE
 
 _PLAIN_FORWARD = v2.Transform.forward
 _RANDOM_APPLY_FORWARD = v2.RandomHorizontalFlip.forward  # shared by all random-apply transforms
@@ -136,6 +136,7 @@ class Steps:
 
     def __init__(self, transforms: Sequence[Any]) -> None:
         self._transforms = transforms
+        self._steps = [_Step.of(transform) for transform in transforms]
         self._conversions = Conversions(transforms, V2_STEPS, [LabelPooling])
 
     def __call__(self, image: Any, label_map: Any) -> tuple[Any, Pending]:
@@ -146,11 +147,11 @@ class Steps:
         outputs: Any = image, to_label_map(label_map) if label is None else _NO_LABEL
         pooling: LabelPooling | None = None
         conversion: Conversion | None = None
-        for place, transform in enumerate(self._transforms):
-            is_plain = _is_plain(transform, outputs)
+        for place, (transform, is_plain_step, can_wait_before, can_wait_after) in enumerate(self._steps):
+            is_plain = is_plain_step and _is_pair(outputs)
             if place == self._conversions.start and is_plain:
                 conversion = self._conversions.of(outputs[0])
-            if label is not None and not (is_plain and _waits(transform, pooling)):
+            if label is not None and not (is_plain and (can_wait_before if pooling is None else can_wait_after)):
                 outputs = outputs[0], *_labels_of([label], pooling, outputs[:1])
                 label = pooling = None
             if type(transform) is LabelPooling and is_plain and (label is not None or isinstance(outputs[1], LabelMap)):
@@ -159,7 +160,8 @@ class Steps:
                     label, outputs = Following(outputs[1]), (outputs[0], _NO_LABEL)
                 pooling = transform
             elif conversion is None or type(transform) is LabelPooling:
-                outputs = run_transform(transform, outputs, label if pooling is None else None)
+                following = label if pooling is None else None
+                outputs = _run_plain(transform, outputs, following) if is_plain else transform(*outputs)
             elif type(transform) is v2.ToPureTensor:  # the only one of them that changes label maps
                 outputs = outputs[0], outputs[1].as_subclass(Tensor)
             if place == 0 and crops_first(transform):
@@ -174,22 +176,20 @@ def _labels_of(
     if pooling is None or len(followed) == 1:  # a single one is pooled faster without a batch
         maps = [label.resolve(size_of(image)) for label, image in zip(followed, images, strict=True)]
         return maps if pooling is None else [pooling.transform(label_map, {}) for label_map in maps]
-    batch = stack(followed, [label.view() if pooling.localized else View() for label in followed])
+    batch = stack(followed, [label.view() if pooling.localized else WHOLE for label in followed])
     soft = batch.pool(pooling.output_size, pooling.temperature, calibrated=pooling.calibrated)
     of_samples: list[Any] = [label.label_map for label in followed]  # with their keys and original class indices
     return pooling.to_targets(soft, of_samples)
 
 
-def run_transform(transform: Any, inputs: Any, following: Following | None = None) -> Any:
-    """Return `transform(*inputs)` for one transform of a pipeline.
+def _run_plain(transform: Any, inputs: tuple[Any, Tensor], following: Following | None) -> Any:
+    """Return `transform(*inputs)` for a transform that is plain, see `_Step`.
 
     Args:
         transform: The transform.
-        inputs: Its inputs. If it `crops_first`, an image may be encoded.
+        inputs: Image and target. If the transform `crops_first`, the image may be encoded.
         following: Label map that follows the image later.
     """
-    if not _is_plain(transform, inputs):
-        return transform(*inputs)
     image, target = inputs
     encoded = image if isinstance(image, EncodedImage) else None
     shown = image if encoded is None else encoded.placeholder()
@@ -208,26 +208,38 @@ def run_transform(transform: Any, inputs: Any, following: Following | None = Non
     return apply(*of_image) if uses_image else image, apply(target, params) if uses_target else target
 
 
-def _is_plain(transform: Any, inputs: Any) -> bool:
-    """Return whether the transform treats image and target independently, as v2 transforms do."""
+class _Step(NamedTuple):
+    """A transform of a pipeline with what is known of it before it is called.
+
+    Attributes:
+        transform: The transform.
+        is_plain: Whether it treats image and target independently, as v2 transforms do.
+        can_wait_before: Whether a label map can follow it later.
+        can_wait_after: Whether a label map whose pooling waits can be pooled after it.
+    """
+
+    transform: Any
+    is_plain: bool
+    can_wait_before: bool
+    can_wait_after: bool
+
+    @classmethod
+    def of(cls, transform: Any) -> _Step:
+        """Return the step of a transform."""
+        is_plain = getattr(type(transform), "forward", None) in (_PLAIN_FORWARD, _RANDOM_APPLY_FORWARD)
+        can_wait_before = type(transform) is LabelPooling or can_wait(transform)
+        # A transform that checks its inputs in another way than torchvision's may look at labels.
+        checks_as_v2 = is_plain and getattr(type(transform), CHECK_INPUTS).__module__.startswith("torchvision.")
+        return cls(transform, is_plain, can_wait_before, checks_as_v2)
+
+
+def _is_pair(inputs: Any) -> bool:
+    """Return whether the inputs of a transform are an image and a target."""
     return (
-        getattr(type(transform), "forward", None) in (_PLAIN_FORWARD, _RANDOM_APPLY_FORWARD)
-        and len(inputs) == 2
+        len(inputs) == 2
         and (isinstance(inputs[0], (PIL.Image.Image, tv_tensors.Image, EncodedImage)) or type(inputs[0]) is Tensor)
         and isinstance(inputs[1], Tensor)
     )
-
-
-def _waits(transform: Any, pooling: LabelPooling | None) -> bool:
-    """Return whether a plain transform leaves a label map that follows later, or whose pooling waits, as it is."""
-    if pooling is not None:
-        return _ignores_labels(transform)
-    return type(transform) is LabelPooling or can_wait(transform)
-
-
-def _ignores_labels(transform: Any) -> bool:
-    """Return whether a plain transform never looks at labels. Only those whose `check_inputs` is torchvision's are known not to."""
-    return bool(getattr(type(transform), CHECK_INPUTS).__module__.startswith("torchvision."))
 
 
 def _is_of(value: object, kinds: tuple[type | Callable[[Any], bool], ...]) -> bool:

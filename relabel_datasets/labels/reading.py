@@ -11,7 +11,7 @@ from .calibration import Calibration
 from .crop_labels import CropLabels, DecodedCrops, wrap_decoded
 from .encodings.base import Encoded, MapEncoding
 from .label_map import LabelMap
-from .view import View
+from .view import WHOLE
 
 Labels = LabelMap | CropLabels
 ReadLabels = MapRow | CropLabels
@@ -95,18 +95,21 @@ def _wrap(
     labels: Sequence[int | None],
     calibration: Calibration | None = None,
 ) -> list[ReadLabels]:
-    found: dict[int, ReadLabels] = {}
+    found: dict[int, ReadLabels] = {}  # by place
     crops: dict[int, DecodedCrops] = {}
     for rows, encoding, content, num_classes, canvas_sizes in decoded:
         if isinstance(encoding, MapEncoding):
             batch = LabelMapBatch(
                 Encoded(encoding, content, num_classes),
-                (View(),) * len(rows),
+                (WHOLE,) * len(rows),
                 tuple(labels[row] for row in rows),
                 tuple(keys[row] for row in rows),
                 (calibration,) * len(rows),
             )
-            found |= {row: MapRow(batch, i, size) for i, (row, size) in enumerate(zip(rows, canvas_sizes, strict=True))}
+            maps = [MapRow(batch, i, size) for i, size in enumerate(canvas_sizes)]
+            if len(maps) == len(keys):
+                return list(maps)
+            found |= zip(rows, maps, strict=True)
         else:
             tensors = zip(rows, content, canvas_sizes, strict=True)
             crops |= {row: DecodedCrops(values, num_classes, size) for row, values, size in tensors}

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 Box = tuple[float, float, float, float]
+_ALL: Box = (0.0, 0.0, 1.0, 1.0)
 Rows = npt.NDArray[np.float64]  # views as [B, 10], see `to_rows`
 _UPRIGHT = 1e-9  # larger off-diagonal numbers rotate or shear
 
@@ -29,13 +30,15 @@ class View(NamedTuple):
     yx: float = 0.0
     yy: float = 1.0
     y0: float = 0.0
-    visible_xyxy: Box = (0.0, 0.0, 1.0, 1.0)
+    visible_xyxy: Box = _ALL
 
     def compose(self, inner: View) -> View:
         """Return the view of an image that shows the part `inner` of the current image.
 
         The visible box is limited to the bounding box of this view, which is exact for an upright view.
         """
+        if self is WHOLE and inner.visible_xyxy is _ALL:  # the first move of most images
+            return inner
         a, b, c, d, e, f, (x1, y1, x2, y2) = self
         p, q, r, s, t, u, _ = inner
         visible = (
@@ -57,10 +60,16 @@ class View(NamedTuple):
         return (self.x0, self.y0, self.x0 + self.xx, self.y0 + self.yy)
 
 
+WHOLE = View()
+
+
 def to_rows(views: Sequence[View]) -> Rows:
     """Return B views as rows `[B, 10]`, the form in which batches are pooled: the six numbers of the map, then the visible box."""
-    # NumPy converts Python numbers in half of torch's time.
-    return np.array([(*view[:6], *view.visible_xyxy) for view in views], np.float64).reshape(-1, 10)
+    numbers: list[float] = []  # NumPy converts one list in two thirds of the time for a list of tuples
+    for view in views:
+        numbers += view[:6]
+        numbers += view.visible_xyxy
+    return np.array(numbers, np.float64).reshape(-1, 10)
 
 
 def rows_of_boxes(boxes_xyxy: npt.ArrayLike) -> Rows:

@@ -38,6 +38,7 @@ _DTYPES = {
     "sorted_row": "U32",
 }
 _IMAGE_DTYPES = {"image_offset": "U64", "image_size": "U64"}
+_NUM_RECENT = 4096  # keys that are kept
 _MAX_HEADER = 1 << 16  # bytes; the header of an index has about 700
 
 
@@ -166,7 +167,7 @@ class Index:
     def __init__(self, folder: Folder, split: Split, num_classes: int) -> None:
         self._folder, self._split, self._num_classes = folder, split, num_classes
         self._num_samples = split.num_samples
-        self._last = -1, ""
+        self._recent: dict[int, str] = {}
         self._path = f"{folder}/{split.index}"
         mapped = within_file_limit(self._map)
         try:
@@ -208,18 +209,20 @@ class Index:
         Raises:
             DatasetError: The key is not valid, or not UTF-8.
         """
-        last = self._last  # reading a sample looks up its key several times; threads may share the index
-        if row != last[0]:
+        key = self._recent.get(row)  # reading a batch looks up each key several times; threads may share the index
+        if key is None:
             ends = self._columns["key_end"]
-            start = int(ends[row - 1]) if row else 0
+            start = ends.item(row - 1) if row else 0
             try:
-                key = self._columns["key_bytes"][start : int(ends[row])].tobytes().decode()
+                key = self._columns["key_bytes"][start : ends.item(row)].tobytes().decode()
             except UnicodeDecodeError as error:
                 raise DatasetError(f"{self._path} is damaged: key_bytes of row {row} must be UTF-8: {error}") from None
             if not is_key(key):
                 check_key(key, f"{self._path}, row {row}")
-            last = self._last = row, key
-        return last[1]
+            if len(self._recent) >= _NUM_RECENT:
+                self._recent.clear()
+            self._recent[row] = key
+        return key
 
     def row(self, key: str) -> int | None:
         """Return the row of a key; None if there is no such key.
@@ -267,7 +270,7 @@ class Index:
             row: Row of the sample.
             member: `"map"` or `"image"`.
         """
-        return int(self._columns[f"{member}_offset"][row]), int(self._columns[f"{member}_size"][row])
+        return self._columns[f"{member}_offset"].item(row), self._columns[f"{member}_size"].item(row)
 
     def mean_size(self, member: str) -> float:
         """Return the mean size of a member in bytes; 0 for an empty split.

@@ -34,7 +34,7 @@ class Encoded(NamedTuple):
     """
 
     encoding: MapEncoding
-    tensors: dict[str, Tensor]
+    tensors: Mapping[str, Tensor]
     num_classes: int
 
     @property
