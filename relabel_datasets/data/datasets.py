@@ -168,9 +168,10 @@ class RelabelDataset(VisionDataset):
         """Return the image and its label map. With transforms, they may be an `EncodedImage` and a `MapRow`."""
         image: Any = self._image(row) if self.transforms is None else self._opened(row)
         size = size_of(image)
-        reader, *walk = _walk.get()
-        if reader is self and isinstance(label_map, CropLabels):
-            label_map = label_map.at_epoch(*walk)
+        if isinstance(label_map, CropLabels):
+            reader, epoch, seed = _walk.get()
+            if reader is self:
+                label_map = label_map.at_epoch(epoch, seed)
         if label_map.canvas_size != size:  # the image was stored in another resolution
             label_map = label_map.with_canvas_size(size)
         return image, label_map

@@ -39,6 +39,7 @@ from relabel_datasets.annotate.annotator import ModuleAnnotator
 from relabel_datasets.annotate.builder import build
 from relabel_datasets.annotate.shard import BuildConfig
 from relabel_datasets.data.sources import ImageFolderSource
+from relabel_datasets.labels import stored
 from relabel_datasets.labels.compose import run_batch
 from relabel_datasets.shards import encoded_jpeg, tensor_images
 
@@ -198,20 +199,22 @@ def dali_reader(paths: list[str], targets: list[int]) -> Reader:
 
 
 @contextmanager
-def decoder(name: str) -> Iterator[None]:
-    """Decode with Pillow or torchvision alone, with simplejpeg, or with the C extension."""
-    found = encoded_jpeg.jpeg_extension() if name == "extension" else None
-    whole = tensor_images._simplejpeg if name == "simplejpeg" else tensor_images._torchvision
+def using(decoder: str) -> Iterator[None]:
+    """Decode with the C extension or simplejpeg, or use no C extension and decode with Pillow or torchvision."""
+    jpeg = encoded_jpeg.jpeg_extension() if decoder == "extension" else None
+    pooling = None if decoder == "torchvision" else stored.pooling_extension()
+    whole = tensor_images._simplejpeg if decoder == "simplejpeg" else tensor_images._torchvision
     decode = whole()
     with (
-        mock.patch.object(encoded_jpeg, "jpeg_extension", return_value=found),
+        mock.patch.object(encoded_jpeg, "jpeg_extension", return_value=jpeg),
+        mock.patch.object(stored, "pooling_extension", return_value=pooling),
         mock.patch.object(tensor_images, "jpeg_decoder", return_value=decode),
     ):
         yield
 
 
 class Group(NamedTuple):
-    """Readers that take turns batch by batch, and the name of their `decoder`, if they can choose it."""
+    """Readers that take turns batch by batch, and the name of the decoder that they are `using`, if they can choose it."""
 
     readers: tuple[Reader, ...]
     decoder: str | None = None
@@ -219,11 +222,11 @@ class Group(NamedTuple):
 
 def own_readers(shards: Path) -> dict[str, Group]:
     """Return pairs of readers of this package, without and with label maps and LabelPooling."""
-    decoders = {"without the C extension": "torchvision"}
+    decoders = {"without C extensions": "torchvision"}
     if importlib.util.find_spec("simplejpeg"):
         decoders["with simplejpeg"] = "simplejpeg"
     if encoded_jpeg.jpeg_extension() is not None:
-        decoders["with the C extension"] = "extension"
+        decoders["with the C extensions"] = "extension"
     groups = {}
     for image_format in ("pil", "tensor"):
         dataset: Any = rd.load_dataset(
@@ -256,8 +259,8 @@ def measure(groups: dict[str, Group], rounds: int) -> dict[str, list[Epoch]]:
     """Measure the epochs of groups of readers. Groups take turns epoch by epoch, the readers of a group batch by batch."""
     epochs: dict[str, list[Epoch]] = {name: [] for name in groups}
     for turn in range(rounds + 1):
-        for name, (readers, decoder_name) in groups.items():
-            with nullcontext() if decoder_name is None else decoder(decoder_name):
+        for name, (readers, decoder) in groups.items():
+            with nullcontext() if decoder is None else using(decoder):
                 epoch = read_epoch(readers, turn)
             if turn:  # the first is a warm-up
                 epochs[name].append(epoch)

@@ -27,8 +27,9 @@ from torchvision.transforms import v2
 
 import relabel_datasets as rd
 from relabel_datasets.cpus import num_cpus
-from relabel_datasets.labels import threads
-from relabel_datasets.labels.reading import read_labels
+from relabel_datasets.labels import stored, threads
+from relabel_datasets.labels.batch import MapRow
+from relabel_datasets.labels.reading import read_labels, read_rows
 
 BATCH, NUM_CLASSES, HEIGHT, WIDTH = 256, 1000, 15, 15
 NUM_KEPT = {"topk": 5, "heatmaps": 10}
@@ -141,9 +142,10 @@ def print_samples() -> None:
     pooling = rd.LabelPooling()
     print("\nOne sample, microseconds\n")
     print(
-        f"| encoding, stored as | bytes | read | read with 63 others | LabelPooling | LabelPooling with image | batch of {BATCH} |"
+        f"| encoding, stored as | bytes | read | read with 63 others | LabelPooling | LabelPooling with image | batch of {BATCH} "
+        "| read and pool with 63 others | same, with the C extension |"
     )
-    print("| --- | --- | --- | --- | --- | --- | --- |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     both = [3 * torch.randn(NUM_CLASSES, HEIGHT // 2, WIDTH // 2, generator=torch.Generator().manual_seed(1)), dense]
     for encoding, dtype in (
         ("topk", "float16"), ("heatmaps", "uint4"), ("heatmaps", "uint8"), ("heatmaps", "float16"), ("multiscale", "uint4"),
@@ -157,9 +159,25 @@ def print_samples() -> None:
         in_sample = microseconds(lambda label_map=label_map: pooling(image, label_map))
         batch = rd.collate([label_map] * BATCH)
         in_batch = microseconds(batch.pool, 20) / BATCH
+        with mock.patch.object(stored, "pooling_extension", return_value=None):
+            decoded = stored_microseconds(blob, label_map)
+        from_bytes = "" if stored.pooling_extension() is None else f"{stored_microseconds(blob, label_map):.1f}"
         print(
-            f"| {encoding}, {dtype} | {len(blob)} | {decoding:.0f} | {of_many:.0f} | {alone:.0f} | {in_sample:.0f} | {in_batch:.1f} |"
+            f"| {encoding}, {dtype} | {len(blob)} | {decoding:.0f} | {of_many:.0f} | {alone:.0f} | {in_sample:.0f} | {in_batch:.1f} "
+            f"| {decoded:.1f} | {from_bytes} |"
         )
+
+
+def stored_microseconds(blob: bytes, label_map: rd.LabelMap) -> float:
+    """Return the time to read and pool one of 64 stored label maps in microseconds."""
+    views = [label_map.view] * 64
+
+    def read_and_pool() -> Tensor:
+        first = read_rows([blob] * 64, [""] * 64, [0] * 64)[0]
+        assert isinstance(first, MapRow)
+        return first.batch.with_views(views).pool()
+
+    return microseconds(read_and_pool, 50) / 64
 
 
 def busy_milliseconds(maps: Maps, num_threads: int, max_elements: int) -> list[float]:
