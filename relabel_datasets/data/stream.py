@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
@@ -245,8 +245,10 @@ class RelabelLoader(DataLoader[Any]):
 
     The order of the samples is the same for any number of workers, and a state may be loaded with another number of workers
     or ranks. Each new iteration reads the next epoch, unless `set_epoch` or `load_state_dict` chose one since the last
-    iteration began; the first reads epoch 0. An iteration begins with its first batch. An error in a sample ends it:
-    `RelabelPipeline` can skip bad samples.
+    iteration began; the first reads epoch 0. An iteration begins with its first batch.
+
+    After an error in a sample of a `RelabelDataset`, `next()` returns the batch after it, as in torch. Then a state no longer
+    includes the failed batch. After an error, a stream has no more batches. `RelabelPipeline` can skip bad samples.
 
     Args:
         dataset: `RelabelStream` or `RelabelDataset` to read.
@@ -338,6 +340,10 @@ class RelabelLoader(DataLoader[Any]):
         return epochs.upcoming if is_finished else iteration
 
     def __iter__(self) -> Any:
+        return _Batches(self._results())
+
+    def _results(self) -> Iterator[Any]:
+        """Yield the batches of an iteration, and a `_Failure` for each batch that cannot be read."""
         epochs = self._relabel_sampler.epochs
         assert self.batch_size is not None
         iteration = epochs.upcoming
@@ -345,9 +351,20 @@ class RelabelLoader(DataLoader[Any]):
         epochs.choose(iteration)  # the stream or sampler begins it, in this process or in workers
         if iteration.start.stages:
             self._iterator = None  # persistent workers cannot begin within an epoch
-        for batch in super().__iter__():
-            epochs.take(iteration, self.batch_size)  # the last batch may be smaller, and a larger count is harmless
-            yield batch
+        batches = super().__iter__()
+        while True:
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            except Exception as error:
+                if self._order is self.dataset:  # a stream, of which torch would lose other samples without an error
+                    raise
+                yield _Failure(error)
+                epochs.take(iteration, self.batch_size)  # only now: a state before this repeats the batch
+            else:
+                epochs.take(iteration, self.batch_size)  # the last batch may be smaller, and a larger count is harmless
+                yield batch
 
     def state_dict(self) -> dict[str, Any]:
         """Return the resumable state after the last batch that was taken; see `RelabelSampler.state_dict`."""
@@ -360,3 +377,22 @@ class RelabelLoader(DataLoader[Any]):
             ValueError: `state` is not such a state, or it belongs to another dataset, seed, window or remainder.
         """
         self._order.load_state_dict(state)
+
+
+class _Failure(NamedTuple):
+    """Error of a batch."""
+
+    error: Exception
+
+
+class _Batches(Iterator[Any]):
+    """Iterator that raises the failures among the results of a generator, which an exception would end."""
+
+    def __init__(self, results: Iterator[Any]) -> None:
+        self._results = results
+
+    def __next__(self) -> Any:
+        result = next(self._results)
+        if isinstance(result, _Failure):
+            raise result.error
+        return result

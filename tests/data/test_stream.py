@@ -1,5 +1,6 @@
 """Properties of streams and loaders, over a grid of ranks x workers x stop points, with real DataLoaders."""
 
+import contextlib
 import itertools
 import pickle
 
@@ -417,8 +418,7 @@ def test_samples_go_through_pooling(folder):
     assert set(rd.load_dataset(folder, streaming=True)) == {"train"}
 
 
-@pytest.mark.parametrize("of_dataset", [False, True])
-def test_an_error_in_a_sample_ends_the_iteration_but_not_the_loader(folder, of_dataset):
+def test_an_error_in_a_sample_ends_the_iteration_of_a_stream_but_not_the_loader(folder):
     is_bad = False
 
     def transforms(image, label_map):
@@ -427,8 +427,7 @@ def test_an_error_in_a_sample_ends_the_iteration_but_not_the_loader(folder, of_d
         return number_of(image, label_map)
 
     stream = rd.load_dataset(folder, split="train", streaming=True, transforms=transforms, shuffle=False, batch_size=3)
-    sampler = rd.RelabelSampler(stream.dataset.shard_lengths, shuffle=False)
-    loader = rd.RelabelLoader(stream.dataset, 3, sampler=sampler) if of_dataset else rd.RelabelLoader(stream, 3)
+    loader = rd.RelabelLoader(stream, 3)
     batches = iter(loader)
     assert len(next(batches)) == 3
     is_bad = True
@@ -438,3 +437,60 @@ def test_an_error_in_a_sample_ends_the_iteration_but_not_the_loader(folder, of_d
     assert list(batches) == []
     is_bad = False
     assert len(numbers(loader)) == NUM_SAMPLES
+
+
+def fails_at_4(image, label_map):
+    number = number_of(image, label_map)
+    if number == 4:
+        raise OSError("damaged")
+    return number
+
+
+def taken_from(batches):
+    """Return the batches of an iterator from which the caller takes the next batch after an error."""
+    taken = []
+    while True:
+        try:
+            taken.append(next(batches).tolist())
+        except StopIteration:
+            return taken
+        except OSError:
+            taken.append("error")
+
+
+@pytest.mark.parametrize("options", [{}, {"num_workers": 2}, {"num_workers": 2, "persistent_workers": True}], ids=str)
+def test_after_an_error_in_a_sample_a_loader_of_a_dataset_returns_the_next_batch_as_in_torch(folder, options):
+    dataset = rd.load_dataset(folder, split="train", transforms=fails_at_4)
+    theirs, ours = (rd.RelabelSampler(dataset.shard_lengths) for _ in range(2))
+    loader, expected = (
+        rd.RelabelLoader(dataset, 2, sampler=ours, **options),
+        DataLoader(dataset, 2, sampler=theirs, **options),
+    )
+    for _ in range(2):
+        batches = taken_from(iter(loader))
+        assert batches.count("error") == 1
+        assert len(batches) == 7
+        assert batches == taken_from(iter(expected))
+    assert loader.state_dict() == ours.state_dict()  # the beginning of the next epoch
+
+
+def test_a_state_repeats_a_failed_batch_until_the_next_batch_was_taken(folder):
+    dataset = rd.load_dataset(folder, split="train", transforms=fails_at_4)
+    sampler = rd.RelabelSampler(dataset.shard_lengths, shuffle=False)
+    loader = rd.RelabelLoader(dataset, 2, sampler=sampler)
+    batches = iter(loader)
+    with contextlib.suppress(OSError):
+        while True:
+            before = loader.state_dict()
+            next(batches)
+    assert loader.state_dict() == before
+    rest = [next(batches).tolist(), *taken_from(batches)]
+    resumed = rd.RelabelLoader(dataset, 2, sampler=rd.RelabelSampler(dataset.shard_lengths, shuffle=False))
+    resumed.load_state_dict(before)
+    assert taken_from(iter(resumed)) == ["error", *rest]
+
+
+def test_after_an_error_in_a_worker_a_stream_ends_instead_of_losing_the_other_samples_of_the_worker(folder):
+    stream = rd.load_dataset(folder, split="train", streaming=True, transforms=fails_at_4)
+    batches = taken_from(iter(rd.RelabelLoader(stream, 2, num_workers=2)))
+    assert batches.index("error") == len(batches) - 1
