@@ -103,10 +103,11 @@ class LabelMaps(Mapping[str, Labels]):
 
     def read_rows(self, rows: Sequence[int]) -> list[ReadLabels]:
         """Return the label maps at several rows as rows of batches, which transforms accept, see `labels.compose`."""
-        keys, blobs = [], []
-        for row in rows:
-            keys.append(self.index.key(row))
-            blobs.append(self.map_bytes(row))
+        keys = [self.index.key(row) for row in rows]
+        blobs = [
+            self.shards.read(row, self.index.extent(row, "map"), f"{key}.safetensors")
+            for row, key in zip(rows, keys, strict=True)
+        ]
         labels = self.index.labels[np.asarray(rows, np.int64)].tolist()
         return read_rows(blobs, keys, labels, len(self.manifest.classes), self.split.calibration)
 

@@ -18,7 +18,7 @@
 #define SLACK 1e-4         /* locations, see weights.py */
 #define UPRIGHT 1e-9       /* see view.py */
 #define MAX_POINTS 100000  /* of a line; longer ones are left to the closed form in Python */
-#define VIEW 10            /* numbers of a view, see view.to_rows */
+#define VIEW 10            /* numbers of a view: its map, then its visible box */
 
 typedef struct {
     int is_topk, bits;
@@ -414,42 +414,61 @@ static PyObject *py_check(PyObject *self, PyObject *args) {
     return PyBool_FromLong(are_valid);
 }
 
+/* Read the numbers of a tuple, of which the last one may be a tuple of numbers. */
+static int read_numbers(PyObject *tuple, Py_ssize_t count, double *numbers) {
+    Py_ssize_t size = PyTuple_Check(tuple) ? PyTuple_Size(tuple) : 0;
+    for (Py_ssize_t i = 0; i < size && i < count; i++) {
+        PyObject *item = PyTuple_GetItem(tuple, i);
+        if (i == size - 1 && PyTuple_Check(item))
+            return read_numbers(item, count - i, numbers + i);
+        numbers[i] = PyFloat_AsDouble(item);
+        if (numbers[i] == -1 && PyErr_Occurred())
+            return 0;
+    }
+    if (size != count)
+        PyErr_SetString(PyExc_ValueError, "a view has the wrong number of values");
+    return size == count;
+}
+
 static PyObject *py_pool(PyObject *self, PyObject *args) {
-    PyObject *tuple, *of_layout, *result = NULL;
+    PyObject *tuple, *of_layout, *views, *result = NULL;
     layout form;
-    const char *views, *divisors;
-    Py_ssize_t batch, views_size, divisors_size;
+    const char *divisors;
+    Py_ssize_t batch, divisors_size;
     int is_pooled = 0;
     (void)self;
-    if (!PyArg_ParseTuple(args, "OOy#y#", &tuple, &of_layout, &views, &views_size, &divisors, &divisors_size) ||
+    if (!PyArg_ParseTuple(args, "OOOy#", &tuple, &of_layout, &views, &divisors, &divisors_size) ||
         !read_layout(of_layout, &form))
         return NULL;
     const unsigned char **blobs = read_blobs(tuple, &form, &batch);
     if (blobs == NULL)
         return NULL;
-    size_t numbers = (size_t)batch * sizeof(double);
-    double *copied = malloc(numbers * (VIEW + 1) + 1);  /* aligned */
+    size_t size = (size_t)batch * sizeof(double);
+    double *numbers = malloc(size * (VIEW + 1) + 1);
     float *floats = malloc((size_t)(form.height + 3 * form.width + form.k) * sizeof *floats);
     unsigned char *seen = malloc((size_t)form.num_classes);
-    if (copied == NULL || floats == NULL || seen == NULL) {
+    if (numbers == NULL || floats == NULL || seen == NULL) {
         PyErr_NoMemory();
-    } else if ((size_t)views_size != VIEW * numbers || (size_t)divisors_size != numbers) {
+    } else if (!PyTuple_Check(views) || PyTuple_Size(views) != batch || (size_t)divisors_size != size) {
         PyErr_SetString(PyExc_ValueError, "expected one view and one divisor per label map");
     } else {
-        result = PyByteArray_FromStringAndSize(NULL, batch * form.num_classes * (Py_ssize_t)sizeof(float));
+        Py_ssize_t i = 0;
+        while (i < batch && read_numbers(PyTuple_GetItem(views, i), VIEW, numbers + VIEW * i))
+            i++;
+        if (i == batch)
+            result = PyByteArray_FromStringAndSize(NULL, batch * form.num_classes * (Py_ssize_t)sizeof(float));
     }
     if (result != NULL) {
-        memcpy(copied, views, VIEW * numbers);
-        memcpy(copied + VIEW * batch, divisors, numbers);
+        memcpy(numbers + VIEW * batch, divisors, size);
         float *means = floats + form.height + form.width;
         scratch memory = {floats, floats + form.height, 0, 0, 0, 0, means, means + form.k, seen};
         float *out = (float *)PyByteArray_AsString(result);
         Py_BEGIN_ALLOW_THREADS
-        is_pooled = pool(&form, blobs, batch, copied, copied + VIEW * batch, &memory, out);
+        is_pooled = pool(&form, blobs, batch, numbers, numbers + VIEW * batch, &memory, out);
         Py_END_ALLOW_THREADS
     }
     free(blobs);
-    free(copied);
+    free(numbers);
     free(floats);
     free(seen);
     if (result == NULL || is_pooled)
@@ -462,8 +481,8 @@ static PyObject *py_pool(PyObject *self, PyObject *args) {
 static PyMethodDef methods[] = {
     {"check", py_check, METH_VARARGS, "check(blobs, layout)\n\nReturn whether all values of label maps are in range."},
     {"pool", py_pool, METH_VARARGS,
-     "pool(blobs, layout, views, divisors)\n\nReturn soft labels [B, C] as a bytearray of float32, or None. Views [B, 10] and divisors "
-     "[B] are bytes of float64."},
+     "pool(blobs, layout, views, divisors)\n\nReturn soft labels [B, C] as a bytearray of float32, or None. Views are a tuple of B "
+     "`View`s, divisors [B] the bytes of float64."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -24,6 +24,7 @@ from .encodings.base import Encoded, Temperature
 from .label_map import LabelMap, _Metadata
 from .pooling import calibrated_divisor
 from .pooling_checks import check_label_weight
+from .stored import StoredTensors
 from .view import View, to_rows
 
 
@@ -122,7 +123,11 @@ class LabelMapBatch:
         encoded = self.encoded
         labels = label_tensor(self.labels, self.keys, encoded.num_classes) if label_weight else None
         divisor: Temperature = self._calibrated(output_size, temperature) if calibrated else temperature
-        soft = encoded.encoding.pool(encoded, to_rows(self.views), output_size, divisor)
+        soft = None
+        if output_size == 1 and isinstance(encoded.tensors, StoredTensors):
+            soft = encoded.tensors.pool(self.views, divisor)
+        if soft is None:
+            soft = encoded.encoding.pool(encoded, to_rows(self.views), output_size, divisor)
         return soft if labels is None else blend_labels(soft, labels, label_weight)
 
     @eagerly

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .view import Rows
+from .pooling_checks import check_temperature
+from .view import View
 
 if TYPE_CHECKING:
     from .encodings.base import Temperature
@@ -92,22 +93,29 @@ class StoredTensors(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self.tensors())
 
-    def pool(self, views: Rows, divisor: Temperature) -> Tensor | None:
+    def pool(self, views: tuple[View, ...], divisor: Temperature) -> Tensor | None:
         """Pool the views of all maps without decoding them.
 
         Args:
-            views: One view per map, `[B, 10]`, see `view.to_rows`.
-            divisor: Divisor of the mean logits before the softmax, above 0: one number, or one per map, `[B, 1]`.
+            views: View of each map.
+            divisor: Divisor of the mean logits before the softmax, see `MapEncoding.pool`.
 
         Returns:
-            Soft labels `[B, C]`, or None if a view is no upright box.
+            Soft labels `[B, C]`, or None if a view is no upright box, or the numbers of views or divisors are wrong.
+
+        Raises:
+            ValueError: The divisor is not positive and finite.
+            TypeError: The divisor is not a number.
         """
         extension, batch = pooling_extension(), len(self._blobs)
-        if extension is None or len(views) != batch:
+        if isinstance(divisor, np.ndarray):
+            divisors = divisor
+        else:
+            check_temperature(divisor)
+            divisors = np.full(batch, divisor, np.float64)
+        if extension is None or len(views) != batch or divisors.size != batch:
             return None
-        divisors = np.empty(batch)
-        divisors[:] = divisor if isinstance(divisor, (int, float)) else np.reshape(divisor, -1)
-        soft = extension.pool(self._blobs, self._form, views.tobytes(), divisors.tobytes())
+        soft = extension.pool(self._blobs, self._form, views, divisors.tobytes())
         if soft is None:
             return None
         return torch.frombuffer(soft, dtype=torch.float32).view(batch, self._form.num_classes)

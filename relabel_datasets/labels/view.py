@@ -41,9 +41,18 @@ class View(NamedTuple):
             return inner
         a, b, c, d, e, f, (x1, y1, x2, y2) = self
         p, q, r, s, t, u, _ = inner
+        left, right, top, bottom = c, c, f, f  # comparisons take half as long as calls of min and max
+        for x, y in ((a, d), (b, e)):
+            if x < 0:
+                left += x
+            else:
+                right += x
+            if y < 0:
+                top += y
+            else:
+                bottom += y
         visible = (
-            max(x1, c + min(a, 0.0) + min(b, 0.0)), max(y1, f + min(d, 0.0) + min(e, 0.0)),
-            min(x2, c + max(a, 0.0) + max(b, 0.0)), min(y2, f + max(d, 0.0) + max(e, 0.0)),
+            left if left > x1 else x1, top if top > y1 else y1, right if right < x2 else x2, bottom if bottom < y2 else y2,
         )  # fmt: skip
         return View(
             a * p + b * s, a * q + b * t, a * r + b * u + c, d * p + e * s, d * q + e * t, d * r + e * u + f, visible

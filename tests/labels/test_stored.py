@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import random
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,10 +12,11 @@ import torch
 
 from relabel_datasets.errors import LabelMapError
 from relabel_datasets.labels import codec, stored
-from relabel_datasets.labels.encodings.base import Encoded
 from relabel_datasets.labels.label_map import LabelMap
+from relabel_datasets.labels.reading import read_rows
 from relabel_datasets.labels.stored import StoredTensors, pooling_extension
-from relabel_datasets.labels.view import View, to_rows
+from relabel_datasets.labels.view import View
+from tests.labels.samples import GAINS
 
 if pooling_extension() is None:
     pytest.skip("the C extension was not built", allow_module_level=True)
@@ -41,6 +43,7 @@ VIEWS = {
 
 
 BATCH = len(VIEWS)
+ROUNDING = {"atol": 1e-6, "rtol": 2e-5}
 
 
 def blobs_of(form, seed=0):
@@ -52,76 +55,83 @@ def blobs_of(form, seed=0):
 
 
 def read(blobs):
-    (decoded,) = codec.decode(blobs)
-    assert isinstance(decoded.content, StoredTensors)
-    return Encoded(decoded.encoding, decoded.content, decoded.num_classes)
+    """Return the batch of stored label maps, not decoded."""
+    batch = read_rows(blobs, [""] * len(blobs), [0] * len(blobs))[0].batch
+    assert isinstance(batch.encoded.tensors, StoredTensors)
+    return batch
 
 
-def pool_decoded(encoded, views, divisor=1.0):
+def decoded(batch):
+    return replace(batch, encoded=batch.encoded._replace(tensors=dict(batch.encoded.tensors)))
+
+
+def pool_decoded(batch, temperature=1.0, **options):
     """Pool the decoded tensors in float64. In float32, torch's softmax of 70,000 equal logits is wrong by 1e-4."""
-    double = {
-        name: values.double() if values.is_floating_point() else values for name, values in encoded.tensors.items()
+    tensors = {
+        name: values.double() if values.is_floating_point() else values
+        for name, values in batch.encoded.tensors.items()
     }
-    return encoded.encoding.pool(encoded._replace(tensors=double), views, 1, divisor).float()
+    double = replace(batch, encoded=batch.encoded._replace(tensors=tensors))
+    return double.pool(1, temperature, **options).float()
 
 
-@pytest.mark.parametrize("divisor", [1.0, 3, 0.25, np.linspace(0.5, 4, BATCH).reshape(BATCH, 1, 1)], ids=str)
+@pytest.mark.parametrize("options", [{}, {"temperature": 3}, {"temperature": 0.25}, {"calibrated": True}], ids=str)
 @pytest.mark.parametrize("form", FORMS, ids=str)
-def test_labels_are_those_of_the_decoded_tensors(form, divisor):
-    encoded, views = read(blobs_of(form)), to_rows(list(VIEWS.values()))
-    soft = encoded.encoding.pool(encoded, views, 1, divisor)
-    assert encoded.tensors._decoded is None
+def test_labels_are_those_of_the_decoded_tensors(form, options):
+    batch = replace(read(blobs_of(form)).with_views(VIEWS.values()), calibrations=(GAINS,) * BATCH)
+    soft = batch.pool(**options)
+    assert batch.encoded.tensors._decoded is None
     assert (soft.dtype, soft.shape, soft.device.type) == (torch.float32, (BATCH, form[2]), "cpu")
-    torch.testing.assert_close(soft, pool_decoded(encoded, views, divisor), atol=1e-6, rtol=2e-5)
+    torch.testing.assert_close(soft, pool_decoded(batch, **options), **ROUNDING)
 
 
 @pytest.mark.parametrize("form", FORMS, ids=str)
 def test_labels_of_random_crops_are_those_of_the_decoded_tensors(form):
     rng = np.random.default_rng(0)
-    encoded = read(blobs_of(form))
+    batch = read(blobs_of(form))
     for _ in range(20):
         sides, corners = rng.uniform(-1.2, 1.2, (BATCH, 2)), rng.uniform(-0.3, 1.3, (BATCH, 2))
-        views = to_rows([View(w, 0.0, x, 0.0, h, y) for (w, h), (x, y) in zip(sides, corners, strict=True)])
-        soft = encoded.encoding.pool(encoded, views)
-        torch.testing.assert_close(soft, pool_decoded(encoded, views), atol=1e-6, rtol=2e-5)
+        crops = batch.with_views([View(w, 0.0, x, 0.0, h, y) for (w, h), (x, y) in zip(sides, corners, strict=True)])
+        torch.testing.assert_close(crops.pool(), pool_decoded(crops), **ROUNDING)
 
 
 @pytest.mark.parametrize("output_size", [1, 2, (1, 1)])
 def test_rotated_views_and_grids_are_pooled_from_the_decoded_tensors(output_size):
-    encoded = read(blobs_of(FORMS[0]))
     views = [*list(VIEWS.values())[:-1], View(0.3, 0.1, 0.2, -0.1, 0.3, 0.2)]
-    soft = encoded.encoding.pool(encoded, to_rows(views), output_size)
-    expected = encoded._replace(tensors=dict(encoded.tensors))
-    assert torch.equal(soft, expected.encoding.pool(expected, to_rows(views), output_size))
+    batch = read(blobs_of(FORMS[0])).with_views(views)
+    soft = batch.pool(output_size)
+    assert torch.equal(soft, decoded(batch).pool(output_size))
 
 
 @pytest.mark.parametrize(
-    ("views", "divisor"),
+    ("views", "options"),
     [
-        ([View(x0=float("nan"))] * BATCH, 1.0),
-        ([View(xx=float("inf"))] * BATCH, 1.0),
-        ([View()] * (BATCH - 1), 1.0),
-        ([View()] * BATCH, 0.0),
-        ([View()] * BATCH, -1.0),
-        ([View()] * BATCH, float("nan")),
+        ([View(x0=float("nan"))] * BATCH, {}),
+        ([View(xx=float("inf"))] * BATCH, {}),
+        ([View(visible_xyxy=(0.0, 0.0, float("nan"), 1.0))] * BATCH, {}),
+        ([View()] * (BATCH - 1), {}),
+        ([View()] * BATCH, {"temperature": 0.0}),
+        ([View()] * BATCH, {"temperature": -1.0}),
+        ([View()] * BATCH, {"temperature": float("nan")}),
+        ([View()] * BATCH, {"temperature": float("inf")}),
+        ([View()] * BATCH, {"temperature": "3"}),
+        ([View()] * BATCH, {"calibrated": True}),
     ],
     ids=str,
 )
-def test_wrong_arguments_raise_the_errors_of_decoded_tensors(views, divisor):
-    encoded, rows = read(blobs_of(FORMS[0])), to_rows(views)
-    with pytest.raises(ValueError, match=r"\w") as expected:
-        pool_decoded(encoded, rows, divisor)
-    with pytest.raises(ValueError, match=r"\w") as error:
-        encoded.encoding.pool(encoded, rows, 1, divisor)
+def test_wrong_arguments_raise_the_errors_of_decoded_tensors(views, options):
+    batch = read(blobs_of(FORMS[0])).with_views(views)
+    with pytest.raises((ValueError, TypeError)) as expected:
+        decoded(batch).pool(**options)
+    with pytest.raises(expected.type) as error:
+        batch.pool(**options)
     assert str(error.value) == str(expected.value)
 
 
 def test_a_view_of_a_thousand_images_is_a_mean_over_the_visible_part():
-    encoded = read(blobs_of(FORMS[0]))
-    views = to_rows([View(1000.0, 0.0, -500.0, 0.0, 1000.0, -500.0, (-1e9, -1e9, 1e9, 1e9))] * BATCH)
-    torch.testing.assert_close(
-        encoded.encoding.pool(encoded, views), pool_decoded(encoded, views), atol=1e-6, rtol=2e-5
-    )
+    view = View(1000.0, 0.0, -500.0, 0.0, 1000.0, -500.0, (-1e9, -1e9, 1e9, 1e9))
+    batch = read(blobs_of(FORMS[0])).with_views([view] * BATCH)
+    torch.testing.assert_close(batch.pool(), pool_decoded(batch), **ROUNDING)
 
 
 @pytest.mark.parametrize("form", FORMS, ids=str)
@@ -146,19 +156,18 @@ def test_the_extension_accepts_the_values_that_can_be_decoded(form, monkeypatch)
 
 
 def test_without_the_extension_label_maps_are_decoded_when_they_are_read(monkeypatch):
-    blobs, views = blobs_of(FORMS[0]), to_rows(list(VIEWS.values()))
-    soft = read(blobs).encoding.pool(read(blobs), views)
+    blobs = blobs_of(FORMS[0])
+    soft = read(blobs).with_views(VIEWS.values()).pool()
     monkeypatch.setattr(stored, "pooling_extension", lambda: None)
-    (decoded,) = codec.decode(blobs)
-    assert type(decoded.content) is dict
-    encoded = Encoded(decoded.encoding, decoded.content, decoded.num_classes)
-    torch.testing.assert_close(encoded.encoding.pool(encoded, views), soft, atol=1e-6, rtol=2e-5)
+    batch = read_rows(blobs, [""] * BATCH, [0] * BATCH)[0].batch
+    assert type(batch.encoded.tensors) is dict
+    torch.testing.assert_close(batch.with_views(VIEWS.values()).pool(), soft, **ROUNDING)
 
 
 def test_the_extension_refuses_what_does_not_fit_together():
     blobs = tuple(blobs_of(FORMS[0]))
-    form, extension = read(blobs).tensors._form, pooling_extension()
-    views, divisors = bytes(80 * BATCH), np.ones(BATCH).tobytes()
+    form, extension = read(blobs).encoded.tensors._form, pooling_extension()
+    views, divisors = tuple(VIEWS.values()), np.ones(BATCH).tobytes()
     for name, value in itertools.product(form._fields, (-1, 0, 3, 7, 1 << 20, 1 << 31, 1 << 62)):
         if name in ("is_topk", "bits") and value > 100:
             continue
@@ -175,17 +184,22 @@ def test_the_extension_refuses_what_does_not_fit_together():
     for wrong in ((*blobs[:-1], blobs[0][:-1]), (*blobs[:-1], b"")):
         with pytest.raises(ValueError, match="length"):
             extension.check(wrong, form)
-    for wrong in ((views[:-1], divisors), (views, divisors[:-8]), (b"", b"")):
+    for wrong in ((views[:-1], divisors), (views, divisors[:-8]), ((), b""), (list(views), divisors)):
         with pytest.raises(ValueError, match="one view and one divisor"):
             extension.pool(blobs, form, *wrong)
+    for wrong in ((), (1.0,) * 9, (1.0,) * 11, (*views[0][:6], (1.0,) * 5), (*views[0][:6], 1.0), None):
+        with pytest.raises(ValueError, match="wrong number"):
+            extension.pool(blobs, form, (*views[:-1], wrong), divisors)
+    with pytest.raises(TypeError):
+        extension.pool(blobs, form, (*views[:-1], ("text",) * 10), divisors)
 
 
 def test_threads_pool_at_the_same_time():
-    encoded, views = read(blobs_of(FORMS[0])), to_rows(list(VIEWS.values()))
-    expected, results = encoded.encoding.pool(encoded, views), {}
+    batch = read(blobs_of(FORMS[0])).with_views(VIEWS.values())
+    expected, results = batch.pool(), {}
 
     def work(number):
-        results[number] = all(torch.equal(encoded.encoding.pool(encoded, views), expected) for _ in range(50))
+        results[number] = all(torch.equal(batch.pool(), expected) for _ in range(50))
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
     for thread in threads:

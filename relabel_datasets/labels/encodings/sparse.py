@@ -19,7 +19,6 @@ from torch.autograd import forward_ad
 from ...errors import LabelMapError
 from ..limits import MAX_DENSE
 from ..pooling_checks import check_finite
-from ..stored import StoredTensors
 from ..view import Rows, View, to_rows
 from ..weights import BoxWeights, line_weights
 from .base import Array, Encoded, MapEncoding, Parts, StoredTensor, Temperature
@@ -181,11 +180,6 @@ class SparseEncoding(MapEncoding):
     def pool(
         self, encoded: Encoded, views: Rows, output_size: int | Sequence[int] = 1, temperature: Temperature = 1.0
     ) -> Tensor:
-        if output_size == 1 and isinstance(encoded.tensors, StoredTensors):
-            (divisor,) = divisors_of(temperature, 1)
-            soft = encoded.tensors.pool(views, divisor)
-            if soft is not None:
-                return soft
         return pool_scales([encoded], views, self.mean_logits, output_size, temperature)
 
     def dense(self, encoded: Encoded) -> Tensor:
