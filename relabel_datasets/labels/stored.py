@@ -121,6 +121,11 @@ class StoredTensors(Mapping[str, Tensor]):
         return torch.frombuffer(soft, dtype=torch.float32).view(batch, self._form.num_classes)
 
 
+def decoded(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Return tensors as a dict. Access to `StoredTensors` takes longer."""
+    return tensors.tensors() if isinstance(tensors, StoredTensors) else tensors
+
+
 def are_valid(blobs: tuple[bytes, ...], form: Form) -> bool:
     """Return whether all values of maps are in range, so that decoding them raises no error. False without the extension."""
     extension = pooling_extension()
