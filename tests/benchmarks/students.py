@@ -15,7 +15,8 @@ All students of a table have the same recipe, and so the same number of steps. T
 reduced and decoded once, and stay in memory. The result of every student is written to RESULTS/<images>.json when it is finished,
 and the student is not trained again. Run the command again after an interruption, or with more --seeds. Label maps and stored crops
 are built once, in DIR. They never depend on labels. Which labels are wrong depends on the seed of the student; those of 20 % are
-also wrong at 40 %. The annotator of online distillation sees crops of the full images, at --teacher-size.
+also wrong at 40 %. The annotator of online distillation sees crops of the full images, at --teacher-size, and has the precision of
+the students. The times per step of all kinds of labels are measured at the end, in turns.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import statistics
 import tempfile
 import time
 from collections import Counter
@@ -67,11 +69,13 @@ class Bench:
         self.folder = args.out / table.images
         build_config = rd.annotate.BuildConfig(images=False, batch_size=32)
         rd.build(self.photos, self.folder, annotator, config="maps", build_config=build_config, progress=False)
-        if "stored crops" in table.labels and "stored crops" in args.labels:
+        runs = read_results(self.path)["runs"] if self.path.is_file() else []
+        kinds = set(table.labels) & {*args.labels, *(run["labels"] for run in runs)}
+        if "stored crops" in kinds:
             crops_config = replace(build_config, encoding="crops", num_crops=args.num_crops)
             of_crops = annotator_from(args, args.crop_input_size)
             rd.build(self.photos, self.folder, of_crops, config="crops", build_config=crops_config, progress=False)
-        if "ReLabel, two scales" in table.labels and "ReLabel, two scales" in args.labels:
+        if "ReLabel, two scales" in kinds:
             scales_config = replace(build_config, encoding="multiscale")
             ensemble = rd.Ensemble([annotator_from(args, size) for size in args.scale_sizes])
             rd.build(self.photos, self.folder, ensemble, config="scales", build_config=scales_config, progress=False)
@@ -111,17 +115,25 @@ class Bench:
                     self.results["runs"].append(run)
                     self._save()
                     print(f"{labels}, {noise} % wrong, seed {seed}: {run['accuracy']:.1%}", flush=True)
+        trained = {run["labels"] for run in self.results["runs"]}
+        if trained != self.results.get("seconds_per_step", {}).keys():
+            self.results["seconds_per_step"] = self._seconds_per_step(sorted(trained))
+            self._save()
+
+    def _data(self, labels: str, given: Sequence[int]) -> tuple[AnnotatedPhotos, rd.Annotator | None]:
+        """Return the training images with `given` as their labels, and the annotator of online distillation."""
+        teacher, side = None, self.photos.side
+        if labels == "online distillation":
+            args = argparse.Namespace(**{**vars(self.args), "dtype": self.recipe.dtype})
+            teacher, side = annotator_from(args, self.args.teacher_size), None
+        photos = self.photos.relabeled(range(len(given)), given, side)
+        return AnnotatedPhotos(self.folder, photos, CONFIGS.get(labels, "maps")), teacher
 
     def _train(self, labels: str, noise: int, seed: int) -> dict[str, Any]:
         given = with_noise(self.photos.targets, len(self.photos.classes), noise, seed)
-        teacher, side = None, self.photos.side
-        if labels == "online distillation":
-            teacher, side = annotator_from(self.args, self.args.teacher_size), None
-        config = CONFIGS.get(labels, "maps")
-        dataset = AnnotatedPhotos(self.folder, self.photos.relabeled(range(len(given)), given, side), config)
+        dataset, teacher = self._data(labels, given)
         recipe = self.recipe.changed(**LABELS[labels], seed=seed)
         folder = self.folder / "runs" / f"{labels}-{noise}-{seed}".replace(" ", "_")
-        seconds = self._seconds_per_step(dataset, recipe, teacher)
         trained = train_student(
             dataset, folder, recipe, validation=self.validation, annotator=teacher, runtime=self.runtime
         )
@@ -135,21 +147,31 @@ class Bench:
             "epochs": [int(row["epoch"]) + 1 for row in curve],
             "training_loss": [round(float(row["loss"]), 4) for row in curve],
             "validation_accuracy": [round(float(row["top1"]), 4) for row in curve],
-            "seconds_per_step": round(seconds, 5), "device": self._device(),
+            "device": self._device(),
             "versions": {"relabel_datasets": rd.__version__, "torch": torch.__version__, "timm": timm.__version__},
         }  # fmt: skip
 
-    def _seconds_per_step(self, dataset: AnnotatedPhotos, recipe: Recipe, teacher: rd.Annotator | None) -> float:
-        """Compare short trainings of one and three epochs: CPU time, because the cores are shared, or the time on a GPU."""
+    def _seconds_per_step(self, kinds: Sequence[str]) -> dict[str, float]:
+        """Compare short trainings of two lengths, in turns: CPU time, because the cores are shared, or the time on a GPU."""
         clock = time.process_time if self._device().startswith("CPU") else time.perf_counter
-        seconds = []
-        for epochs in (1, 3):
-            with tempfile.TemporaryDirectory() as folder:
-                start = clock()
-                short = recipe.changed(epochs=epochs, warmup_epochs=0, mix_off_epochs=0)
-                train_student(dataset, folder, short, annotator=teacher, runtime=self.runtime)
-                seconds.append(clock() - start)
-        return (seconds[1] - seconds[0]) / (2 * (len(dataset) // recipe.batch_size))
+        data = {labels: self._data(labels, self.photos.targets) for labels in kinds}
+        steps_per_epoch = len(self.photos.keys) // self.recipe.batch_size
+        more_epochs = -(-40 // steps_per_epoch)
+        seconds: dict[str, list[float]] = {labels: [] for labels in kinds}
+        for _ in range(4):
+            for labels, (dataset, teacher) in data.items():
+                recipe = self.recipe.changed(**LABELS[labels], warmup_epochs=0, mix_off_epochs=0)
+                took = []
+                for epochs in (1, 1 + more_epochs):
+                    with tempfile.TemporaryDirectory() as folder:
+                        start = clock()
+                        train_student(
+                            dataset, folder, recipe.changed(epochs=epochs), annotator=teacher, runtime=self.runtime
+                        )
+                        took.append(clock() - start)
+                seconds[labels].append((took[1] - took[0]) / (more_epochs * steps_per_epoch))
+        # The first round decodes the photos.
+        return {labels: round(statistics.median(values[1:]), 5) for labels, values in seconds.items()}
 
     def _fit(self, folder: Path, given: Sequence[int]) -> tuple[float, float | None]:
         """Return the accuracy on the training photos with correct labels, and the share of wrong labels that are predicted."""
