@@ -14,6 +14,7 @@ from relabel_datasets.demo.scenes import CLASSES, draw_scenes
 from relabel_datasets.labels import crop_labels as crop_labels_module
 from relabel_datasets.labels import windows
 from relabel_datasets.report import draw_pictures
+from relabel_datasets.shards.tars import ShardReader
 from tests.analysis.conftest import RandomNet
 from tests.analysis.references import entropy, iou
 
@@ -159,8 +160,10 @@ def test_a_sample_is_read_once_and_its_crops_are_decompressed_once(
     label_maps, all_objects, calls = rd.LabelMaps(dataset, config), read_boxes(boxes), {"read": [], "decompress": []}
     keys = list(label_maps)
     objects = {key.rpartition("/")[2]: all_objects[key.rpartition("/")[2]] for key in keys[::every]}
-    read, decompress = rd.LabelMaps.map_bytes, crop_labels_module.decompress_labels
-    monkeypatch.setattr(rd.LabelMaps, "map_bytes", lambda self, row: calls["read"].append(row) or read(self, row))
+    read, decompress = ShardReader.read, crop_labels_module.decompress_labels
+    monkeypatch.setattr(
+        ShardReader, "read", lambda self, row, *args: calls["read"].append(row) or read(self, row, *args)
+    )
     monkeypatch.setattr(
         crop_labels_module, "decompress_labels", lambda *given: calls["decompress"].append(given) or decompress(*given)
     )
