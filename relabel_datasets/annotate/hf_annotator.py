@@ -237,7 +237,7 @@ def _load_model(name: str, revision: str | None) -> PreTrainedModel:
     check_extra("hf", f"hf:{name}")
     from transformers import AutoModelForImageClassification  # slow import
 
-    item = HubItem(name, revision, kind="model")
+    item = HubItem(name, revision, kind="model", instead="give the folder of a saved model")
     with explaining_hub_errors(item):
         if not Path(name).exists():
             check_reachable(item)

@@ -138,7 +138,7 @@ def _create(name: str, pretrained: bool, model_kwargs: dict[str, Any]) -> TimmMo
     import timm
 
     repo_id, _, revision = _hub_name(name).partition("@")
-    item = HubItem(repo_id, revision or None, kind="model")
+    item = HubItem(repo_id, revision or None, kind="model", instead="give a file with checkpoint=")
     with explaining_hub_errors(item):
         if _is_on_hub(name, pretrained) and not _SOURCES & model_kwargs.keys():
             check_reachable(item)

@@ -33,6 +33,7 @@ class HubItem:
         name: Name of the requested file. Default: the request is not about a file.
         kind: `"dataset"` for label maps, `"images"` for another dataset that is read by `datasets`, or `"model"`.
         token: Access token of the request, which no message contains. Default: none.
+        instead: Advice on what to use instead of the Hub. Default: none.
     """
 
     repo_id: str
@@ -40,6 +41,7 @@ class HubItem:
     name: str | None = None
     kind: Literal["dataset", "images", "model"] = "dataset"
     token: str | None = None
+    instead: str = ""
 
     def __str__(self) -> str:
         where = self.repo_id if self.revision is None else f"{self.repo_id}@{self.revision}"
@@ -184,14 +186,13 @@ def _not_found(error: BaseException, item: HubItem) -> Exception:
 def _not_in_cache(error: BaseException, item: HubItem) -> Exception:
     from huggingface_hub import constants
 
-    files = {"dataset": "with download=True to get all of it", "images": "", "model": "or give a file with checkpoint="}
+    instead = f", or {item.instead}" if item.instead else ""
     if constants.HF_HUB_OFFLINE:
-        advice = f"load it once with a network, {files[item.kind]}".rstrip(", ")
+        whole = ", with download=True to get all of it" if item.kind == "dataset" else ""
+        advice = f"load it once with a network{whole}{instead}"
         return FileNotFoundError(f"{item} is not in the Hub's cache, and HF_HUB_OFFLINE is set: {advice}")
     what = describe_hub_error(error.__cause__ or error, item)
-    advice = "check the connection, the proxy and HF_ENDPOINT"
-    if item.kind == "model":
-        advice += ", or give a file with checkpoint="
+    advice = f"check the connection, the proxy and HF_ENDPOINT{instead}"
     return DatasetError(f"{item} is not in the Hub's cache, and the Hub cannot be reached: {what}: {advice}")
 
 

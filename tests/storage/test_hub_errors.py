@@ -142,18 +142,20 @@ class TestWithoutNetwork:
         assert not [text for text in HUB_ADVICE if text in shown]
 
     @pytest.mark.parametrize(
-        "load",
+        ("load", "instead"),
         [
-            lambda: rd.TimmAnnotator("resnet18.a1_in1k", pretrained=True),
-            lambda: rd.TimmAnnotator("hf-hub:timm/resnet18.a1_in1k@main", pretrained=True),
-            lambda: rd.train.load_classifier("resnet18.a1_in1k", pretrained=True),
-            lambda: rd.HFAnnotator("org/model"),
+            (lambda: rd.TimmAnnotator("resnet18.a1_in1k", pretrained=True), "a file with checkpoint="),
+            (lambda: rd.TimmAnnotator("hf-hub:timm/resnet18.a1_in1k@main", pretrained=True), "a file with checkpoint="),
+            (lambda: rd.train.load_classifier("resnet18.a1_in1k", pretrained=True), "a file with checkpoint="),
+            (lambda: rd.HFAnnotator("org/model"), "the folder of a saved model"),
         ],
         ids=["timm", "timm from the Hub", "evaluate", "transformers"],
     )
-    def test_the_error_of_a_model_comes_after_few_attempts_and_says_meanwhile_what_happens(self, load, pauses, caplog):
+    def test_the_error_of_a_model_comes_after_few_attempts_and_says_meanwhile_what_happens(
+        self, load, instead, pauses, caplog
+    ):
         with pytest.raises(
-            DatasetError, match=r"is not in the Hub's cache, and the Hub cannot be reached: .*checkpoint="
+            DatasetError, match=rf"is not in the Hub's cache, and the Hub cannot be reached: .*, or give {instead}$"
         ):
             load()
         assert pauses == [1, 3]
