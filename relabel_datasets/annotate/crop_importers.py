@@ -266,10 +266,8 @@ class _ImportWorker:
 def _measure(file: CropFile, num_classes: int, label: int) -> Statistics:
     """Measure the labels of an image. Classes that no crop stores have equal probabilities, so one column stands for all of them."""
     classes, columns = np.unique(np.append(file.classes, label), return_inverse=True)
-    probs, soft = (
-        file.probs.astype(np.float32),
-        np.zeros((len(file.probs), min(len(classes) + 1, num_classes)), np.float32),
-    )
+    probs = file.probs.astype(np.float32)
+    soft = np.zeros((len(probs), min(len(classes) + 1, num_classes)), np.float32)
     if file.spread_rest:
         soft[:] = np.maximum(1 - probs.sum(1, keepdims=True), 0) / max(num_classes - probs.shape[1], 1)
     np.put_along_axis(soft, columns[:-1].reshape(probs.shape), probs, 1)

@@ -24,7 +24,7 @@ from .encodings.base import Encoded, Temperature
 from .label_map import LabelMap, _Metadata
 from .pooling import calibrated_divisor
 from .pooling_checks import check_label_weight
-from .stored import StoredTensors, decoded
+from .stored import StoredTensors
 from .view import View, to_rows
 
 
@@ -178,7 +178,7 @@ class MapRow:
         """Return the label map of the whole image."""
         batch, row = self.batch, self.row
         encoding, tensors, num_classes = batch.encoded
-        parts = encoding.separate(decoded(tensors), row, num_classes)
+        parts = encoding.separate(tensors, row, num_classes)
         logits: Tensor = parts.pop("logits")
         metadata = _Metadata(
             encoding,

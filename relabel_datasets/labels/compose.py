@@ -135,14 +135,14 @@ class Steps:
     """
 
     def __init__(self, transforms: Sequence[Any]) -> None:
-        self._transforms = transforms
+        self._crops_first = bool(transforms) and crops_first(transforms[0])
         self._steps = [_Step.of(transform) for transform in transforms]
         self._conversions = Conversions(transforms, V2_STEPS, [LabelPooling])
 
     def __call__(self, image: Any, label_map: Any) -> tuple[Any, Pending]:
         """Return the output of the transforms for one sample, and what is left to do with it."""
         label = follow(label_map, image)
-        if not (self._transforms and crops_first(self._transforms[0])):
+        if not self._crops_first:
             image = decoded(image)
         outputs: Any = image, to_label_map(label_map) if label is None else _NO_LABEL
         pooling: LabelPooling | None = None
@@ -164,7 +164,7 @@ class Steps:
                 outputs = _run_plain(transform, outputs, following) if is_plain else transform(*outputs)
             elif type(transform) is v2.ToPureTensor:  # the only one of them that changes label maps
                 outputs = outputs[0], outputs[1].as_subclass(Tensor)
-            if place == 0 and crops_first(transform):
+            if place == 0 and self._crops_first:
                 outputs = planar(outputs[0]), *outputs[1:]
         return outputs, Pending(label, pooling, conversion)
 

@@ -17,7 +17,7 @@ from .auto_augment import support_auto_augment
 from .calibration import Calibration
 from .encodings.base import Encoded, MapEncoding, Parts, encode_logits
 from .encodings.registry import get_map_encoding
-from .view import View
+from .view import WHOLE, View
 
 
 class _Metadata(NamedTuple):
@@ -77,7 +77,7 @@ class LabelMap(TVTensor):
         *,
         num_classes: int,
         canvas_size: Sequence[int] | None = None,
-        view: View = View(),
+        view: View = WHOLE,
         key: str | None = None,
         label: int | None = None,
         **tensors: Any,

@@ -6,7 +6,7 @@ them for locations outside the crops.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, ItemsView, Iterator, Mapping
 from functools import cache
 from types import ModuleType
 from typing import TYPE_CHECKING, NamedTuple
@@ -93,6 +93,9 @@ class StoredTensors(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self.tensors())
 
+    def items(self) -> ItemsView[str, Tensor]:
+        return self.tensors().items()  # the view of a Mapping looks up each name
+
     def pool(self, views: tuple[View, ...], divisor: Temperature) -> Tensor | None:
         """Pool the views of all maps without decoding them.
 
@@ -119,11 +122,6 @@ class StoredTensors(Mapping[str, Tensor]):
         if soft is None:
             return None
         return torch.frombuffer(soft, dtype=torch.float32).view(batch, self._form.num_classes)
-
-
-def decoded(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Return tensors as a dict. Access to `StoredTensors` takes longer."""
-    return tensors.tensors() if isinstance(tensors, StoredTensors) else tensors
 
 
 def are_valid(blobs: tuple[bytes, ...], form: Form) -> bool:

@@ -24,7 +24,7 @@ from .label_map import LabelMap
 from .pooling import pool_label_map
 from .pooling_checks import check_label_weight, check_temperature, resolve_grid
 from .v2_hooks import Transform
-from .view import View
+from .view import WHOLE, View
 
 Size = Sequence[int] | int
 FiveLabelMaps = tuple[LabelMap, LabelMap, LabelMap, LabelMap, LabelMap]
@@ -309,7 +309,7 @@ class LabelPooling(Transform):
                 )
 
     def transform(self, inpt: LabelMap, params: dict[str, Any]) -> Tensor:
-        view = inpt.view if self.localized else View()
+        view = inpt.view if self.localized else WHOLE
         soft = pool_label_map(inpt, view, self.output_size, self.temperature, calibrated=self.calibrated)
         return soft if self.multi_label and not self.label_weight else self.to_targets(soft[None], [inpt])[0]
 

@@ -22,7 +22,7 @@ from ..keywords import checked_keywords
 from ..labels.crop_labels import CropLabels
 from ..labels.pooling import pool_label_map
 from ..labels.reading import Labels
-from ..labels.view import View
+from ..labels.view import WHOLE
 from ..storage.folders import local_path
 from ..storage.local import write_atomically
 from .evaluation import LabeledImages
@@ -167,7 +167,7 @@ def score_label_maps(label_maps: LabelMaps) -> dict[str, float]:
 
 def _label_of_image(labels: Labels) -> Tensor:
     """Return the soft label `[C]` of a whole image."""
-    return labels.mean_label() if isinstance(labels, CropLabels) else pool_label_map(labels, View())
+    return labels.mean_label() if isinstance(labels, CropLabels) else pool_label_map(labels, WHOLE)
 
 
 def _percent(values: Sequence[float]) -> str:
